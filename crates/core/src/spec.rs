@@ -17,8 +17,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::types::{Malformed, NodeName};
 
+pub mod check;
+pub mod hba;
+mod nearest;
+pub mod parameters;
 pub mod times;
 
+pub use check::{Place, SpecError, SpecWarning, Step};
+pub use nearest::nearest;
 pub use times::{Span, Times};
 
 /// The form in which the store keeps a specification. A reader refuses a later one instead of guessing.
@@ -92,6 +98,16 @@ pub struct PostgresSpec {
     pub parameters: BTreeMap<String, String>,
     /// Lines of `pg_hba.conf`, after pgherd's own.
     pub hba: Vec<String>,
+}
+
+impl PostgresSpec {
+    /// The major, where it was named; a directory of binaries is asked by whoever can.
+    pub fn version(&self) -> Option<u16> {
+        match &self.source {
+            PostgresSource::Version(version) => Some(*version),
+            PostgresSource::BinDir(_) => None,
+        }
+    }
 }
 
 /// Which PostgreSQL runs.
@@ -265,6 +281,27 @@ impl ClusterSpec {
     }
 }
 
+/// An address that other hosts can be told to connect to, or the name of a host.
+pub fn is_host(text: &str) -> bool {
+    match text.parse::<core::net::IpAddr>() {
+        Ok(address) => !address.is_unspecified() && !address.is_multicast(),
+        Err(_) => is_host_name(text),
+    }
+}
+
+/// A name as resolvers take it, underscores included; a last label of digits alone is a mistyped address.
+fn is_host_name(text: &str) -> bool {
+    const MAX_BYTES: usize = 253;
+    const MAX_LABEL_BYTES: usize = 63;
+    let label = |label: &str| {
+        let edges = !label.starts_with('-') && !label.ends_with('-');
+        let letters = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        !label.is_empty() && label.len() <= MAX_LABEL_BYTES && edges && letters
+    };
+    let last = text.rsplit('.').next().unwrap_or(text);
+    text.len() <= MAX_BYTES && text.split('.').all(label) && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// The version under which a specification is stored: written as a number, read only if it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Format;
@@ -312,5 +349,94 @@ mod optional_millis {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+    }
+}
+
+/// The herd of the design's example, for tests of this module.
+#[cfg(test)]
+pub(crate) fn example() -> HerdSpec {
+    let name = |text: &str| text.parse::<NodeName>().unwrap();
+    let mut nodes: Vec<NodeSpec> = [("a", 253), ("b", 198), ("c", 192), ("d", 34)]
+        .map(|(node, host)| NodeSpec::new(name(node), format!("192.168.122.{host}")))
+        .into();
+    nodes[2].follow = Some(name("b"));
+    nodes[3].delay = Some(Duration::from_secs(300));
+    HerdSpec {
+        format: Format,
+        name: name("shop"),
+        times: Times::default(),
+        clusters: vec![ClusterSpec {
+            name: name("main"),
+            durability: Durability::Quorum { needed: 1, degrade_after: None },
+            postgres: PostgresSpec {
+                source: PostgresSource::Version(15),
+                parameters: [("max_connections", "100"), ("shared_buffers", "256MB")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+                hba: vec!["host all all 192.168.122.0/24 scram-sha-256".to_owned()],
+            },
+            nodes,
+            databases: vec![DatabaseSpec { name: "testix".parse().unwrap(), owner: "app".parse().unwrap() }],
+        }],
+        witnesses: vec![WitnessSpec {
+            name: name("w"),
+            host: "192.168.122.40".to_owned(),
+            api_port: DEFAULT_API_PORT,
+        }],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_follow_from_delay_and_priority() {
+        let spec = example();
+        let of = |name: &str| spec.node(&name.parse().unwrap()).unwrap().1.clone();
+        assert!(of("a").electable() && of("a").voter_candidate());
+        assert!(of("c").electable() && of("c").voter_candidate());
+        assert!(!of("d").electable() && !of("d").voter_candidate());
+        let never = NodeSpec { priority: 0, ..of("a") };
+        assert!(!never.electable() && never.voter_candidate());
+    }
+
+    #[test]
+    fn a_follower_of_the_primary_streams_from_it() {
+        let spec = example();
+        let (cluster, c) = spec.node(&"c".parse().unwrap()).unwrap();
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        assert_eq!(cluster.upstream(c, &a), &b);
+        assert_eq!(cluster.upstream(c, &b), &b);
+        assert_eq!(cluster.upstream(&cluster.nodes[1], &a), &a);
+    }
+
+    #[test]
+    fn the_stores_voters_are_odd_and_on_distinct_hosts_first() {
+        let mut spec = example();
+        let names = |spec: &HerdSpec, joined: &[&str]| {
+            let voters = spec.store_voters(|name| joined.contains(&name.as_str()));
+            voters.iter().map(NodeName::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&spec, &["a", "b", "c", "d", "w"]), ["a", "b", "c", "d", "w"]);
+        assert_eq!(names(&spec, &["a", "b", "c", "w"]), ["a", "b", "c"]);
+        assert_eq!(names(&spec, &["a", "b"]), ["a"]);
+        assert_eq!(names(&spec, &["b"]), ["b"]);
+        assert_eq!(names(&spec, &[]), Vec::<String>::new());
+        spec.clusters[0].nodes[1].host = spec.clusters[0].nodes[0].host.clone();
+        assert_eq!(names(&spec, &["a", "b", "c", "w"]), ["a", "c", "w"]);
+    }
+
+    #[test]
+    fn hosts_are_addresses_or_names() {
+        for right in ["10.0.0.1", "::1", "db-1", "db_1.example.com", "a", "127.0.0.1"] {
+            assert!(is_host(right), "{right}");
+        }
+        let long = "x".repeat(254);
+        for wrong in
+            ["", "10.0.0.256", "10.0.0", "-a", "a..b", "a b", "a:5432", "[::1]", "0.0.0.0", "ä", &long]
+        {
+            assert!(!is_host(wrong), "{wrong}");
+        }
     }
 }

@@ -1,0 +1,720 @@
+//! The rules between the parts of a specification, each with its reason and what to do instead.
+//!
+//! An error names its place by keys and indices ([`Place`]), so that whoever has the text can point into it.
+//! Everything that is wrong is told at once; a rule whose premise is broken by another error stays silent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use super::hba::{HbaError, HbaLine};
+use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
+use super::times::{Span, TimesError};
+use super::{ClusterSpec, Durability, HerdSpec, MAX_PRIORITY, NodeSpec, PostgresSource, SqlName, is_host};
+use crate::types::NodeName;
+
+/// Nodes of one cluster. The primary keeps a slot and a WAL sender for each; elections look at all of them.
+pub const MAX_NODES: usize = 32;
+/// PostgreSQL counts `recovery_min_apply_delay` in milliseconds in 31 bits.
+pub const MAX_DELAY: Duration = Duration::from_millis(i32::MAX as u64);
+/// A day without the declared redundancy is not a degraded cluster but an asynchronous one.
+pub const MAX_DEGRADE_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// WAL senders beyond one per node: a clone streams through two.
+const CLONE_WAL_SENDERS: usize = 2;
+
+/// Where in a specification: `cluster[0].node[2].follow`, in the words of the herd file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(pub Vec<Step>);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl Place {
+    pub fn key(&self, key: impl Into<String>) -> Place {
+        let mut steps = self.0.clone();
+        steps.push(Step::Key(key.into()));
+        Place(steps)
+    }
+
+    pub fn index(&self, index: usize) -> Place {
+        let mut steps = self.0.clone();
+        steps.push(Step::Index(index));
+        Place(steps)
+    }
+
+    /// Whether this is `outer` or lies in it.
+    pub fn is_in(&self, outer: &Place) -> bool {
+        self.0.starts_with(&outer.0)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Key(key) if position == 0 => write!(f, "{key}")?,
+                Step::Key(key) => write!(f, ".{key}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecError {
+    pub at: Place,
+    pub wrong: Wrong,
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.wrong)
+    }
+}
+
+impl std::error::Error for SpecError {}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    Times(TimesError),
+    NoCluster,
+    SeveralClusters,
+    NoNode,
+    TooManyNodes { nodes: usize },
+    NameTwice { name: NodeName, first: Place },
+    NameReserved { name: NodeName },
+    Host { host: String },
+    PortZero,
+    PortTwice { host: String, port: u16, first: Place },
+    Priority { priority: u16 },
+    FollowsItself,
+    FollowsUnknown { follow: NodeName, meant: Option<NodeName> },
+    FollowsInACircle { circle: Vec<NodeName> },
+    Delay { delay: Duration },
+    NeededZero,
+    TooFewElectable { needed: usize, electable: usize },
+    NoneElectable,
+    DegradeTooSoon { degrade_after: Duration, suspect: Duration },
+    DegradeTooLate { degrade_after: Duration },
+    Version { version: u16 },
+    BinDirNotAbsolute,
+    Parameter(ParameterError),
+    ParameterOfOneNode { name: String },
+    TooFewWalSenders { has: u64, needs: u64 },
+    TooFewSlots { has: u64, needs: u64 },
+    Hba(HbaError),
+    DatabaseTwice { name: SqlName, first: Place },
+    DatabaseReserved { name: SqlName },
+    RoleReserved { name: SqlName },
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wrong::Times(error) => error.fmt(f),
+            Wrong::NoCluster => write!(f, "the herd has no cluster"),
+            Wrong::SeveralClusters => write!(f, "a second cluster in one herd is not built yet"),
+            Wrong::NoNode => write!(f, "the cluster has no node"),
+            Wrong::TooManyNodes { nodes } => {
+                write!(f, "the cluster has {nodes} nodes, more than {MAX_NODES}")
+            }
+            Wrong::NameTwice { name, .. } => write!(f, "the name \"{name}\" is taken"),
+            Wrong::NameReserved { name } => {
+                write!(f, "the name \"{name}\" is reserved: pgherd's own begin so")
+            }
+            Wrong::Host { host } => write!(f, "\"{host}\" is neither an IP address nor the name of a host"),
+            Wrong::PortZero => write!(f, "a port is 1 to 65535"),
+            Wrong::PortTwice { host, port, first } => write!(f, "port {port} of {host} is taken by {first}"),
+            Wrong::Priority { priority } => write!(f, "priority {priority} is more than {MAX_PRIORITY}"),
+            Wrong::FollowsItself => write!(f, "the node follows itself"),
+            Wrong::FollowsUnknown { follow, .. } => {
+                write!(f, "the cluster has no node \"{follow}\" to follow")
+            }
+            Wrong::FollowsInACircle { circle } => {
+                let names: Vec<&str> = circle.iter().map(NodeName::as_str).collect();
+                write!(f, "the nodes follow each other in a circle: {}", names.join(" -> "))
+            }
+            Wrong::Delay { delay } => {
+                write!(f, "a delay is 1ms to {}, not {}", Span(MAX_DELAY), Span(*delay))
+            }
+            Wrong::NeededZero => write!(f, "needed is 0: no standby would have an acknowledged commit"),
+            Wrong::TooFewElectable { needed, electable } => write!(
+                f,
+                "needed = {needed} asks for {} nodes that may become primary, and there {}",
+                needed.saturating_add(1),
+                if *electable == 1 { "is 1".to_owned() } else { format!("are {electable}") }
+            ),
+            Wrong::NoneElectable => {
+                write!(f, "no node may become primary: all are delayed or have priority 0")
+            }
+            Wrong::DegradeTooSoon { degrade_after, suspect } => write!(
+                f,
+                "degrade_after is {}, less than suspect ({}): a hiccup would put acknowledged commits at risk",
+                Span(*degrade_after),
+                Span(*suspect)
+            ),
+            Wrong::DegradeTooLate { degrade_after } => write!(
+                f,
+                "degrade_after is {}, more than {}: nobody waits that long for a commit",
+                Span(*degrade_after),
+                Span(MAX_DEGRADE_AFTER)
+            ),
+            Wrong::Version { version } => {
+                let (first, last) = (parameters::VERSIONS.start(), parameters::VERSIONS.end());
+                write!(f, "PostgreSQL {version} is not supported; {first} to {last} are")
+            }
+            Wrong::BinDirNotAbsolute => write!(f, "bin_dir is not an absolute path"),
+            Wrong::Parameter(error) => error.fmt(f),
+            Wrong::ParameterOfOneNode { name } => write!(
+                f,
+                "{name} must be the same on every node: a standby with less than its primary does not start, and \
+                 any node may become primary"
+            ),
+            Wrong::TooFewWalSenders { has, needs } => {
+                write!(
+                    f,
+                    "max_wal_senders = {has} is too few: each standby needs one and a clone two, here {needs}"
+                )
+            }
+            Wrong::TooFewSlots { has, needs } => {
+                write!(f, "max_replication_slots = {has} is too few: each node needs one, here {needs}")
+            }
+            Wrong::Hba(error) => error.fmt(f),
+            Wrong::DatabaseTwice { name, .. } => write!(f, "the database \"{name}\" is listed twice"),
+            Wrong::DatabaseReserved { name } => write!(f, "the database \"{name}\" is PostgreSQL's own"),
+            Wrong::RoleReserved { name } => write!(f, "the role \"{name}\" is reserved"),
+        }
+    }
+}
+
+impl Wrong {
+    /// What to do instead, as a full clause.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Wrong::NoCluster => "add a [[cluster]] with its [[cluster.node]]s",
+            Wrong::NoNode => "add at least one [[cluster.node]]",
+            Wrong::SeveralClusters => "make a herd file of its own for it",
+            Wrong::NameTwice { .. } => "names of nodes and witnesses are unique in the herd",
+            Wrong::NameReserved { .. } => "choose one that does not begin with \"pgherd\"",
+            Wrong::Host { .. } => "leave out port and scheme: host = \"192.0.2.10\"",
+            Wrong::PortTwice { .. } => "nodes on one host need a port and an api_port each",
+            Wrong::Priority { .. } => {
+                "0 is never promoted, 100 the default; greater is preferred between equals"
+            }
+            Wrong::FollowsUnknown { meant: Some(meant), .. } => {
+                return Some(format!("did you mean \"{meant}\"?"));
+            }
+            Wrong::FollowsUnknown { meant: None, .. } => "only a node of the same cluster can be followed",
+            Wrong::FollowsItself | Wrong::FollowsInACircle { .. } => {
+                "leave \"follow\" out where a node is to follow the primary"
+            }
+            Wrong::NeededZero => "durability = \"async\" says so openly",
+            Wrong::TooFewElectable { .. } => {
+                "add nodes that are not delayed and have a priority above 0, ask for fewer, or set durability = \
+                 \"async\", with which a failover may lose the last commits"
+            }
+            Wrong::NoneElectable => "give one node a priority above 0 and no delay",
+            Wrong::BinDirNotAbsolute => {
+                "name the directory of initdb and postgres: \"/usr/lib/postgresql/15/bin\""
+            }
+            Wrong::ParameterOfOneNode { .. } => "set it in [postgres] parameters",
+            Wrong::RoleReserved { .. } => "the owner is a role of the application, such as \"app\"",
+            Wrong::Parameter(error) => return error.hint(),
+            Wrong::Hba(error) => return error.hint(),
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// What is allowed and probably not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecWarning {
+    pub at: Place,
+    pub doubt: Doubt,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    Md5,
+    LoneVoter { name: NodeName },
+    StoreWithoutSpare { agents: usize },
+    StoreOnOneHost { host: String, held: usize, agents: usize },
+    LoopbackAmongHosts { host: String },
+    NeverPromotedVoter { name: NodeName },
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doubt::Md5 => {
+                write!(f, "md5 lets clients log in with a method that can be replayed by whoever reads it")
+            }
+            Doubt::LoneVoter { .. } => {
+                write!(f, "writes stop while either of the two nodes is away, since each commit needs both")
+            }
+            Doubt::StoreWithoutSpare { agents } => write!(
+                f,
+                "{agents} agents keep the store, so its majority is gone when {}",
+                if *agents == 1 { "it is" } else { "one of them is" }
+            ),
+            Doubt::StoreOnOneHost { host, held, agents } => {
+                write!(f, "{host} holds {held} of the store's {agents} votes, so it is gone with that host")
+            }
+            Doubt::LoopbackAmongHosts { host } => write!(f, "{host} is another machine on each of the hosts"),
+            Doubt::NeverPromotedVoter { name } => write!(
+                f,
+                "{name} counts for commits but is never promoted: when it alone has the last ones, another node \
+                 must fetch them from it first"
+            ),
+        }
+    }
+}
+
+impl Doubt {
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Doubt::Md5 => "scram-sha-256 works with every driver of the last years",
+            Doubt::LoneVoter { .. } => "add a third node, or set degrade_after to how long commits may wait",
+            Doubt::StoreWithoutSpare { .. } => "add a [[witness]] on another host",
+            Doubt::StoreOnOneHost { .. } => "spread the nodes, or add a [[witness]] on another host",
+            Doubt::LoopbackAmongHosts { .. } => "give the address by which the other hosts reach it",
+            Doubt::NeverPromotedVoter { .. } => {
+                "a delay instead keeps a node out of the durability rule as well"
+            }
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl HerdSpec {
+    /// Every rule that does not hold, in the order of the file.
+    pub fn check(&self) -> Vec<SpecError> {
+        let mut errors = Vec::new();
+        let root = Place::default();
+        let mut add = |at: Place, wrong: Wrong| errors.push(SpecError { at, wrong });
+
+        for error in self.times.check() {
+            add(root.key("times").key(error.time().key()), Wrong::Times(error));
+        }
+        match self.clusters.len() {
+            0 => add(root.key("cluster"), Wrong::NoCluster),
+            1 => {}
+            _ => add(root.key("cluster").index(1), Wrong::SeveralClusters),
+        }
+
+        let mut names: BTreeMap<&NodeName, Place> = BTreeMap::new();
+        let mut ports: BTreeMap<(&str, u16), Place> = BTreeMap::new();
+        for (at, name, host, port, api_port) in self.addresses() {
+            if name.as_str().starts_with("pgherd") {
+                add(at.key("name"), Wrong::NameReserved { name: name.clone() });
+            }
+            match names.get(name) {
+                Some(first) => {
+                    add(at.key("name"), Wrong::NameTwice { name: name.clone(), first: first.clone() });
+                }
+                None => {
+                    names.insert(name, at.key("name"));
+                }
+            }
+            if !is_host(host) {
+                add(at.key("host"), Wrong::Host { host: host.to_owned() });
+                continue;
+            }
+            for (key, port) in [("port", port), ("api_port", Some(api_port))] {
+                let (at, Some(port)) = (at.key(key), port) else { continue };
+                if port == 0 {
+                    add(at, Wrong::PortZero);
+                } else if let Some(first) = ports.get(&(host, port)) {
+                    add(at, Wrong::PortTwice { host: host.to_owned(), port, first: first.clone() });
+                } else {
+                    ports.insert((host, port), at);
+                }
+            }
+        }
+
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            cluster.check(&root.key("cluster").index(index), self.times.suspect, &mut add);
+        }
+        errors
+    }
+
+    /// Everything that is allowed and worth a second look.
+    pub fn doubts(&self) -> Vec<SpecWarning> {
+        let mut doubts = Vec::new();
+        let root = Place::default();
+        let mut add = |at: Place, doubt: Doubt| doubts.push(SpecWarning { at, doubt });
+
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            let at = root.key("cluster").index(index);
+            let version = cluster.postgres.version();
+            for (line, text) in cluster.postgres.hba.iter().enumerate() {
+                if HbaLine::parse(text, version).is_ok_and(|line| line.method == "md5") {
+                    add(at.key("postgres").key("hba").index(line), Doubt::Md5);
+                }
+            }
+            let Durability::Quorum { needed, degrade_after } = &cluster.durability else { continue };
+            let voters: Vec<&NodeSpec> = cluster.nodes.iter().filter(|node| node.voter_candidate()).collect();
+            if let ([_, lone], 1, None) = (voters.as_slice(), needed, degrade_after) {
+                add(at.key("degrade_after"), Doubt::LoneVoter { name: lone.name.clone() });
+            }
+            for (position, node) in cluster.nodes.iter().enumerate() {
+                if node.voter_candidate() && !node.electable() {
+                    let at = at.key("node").index(position).key("priority");
+                    add(at, Doubt::NeverPromotedVoter { name: node.name.clone() });
+                }
+            }
+        }
+
+        let voters = self.store_voters(|_| true);
+        let hosts: BTreeMap<&NodeName, &str> = self.agents().map(|(name, host, _)| (name, host)).collect();
+        let distinct: BTreeSet<&str> = hosts.values().copied().collect();
+        // Everything on one host is a herd to try things with; its host is what it stands and falls with.
+        if distinct.len() > 1 {
+            if voters.len() < 3 {
+                add(root.key("cluster"), Doubt::StoreWithoutSpare { agents: hosts.len() });
+            }
+            for host in &distinct {
+                let held = voters.iter().filter(|name| hosts.get(name) == Some(host)).count();
+                if voters.len() >= 3 && held * 2 > voters.len() {
+                    let (host, agents) = ((*host).to_owned(), voters.len());
+                    add(root.key("cluster"), Doubt::StoreOnOneHost { host, held, agents });
+                }
+            }
+            for (at, _, host, _, _) in self.addresses() {
+                let loopback = host.parse::<core::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+                if loopback || host == "localhost" {
+                    add(at.key("host"), Doubt::LoopbackAmongHosts { host: host.to_owned() });
+                }
+            }
+        }
+        doubts
+    }
+
+    /// Every node and witness: its place, name, host, PostgreSQL's port and the API's.
+    fn addresses(&self) -> impl Iterator<Item = (Place, &NodeName, &str, Option<u16>, u16)> {
+        let root = Place::default();
+        let clusters = root.key("cluster");
+        let witnesses = root.key("witness");
+        let nodes = self.clusters.iter().enumerate().flat_map(move |(index, cluster)| {
+            let nodes = clusters.index(index).key("node");
+            cluster.nodes.iter().enumerate().map(move |(position, node)| {
+                (nodes.index(position), &node.name, node.host.as_str(), Some(node.port), node.api_port)
+            })
+        });
+        nodes.chain(self.witnesses.iter().enumerate().map(move |(index, witness)| {
+            (witnesses.index(index), &witness.name, witness.host.as_str(), None, witness.api_port)
+        }))
+    }
+}
+
+impl ClusterSpec {
+    fn check(&self, at: &Place, suspect: Duration, add: &mut impl FnMut(Place, Wrong)) {
+        if self.name.as_str().starts_with("pgherd") {
+            add(at.key("name"), Wrong::NameReserved { name: self.name.clone() });
+        }
+        match self.nodes.len() {
+            0 => add(at.key("node"), Wrong::NoNode),
+            nodes if nodes > MAX_NODES => add(at.key("node"), Wrong::TooManyNodes { nodes }),
+            _ => self.check_durability(at, suspect, add),
+        }
+        for (position, node) in self.nodes.iter().enumerate() {
+            self.check_node(node, &at.key("node").index(position), add);
+        }
+        self.check_postgres(&at.key("postgres"), add);
+        self.check_databases(&at.key("database"), add);
+    }
+
+    fn check_durability(&self, at: &Place, suspect: Duration, add: &mut impl FnMut(Place, Wrong)) {
+        let electable = self.nodes.iter().filter(|node| node.electable()).count();
+        match &self.durability {
+            _ if electable == 0 => add(at.key("node"), Wrong::NoneElectable),
+            Durability::Quorum { needed: 0, .. } => add(at.key("needed"), Wrong::NeededZero),
+            Durability::Quorum { needed, .. } if electable <= *needed => {
+                add(at.key("needed"), Wrong::TooFewElectable { needed: *needed, electable });
+            }
+            _ => {}
+        }
+        if let Some(degrade_after) = self.durability.degrade_after() {
+            if degrade_after < suspect {
+                add(at.key("degrade_after"), Wrong::DegradeTooSoon { degrade_after, suspect });
+            } else if degrade_after > MAX_DEGRADE_AFTER {
+                add(at.key("degrade_after"), Wrong::DegradeTooLate { degrade_after });
+            }
+        }
+    }
+
+    fn check_node(&self, node: &NodeSpec, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
+        if node.priority > MAX_PRIORITY {
+            add(at.key("priority"), Wrong::Priority { priority: node.priority });
+        }
+        if let Some(delay) = node.delay.filter(|delay| delay.is_zero() || *delay > MAX_DELAY) {
+            add(at.key("delay"), Wrong::Delay { delay });
+        }
+        if let Some(follow) = &node.follow {
+            if *follow == node.name {
+                add(at.key("follow"), Wrong::FollowsItself);
+            } else if self.node(follow).is_none() {
+                let others = self.nodes.iter().filter(|other| other.name != node.name);
+                let meant = super::nearest(follow.as_str(), others.map(|other| other.name.as_str()));
+                let meant = meant.and_then(|name| name.parse().ok());
+                add(at.key("follow"), Wrong::FollowsUnknown { follow: follow.clone(), meant });
+            } else if let Some(circle) = self.circle_from(node) {
+                // Told once, at the circle's first node in the file.
+                let first = self.nodes.iter().find(|other| circle.contains(&other.name));
+                if first.is_some_and(|first| first.name == node.name) {
+                    add(at.key("follow"), Wrong::FollowsInACircle { circle });
+                }
+            }
+        }
+        for (name, value) in &node.parameters {
+            let at = at.key("parameters").key(name.clone());
+            if AT_LEAST_THE_PRIMARYS.contains(&name.as_str()) || name == "wal_level" {
+                add(at, Wrong::ParameterOfOneNode { name: name.clone() });
+            } else if let Err(error) = parameters::check(name, value, self.postgres.version()) {
+                add(at, Wrong::Parameter(error));
+            }
+        }
+        let slots = self.too_few_slots(&node.parameters);
+        if let Some(wrong) = slots {
+            add(at.key("parameters").key("max_replication_slots"), wrong);
+        }
+    }
+
+    /// The circle that a node is part of, from it back to it.
+    fn circle_from(&self, node: &NodeSpec) -> Option<Vec<NodeName>> {
+        let mut circle = vec![node.name.clone()];
+        let mut at = node;
+        while let Some(next) = at.follow.as_ref().and_then(|name| self.node(name)) {
+            circle.push(next.name.clone());
+            if next.name == node.name {
+                return Some(circle);
+            }
+            if circle.len() > self.nodes.len() {
+                return None;
+            }
+            at = next;
+        }
+        None
+    }
+
+    fn check_postgres(&self, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
+        let version = self.postgres.version();
+        match &self.postgres.source {
+            PostgresSource::Version(version) if !parameters::VERSIONS.contains(version) => {
+                // Every parameter would be told to be missing from a major that does not exist.
+                return add(at.key("version"), Wrong::Version { version: *version });
+            }
+            PostgresSource::BinDir(path) if !path.is_absolute() => {
+                add(at.key("bin_dir"), Wrong::BinDirNotAbsolute)
+            }
+            _ => {}
+        }
+        for (name, value) in &self.postgres.parameters {
+            if let Err(error) = parameters::check(name, value, version) {
+                add(at.key("parameters").key(name.clone()), Wrong::Parameter(error));
+            }
+        }
+        let senders = self.setting(&self.postgres.parameters, "max_wal_senders");
+        let needs = (self.nodes.len() + CLONE_WAL_SENDERS) as u64;
+        if let Some(has) = senders.filter(|has| *has < needs) {
+            add(at.key("parameters").key("max_wal_senders"), Wrong::TooFewWalSenders { has, needs });
+        }
+        if let Some(wrong) = self.too_few_slots(&self.postgres.parameters) {
+            add(at.key("parameters").key("max_replication_slots"), wrong);
+        }
+        for (line, text) in self.postgres.hba.iter().enumerate() {
+            if let Err(error) = HbaLine::parse(text, version) {
+                add(at.key("hba").index(line), Wrong::Hba(error));
+            }
+        }
+    }
+
+    fn too_few_slots(&self, parameters: &BTreeMap<String, String>) -> Option<Wrong> {
+        let needs = self.nodes.len() as u64;
+        let has = self.setting(parameters, "max_replication_slots").filter(|has| *has < needs)?;
+        Some(Wrong::TooFewSlots { has, needs })
+    }
+
+    /// A whole number that a parameter is set to.
+    fn setting(&self, parameters: &BTreeMap<String, String>, name: &str) -> Option<u64> {
+        let number = parameters::number(name, parameters.get(name)?, self.postgres.version())?;
+        (number >= 0.0).then_some(number as u64)
+    }
+
+    fn check_databases(&self, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
+        let mut seen: BTreeMap<&SqlName, Place> = BTreeMap::new();
+        for (index, database) in self.databases.iter().enumerate() {
+            let at = at.index(index);
+            let (name, owner) = (&database.name, &database.owner);
+            if matches!(name.as_str(), "postgres" | "template0" | "template1") {
+                add(at.key("name"), Wrong::DatabaseReserved { name: name.clone() });
+            } else if let Some(first) = seen.get(name) {
+                add(at.key("name"), Wrong::DatabaseTwice { name: name.clone(), first: first.clone() });
+            } else {
+                seen.insert(name, at.key("name"));
+            }
+            let reserved = ["pg_", "pgherd"].iter().any(|prefix| owner.as_str().starts_with(prefix));
+            if reserved || matches!(owner.as_str(), "postgres" | "public" | "none") {
+                add(at.key("owner"), Wrong::RoleReserved { name: owner.clone() });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::example;
+
+    fn errors(change: impl FnOnce(&mut HerdSpec)) -> Vec<String> {
+        let mut spec = example();
+        change(&mut spec);
+        spec.check().iter().map(SpecError::to_string).collect()
+    }
+
+    fn one(change: impl FnOnce(&mut HerdSpec), told: &str) {
+        let errors = errors(change);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains(told), "{} does not tell {told}", errors[0]);
+    }
+
+    fn name(text: &str) -> NodeName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_example_of_the_design_passes() {
+        assert_eq!(errors(|_| {}), Vec::<String>::new());
+        assert_eq!(example().doubts(), []);
+    }
+
+    #[test]
+    fn each_rule_refuses_what_it_is_for() {
+        one(|spec| spec.clusters.clear(), "cluster: the herd has no cluster");
+        one(
+            |spec| spec.clusters[0].nodes[1].name = name("a"),
+            "cluster[0].node[1].name: the name \"a\" is taken",
+        );
+        one(|spec| spec.witnesses[0].name = name("a"), "witness[0].name: the name \"a\" is taken");
+        one(|spec| spec.witnesses[0].name = name("pgherd_nobody"), "reserved");
+        one(|spec| spec.clusters[0].nodes[0].host = "http://a".to_owned(), "neither an IP address nor");
+        one(|spec| spec.clusters[0].nodes[0].host = "0.0.0.0".to_owned(), "neither an IP address nor");
+        one(|spec| spec.clusters[0].nodes[0].port = 0, "a port is 1 to 65535");
+        one(|spec| spec.clusters[0].nodes[0].api_port = 5432, "port 5432 of 192.168.122.253 is taken by");
+        one(
+            |spec| {
+                spec.witnesses[0].host = spec.clusters[0].nodes[0].host.clone();
+            },
+            "witness[0].api_port: port 8009 of 192.168.122.253 is taken by cluster[0].node[0].api_port",
+        );
+        one(|spec| spec.clusters[0].nodes[0].priority = 1001, "priority 1001 is more than 1000");
+        one(
+            |spec| spec.clusters[0].nodes[2].follow = Some(name("c")),
+            "node[2].follow: the node follows itself",
+        );
+        one(|spec| spec.clusters[0].nodes[2].follow = Some(name("z")), "no node \"z\"");
+        one(|spec| spec.clusters[0].nodes[1].follow = Some(name("c")), "a circle: b -> c -> b");
+        one(|spec| spec.clusters[0].nodes[3].delay = Some(Duration::ZERO), "a delay is 1ms");
+        one(|spec| spec.clusters[0].durability = quorum(0, None), "needed is 0");
+        one(
+            |spec| spec.clusters[0].durability = quorum(3, None),
+            "asks for 4 nodes that may become primary, and there are 3",
+        );
+        one(|spec| spec.clusters[0].durability = quorum(usize::MAX, None), "asks for");
+        one(|spec| spec.clusters[0].durability = quorum(1, Some(1_000)), "less than suspect");
+        one(|spec| spec.clusters[0].durability = quorum(1, Some(90_000_000)), "nobody waits that long");
+        one(
+            |spec| spec.clusters[0].postgres.source = PostgresSource::Version(13),
+            "PostgreSQL 13 is not supported",
+        );
+        one(
+            |spec| spec.clusters[0].postgres.source = PostgresSource::BinDir("bin".into()),
+            "not an absolute path",
+        );
+        one(
+            |spec| spec.clusters[0].postgres.hba = vec!["host all all all trust".to_owned()],
+            "trust is refused",
+        );
+        one(|spec| spec.clusters[0].databases[0].name = "template1".parse().unwrap(), "PostgreSQL's own");
+        one(|spec| spec.clusters[0].databases[0].owner = "pg_monitor".parse().unwrap(), "is reserved");
+        one(
+            |spec| spec.clusters[0].databases.push(example().clusters[0].databases[0].clone()),
+            "listed twice",
+        );
+        let set = |name: &'static str, value: &'static str| {
+            move |spec: &mut HerdSpec| {
+                spec.clusters[0].postgres.parameters.insert(name.to_owned(), value.to_owned());
+            }
+        };
+        one(set("fsync", "off"), "cluster[0].postgres.parameters.fsync: fsync = off is refused");
+        one(set("max_wal_senders", "5"), "here 6");
+        one(set("max_replication_slots", "3"), "here 4");
+        one(
+            |spec| {
+                let parameters = &mut spec.clusters[0].nodes[1].parameters;
+                parameters.insert("max_connections".to_owned(), "10".to_owned());
+            },
+            "must be the same on every node",
+        );
+        one(
+            |spec| {
+                for node in &mut spec.clusters[0].nodes {
+                    node.priority = 0;
+                }
+            },
+            "no node may become primary",
+        );
+    }
+
+    #[test]
+    fn a_circle_that_a_node_only_leads_into_is_told_at_the_circle() {
+        let errors = errors(|spec| {
+            let nodes = &mut spec.clusters[0].nodes;
+            nodes[0].follow = Some(name("b"));
+            nodes[1].follow = Some(name("c"));
+            nodes[2].follow = Some(name("b"));
+        });
+        assert_eq!(
+            errors,
+            ["cluster[0].node[1].follow: the nodes follow each other in a circle: b -> c -> b"]
+        );
+    }
+
+    #[test]
+    fn doubts_are_told_and_do_not_refuse() {
+        let doubts = |change: &dyn Fn(&mut HerdSpec)| {
+            let mut spec = example();
+            change(&mut spec);
+            assert_eq!(spec.check(), []);
+            spec.doubts().into_iter().map(|warning| warning.doubt).collect::<Vec<_>>()
+        };
+        let md5 = doubts(&|spec| spec.clusters[0].postgres.hba.push("host all all all md5".to_owned()));
+        assert_eq!(md5, [Doubt::Md5]);
+        let two = doubts(&|spec| {
+            spec.clusters[0].nodes.truncate(2);
+            spec.witnesses.clear();
+        });
+        assert_eq!(two, [Doubt::LoneVoter { name: name("b") }, Doubt::StoreWithoutSpare { agents: 2 }]);
+        let one_host = doubts(&|spec| {
+            for (index, node) in spec.clusters[0].nodes.iter_mut().enumerate().skip(1) {
+                node.host = "192.168.122.253".to_owned();
+                (node.port, node.api_port) = (6000 + index as u16, 7000 + index as u16);
+            }
+        });
+        let host = "192.168.122.253".to_owned();
+        assert_eq!(one_host, [Doubt::StoreOnOneHost { host, held: 4, agents: 5 }]);
+        let loopback = doubts(&|spec| spec.witnesses[0].host = "127.0.0.1".to_owned());
+        assert_eq!(loopback, [Doubt::LoopbackAmongHosts { host: "127.0.0.1".to_owned() }]);
+        let voter = doubts(&|spec| spec.clusters[0].nodes[1].priority = 0);
+        assert_eq!(voter, [Doubt::NeverPromotedVoter { name: name("b") }]);
+    }
+
+    fn quorum(needed: usize, degrade_after_ms: Option<u64>) -> Durability {
+        Durability::Quorum { needed, degrade_after: degrade_after_ms.map(Duration::from_millis) }
+    }
+}
