@@ -147,7 +147,8 @@ impl FromStr for NodeName {
     type Err = Malformed;
     fn from_str(text: &str) -> Result<NodeName, Malformed> {
         let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-        let rest = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        let rest =
+            text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
         if first && rest && text.len() <= NodeName::MAX_BYTES {
             return Ok(NodeName(text.to_owned()));
         }

@@ -1,0 +1,141 @@
+//! Everything a decision may ask for.
+//!
+//! An action leaves no choice to its executor, may be repeated, and names the term in whose name it is
+//! done: the executor refuses it if this node has adopted a higher one since. A list of actions is
+//! ordered: one is begun only after all before it have succeeded, and the rest is dropped at the first
+//! that fails. The next decision sees for itself how far things got.
+
+use std::collections::BTreeMap;
+
+use crate::observation::SyncList;
+use crate::record::{Proposal, Vote};
+use crate::types::{Lsn, Member, NodeName, Term, Timeline};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Change the cluster's record by compare-and-set.
+    Propose(Proposal),
+    /// Note durably that this data directory is `member`'s; with `rebuild` that it is worth nothing until
+    /// the action that rewrites it has ended.
+    BecomeMember {
+        member: Member,
+        rebuild: bool,
+    },
+    /// Note `term` as adopted, while going on as the primary that one is.
+    Adopt {
+        term: Term,
+    },
+    InitDb,
+    /// Start PostgreSQL as a standby that connects to nobody.
+    StartSealed,
+    /// Stop PostgreSQL after it has sent what it has; beyond its deadline as [`Action::StopNow`].
+    StopCleanly,
+    /// Stop PostgreSQL at once and see every process of it gone.
+    StopNow,
+    /// Stop receiving, durably; then note `term` as adopted and sealed.
+    Seal {
+        term: Term,
+    },
+    /// Read the position of the sealed copy and propose the vote with it.
+    Vote {
+        term: Term,
+        template: VoteTemplate,
+    },
+    /// While sealed, take WAL from another sealed copy up to `until`, from nobody else.
+    CatchUp {
+        term: Term,
+        source: NodeName,
+        until: Lsn,
+    },
+    /// Have `list` proven in effect before the promotion, then leave recovery on exactly `timeline`.
+    Promote {
+        term: Term,
+        timeline: Timeline,
+        lower: BTreeMap<Timeline, Option<(Timeline, Lsn)>>,
+        list: SyncList,
+    },
+    /// Note `term` as adopted, unseal, and stream from `upstream`.
+    Follow {
+        term: Term,
+        upstream: NodeName,
+        timeline: Timeline,
+    },
+    /// Make `list` PostgreSQL's list of synchronous standbys, and prove it in effect.
+    SetSyncList {
+        term: Term,
+        list: SyncList,
+    },
+    /// Write a record and note its end, after `list` was proven.
+    WriteMarker {
+        term: Term,
+        list: SyncList,
+    },
+    /// Let clients in, or shut them out and end their sessions.
+    SetGate {
+        term: Term,
+        open: bool,
+    },
+    Checkpoint {
+        term: Term,
+    },
+    /// End a replication connection that uses a name that is not its own.
+    CutSender {
+        term: Term,
+        pid: u32,
+    },
+    CreateSlot {
+        term: Term,
+        node: NodeName,
+    },
+    /// Copy the data directory anew from `source`.
+    Clone {
+        term: Term,
+        source: NodeName,
+    },
+    /// Bring a diverged copy back to `source`'s history; where that cannot work, [`Action::Clone`].
+    Rewind {
+        term: Term,
+        source: NodeName,
+    },
+}
+
+/// What a vote says besides the position, which is read when the copy is sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoteTemplate {
+    pub member: Member,
+    pub electable: bool,
+    pub priority: u32,
+}
+
+/// What goes on all the time while a goal lasts, besides the actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Duties {
+    /// Commit a heartbeat every `renew`, and ask the store every `renew` whether the term is open.
+    pub prove_term: bool,
+    /// Probe the holder's PostgreSQL every 0.5 s.
+    pub probe_holder: bool,
+    /// Have the fence armed for this term.
+    pub fence: Option<Term>,
+}
+
+impl VoteTemplate {
+    /// The vote, once the position is known.
+    pub fn fill(
+        &self,
+        standing: crate::record::Standing,
+        position: crate::record::Position,
+        timeline: Timeline,
+        begins: Vec<(Timeline, Lsn)>,
+        known: bool,
+    ) -> Vote {
+        Vote {
+            member: self.member.clone(),
+            standing,
+            position,
+            timeline,
+            begins,
+            electable: self.electable && known,
+            priority: self.priority,
+        }
+    }
+}

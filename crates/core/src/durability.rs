@@ -1,0 +1,275 @@
+//! Which durability rule a primary should be under, and the ordered steps from one rule to the next.
+//!
+//! The intuition: commits are acknowledged by one set of nodes and elections are won by another, and both
+//! must always share a node that has the commit. So a rule is changed like a Raft membership, jointly: while
+//! a change is under way an election must satisfy both rules, and the old one is dropped only after a marker
+//! written under the new list has been flushed by enough of the new voters. WAL is prefix-closed: whoever
+//! flushed the marker has every commit that was acknowledged before.
+//!
+//! A rule whose only member is the primary needs no marker: an election under it needs the primary's own
+//! copy, which has everything. It is therefore reachable from any state, which is what `degrade_after` and
+//! rebuilding a needed copy rely on.
+//!
+//! Hazard: a rule dropped too early lets an election be won without the newest commit.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::action::Action;
+use crate::ha::Memory;
+use crate::observation::{Observation, Primary, Running, Sender, SyncList};
+use crate::reason::Reason;
+use crate::record::{Proposal, Record, Rule};
+use crate::types::{Instant, Lsn, Member, Term};
+
+/// A voter that has not streamed for this long is taken out of the rule, if enough others are left.
+pub const DROP_VOTER_AFTER: Duration = Duration::from_secs(2);
+/// After this long the primary goes on without counting on a lost voter's copy, where its own is enough.
+pub const GONE_AFTER: Duration = Duration::from_secs(10);
+/// A change that its new voters have not confirmed after this long is undone, if the old rule could hold.
+pub const UNDO_RULE_AFTER: Duration = Duration::from_secs(3);
+/// A standby this close behind the primary is offered a vote.
+pub const NEW_VOTER_LAG_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The list that expresses `rule` on `primary`. Where commits need a standby and the rule has none, it is
+/// `needed` of nobody, which the driver writes as the reserved name: an empty list would release every
+/// waiting commit as if it had been replicated.
+pub fn list_of(rule: &Rule, primary: &Member) -> SyncList {
+    if rule.needed == 0 {
+        return SyncList::default();
+    }
+    SyncList { needed: rule.needed, names: rule.voters(&primary.node).cloned().collect() }
+}
+
+/// How many voters of `rule` have flushed everything up to `lsn`.
+pub fn flushed_by(rule: &Rule, primary: &Primary, lsn: Lsn) -> u32 {
+    let holders: BTreeSet<&Member> = primary
+        .senders
+        .iter()
+        .filter(|sender| sender.genuine && sender.flush_lsn.is_some_and(|flush| flush >= lsn))
+        .filter_map(|sender| sender.member.as_ref())
+        .filter(|member| rule.members.contains(*member))
+        .collect();
+    u32::try_from(holders.len()).unwrap_or(u32::MAX)
+}
+
+/// One step towards the right rule and list; `None` when both are as they should be.
+pub fn step(
+    memory: &mut Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    holder: &Member,
+    primary: &Primary,
+) -> Option<(Vec<Action>, Reason)> {
+    let term = record.term;
+    let rules = record.rules.as_ref()?;
+    let voters = Voters::look(memory, now, seen, record, holder, primary);
+
+    let Some(target) = &rules.next else {
+        memory.rule_pending_since = None;
+        let desired = desired(seen, record, holder, &rules.current, &voters);
+        if desired != rules.current {
+            return Some(propose(term, desired));
+        }
+        let list = list_of(&rules.current, holder);
+        return (seen.local.list.as_ref() != Some(&list)).then(|| set_list(term, list, &rules.current));
+    };
+
+    let since = *memory.rule_pending_since.get_or_insert(now);
+    let alone = Rule { members: BTreeSet::from([holder.clone()]), needed: target.needed };
+    let desired = desired(seen, record, holder, &rules.current, &voters);
+    if desired.members == alone.members && desired != *target && desired != rules.current {
+        return Some(propose(term, desired));
+    }
+    let list = list_of(target, holder);
+    if seen.local.list.as_ref() != Some(&list) {
+        return Some(set_list(term, list, target));
+    }
+    if target.members == alone.members {
+        return Some(finish(term, target));
+    }
+    match &seen.local.marker {
+        Some((under, end)) if *under == list => {
+            let have = flushed_by(target, primary, *end);
+            if have >= target.needed {
+                return Some(finish(term, target));
+            }
+            let old_could_hold = rules.current.members == alone.members
+                || voters.streaming_of(&rules.current) >= rules.current.needed;
+            if now.since(since) >= UNDO_RULE_AFTER && old_could_hold {
+                memory.rule_pending_since = None;
+                return Some((vec![Action::Propose(Proposal::UndoRule { term })], Reason::UndoingRule {}));
+            }
+            Some((Vec::new(), Reason::ProvingRule { have, needed: target.needed }))
+        }
+        _ => Some((
+            vec![Action::WriteMarker { term, list }],
+            Reason::ProvingRule { have: 0, needed: target.needed },
+        )),
+    }
+}
+
+fn propose(term: Term, rule: Rule) -> (Vec<Action>, Reason) {
+    let reason = Reason::ChangingRule { to: rule.to_string() };
+    (vec![Action::Propose(Proposal::ProposeRule { term, rule })], reason)
+}
+
+fn finish(term: Term, rule: &Rule) -> (Vec<Action>, Reason) {
+    let reason = Reason::ChangingRule { to: rule.to_string() };
+    (vec![Action::Propose(Proposal::FinishRule { term, rule: rule.clone() })], reason)
+}
+
+fn set_list(term: Term, list: SyncList, rule: &Rule) -> (Vec<Action>, Reason) {
+    (vec![Action::SetSyncList { term, list }], Reason::ChangingRule { to: rule.to_string() })
+}
+
+/// The present voters and would-be voters, as the primary sees them.
+struct Voters {
+    /// Streaming, genuine, present incarnation, may vote.
+    streaming: BTreeSet<Member>,
+    /// Of those, close enough behind to be given a vote.
+    caught_up: BTreeSet<Member>,
+    /// Not streaming for [`DROP_VOTER_AFTER`].
+    lost: BTreeSet<Member>,
+    /// Not streaming for [`GONE_AFTER`].
+    gone: BTreeSet<Member>,
+    /// Their copy is worthless and will be rewritten once it has no vote.
+    to_rebuild: BTreeSet<Member>,
+    /// Fewer than needed for `degrade_after`.
+    short_for_too_long: bool,
+}
+
+impl Voters {
+    fn look(
+        memory: &mut Memory,
+        now: Instant,
+        seen: &Observation<'_>,
+        record: &Record,
+        holder: &Member,
+        primary: &Primary,
+    ) -> Voters {
+        let may_vote = |member: &Member| {
+            record.member(&member.node).as_ref() == Some(member)
+                && seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
+        };
+        let live = |sender: &&Sender| sender.genuine && sender.streaming;
+        let (mut streaming, mut caught_up) = (BTreeSet::new(), BTreeSet::new());
+        for sender in primary.senders.iter().filter(live) {
+            let Some(member) = sender.member.as_ref().filter(|member| may_vote(member)) else { continue };
+            streaming.insert(member.clone());
+            let near = sender
+                .flush_lsn
+                .is_some_and(|flush| primary.flush_lsn.bytes_since(flush) <= NEW_VOTER_LAG_BYTES);
+            let barred = record.nodes.get(&member.node).is_some_and(|node| node.barred.is_some());
+            if near && !barred {
+                caught_up.insert(member.clone());
+            }
+        }
+
+        let known: BTreeSet<Member> = record
+            .rules
+            .iter()
+            .flat_map(|rules| rules.in_force())
+            .flat_map(|rule| rule.members.clone())
+            .collect();
+        memory.missing_since.retain(|member, _| known.contains(member) && !streaming.contains(member));
+        for member in known.iter().filter(|member| *member != holder && !streaming.contains(*member)) {
+            memory.missing_since.entry(member.clone()).or_insert(now);
+        }
+        let missing_for = |span: Duration| -> BTreeSet<Member> {
+            let long = memory.missing_since.iter().filter(|(_, since)| now.since(**since) >= span);
+            long.map(|(member, _)| member.clone()).collect()
+        };
+        let (lost, gone) = (missing_for(DROP_VOTER_AFTER), missing_for(GONE_AFTER));
+        let to_rebuild = known
+            .iter()
+            .filter(|member| *member != holder)
+            .filter(|member| {
+                let report = seen.peers.get(&member.node).and_then(|peer| peer.report.as_ref());
+                let asks =
+                    report.is_some_and(|report| report.wants_rebuild && report.running != Running::Primary);
+                asks || record.member(&member.node).as_ref() != Some(member)
+            })
+            .cloned()
+            .collect();
+
+        let needed = seen.spec.durability.needed();
+        if streaming.len() >= needed {
+            memory.short_since = None;
+        } else {
+            memory.short_since.get_or_insert(now);
+        }
+        let short_for_too_long = match (seen.spec.durability.degrade_after(), memory.short_since) {
+            (Some(limit), Some(since)) => now.since(since) >= limit,
+            _ => false,
+        };
+        Voters { streaming, caught_up, lost, gone, to_rebuild, short_for_too_long }
+    }
+
+    fn streaming_of(&self, rule: &Rule) -> u32 {
+        let count = rule.members.iter().filter(|member| self.streaming.contains(*member)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+}
+
+/// The rule that fits the voters as they are.
+fn desired(
+    seen: &Observation<'_>,
+    record: &Record,
+    holder: &Member,
+    current: &Rule,
+    voters: &Voters,
+) -> Rule {
+    let wanted = seen.spec.durability.needed();
+    let alone = |needed: usize| Rule {
+        members: BTreeSet::from([holder.clone()]),
+        needed: u32::try_from(needed).unwrap_or(u32::MAX),
+    };
+    if voters.short_for_too_long && wanted > 0 {
+        return alone(0);
+    }
+    let in_spec = |member: &Member| {
+        seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
+            && record.member(&member.node).as_ref() == Some(member)
+    };
+    let mut members: BTreeSet<Member> = current
+        .members
+        .iter()
+        .filter(|member| *member == holder || (in_spec(member) && !voters.to_rebuild.contains(*member)))
+        .cloned()
+        .collect();
+    members.insert(holder.clone());
+    members.extend(voters.caught_up.iter().cloned());
+
+    // Taking out a lost voter, or a barred one, is worth it only while enough live ones are left; else
+    // its copy may be the one that the next election needs.
+    let dispensable = |member: &Member| {
+        let barred = record.nodes.get(&member.node).is_some_and(|node| node.barred.is_some());
+        voters.lost.contains(member) || barred
+    };
+    let kept: BTreeSet<Member> =
+        members.iter().filter(|member| *member == holder || !dispensable(member)).cloned().collect();
+    let live_kept = kept.iter().filter(|member| voters.streaming.contains(*member)).count();
+    if live_kept >= wanted.max(1) {
+        members = kept;
+    }
+
+    let live = members.iter().filter(|member| voters.streaming.contains(*member)).count();
+    // One copy waits to be rebuilt and the others are gone: nothing can be acknowledged before one of them
+    // can count again, and that one must first lose its vote.
+    let others_gone = members.iter().all(|member| member == holder || voters.gone.contains(member));
+    if live == 0 && wanted > 0 && others_gone && !voters.to_rebuild.is_empty() {
+        return alone(current.needed as usize);
+    }
+    let needed = if live >= wanted { wanted } else { current.needed as usize };
+    if needed == 0 && wanted > 0 {
+        // Degraded, and not enough voters are back.
+        return alone(0);
+    }
+    if members.len() <= needed {
+        alone(needed)
+    } else {
+        Rule { needed: u32::try_from(needed).unwrap_or(u32::MAX), members }
+    }
+}

@@ -1,0 +1,232 @@
+//! The one function where roles branch.
+//!
+//! [`decide`] looks at the store's record first: an open election concerns everyone alike; else a node
+//! holds the term or it does not. Each role has a module of its own below; what several need is here.
+//!
+//! Hazard: everything. What this function gets wrong, the herd does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::action::{Action, Duties};
+use crate::observation::{Busy, Observation, Postgres};
+use crate::reason::Reason;
+use crate::record::{Proposal, Record, Rule};
+use crate::types::{Instant, Lsn, Member, Term, Timeline};
+
+pub mod bootstrap;
+pub mod election;
+pub mod lease;
+pub mod primary;
+pub mod rejoin;
+pub mod standby;
+pub mod suspicion;
+pub mod switchover;
+pub mod voting;
+
+/// How often a decision is made anew when nothing happens.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// What a node remembers between two decisions: only when it first saw something. Losing it makes a node
+/// wait longer, never act sooner.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    pub started: Option<Instant>,
+    /// The election of this term was first seen then.
+    pub election_seen: Option<(Term, Instant)>,
+    /// The reign of this term was first seen then.
+    pub reign_seen: Option<(Term, Instant)>,
+    /// Voters that do not stream, since when.
+    pub missing_since: BTreeMap<Member, Instant>,
+    pub rule_pending_since: Option<Instant>,
+    /// Fewer voters than needed, since when.
+    pub short_since: Option<Instant>,
+    /// A running PostgreSQL was told to stop because its lease ended in this term.
+    pub lease_ended: Option<Term>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Nothing is known yet; whatever runs goes on running.
+    Hold,
+    Primary,
+    Standby,
+    /// Receives nothing, while a term is elected.
+    Sealed,
+    Stopped,
+    Witness,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub goal: Goal,
+    pub actions: Vec<Action>,
+    pub duties: Duties,
+    pub reason: Reason,
+    /// This copy must be rewritten; the agent tells the others, so that its vote is taken away.
+    pub wants_rebuild: bool,
+    pub wake: Instant,
+}
+
+impl Decision {
+    pub fn new(goal: Goal, reason: Reason, now: Instant) -> Decision {
+        Decision {
+            goal,
+            actions: Vec::new(),
+            duties: Duties::default(),
+            reason,
+            wants_rebuild: false,
+            wake: now + TICK,
+        }
+    }
+
+    pub fn act(mut self, action: Action) -> Decision {
+        self.actions.push(action);
+        self
+    }
+
+    pub fn acts(mut self, actions: impl IntoIterator<Item = Action>) -> Decision {
+        self.actions.extend(actions);
+        self
+    }
+
+    /// Looks again no later than `after` from `now`.
+    pub fn again(mut self, now: Instant, after: Duration) -> Decision {
+        self.wake = self.wake.min(now + after);
+        self
+    }
+}
+
+/// What this node should do now.
+pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Decision {
+    memory.started.get_or_insert(now);
+    let Some(record) = seen.store.record else {
+        return Decision::new(Goal::Hold, Reason::StoreNeverRead {}, now);
+    };
+    remember(memory, now, record);
+    let has_postgres = seen.spec.node(seen.me).is_some();
+
+    let newest = record.election.as_ref().map_or(record.term, |election| election.term);
+    let mut decision = if !has_postgres {
+        without_postgres(now, seen, record)
+    } else if let Some(ending) = lease::ending(memory, now, seen, record) {
+        ending
+    } else if seen.local.durable.term > newest {
+        // This node's view of the store lags behind what it has itself promised.
+        Decision::new(Goal::Hold, Reason::RecordBehind { term: seen.local.durable.term }, now)
+    } else if seen.local.stopping {
+        stopped(now, seen, Reason::OperatorStopped {})
+    } else if record.election.is_some() {
+        voting::decide(memory, now, seen, record)
+    } else if record.system.is_none() || record.reign.is_none() {
+        bootstrap::decide(now, seen, record)
+    } else if record.holder().is_some_and(|holder| holder.node == *seen.me) {
+        primary::decide(memory, now, seen, record)
+    } else {
+        standby::decide(memory, now, seen, record)
+    };
+
+    // Everyone watches the holder and may end an election, whatever else it is doing.
+    if let Some((action, reason)) = suspicion::open(memory, now, seen, record) {
+        decision.actions.insert(0, action);
+        decision.reason = reason;
+    }
+    if let Some(action) = voting::end(memory, now, seen, record) {
+        decision.actions.push(action);
+    }
+    decision.actions.extend(health(seen, record));
+    if let Some(busy) = seen.local.busy {
+        while_busy(&mut decision, busy);
+    }
+    let holds = record.holder().is_some_and(|holder| holder.node == *seen.me);
+    if holds && matches!(seen.local.postgres, Postgres::Primary(_)) {
+        decision.duties.prove_term = true;
+        decision.duties.fence = Some(record.term);
+    }
+    decision.duties.probe_holder = record.holder().is_some_and(|holder| holder.node != *seen.me);
+    decision
+}
+
+/// One thing at a time on one PostgreSQL. What needs no PostgreSQL goes on, and a stop waits for nothing.
+fn while_busy(decision: &mut Decision, busy: Busy) {
+    let stops = decision.actions.iter().any(|action| matches!(action, Action::StopNow));
+    if stops && busy != Busy::Stop {
+        return;
+    }
+    decision.actions.retain(|action| matches!(action, Action::Propose(_)));
+    // A proposal that was to follow an action on PostgreSQL must not overtake it.
+    decision.actions.retain(|action| match action {
+        Action::Propose(proposal) => !proposal.tells_of_postgres(),
+        _ => false,
+    });
+    decision.reason = Reason::Occupied { with: busy };
+}
+
+fn remember(memory: &mut Memory, now: Instant, record: &Record) {
+    let election = record.election.as_ref().map(|election| election.term);
+    if memory.election_seen.map(|(term, _)| term) != election {
+        memory.election_seen = election.map(|term| (term, now));
+    }
+    if memory.reign_seen.map(|(term, _)| term) != Some(record.term) {
+        memory.reign_seen = Some((record.term, now));
+    }
+}
+
+/// Damage is told to everyone before it matters, and taken back when it is over.
+fn health(seen: &Observation<'_>, record: &Record) -> Option<Action> {
+    let entry = record.nodes.get(seen.me)?;
+    let why = match (&seen.local.damage, &entry.barred) {
+        (Some(_), Some(_)) | (None, None) => return None,
+        (damage, _) => damage.clone(),
+    };
+    Some(Action::Propose(Proposal::Bar { node: seen.me.clone(), why }))
+}
+
+/// A witness, or a node that the specification no longer names.
+fn without_postgres(now: Instant, seen: &Observation<'_>, _record: &Record) -> Decision {
+    match seen.local.postgres {
+        Postgres::Absent | Postgres::Unknown => Decision::new(Goal::Witness, Reason::Witnessing {}, now),
+        _ => stopped(now, seen, Reason::NotInSpecification {}),
+    }
+}
+
+fn stopped(now: Instant, seen: &Observation<'_>, reason: Reason) -> Decision {
+    let decision = Decision::new(Goal::Stopped, reason, now);
+    match seen.local.postgres {
+        Postgres::Primary(_) => decision
+            .act(Action::SetGate { term: seen.local.durable.term, open: false })
+            .act(Action::StopCleanly),
+        Postgres::Starting | Postgres::Standby(_) => decision.act(Action::StopCleanly),
+        Postgres::Remains => decision.act(Action::StopNow),
+        Postgres::Unknown | Postgres::Absent | Postgres::Stopped(_) => decision,
+    }
+}
+
+/// The copy's timeline and end, where they are known.
+fn copy_of(postgres: &Postgres) -> Option<&crate::observation::Copy> {
+    match postgres {
+        Postgres::Stopped(copy) => Some(copy),
+        Postgres::Standby(standby) => Some(&standby.copy),
+        Postgres::Primary(primary) => Some(&primary.copy),
+        Postgres::Unknown | Postgres::Absent | Postgres::Remains | Postgres::Starting => None,
+    }
+}
+
+/// For each reserved number below `timeline`, where it left its parent, for the `.history` files that make
+/// PostgreSQL choose exactly `timeline`.
+fn lower_lines(record: &Record, timeline: Timeline) -> BTreeMap<Timeline, Option<(Timeline, Lsn)>> {
+    let below = record.lines.iter().filter(|line| line.timeline < timeline && line.timeline > Timeline(1));
+    below.map(|line| (line.timeline, line.parent.zip(line.begin))).collect()
+}
+
+/// Nodes that answer this agent, itself among them.
+fn answering(now: Instant, seen: &Observation<'_>) -> BTreeSet<crate::types::NodeName> {
+    let heard = seen.peers.iter().filter(|(_, peer)| {
+        peer.heard.is_some_and(|heard| now.since(heard) < seen.times.suspect + peer.round_trip)
+    });
+    heard.map(|(node, _)| node.clone()).chain([seen.me.clone()]).collect()
+}
+
+fn voters_missing(rule: &Rule, have: u32) -> bool {
+    have < rule.needed
+}

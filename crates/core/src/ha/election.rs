@@ -1,0 +1,162 @@
+//! Who leads next: a pure function over the whole election in the store's record.
+//!
+//! The intuition: an acknowledged commit is on `needed` + 1 members of the rule. Once all but `needed` of
+//! the members are sealed, nothing more can be acknowledged in the old term, and at least one sealed member
+//! has every commit that was. WAL is prefix-closed, so the one with the highest position has them all.
+//! No clock takes part; `patient` only chooses between results that are all safe.
+//!
+//! Hazard: a winner chosen from too small a set, or by the wrong position, loses acknowledged commits.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::record::{Position, Record, Standing, Vote};
+use crate::types::{Lsn, Member, NodeName, Term, Timeline};
+
+/// What the votes so far amount to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tally {
+    /// The holder is alive and well: a new term, and nothing moves.
+    Incumbent(Member),
+    Winner(Member),
+    /// The copy that holds the most cannot lead. `candidate` first takes from `source` what it lacks.
+    CatchUp {
+        candidate: Member,
+        source: Member,
+        until: Position,
+    },
+    Wait(Waiting),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    NoElection,
+    /// Too few are sealed; any of these would help.
+    Votes {
+        missing: BTreeSet<NodeName>,
+    },
+    /// Enough are sealed, yet a better choice may still vote.
+    Better {
+        missing: BTreeSet<NodeName>,
+    },
+    /// Nobody among the sealed may lead.
+    NobodyElectable,
+}
+
+/// The result of the open election as the votes stand. `patient`: whoever has not voted by now is not
+/// waited for, where its vote would only have been nicer to have.
+pub fn tally(record: &Record, patient: bool) -> Tally {
+    let (Some(election), Some(rules)) = (&record.election, &record.rules) else {
+        return Tally::Wait(Waiting::NoElection);
+    };
+    let holder = record.holder();
+    let counts = |vote: &&Vote| {
+        record.member(&vote.member.node).as_ref() == Some(&vote.member) && rules.involve(&vote.member)
+    };
+    let sealed: Vec<&Vote> =
+        election.votes.values().filter(|vote| vote.standing == Standing::Sealed).filter(counts).collect();
+    let missing: BTreeSet<NodeName> = rules
+        .in_force()
+        .flat_map(|rule| &rule.members)
+        .map(|member| member.node.clone())
+        .filter(|node| !election.votes.contains_key(node))
+        .collect();
+
+    if let Some(named) = &election.forced {
+        return match election.votes.get(named) {
+            Some(vote) if patient && vote.standing == Standing::Sealed => Tally::Winner(vote.member.clone()),
+            _ => Tally::Wait(Waiting::Votes { missing: BTreeSet::from([named.clone()]) }),
+        };
+    }
+    let running = election.votes.values().find(|vote| vote.standing == Standing::Running);
+    if let Some(vote) = running.filter(|vote| holder == Some(&vote.member)) {
+        return Tally::Incumbent(vote.member.clone());
+    }
+
+    let is_enough = |votes: &[&Vote]| {
+        rules.in_force().all(|rule| {
+            let present = votes.iter().filter(|vote| rule.members.contains(&vote.member)).count();
+            present >= rule.seals_needed(holder)
+        })
+    };
+    if !is_enough(&sealed) {
+        return Tally::Wait(Waiting::Votes { missing });
+    }
+    // A stopped holder is led back only where its copy is needed: it is slower, and what killed it may
+    // kill it again. Unless it has been killed so often that the load itself must be the cause.
+    let others: Vec<&Vote> = sealed.iter().copied().filter(|vote| holder != Some(&vote.member)).collect();
+    let all_but_holder_voted = missing.iter().all(|node| holder.is_some_and(|holder| holder.node == *node));
+    let lossy = rules.in_force().any(|rule| rule.needed == 0);
+    let without_holder = !election.poisoned && is_enough(&others) && others.iter().any(|vote| vote.electable);
+    let settled = patient || all_but_holder_voted || (without_holder && !lossy);
+    if !settled {
+        return Tally::Wait(Waiting::Better { missing });
+    }
+    choose(record, if without_holder { &others } else { &sealed })
+}
+
+/// The most advanced of `votes` that may lead; where that one may not, the best one that can be made so.
+fn choose(record: &Record, votes: &[&Vote]) -> Tally {
+    let Some(highest) = votes.iter().map(|vote| vote.position).max() else {
+        return Tally::Wait(Waiting::NobodyElectable);
+    };
+    let wanted = record.switchover.as_ref().and_then(|order| order.to.as_ref());
+    let rank = |vote: &&&Vote| {
+        let asked_for = wanted == Some(&vote.member.node);
+        (vote.position, asked_for, vote.priority, Reverse(vote.member.node.clone()))
+    };
+    let Some(best) = votes.iter().filter(|vote| vote.electable).max_by_key(rank) else {
+        return Tally::Wait(Waiting::NobodyElectable);
+    };
+    if best.position == highest {
+        return Tally::Winner(best.member.clone());
+    }
+    // Taking the second best here loses what only the highest holds (ha-attack S4).
+    let source = votes.iter().find(|vote| vote.position == highest).unwrap_or(best);
+    Tally::CatchUp { candidate: best.member.clone(), source: source.member.clone(), until: highest }
+}
+
+/// Could an election be won if these nodes, and only these, took part? Opening one that cannot be won
+/// would end a term that may still be working (ha-attack L5).
+pub fn winnable(record: &Record, answering: &BTreeSet<NodeName>) -> bool {
+    let Some(rules) = &record.rules else { return false };
+    rules.in_force().all(|rule| {
+        let present = rule.members.iter().filter(|member| answering.contains(&member.node)).count();
+        present >= rule.seals_needed(record.holder())
+    })
+}
+
+/// What a copy that ends at `end` on `timeline` is worth, and whether its end is on a known timeline.
+///
+/// A timeline counts only if the store recorded a term for its number *and* this node went onto it under
+/// that very term (`adopted`): a standby promoted by hand picks the same next number (ha-attack S3).
+/// Otherwise the copy counts up to where it left the last timeline that is known.
+pub fn position(
+    record: &Record,
+    adopted: &BTreeMap<Timeline, Term>,
+    timeline: Timeline,
+    end: Lsn,
+    begins: &[(Timeline, Lsn)],
+) -> (Position, bool) {
+    let known = |timeline: Timeline| {
+        let line = record.line(timeline)?;
+        (timeline == Timeline(1) || adopted.get(&timeline) == Some(&line.term)).then_some(line.term)
+    };
+    if let Some(term) = known(timeline) {
+        return (Position { term, lsn: end }, true);
+    }
+    let mut fork = end;
+    let mut history: Vec<(Timeline, Lsn)> =
+        begins.iter().copied().filter(|(number, _)| *number <= timeline).collect();
+    history.sort();
+    for (number, begin) in history.into_iter().rev() {
+        if let Some(term) = known(number) {
+            return (Position { term, lsn: fork }, false);
+        }
+        fork = fork.min(begin);
+    }
+    match known(Timeline(1)) {
+        Some(term) => (Position { term, lsn: fork }, false),
+        None => (Position::default(), false),
+    }
+}

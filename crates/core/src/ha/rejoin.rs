@@ -1,0 +1,98 @@
+//! A copy that cannot simply follow: none, half made, of a former incarnation, or with a history of its own.
+//!
+//! Rewriting a copy destroys what it holds. So it happens only when no durability rule counts this copy any
+//! more and the new primary, with enough others, holds everything that was acknowledged; and what is written
+//! then is a new incarnation, which was never anybody's voter.
+//!
+//! Hazard: a copy rewritten too early may have been the second one of an acknowledged commit (ha-attack S10).
+
+use crate::action::Action;
+use crate::ha::election;
+use crate::ha::{Decision, Goal, copy_of};
+use crate::observation::{Copy, Observation, Postgres};
+use crate::reason::Reason;
+use crate::record::{Proposal, Record, Reign};
+use crate::types::{Incarnation, Instant};
+
+/// The step towards a copy that can follow; `None` if this one can.
+pub fn decide(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> Option<Decision> {
+    let local = seen.local;
+    let enlisted = record.member(seen.me);
+    let is_members_copy = local.durable.member.is_some() && local.durable.member == enlisted;
+    let usable = match copy_of(&local.postgres) {
+        Some(copy) if is_members_copy && !local.durable.rebuilding => match fits(seen, record, reign, copy) {
+            Fit::Follows => return None,
+            // Whether it fits shows only when the new timeline has begun.
+            Fit::Unknown => return None,
+            Fit::Parted => false,
+        },
+        None if matches!(local.postgres, Postgres::Starting) && !local.durable.rebuilding => return None,
+        _ => false,
+    };
+    debug_assert!(!usable);
+
+    let mut decision = Decision::new(Goal::Standby, Reason::WaitsToLoseVote {}, now);
+    decision.wants_rebuild = true;
+    if record.rules.as_ref().is_some_and(|rules| rules.involve_node(seen.me)) {
+        return Some(decision);
+    }
+    let holder = reign.holder.node.clone();
+    // A copy that is worth nothing already can be written once there is something to write.
+    let destroys =
+        is_members_copy && !local.durable.rebuilding && !matches!(local.postgres, Postgres::Absent);
+    if !reign.promoted || (destroys && !safe_elsewhere(seen, record, reign)) {
+        return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
+    }
+    // An incarnation that this directory already has, or had, is not the one that may be written.
+    let fresh = enlisted
+        .as_ref()
+        .filter(|member| local.durable.member.as_ref() != Some(*member) || local.durable.rebuilding);
+    let Some(member) = fresh else {
+        let from = enlisted.map_or(Incarnation(0), |member| member.incarnation);
+        let enlist = Proposal::Enlist { node: seen.me.clone(), from };
+        return Some(Decision { reason: Reason::Enlisting {}, ..decision }.act(Action::Propose(enlist)));
+    };
+    let same_system = copy_of(&local.postgres).is_some_and(|copy| copy.system == record.system);
+    let can_rewind = same_system && !local.durable.rebuilding;
+    let (reason, last) = if can_rewind {
+        (Reason::Rewinding { source: holder.clone() }, Action::Rewind { term: record.term, source: holder })
+    } else {
+        (Reason::Cloning { source: holder.clone() }, Action::Clone { term: record.term, source: holder })
+    };
+    let decision = Decision { reason, ..decision };
+    Some(decision.act(Action::BecomeMember { member: member.clone(), rebuild: true }).act(last))
+}
+
+/// The new primary leads and, where a third copy exists, enough others have confirmed everything too: that
+/// is what its gate waits for. Where no third copy is left, its own is what there is.
+fn safe_elsewhere(seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
+    let copies = seen.spec.nodes.iter().filter(|node| node.voter_candidate()).count();
+    let alone = record.rules.as_ref().is_some_and(|rules| rules.current.members.len() == 1);
+    reign.gate_opened || copies <= 2 || alone
+}
+
+enum Fit {
+    Follows,
+    Unknown,
+    Parted,
+}
+
+fn fits(seen: &Observation<'_>, record: &Record, reign: &Reign, copy: &Copy) -> Fit {
+    if copy.system.is_some() && copy.system != record.system {
+        return Fit::Parted;
+    }
+    let Some(end) = copy.end else { return Fit::Unknown };
+    let adopted = &seen.local.durable.adopted;
+    let (_, known) = election::position(record, adopted, copy.timeline, end, &copy.begins);
+    if !known {
+        return Fit::Parted;
+    }
+    if !reign.promoted {
+        return Fit::Unknown;
+    }
+    let parted = matches!(&seen.local.postgres, Postgres::Standby(standby) if standby.diverged);
+    match record.left(copy.timeline, reign.timeline) {
+        Some(left) if end <= left && !parted => Fit::Follows,
+        _ => Fit::Parted,
+    }
+}

@@ -1,0 +1,77 @@
+//! Whether a term should be closed because its holder does not answer.
+//!
+//! Two signals must agree before a silent agent costs its primary the term early: the agent's silence and
+//! the voters' own probes of its PostgreSQL. Silence alone needs `agent_grace`. And no term is closed unless
+//! the election could be won with those who answer: closing ends a reign that may still be working.
+
+use std::time::Duration;
+
+use crate::action::Action;
+use crate::ha::{Memory, answering, election};
+use crate::observation::Observation;
+use crate::reason::Reason;
+use crate::record::{Cause, Proposal, Record};
+use crate::types::{Instant, NodeName};
+
+/// A link is given this many of its slowest recent round trips on top of `suspect`: a lost segment costs
+/// TCP about two, and its retransmission may be lost too.
+pub const ROUND_TRIPS_OF_PATIENCE: u32 = 4;
+
+/// Closes the term if its holder must be taken for lost.
+pub fn open(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+) -> Option<(Action, Reason)> {
+    if record.election.is_some() || !seen.store.reachable || seen.local.stopping {
+        return None;
+    }
+    let holder = record.holder().filter(|holder| holder.node != *seen.me)?;
+    let peer = seen.peers.get(&holder.node);
+    // An agent that this one has never heard counts as silent from this one's start, or the reign's.
+    let since = [peer.and_then(|peer| peer.heard), memory.started, memory.reign_seen.map(|(_, at)| at)];
+    let silent = now.since(since.into_iter().flatten().max()?);
+    let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
+    let mut suspect = seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE;
+    if record.rules.as_ref().is_some_and(|rules| rules.target().needed == 0) {
+        // Without acknowledgements that seals could stop, nothing but the end of its lease stops the holder.
+        suspect = suspect.max(seen.times.lease);
+    }
+
+    let cause = if silent >= seen.times.agent_grace {
+        Cause::AgentSilent
+    } else if silent >= suspect && most_voters_cannot_reach(now, seen, record, &holder.node, suspect) {
+        Cause::Unreachable
+    } else {
+        return None;
+    };
+    if !election::winnable(record, &answering(now, seen)) {
+        return None;
+    }
+    let open =
+        Proposal::Open { term: record.term, cause, by: seen.me.clone(), released: false, poisoned: false };
+    Some((Action::Propose(open), Reason::Opening { cause }))
+}
+
+fn most_voters_cannot_reach(
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    holder: &NodeName,
+    suspect: Duration,
+) -> bool {
+    let Some(rules) = &record.rules else { return false };
+    let voters: Vec<_> = rules.target().voters(holder).collect();
+    let failing = voters.iter().filter(|voter| {
+        if voter.node == *seen.me {
+            let since = seen.peers.get(holder).and_then(|peer| peer.probe_failing_since);
+            return since.is_some_and(|since| now.since(since) >= suspect);
+        }
+        let Some(peer) = seen.peers.get(&voter.node) else { return false };
+        let fresh = peer.heard.is_some_and(|heard| now.since(heard) < suspect);
+        let probe = peer.report.as_ref().and_then(|report| report.holder_probe_failing.as_ref());
+        fresh && probe.is_some_and(|(node, span)| node == holder && *span >= suspect)
+    });
+    failing.count() * 2 > voters.len()
+}

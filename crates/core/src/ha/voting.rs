@@ -1,0 +1,192 @@
+//! What a node does while a term is being elected: seal, vote, and end the election once it can be.
+//!
+//! Sealing comes before the vote and is durable before the vote is sent; a vote of a copy that could still
+//! receive would count WAL that is acknowledged a moment later on the losing side.
+
+use std::time::Duration;
+
+use crate::action::{Action, VoteTemplate};
+use crate::ha::election::{self, Tally, Waiting};
+use crate::ha::{Decision, Goal, Memory};
+use crate::observation::{Observation, Postgres};
+use crate::reason::Reason;
+use crate::record::{Cause, Election, Position, Proposal, Record, Standing, Vote};
+use crate::spec::times::{HOLDER_VOTE_WAIT, VOTES_WAIT};
+use crate::types::{Instant, Member};
+
+/// The winner ends the election itself; another does it only if the winner has not after this long, so that
+/// not everybody writes the same decision.
+pub const OTHERS_DECIDE_AFTER: Duration = Duration::from_millis(150);
+
+pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
+    let Some(election) = &record.election else {
+        return Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now);
+    };
+    let term = election.term;
+    let local = seen.local;
+    let member =
+        local.durable.member.clone().filter(|member| record.member(seen.me).as_ref() == Some(member));
+    let Some(member) = member.filter(|_| !local.durable.rebuilding) else {
+        // A copy under construction neither votes nor is in anybody's way, but a stray primary is.
+        let decision = Decision::new(Goal::Sealed, Reason::NoVote { term }, now);
+        return match local.postgres {
+            Postgres::Primary(_) | Postgres::Remains => decision.act(Action::StopNow),
+            _ => decision,
+        };
+    };
+    let stop = |reason| Decision::new(Goal::Sealed, reason, now).act(Action::StopNow);
+    let mine = election.votes.get(seen.me);
+
+    match &local.postgres {
+        Postgres::Unknown => Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now),
+        Postgres::Absent => Decision::new(Goal::Sealed, Reason::NoVote { term }, now),
+        Postgres::Remains => stop(Reason::ClearingRemains {}),
+        Postgres::Primary(primary) if may_go_on(seen, record, election, &member, primary.copy.timeline) => {
+            let decision = Decision::new(Goal::Primary, Reason::VotedRunning { term }, now);
+            if mine.is_some() {
+                return decision;
+            }
+            let vote = running_vote(seen, record, &member, primary);
+            decision.act(Action::Adopt { term }).act(Action::Propose(Proposal::Vote { term, vote }))
+        }
+        Postgres::Primary(_) => stop(Reason::StoppingToVote { term }),
+        Postgres::Standby(_) | Postgres::Starting if local.durable.promoting.is_some() => {
+            stop(Reason::WithdrawingPromotion { term })
+        }
+        Postgres::Stopped(_) | Postgres::Standby(_) | Postgres::Starting => {
+            if local.durable.sealed != Some(term) {
+                return Decision::new(Goal::Sealed, Reason::Sealing { term }, now)
+                    .act(Action::Seal { term })
+                    .act(Action::Vote { term, template: template(seen, record, &member) });
+            }
+            if mine.is_none_or(|vote| vote.standing != Standing::Sealed) {
+                return Decision::new(Goal::Sealed, Reason::Voting { term }, now)
+                    .act(Action::Vote { term, template: template(seen, record, &member) });
+            }
+            sealed_and_voted(memory, now, seen, record, election, &member)
+        }
+    }
+}
+
+/// The holder of the closed term that is still a healthy primary says so and wins.
+fn may_go_on(
+    seen: &Observation<'_>,
+    record: &Record,
+    election: &Election,
+    member: &Member,
+    timeline: crate::types::Timeline,
+) -> bool {
+    let reigns = record
+        .reign
+        .as_ref()
+        .is_some_and(|reign| reign.holder == *member && reign.promoted && reign.timeline == timeline);
+    reigns && !election.released && election.forced.is_none() && seen.local.damage.is_none()
+}
+
+fn running_vote(
+    seen: &Observation<'_>,
+    record: &Record,
+    member: &Member,
+    primary: &crate::observation::Primary,
+) -> Vote {
+    let line = record.line(primary.copy.timeline).map_or(record.term, |line| line.term);
+    template(seen, record, member).fill(
+        Standing::Running,
+        Position { term: line, lsn: primary.flush_lsn },
+        primary.copy.timeline,
+        primary.copy.begins.clone(),
+        true,
+    )
+}
+
+pub(super) fn template(seen: &Observation<'_>, record: &Record, member: &Member) -> VoteTemplate {
+    let node = seen.spec.node(seen.me);
+    let barred = record.nodes.get(seen.me).is_some_and(|entry| entry.barred.is_some());
+    VoteTemplate {
+        member: member.clone(),
+        electable: node.is_some_and(|node| node.electable()) && !barred && seen.local.damage.is_none(),
+        priority: node.map_or(0, |node| u32::from(node.priority)),
+    }
+}
+
+fn sealed_and_voted(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    election: &Election,
+    member: &Member,
+) -> Decision {
+    let term = election.term;
+    let decision =
+        Decision::new(Goal::Sealed, Reason::Voting { term }, now).again(now, Duration::from_millis(50));
+    let waits = |reason: Reason| Decision { reason, ..decision.clone() };
+    match election::tally(record, patience_is_over(memory, now, election)) {
+        Tally::CatchUp { candidate, source, until } if candidate == *member => {
+            if let Postgres::Stopped(_) = seen.local.postgres {
+                return waits(Reason::StartingSealed {}).act(Action::StartSealed);
+            }
+            waits(Reason::CatchingUpToLead { term, source: source.node.clone(), until })
+                .act(Action::CatchUp { term, source: source.node, until: until.lsn })
+                .act(Action::Vote { term, template: template(seen, record, member) })
+        }
+        Tally::CatchUp { candidate, source, .. } => {
+            let decision = waits(Reason::WaitingForCatchUp { term, candidate: candidate.node });
+            match seen.local.postgres {
+                // The source serves its WAL; for that it must run, still sealed.
+                Postgres::Stopped(_) if source == *member => decision.act(Action::StartSealed),
+                _ => decision,
+            }
+        }
+        Tally::Wait(Waiting::Votes { missing }) => waits(Reason::WaitingForVotes { term, missing }),
+        Tally::Wait(Waiting::Better { missing }) => waits(Reason::WaitingForBetterVotes { term, missing }),
+        Tally::Wait(Waiting::NobodyElectable) => waits(Reason::NobodyElectable { term }),
+        Tally::Wait(Waiting::NoElection) => decision,
+        Tally::Incumbent(winner) => waits(Reason::WaitingForDecision { term, winner: winner.node }),
+        Tally::Winner(winner) => match holder_may_still_vote(memory, now, record, election) {
+            Some(holder) => waits(Reason::WaitingForHolderVote { term, holder: holder.node.clone() }),
+            None => waits(Reason::Deciding { term, winner: winner.node }),
+        },
+    }
+}
+
+/// Ends the election if it can be ended and it is this node's turn to.
+pub fn end(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Action> {
+    let election = record.election.as_ref()?;
+    let (_, first_seen) = memory.election_seen?;
+    let patient = patience_is_over(memory, now, election);
+    let winner = match election::tally(record, patient) {
+        Tally::Incumbent(winner) => winner,
+        Tally::Winner(winner) => {
+            if holder_may_still_vote(memory, now, record, election).is_some() {
+                return None;
+            }
+            winner
+        }
+        Tally::CatchUp { .. } | Tally::Wait(_) => return None,
+    };
+    let my_turn = winner.node == *seen.me || now.since(first_seen) >= VOTES_WAIT + OTHERS_DECIDE_AFTER;
+    my_turn.then(|| {
+        Action::Propose(Proposal::Decide { term: election.term, winner: winner.node.clone(), patient })
+    })
+}
+
+fn patience_is_over(memory: &Memory, now: Instant, election: &Election) -> bool {
+    memory.election_seen.is_some_and(|(term, at)| term == election.term && now.since(at) >= VOTES_WAIT)
+}
+
+/// Suspicion may be wrong: a holder that is alive is given a moment to say so, which saves a failover.
+fn holder_may_still_vote<'a>(
+    memory: &Memory,
+    now: Instant,
+    record: &'a Record,
+    election: &Election,
+) -> Option<&'a Member> {
+    let suspected = matches!(election.cause, Cause::Unreachable | Cause::AgentSilent);
+    let holder = record.holder()?;
+    let voted = election.votes.contains_key(&holder.node);
+    let recent = memory
+        .election_seen
+        .is_some_and(|(term, at)| term == election.term && now.since(at) < HOLDER_VOTE_WAIT);
+    (suspected && !election.released && !voted && recent).then_some(holder)
+}

@@ -1,0 +1,192 @@
+//! Everything a decision may look at.
+//!
+//! Unknown is a value: `None` means that nobody looked or nobody answered, never zero. What was seen
+//! elsewhere carries the moment at which it was asked for, on this machine's own clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::record::Record;
+use crate::spec::{ClusterSpec, Times};
+use crate::types::{Instant, Lsn, Member, NodeName, SystemId, Term, Timeline};
+
+#[derive(Clone, Debug)]
+pub struct Observation<'a> {
+    pub me: &'a NodeName,
+    pub times: &'a Times,
+    pub spec: &'a ClusterSpec,
+    pub store: StoreView<'a>,
+    pub local: &'a Local,
+    pub peers: &'a BTreeMap<NodeName, Peer>,
+    /// Failovers by a crash of the primary in the last ten minutes, from the record's events.
+    pub recent_crashes: u32,
+}
+
+/// What this agent knows of the store.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreView<'a> {
+    /// The newest record seen; it may be behind the store's. `None` before the first read.
+    pub record: Option<&'a Record>,
+    /// When the newest linearizable confirmation was *asked for* that found `record` unchanged.
+    pub confirmed: Option<Instant>,
+    /// Whether the last call to the store went through.
+    pub reachable: bool,
+}
+
+/// This node.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    pub durable: Durable,
+    pub postgres: Postgres,
+    /// The operation that holds this PostgreSQL now; nothing else is begun on it.
+    pub busy: Option<Busy>,
+    /// Damage seen on this node, in words.
+    pub damage: Option<String>,
+    /// An operator asked this agent to stop its PostgreSQL and stay away.
+    pub stopping: bool,
+    /// When the newest heartbeat was *begun* that `needed` >= 1 voters acknowledged, and its term.
+    pub heartbeat: Option<(Term, Instant)>,
+    /// The list of synchronous standbys that a new connection shows, that every WAL sender agrees with,
+    /// and that commits are proven to wait for.
+    pub list: Option<SyncList>,
+    /// The list that was current when the marker was written, and the marker's end.
+    pub marker: Option<(SyncList, Lsn)>,
+    /// Whether PostgreSQL admits clients.
+    pub gate_open: bool,
+    /// A checkpoint was completed for this switchover.
+    pub checkpointed_for: Option<Term>,
+}
+
+/// What this node's own disk remembers; it survives any crash.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// The incarnation whose data directory this is.
+    pub member: Option<Member>,
+    /// The highest term that this node followed or voted in.
+    pub term: Term,
+    /// Sealed for the election of this term: nothing of an older one is received any more.
+    pub sealed: Option<Term>,
+    /// Under which term this node went onto each timeline.
+    pub adopted: BTreeMap<Timeline, Term>,
+    /// A promotion was begun and its end has not been recorded.
+    pub promoting: Option<(Term, Timeline)>,
+    /// The data directory is being made or rewritten and is worth nothing until that has ended.
+    pub rebuilding: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Postgres {
+    /// Not looked at yet.
+    #[default]
+    Unknown,
+    /// There is no data directory.
+    Absent,
+    /// There is one, and no process of it. The position is read from its WAL.
+    Stopped(Copy),
+    /// Processes are left of a server that is dead or dying.
+    Remains,
+    /// Alive, but not yet open for queries.
+    Starting,
+    Standby(Standby),
+    Primary(Primary),
+}
+
+/// A data directory as far as its files tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    pub system: Option<SystemId>,
+    pub timeline: Timeline,
+    /// End of the last complete valid record; `None` until the WAL has been read.
+    pub end: Option<Lsn>,
+    /// Where each timeline of its history began.
+    pub begins: Vec<(Timeline, Lsn)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standby {
+    pub copy: Copy,
+    /// What its configuration names as upstream, under which term; `None`: nobody.
+    pub follows: Option<(NodeName, Term)>,
+    pub receiving: bool,
+    /// Replay cannot go on: the timelines of this copy and its upstream have parted.
+    pub diverged: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Primary {
+    pub copy: Copy,
+    pub flush_lsn: Lsn,
+    pub senders: Vec<Sender>,
+    /// Slots of herd members that exist here.
+    pub slots: BTreeSet<NodeName>,
+}
+
+/// One WAL sender, as `pg_stat_replication` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    pub pid: u32,
+    /// The member that its `application_name` claims to be, if it reads as one.
+    pub member: Option<Member>,
+    /// Its certificate names that node, and it streams from that node's own slot.
+    pub genuine: bool,
+    pub streaming: bool,
+    pub flush_lsn: Option<Lsn>,
+}
+
+/// PostgreSQL's list of synchronous standbys: any `needed` of `names`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SyncList {
+    pub needed: u32,
+    pub names: BTreeSet<Member>,
+}
+
+/// What holds the local PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Busy {
+    InitDb,
+    Clone,
+    Rewind,
+    Start,
+    Stop,
+    Seal,
+    Promote,
+    Follow,
+    Configure,
+    CatchUp,
+}
+
+/// Another agent, and what it said last.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// When it was last heard; `None`: never since this agent started.
+    pub heard: Option<Instant>,
+    /// The slowest recent round trip to it.
+    pub round_trip: Duration,
+    /// Since when this agent's own probes of the PostgreSQL there have failed.
+    pub probe_failing_since: Option<Instant>,
+    pub report: Option<Report>,
+}
+
+/// What an agent tells the others about itself, several times a second.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub term: Term,
+    pub running: Running,
+    pub timeline: Option<Timeline>,
+    pub flush_lsn: Option<Lsn>,
+    /// For how long this agent's probes of the holder's PostgreSQL have failed; `None`: they succeed, or
+    /// there are none.
+    pub holder_probe_failing: Option<(NodeName, Duration)>,
+    /// Its copy must be rewritten before it can follow; it asks to lose its vote.
+    pub wants_rebuild: bool,
+    pub damage: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Running {
+    #[default]
+    Unknown,
+    Nothing,
+    Standby,
+    Primary,
+}

@@ -1,0 +1,671 @@
+//! What the store holds about one cluster, and the only ways in which it may change.
+//!
+//! A [`Record`] is one value in the store, replaced by compare-and-set. An agent proposes by reading it,
+//! calling [`Record::apply`] and writing the result if nobody wrote in between; so every rule about
+//! agreement stands here, as a pure function that Raft, etcd and the simulator's store run alike.
+//! Nothing here looks at a clock, at PostgreSQL or at a peer: whether a proposal is *wise* is decided in
+//! [`crate::ha`], whether it is *safe* is decided here.
+//!
+//! This is also the stored format, the one place in this crate where an internal type is one: see
+//! docs/decisions/2026-11-21-record-is-the-stored-format.md. [`Record::VERSION`] guards it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ha::election::{self, Tally};
+use crate::types::{Incarnation, Lsn, Member, NodeName, SystemId, Term, Timeline};
+
+/// Events kept in the record for `pgherd history`; the oldest go first.
+pub const EVENTS_MAX: usize = 200;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub version: u32,
+    /// Who runs initdb. Claimed before it starts, so that two first nodes never make two clusters.
+    pub founder: Option<NodeName>,
+    pub system: Option<SystemId>,
+    /// The highest term decided so far.
+    pub term: Term,
+    /// Who reigns in `term`; `None` only before the first election has ended.
+    pub reign: Option<Reign>,
+    /// The election of the next term. Its presence closes `term`: no renewal, no rule change.
+    pub election: Option<Election>,
+    pub rules: Option<Rules>,
+    /// Every timeline number ever reserved, ascending. A number is never used for two terms.
+    pub lines: Vec<Line>,
+    pub nodes: BTreeMap<NodeName, NodeRecord>,
+    pub last_incarnation: Incarnation,
+    pub switchover: Option<Switchover>,
+    pub events: Vec<Event>,
+}
+
+/// A primary's reign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reign {
+    pub holder: Member,
+    /// Reserved for this reign; an incumbent that won again keeps the one it is on.
+    pub timeline: Timeline,
+    /// True once PostgreSQL left recovery on `timeline` and the fork is known.
+    pub promoted: bool,
+    /// End of WAL right after the promotion: the gate opens when the voters have it.
+    pub promoted_at: Lsn,
+    /// True once clients were let in; from then on what they saw acknowledged is on enough members.
+    pub gate_opened: bool,
+    /// The stop of the former holder is proven, so nobody can read the former term any more.
+    pub predecessor_gone: bool,
+}
+
+/// An election for `term`, which is one above [`Record::term`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Election {
+    pub term: Term,
+    pub cause: Cause,
+    pub opened_by: NodeName,
+    /// The former holder gave its term back and nothing of its PostgreSQL is left running.
+    pub released: bool,
+    /// An operator named the winner and accepted that acknowledged commits may be lost.
+    pub forced: Option<NodeName>,
+    /// The former holder is to restart in place: it crashed so often that the cause will follow the load.
+    pub poisoned: bool,
+    pub votes: BTreeMap<NodeName, Vote>,
+}
+
+/// Why a term was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The cluster's first election.
+    Bootstrap,
+    /// The holder saw its PostgreSQL die.
+    Crash,
+    /// The holder stopped on request or for a switchover.
+    Stop,
+    Switchover,
+    /// The holder's disk or data is damaged.
+    Damage,
+    /// The holder could no longer prove its lease and stopped.
+    LeaseLost,
+    /// The holder's agent is silent and its PostgreSQL does not answer the voters.
+    Unreachable,
+    /// The holder's agent has been silent for `agent_grace`.
+    AgentSilent,
+    /// The fence stopped PostgreSQL for an agent that was frozen or gone.
+    Fenced,
+    /// An operator accepted data loss.
+    Forced,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Bootstrap => "first election",
+            Cause::Crash => "PostgreSQL of the primary died",
+            Cause::Stop => "the primary was stopped",
+            Cause::Switchover => "switchover",
+            Cause::Damage => "the primary is damaged",
+            Cause::LeaseLost => "the primary could not prove its term",
+            Cause::Unreachable => "the primary answers neither the agents nor SQL",
+            Cause::AgentSilent => "the primary's agent is silent",
+            Cause::Fenced => "the fence stopped the primary",
+            Cause::Forced => "forced by an operator who accepted data loss",
+        })
+    }
+}
+
+/// What one member says in an election, after it sealed itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    pub member: Member,
+    pub standing: Standing,
+    pub position: Position,
+    /// The timeline that the position lies on, and where each timeline in its history began.
+    pub timeline: Timeline,
+    pub begins: Vec<(Timeline, Lsn)>,
+    /// May this node lead? A barred or delayed one votes, and can be asked for its WAL, but does not lead.
+    pub electable: bool,
+    pub priority: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// The holder of the closed term, still a running primary. It is not sealed; it simply wins.
+    Running,
+    /// Cannot receive another byte of the old term; for a former primary: stopped, everything gone.
+    Sealed,
+}
+
+/// How much a copy holds, comparable across timelines: the term that the store recorded for the timeline
+/// first, then the end of the last complete valid record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    pub term: Term,
+    pub lsn: Lsn,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of term {}", self.lsn, self.term)
+    }
+}
+
+/// The durability rules in force. An election must satisfy each; the primary waits for the newest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    pub current: Rule,
+    /// The rule that is being introduced; both are in force until it is proven in effect.
+    pub next: Option<Rule>,
+}
+
+impl Rules {
+    pub fn in_force(&self) -> impl Iterator<Item = &Rule> {
+        std::iter::once(&self.current).chain(&self.next)
+    }
+
+    /// The rule that PostgreSQL's list is to express.
+    pub fn target(&self) -> &Rule {
+        self.next.as_ref().unwrap_or(&self.current)
+    }
+
+    pub fn involve(&self, member: &Member) -> bool {
+        self.in_force().any(|rule| rule.members.contains(member))
+    }
+
+    pub fn involve_node(&self, node: &NodeName) -> bool {
+        self.in_force().any(|rule| rule.members.iter().any(|member| member.node == *node))
+    }
+}
+
+/// Which members count for a commit, the primary among them, and how many besides it must flush it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    pub members: BTreeSet<Member>,
+    pub needed: u32,
+}
+
+impl Rule {
+    /// Members that must be sealed so that every acknowledged commit is on one of them.
+    ///
+    /// A commit is on `needed` + 1 members, so |M| − `needed` of them always meet it. Without `needed`
+    /// nothing is promised beyond the primary's own copy: where it is the only member it must be there
+    /// itself (a degraded cluster), else one answer is enough (an asynchronous one, which may lose).
+    pub fn seals_needed(&self, holder: Option<&Member>) -> usize {
+        if self.needed == 0 {
+            return 1;
+        }
+        let outsider = holder.is_some_and(|holder| !self.members.contains(holder));
+        let base = self.members.len().saturating_sub(self.needed as usize).max(1);
+        (base + usize::from(outsider)).min(self.members.len())
+    }
+
+    /// The standbys that PostgreSQL's list names while `primary` leads.
+    pub fn voters<'a>(&'a self, primary: &'a NodeName) -> impl Iterator<Item = &'a Member> {
+        self.members.iter().filter(move |member| member.node != *primary)
+    }
+
+    pub fn contains_node(&self, node: &NodeName) -> bool {
+        self.members.iter().any(|member| member.node == *node)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.members.iter().map(Member::to_string).collect();
+        write!(f, "{} beside the primary of {{{}}}", self.needed, names.join(", "))
+    }
+}
+
+/// A timeline number and the term it was reserved for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    pub timeline: Timeline,
+    pub term: Term,
+    pub parent: Option<Timeline>,
+    /// Where it left its parent; unknown until promoted, for ever if the winner never got there.
+    pub begin: Option<Lsn>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub incarnation: Incarnation,
+    /// Why this node may not lead, and is taken out of the rule.
+    pub barred: Option<String>,
+}
+
+/// A planned change of primary that an operator asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switchover {
+    /// The reign that it ends; a later one makes the order void.
+    pub term: Term,
+    pub to: Option<NodeName>,
+}
+
+/// A line of `pgherd history`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Seconds since 1970 by the proposer's wall clock; for people, never for decisions.
+    pub unix_seconds: u64,
+    pub term: Term,
+    pub text: String,
+}
+
+/// A change that an agent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Claims initdb.
+    Found {
+        node: NodeName,
+    },
+    /// initdb is done: the cluster has a system identifier and its first member.
+    Founded {
+        node: NodeName,
+        system: SystemId,
+        needed: u32,
+    },
+    /// A fresh incarnation for a data directory that is about to be made or rewritten.
+    Enlist {
+        node: NodeName,
+        from: Incarnation,
+    },
+    /// Closes `term` and opens the election of the next.
+    Open {
+        term: Term,
+        cause: Cause,
+        by: NodeName,
+        released: bool,
+        poisoned: bool,
+    },
+    /// Names the winner of the next term, whatever it lacks; opens the election if none is open.
+    Force {
+        term: Term,
+        to: NodeName,
+        by: NodeName,
+    },
+    /// The holder's stop became certain after the election was opened.
+    Gone {
+        term: Term,
+        holder: Member,
+    },
+    Vote {
+        term: Term,
+        vote: Vote,
+    },
+    /// Ends the election. `patient`: no further vote is expected in time.
+    Decide {
+        term: Term,
+        winner: NodeName,
+        patient: bool,
+    },
+    Promoted {
+        term: Term,
+        begin: Lsn,
+        at: Lsn,
+    },
+    GateOpened {
+        term: Term,
+    },
+    ProposeRule {
+        term: Term,
+        rule: Rule,
+    },
+    /// Goes back to the rule that was in force before; both stay in force until that is proven too.
+    UndoRule {
+        term: Term,
+    },
+    FinishRule {
+        term: Term,
+        rule: Rule,
+    },
+    Bar {
+        node: NodeName,
+        why: Option<String>,
+    },
+    Switchover {
+        order: Option<Switchover>,
+    },
+}
+
+impl Proposal {
+    /// Says something about the local PostgreSQL that holds only once the actions before it have succeeded.
+    pub fn tells_of_postgres(&self) -> bool {
+        matches!(self, Proposal::Open { released: true, .. } | Proposal::Founded { .. })
+    }
+}
+
+/// Why a proposal does not fit the record as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The record has moved on; the proposer looks again and decides anew.
+    Stale,
+    /// It would break a rule; a proposer that looked at this record should not have asked.
+    Unsafe(&'static str),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Stale => f.write_str("the cluster's record has moved on"),
+            Refusal::Unsafe(why) => write!(f, "refused by a safety rule: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Record {
+    pub const VERSION: u32 = 1;
+
+    pub fn empty() -> Record {
+        Record {
+            version: Record::VERSION,
+            founder: None,
+            system: None,
+            term: Term(0),
+            reign: None,
+            election: None,
+            rules: None,
+            lines: Vec::new(),
+            nodes: BTreeMap::new(),
+            last_incarnation: Incarnation(0),
+            switchover: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// The node's present incarnation as a member; `None` before it was enlisted.
+    pub fn member(&self, node: &NodeName) -> Option<Member> {
+        let incarnation = self.nodes.get(node)?.incarnation;
+        Some(Member { node: node.clone(), incarnation })
+    }
+
+    pub fn line(&self, timeline: Timeline) -> Option<&Line> {
+        self.lines.iter().find(|line| line.timeline == timeline)
+    }
+
+    pub fn holder(&self) -> Option<&Member> {
+        self.reign.as_ref().map(|reign| &reign.holder)
+    }
+
+    /// The reign of the open term, if no election closed it.
+    pub fn open_reign(&self) -> Option<&Reign> {
+        self.reign.as_ref().filter(|_| self.election.is_none())
+    }
+
+    /// Where the history of `timeline` left `ancestor`: `None` if `ancestor` is not in it, or a fork is
+    /// not known. A timeline has not left itself, which is `Lsn(u64::MAX)`.
+    pub fn left(&self, ancestor: Timeline, timeline: Timeline) -> Option<Lsn> {
+        let mut at = timeline;
+        let mut left = Lsn(u64::MAX);
+        while at != ancestor {
+            let line = self.line(at)?;
+            // Numbers fall strictly on the way up, so the walk ends even over a broken record.
+            let parent = line.parent.filter(|parent| *parent < at)?;
+            left = line.begin?;
+            at = parent;
+        }
+        Some(left)
+    }
+
+    /// The record after `proposal`, or why it may not happen.
+    pub fn apply(&self, proposal: &Proposal) -> Result<Record, Refusal> {
+        let mut next = self.clone();
+        match proposal {
+            Proposal::Found { node } => next.found(node)?,
+            Proposal::Founded { node, system, needed } => next.founded(node, *system, *needed)?,
+            Proposal::Enlist { node, from } => next.enlist(node, *from)?,
+            Proposal::Open { term, cause, by, released, poisoned } => {
+                next.open(*term, *cause, by, *released)?;
+                next.election.as_mut().ok_or(Refusal::Stale)?.poisoned = *poisoned;
+            }
+            Proposal::Force { term, to, by } => next.force(*term, to, by)?,
+            Proposal::Gone { term, holder } => next.gone(*term, holder)?,
+            Proposal::Vote { term, vote } => next.vote(*term, vote)?,
+            Proposal::Decide { term, winner, patient } => next.decide(*term, winner, *patient)?,
+            Proposal::Promoted { term, begin, at } => next.promoted(*term, *begin, *at)?,
+            Proposal::GateOpened { term } => {
+                let reign = next.reign_of(*term)?;
+                if !reign.promoted {
+                    return Err(Refusal::Unsafe("the gate opens only after a recorded promotion"));
+                }
+                reign.gate_opened = true;
+            }
+            Proposal::ProposeRule { term, rule } => next.propose_rule(*term, rule)?,
+            Proposal::UndoRule { term } => {
+                next.reign_of(*term)?;
+                next.undo_rule()?;
+            }
+            Proposal::FinishRule { term, rule } => {
+                next.reign_of(*term)?;
+                let rules = next.rules.as_mut().ok_or(Refusal::Stale)?;
+                let proven = rules.next.take_if(|target| target == rule).ok_or(Refusal::Stale)?;
+                rules.current = proven;
+            }
+            Proposal::Bar { node, why } => {
+                next.nodes.get_mut(node).ok_or(Refusal::Stale)?.barred.clone_from(why);
+            }
+            Proposal::Switchover { order } => next.switchover.clone_from(order),
+        }
+        if next == *self { Err(Refusal::Stale) } else { Ok(next) }
+    }
+
+    fn found(&mut self, node: &NodeName) -> Result<(), Refusal> {
+        if self.founder.is_some() {
+            return Err(Refusal::Stale);
+        }
+        self.founder = Some(node.clone());
+        Ok(())
+    }
+
+    fn founded(&mut self, node: &NodeName, system: SystemId, needed: u32) -> Result<(), Refusal> {
+        if self.founder.as_ref() != Some(node) || self.system.is_some() {
+            return Err(Refusal::Stale);
+        }
+        self.system = Some(system);
+        self.lines.push(Line { timeline: Timeline(1), term: Term(0), parent: None, begin: Some(Lsn::ZERO) });
+        let member = self.new_incarnation(node);
+        // Alone it can acknowledge nothing where a standby is needed: the list holds the reserved name.
+        self.rules = Some(Rules { current: Rule { members: BTreeSet::from([member]), needed }, next: None });
+        Ok(())
+    }
+
+    fn new_incarnation(&mut self, node: &NodeName) -> Member {
+        self.last_incarnation = Incarnation(self.last_incarnation.0 + 1);
+        let entry = self.nodes.entry(node.clone()).or_default();
+        entry.incarnation = self.last_incarnation;
+        Member { node: node.clone(), incarnation: self.last_incarnation }
+    }
+
+    fn enlist(&mut self, node: &NodeName, from: Incarnation) -> Result<(), Refusal> {
+        if self.nodes.get(node).map_or(Incarnation(0), |entry| entry.incarnation) != from {
+            return Err(Refusal::Stale);
+        }
+        if self.rules.as_ref().is_some_and(|rules| rules.involve_node(node)) {
+            return Err(Refusal::Unsafe("a copy that still counts must not be replaced"));
+        }
+        if self.holder().is_some_and(|holder| holder.node == *node) {
+            return Err(Refusal::Unsafe("the holder of the term must not be replaced"));
+        }
+        self.new_incarnation(node);
+        self.nodes.entry(node.clone()).or_default().barred = None;
+        Ok(())
+    }
+
+    fn open(&mut self, term: Term, cause: Cause, by: &NodeName, released: bool) -> Result<(), Refusal> {
+        if self.term != term || self.election.is_some() || self.rules.is_none() {
+            return Err(Refusal::Stale);
+        }
+        if released && self.holder().is_none_or(|holder| holder.node != *by) && cause != Cause::Fenced {
+            return Err(Refusal::Unsafe("only the holder can give its term back"));
+        }
+        self.election = Some(Election {
+            term: term.next(),
+            cause,
+            opened_by: by.clone(),
+            released,
+            forced: None,
+            poisoned: false,
+            votes: BTreeMap::new(),
+        });
+        Ok(())
+    }
+
+    fn force(&mut self, term: Term, to: &NodeName, by: &NodeName) -> Result<(), Refusal> {
+        if self.election.is_none() {
+            self.open(term, Cause::Forced, by, false)?;
+        }
+        let election = self.election.as_mut().filter(|election| election.term == term.next());
+        election.ok_or(Refusal::Stale)?.forced = Some(to.clone());
+        Ok(())
+    }
+
+    fn gone(&mut self, term: Term, holder: &Member) -> Result<(), Refusal> {
+        if self.holder() != Some(holder) {
+            return Err(Refusal::Stale);
+        }
+        let election =
+            self.election.as_mut().filter(|election| election.term == term).ok_or(Refusal::Stale)?;
+        election.released = true;
+        Ok(())
+    }
+
+    fn vote(&mut self, term: Term, vote: &Vote) -> Result<(), Refusal> {
+        let current = self.member(&vote.member.node).ok_or(Refusal::Stale)?;
+        let holder = self.holder().cloned();
+        let election =
+            self.election.as_mut().filter(|election| election.term == term).ok_or(Refusal::Stale)?;
+        if current != vote.member {
+            return Err(Refusal::Unsafe("a vote of a former incarnation"));
+        }
+        if vote.standing == Standing::Running && holder.as_ref() != Some(&vote.member) {
+            return Err(Refusal::Unsafe("only the holder can be a running primary"));
+        }
+        if election.released && vote.standing == Standing::Running {
+            return Err(Refusal::Unsafe("the holder gave its term back"));
+        }
+        if let Some(before) = election.votes.get(&vote.member.node)
+            && before.standing == Standing::Sealed
+            && (vote.standing != Standing::Sealed || vote.position < before.position)
+        {
+            return Err(Refusal::Unsafe("a sealed copy neither unseals nor shrinks"));
+        }
+        election.votes.insert(vote.member.node.clone(), vote.clone());
+        Ok(())
+    }
+
+    fn decide(&mut self, term: Term, winner: &NodeName, patient: bool) -> Result<(), Refusal> {
+        match election::tally(self, patient) {
+            Tally::Incumbent(member) if member.node == *winner => self.reign_again(term),
+            Tally::Winner(member) if member.node == *winner => self.new_reign(term, member),
+            _ => Err(Refusal::Stale),
+        }
+    }
+
+    fn reign_again(&mut self, term: Term) -> Result<(), Refusal> {
+        self.election.take_if(|election| election.term == term).ok_or(Refusal::Stale)?;
+        self.term = term;
+        Ok(())
+    }
+
+    fn new_reign(&mut self, term: Term, winner: Member) -> Result<(), Refusal> {
+        let election = self.election.take_if(|election| election.term == term).ok_or(Refusal::Stale)?;
+        let vote = election.votes.get(&winner.node).ok_or(Refusal::Stale)?;
+        // A winner that once promoted and died before it could record the fork brings the fork with it.
+        for (timeline, begin) in &vote.begins {
+            if let Some(line) = self.lines.iter_mut().find(|line| line.timeline == *timeline) {
+                line.begin.get_or_insert(*begin);
+            }
+        }
+        let highest = self.lines.last().map_or(0, |line| line.timeline.0);
+        let timeline = Timeline(highest + 1);
+        self.lines.push(Line { timeline, term, parent: Some(vote.timeline), begin: None });
+        let predecessor_gone = self.reign.take().is_none_or(|old| {
+            let vote = election.votes.get(&old.holder.node).filter(|vote| vote.member == old.holder);
+            let stopped = election.released || vote.is_some_and(|vote| vote.standing == Standing::Sealed);
+            // A reign whose gate never opened did not wait out the lease of the one before it.
+            stopped && (old.gate_opened || old.predecessor_gone)
+        });
+        self.reign = Some(Reign {
+            holder: winner.clone(),
+            timeline,
+            promoted: false,
+            promoted_at: Lsn::ZERO,
+            gate_opened: false,
+            predecessor_gone,
+        });
+        self.term = term;
+        if let Some(rules) = self.rules.as_mut().filter(|rules| !rules.involve(&winner)) {
+            // Only an operator who accepted data loss makes a stranger to the rule win.
+            rules.current.members.insert(winner.clone());
+            rules.next = None;
+        }
+        // Under a change that lacks the winner it could not count its own copy; go back the joint way.
+        if self.rules.as_ref().is_some_and(|rules| !rules.target().members.contains(&winner)) {
+            self.undo_rule()?;
+        }
+        if self.switchover.as_ref().is_some_and(|order| order.term < term) {
+            self.switchover = None;
+        }
+        Ok(())
+    }
+
+    fn promoted(&mut self, term: Term, begin: Lsn, at: Lsn) -> Result<(), Refusal> {
+        let reign = self.reign_of(term)?;
+        if reign.promoted {
+            return Err(Refusal::Stale);
+        }
+        reign.promoted = true;
+        reign.promoted_at = at;
+        let timeline = reign.timeline;
+        let line = self.lines.iter_mut().find(|line| line.timeline == timeline).ok_or(Refusal::Stale)?;
+        line.begin = Some(begin);
+        Ok(())
+    }
+
+    /// The reign of `term`, if that is the open one: a change in the name of a closed term comes too late.
+    fn reign_of(&mut self, term: Term) -> Result<&mut Reign, Refusal> {
+        if self.term != term || self.election.is_some() {
+            return Err(Refusal::Stale);
+        }
+        self.reign.as_mut().ok_or(Refusal::Stale)
+    }
+
+    fn propose_rule(&mut self, term: Term, rule: &Rule) -> Result<(), Refusal> {
+        let holder = self.reign_of(term)?.holder.clone();
+        let known = rule.members.iter().all(|member| self.member(&member.node).as_ref() == Some(member));
+        let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
+        let alone = rule.members.len() == 1 && rule.members.contains(&holder);
+        // A rule of the primary alone may displace an unfinished one: whatever was acknowledged under that
+        // one is on the primary, without which no election can be won from here on.
+        let displaces = rules.next.as_ref().is_some_and(|next| alone && next != rule);
+        if (rules.next.is_some() && !displaces) || (rules.next.is_none() && rules.current == *rule) {
+            return Err(Refusal::Stale);
+        }
+        if rule.members.len() <= rule.needed as usize && !alone {
+            return Err(Refusal::Unsafe("a rule that no commit can satisfy"));
+        }
+        if !known {
+            return Err(Refusal::Unsafe("a rule counts only present incarnations"));
+        }
+        if !rule.members.contains(&holder) {
+            return Err(Refusal::Unsafe("the primary is a member of its rule"));
+        }
+        rules.next = Some(rule.clone());
+        Ok(())
+    }
+
+    fn undo_rule(&mut self) -> Result<(), Refusal> {
+        let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
+        let abandoned = rules.next.take().ok_or(Refusal::Stale)?;
+        rules.next = Some(std::mem::replace(&mut rules.current, abandoned));
+        Ok(())
+    }
+
+    /// Appends a line for `pgherd history`.
+    pub fn note(&mut self, unix_seconds: u64, text: String) {
+        self.events.push(Event { unix_seconds, term: self.term, text });
+        let excess = self.events.len().saturating_sub(EVENTS_MAX);
+        self.events.drain(..excess);
+    }
+}
