@@ -1,0 +1,87 @@
+//! Switchover and failover: what is asked for, and how far it has come.
+//!
+//! Asking is idempotent. The asker makes up `request_id`; asking again with the same one (an answer was
+//! lost, a command was repeated) joins the change that is under way or tells how it ended.
+
+use serde::{Deserialize, Serialize};
+
+/// `POST /v1/switchover`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SwitchoverRequest {
+    pub request_id: String,
+    /// May be null where the herd has one cluster.
+    pub cluster: Option<String>,
+    /// Null: the best one.
+    pub to: Option<String>,
+    /// RFC 3339; null: now.
+    pub at: Option<String>,
+}
+
+/// `POST /v1/switchover/cancel`: takes back one that is scheduled, or that has not handed over yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SwitchoverCancelRequest {
+    pub cluster: Option<String>,
+}
+
+/// `POST /v1/failover`, for when the rules forbid an automatic one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailoverRequest {
+    pub request_id: String,
+    pub cluster: Option<String>,
+    pub to: String,
+    /// Without it the request is refused with what would be lost.
+    pub accept_data_loss: bool,
+}
+
+/// Answer to all of these, and to `GET /v1/changes/{request_id}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub request_id: String,
+    pub cluster: String,
+    pub kind: ChangeKind,
+    pub state: ChangeState,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// RFC 3339, for one that is scheduled.
+    pub at: Option<String>,
+    /// The term that it led to, once there is one.
+    pub term: Option<u64>,
+    /// In order; the last one is under way unless `state` says that all is over.
+    pub steps: Vec<ChangeStep>,
+    /// Nodes that may have held acknowledged commits and were not reached. Only a forced failover has them.
+    pub unreached: Vec<String>,
+    pub write_gap_ms: Option<u64>,
+    /// Why it failed, for `failed` only.
+    pub error: Option<crate::Error>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    Switchover,
+    Failover,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeState {
+    Scheduled,
+    Running,
+    Done,
+    /// Nothing was changed, or all of it was undone.
+    Cancelled,
+    Failed,
+}
+
+impl ChangeState {
+    pub fn is_over(self) -> bool {
+        matches!(self, ChangeState::Done | ChangeState::Cancelled | ChangeState::Failed)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChangeStep {
+    /// One line: `checkpoint on a`.
+    pub what: String,
+    pub took_ms: Option<u64>,
+}

@@ -1,0 +1,53 @@
+//! `GET /v1/routing`: a stream of routing tables for the proxies, as JSON lines.
+//!
+//! A table is worth something only for as long as its proof is: `valid_for_ms` counts from the moment
+//! that the sender wrote the line, and is what is left of the proof, not a fresh allowance. A receiver
+//! counts it on `CLOCK_BOOTTIME` from before its read and stops using the table when it has run out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::Gate;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoutingTable {
+    pub herd_id: String,
+    pub cluster: String,
+    /// A table of a lower term than one seen before is never used.
+    pub term: u64,
+    pub gate: Gate,
+    /// Null while nobody may be written to.
+    pub primary: Option<RoutingTarget>,
+    /// Those that may serve reads.
+    pub standbys: Vec<RoutingStandby>,
+    pub proof: Proof,
+    pub valid_for_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingTarget {
+    pub node: String,
+    /// An IP address: no name is looked up while routing.
+    pub address: String,
+    pub port: u16,
+    /// Directory of the Unix socket, of use to a proxy on the same host only.
+    pub socket_dir: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RoutingStandby {
+    #[serde(flatten)]
+    pub target: RoutingTarget,
+    pub replay_lsn: Option<String>,
+    pub lag_bytes: Option<u64>,
+    pub weight: u32,
+}
+
+/// What the table's validity rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// The store confirmed linearizably that the term is open.
+    Store,
+    /// The primary's heartbeat was acknowledged by the needed voters.
+    Heartbeat,
+}

@@ -1,0 +1,3 @@
+//! What other programs depend on: the JSON contract of `status`.
+
+mod schema;
