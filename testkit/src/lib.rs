@@ -1,1 +1,27 @@
+//! Real clusters on network-namespace hosts, real faults, and workloads that check themselves.
+//!
+//! | module | one sentence |
+//! |---|---|
+//! | [`net`] | hosts in network namespaces, and what goes wrong between them |
+//! | [`process`], [`cgroup`], [`volume`] | what goes wrong on a host: killed, frozen, starved, out of space |
+//! | [`wait`] | the only way to wait: for a condition, with a deadline |
+//!
+//! This is an assertion library. A step that cannot be carried out, a fault that was not injected or a
+//! condition that does not come about is the failure of the test, so it panics, with the place in the test.
+//! Only what a checker finds in a history is a value: its verdict is the subject, not an accident.
+//!
+//! It knows the product by its command line and JSON alone, as any user does, and never by its code: a
+//! mistake in shared code would be invisible here.
+//!
+//! Needs root, PostgreSQL's server programs, iproute2, iptables, `/dev/net/tun` and a user `postgres`.
 
+pub mod cgroup;
+pub mod command;
+pub mod net;
+pub mod process;
+pub mod random;
+pub mod volume;
+pub mod wait;
+
+pub use net::{CLIENT, Host, Net};
+pub use wait::wait_until;
