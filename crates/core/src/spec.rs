@@ -21,6 +21,7 @@ pub mod check;
 pub mod hba;
 mod nearest;
 pub mod parameters;
+pub mod plan;
 pub mod times;
 
 pub use check::{Place, SpecError, SpecWarning, Step};

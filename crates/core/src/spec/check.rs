@@ -597,8 +597,8 @@ mod tests {
     fn each_rule_refuses_what_it_is_for() {
         one(|spec| spec.clusters.clear(), "cluster: the herd has no cluster");
         one(
-            |spec| spec.clusters[0].nodes[1].name = name("a"),
-            "cluster[0].node[1].name: the name \"a\" is taken",
+            |spec| spec.clusters[0].nodes[3].name = name("a"),
+            "cluster[0].node[3].name: the name \"a\" is taken",
         );
         one(|spec| spec.witnesses[0].name = name("a"), "witness[0].name: the name \"a\" is taken");
         one(|spec| spec.witnesses[0].name = name("pgherd_nobody"), "reserved");

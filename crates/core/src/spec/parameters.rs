@@ -26,6 +26,12 @@ pub const AT_LEAST_THE_PRIMARYS: [&str; 5] = [
     "max_worker_processes",
 ];
 
+/// PostgreSQL's own value of one of [`AT_LEAST_THE_PRIMARYS`], the same in every major.
+pub fn default_of_ordered(name: &str) -> Option<f64> {
+    let defaults = [100.0, 64.0, 0.0, 10.0, 8.0];
+    AT_LEAST_THE_PRIMARYS.iter().position(|ordered| *ordered == name).map(|index| defaults[index])
+}
+
 /// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Context {
