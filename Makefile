@@ -1,0 +1,49 @@
+# What a person types. Everything here runs on a fresh Debian machine with Rust: what is missing is installed by
+# root, or the exact command is printed for somebody else. Decisions live in the programs, not here.
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+
+# One build profile serves `up` and the tests.
+PGHERD := target/debug/pgherd
+ARGS ?=
+
+# Schedules of the simulator: enough to meet every broken rule once, few enough for every push.
+SIM_SCHEDULES ?= 2000
+SIM_SCHEDULES_FULL ?= 50000
+
+.PHONY: help up down build test test-full verify fix packages packages-for-tests
+
+help:
+	@echo 'make up         a herd of three PostgreSQL nodes on this machine (ARGS=--detach leaves it running)'
+	@echo 'make down       stop it (ARGS=--delete removes it, and asks first)'
+	@echo 'make test       verify, simulate and run the tests; at most 25 minutes once compiled'
+	@echo 'make test-full  everything there is; goes on where it was interrupted'
+	@echo 'make fix        format and regenerate what "make test" would refuse'
+
+up: packages build
+	@$(PGHERD) up $(ARGS)
+
+down: build
+	@$(PGHERD) down $(ARGS)
+
+build:
+	@cargo build --locked -p pgherd
+
+packages:
+	@bash .ci/packages up
+
+packages-for-tests:
+	@bash .ci/packages test
+
+verify:
+	@cargo run --locked -q -p xtask -- verify
+
+fix:
+	@cargo run --locked -q -p xtask -- fix
+
+test: packages-for-tests
+	@SIM_SCHEDULES=$(SIM_SCHEDULES) bash .ci/test quick
+
+test-full: packages-for-tests
+	@SIM_SCHEDULES=$(SIM_SCHEDULES_FULL) bash .ci/test full
