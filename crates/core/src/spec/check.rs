@@ -15,8 +15,8 @@ use crate::types::NodeName;
 
 /// Nodes of one cluster. The primary keeps a slot and a WAL sender for each; elections look at all of them.
 pub const MAX_NODES: usize = 32;
-/// PostgreSQL counts `recovery_min_apply_delay` in milliseconds in 31 bits.
-pub const MAX_DELAY: Duration = Duration::from_millis(i32::MAX as u64);
+/// PostgreSQL counts `recovery_min_apply_delay` in milliseconds in 31 bits, which is not quite 25 days.
+pub const MAX_DELAY: Duration = Duration::from_secs(24 * 24 * 3600);
 /// A day without the declared redundancy is not a degraded cluster but an asynchronous one.
 pub const MAX_DEGRADE_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// WAL senders beyond one per node: a clone streams through two.
@@ -89,7 +89,7 @@ pub enum Wrong {
     NameReserved { name: NodeName },
     Host { host: String },
     PortZero,
-    PortTwice { host: String, port: u16, first: Place },
+    PortTwice { host: String, port: u16, by: NodeName, first: Place },
     Priority { priority: u16 },
     FollowsItself,
     FollowsUnknown { follow: NodeName, meant: Option<NodeName> },
@@ -128,7 +128,9 @@ impl fmt::Display for Wrong {
             }
             Wrong::Host { host } => write!(f, "\"{host}\" is neither an IP address nor the name of a host"),
             Wrong::PortZero => write!(f, "a port is 1 to 65535"),
-            Wrong::PortTwice { host, port, first } => write!(f, "port {port} of {host} is taken by {first}"),
+            Wrong::PortTwice { host, port, by, .. } => {
+                write!(f, "port {port} of {host} is taken by \"{by}\"")
+            }
             Wrong::Priority { priority } => write!(f, "priority {priority} is more than {MAX_PRIORITY}"),
             Wrong::FollowsItself => write!(f, "the node follows itself"),
             Wrong::FollowsUnknown { follow, .. } => {
@@ -308,7 +310,7 @@ impl HerdSpec {
         }
 
         let mut names: BTreeMap<&NodeName, Place> = BTreeMap::new();
-        let mut ports: BTreeMap<(&str, u16), Place> = BTreeMap::new();
+        let mut ports: BTreeMap<(&str, u16), (&NodeName, Place)> = BTreeMap::new();
         for (at, name, host, port, api_port) in self.addresses() {
             if name.as_str().starts_with("pgherd") {
                 add(at.key("name"), Wrong::NameReserved { name: name.clone() });
@@ -329,10 +331,11 @@ impl HerdSpec {
                 let (at, Some(port)) = (at.key(key), port) else { continue };
                 if port == 0 {
                     add(at, Wrong::PortZero);
-                } else if let Some(first) = ports.get(&(host, port)) {
-                    add(at, Wrong::PortTwice { host: host.to_owned(), port, first: first.clone() });
+                } else if let Some((by, first)) = ports.get(&(host, port)) {
+                    let (host, by, first) = (host.to_owned(), (*by).clone(), first.clone());
+                    add(at, Wrong::PortTwice { host, port, by, first });
                 } else {
-                    ports.insert((host, port), at);
+                    ports.insert((host, port), (name, at));
                 }
             }
         }
@@ -610,7 +613,7 @@ mod tests {
             |spec| {
                 spec.witnesses[0].host = spec.clusters[0].nodes[0].host.clone();
             },
-            "witness[0].api_port: port 8009 of 192.168.122.253 is taken by cluster[0].node[0].api_port",
+            "witness[0].api_port: port 8009 of 192.168.122.253 is taken by \"a\"",
         );
         one(|spec| spec.clusters[0].nodes[0].priority = 1001, "priority 1001 is more than 1000");
         one(

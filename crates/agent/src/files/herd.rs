@@ -1,0 +1,291 @@
+//! `herd.toml`: what the operator wants, from its text to a [`HerdSpec`] and back.
+//!
+//! First every key is read for itself, then `core::spec` judges the whole; both kinds of mistakes are told in
+//! one list, each at its line. A rule that rests on a value which could not be read says nothing, because what
+//! it would say is not true.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use pgherd_core::spec::check::Wrong;
+use pgherd_core::spec::parameters::ParameterError;
+use pgherd_core::spec::times::{Time, TimesError};
+use pgherd_core::spec::{
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Place, PostgresSource, PostgresSpec,
+    SpecError, Step, Times, WitnessSpec,
+};
+use pgherd_core::types::NodeName;
+
+use super::finding::{Findings, Kind, Mistake};
+use super::reader::{Read, Reader, Table};
+
+mod keys;
+mod write;
+
+pub use write::write;
+
+/// A herd file that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Herd {
+    pub spec: HerdSpec,
+    /// What is allowed and probably not meant.
+    pub warnings: Findings,
+}
+
+/// The page of the reference that describes the file.
+pub fn reference() -> String {
+    keys::reference()
+}
+
+/// Reads a herd file; `file` is its name for messages.
+pub fn read(file: &str, text: &str) -> Result<Herd, Findings> {
+    let (mut reader, top) = Reader::parse(text);
+    let top = reader.top(&top, &keys::TOP);
+    let spec = read_herd(&mut reader, &top);
+    for error in spec.check() {
+        if rests_on_read_values(&error, &reader) {
+            let mistake = rule_mistake(&error, &reader);
+            reader.mistake(mistake);
+        }
+    }
+    if !reader.has_errors() {
+        for warning in spec.doubts() {
+            let span = reader.span_of(&in_file(&warning.at));
+            let mut mistake = Mistake::new(Kind::Doubt, span, warning.doubt.to_string());
+            mistake.hint = warning.doubt.hint();
+            reader.mistake(mistake);
+        }
+    }
+    let failed = reader.has_errors();
+    let findings = reader.finish(file);
+    if failed { Err(findings) } else { Ok(Herd { spec, warnings: findings }) }
+}
+
+/// Stands for a name that could not be read: valid, and equal to no other.
+fn placeholder(number: usize) -> NodeName {
+    format!("unreadable_{number}").parse().expect("letters, an underscore and digits")
+}
+
+fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
+    let name = reader.parsed(top, "name").or(placeholder(0));
+    let times = read_times(reader, top);
+    let postgres = read_postgres(reader, top);
+    let mut unreadable = 1;
+
+    let mut witnesses = Vec::new();
+    for table in reader.tables(top, "witness", &keys::WITNESS) {
+        let Read::Is(table) = table else { continue };
+        unreadable += 1;
+        let name = reader.parsed(&table, "name").or(placeholder(unreadable));
+        let host = reader.text(&table, "host").or("unreadable".to_owned());
+        witnesses.push(WitnessSpec { name, host, api_port: read_port(reader, &table, "api_port", 8009) });
+    }
+
+    let mut clusters = Vec::new();
+    for (index, table) in reader.tables(top, "cluster", &keys::CLUSTER).into_iter().enumerate() {
+        let Read::Is(table) = table else { continue };
+        if index > 0 {
+            let mistake =
+                Mistake::new(Kind::NotBuiltYet, table.span.clone(), Wrong::SeveralClusters.to_string());
+            reader.mistake(mistake.hint("make a herd file of its own for it"));
+            continue;
+        }
+        unreadable += 1;
+        let name = reader.parsed(&table, "name").or(placeholder(unreadable));
+        let durability = read_durability(reader, &table);
+        let mut nodes = Vec::new();
+        for node in reader.tables(&table, "node", &keys::NODE) {
+            let Read::Is(node) = node else { continue };
+            unreadable += 1;
+            nodes.push(read_node(reader, &node, placeholder(unreadable)));
+        }
+        let mut databases = Vec::new();
+        for (index, database) in reader.tables(&table, "database", &keys::DATABASE).into_iter().enumerate() {
+            let Read::Is(database) = database else { continue };
+            let unreadable =
+                || format!("unreadable_{index}").parse().expect("letters, an underscore and digits");
+            let name = reader.parsed(&database, "name").or(unreadable());
+            let owner = reader.parsed(&database, "owner").or(unreadable());
+            databases.push(DatabaseSpec { name, owner });
+        }
+        clusters.push(ClusterSpec { name, durability, postgres: postgres.clone(), nodes, databases });
+    }
+    HerdSpec { format: Format, name, times, clusters, witnesses }
+}
+
+fn read_times(reader: &mut Reader<'_>, top: &Table<'_>) -> Times {
+    let mut times = Times::default();
+    let Read::Is(table) = reader.table(top, "times", &keys::TIMES) else { return times };
+    for time in Time::ALL {
+        if let Read::Is(Some(value)) = reader.time(&table, time.key(), None) {
+            times.set(time, value);
+        }
+    }
+    times
+}
+
+fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
+    // Without a major nothing is judged by one.
+    let unknown = PostgresSource::BinDir(PathBuf::from("/"));
+    let Read::Is(table) = reader.table(top, "postgres", &keys::POSTGRES) else {
+        return PostgresSpec { source: unknown, parameters: Default::default(), hba: Vec::new() };
+    };
+    let version = reader.whole(&table, "version", 1, u64::from(u16::MAX));
+    let bin_dir = reader.text(&table, "bin_dir");
+    let source = match (version, bin_dir) {
+        (Read::Is(_), Read::Is(_)) => {
+            let at = table.at.key("bin_dir");
+            let mistake =
+                Mistake::new(Kind::BrokenRule, reader.key_span_of(&at), "version and bin_dir are both given");
+            reader.mistake(mistake.hint("bin_dir names one PostgreSQL, so leave version out"));
+            unknown
+        }
+        (Read::Is(version), _) => PostgresSource::Version(version as u16),
+        (_, Read::Is(bin_dir)) => PostgresSource::BinDir(PathBuf::from(bin_dir)),
+        (Read::Absent, Read::Absent) => {
+            if !reader.is_broken(&table.at.key("version")) && !reader.is_broken(&table.at.key("bin_dir")) {
+                let message = "neither version nor bin_dir says which PostgreSQL runs";
+                let mistake = Mistake::new(Kind::MissingKey, table.span.clone(), message);
+                reader.mistake(mistake.hint("version = 15, or bin_dir = \"/usr/lib/postgresql/15/bin\""));
+            }
+            unknown
+        }
+        _ => unknown,
+    };
+    let parameters = reader.settings(&table, "parameters");
+    PostgresSpec { source, parameters, hba: reader.texts(&table, "hba") }
+}
+
+fn read_durability(reader: &mut Reader<'_>, table: &Table<'_>) -> Durability {
+    let mode = reader.text(table, "durability");
+    let needed = reader.whole(table, "needed", 0, u64::from(u8::MAX));
+    let degrade_after = reader.time(table, "degrade_after", Some("never"));
+    match mode {
+        Read::Is(mode) if mode == "async" => {
+            for (key, given) in
+                [("needed", needed != Read::Absent), ("degrade_after", degrade_after != Read::Absent)]
+            {
+                if given {
+                    let span = reader.key_span_of(&table.at.key(key));
+                    let message = format!("\"{key}\" has no meaning with durability = \"async\"");
+                    reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
+                }
+            }
+            return Durability::Async;
+        }
+        Read::Is(mode) if mode != "quorum" => {
+            let message = format!("durability is \"quorum\" or \"async\", not \"{mode}\"");
+            let hint =
+                "quorum: each commit is flushed by standbys; async: a failover may lose the last commits";
+            reader.wrong_value(&table.at.key("durability"), message, Some(hint.to_owned()));
+        }
+        _ => {}
+    }
+    Durability::Quorum { needed: needed.or(1) as usize, degrade_after: degrade_after.or(None) }
+}
+
+fn read_node(reader: &mut Reader<'_>, table: &Table<'_>, unreadable: NodeName) -> NodeSpec {
+    let name = reader.parsed(table, "name").or(unreadable);
+    let host = reader.text(table, "host").or("unreadable".to_owned());
+    NodeSpec {
+        port: read_port(reader, table, "port", pgherd_core::spec::DEFAULT_PORT),
+        api_port: read_port(reader, table, "api_port", pgherd_core::spec::DEFAULT_API_PORT),
+        priority: reader
+            .whole(table, "priority", 0, u64::from(u16::MAX))
+            .or(u64::from(pgherd_core::spec::DEFAULT_PRIORITY)) as u16,
+        parameters: reader.settings(table, "parameters"),
+        follow: reader.parsed(table, "follow").some(),
+        delay: reader.time(table, "delay", None).or(None),
+        ..NodeSpec::new(name, host)
+    }
+}
+
+fn read_port(reader: &mut Reader<'_>, table: &Table<'_>, key: &str, default: u16) -> u16 {
+    reader.whole(table, key, 1, u64::from(u16::MAX)).or(u64::from(default)) as u16
+}
+
+/// A place of the specification in the words of the file, where `[postgres]` stands for every cluster.
+fn in_file(at: &Place) -> Place {
+    match at.0.as_slice() {
+        [Step::Key(cluster), Step::Index(_), Step::Key(postgres), ..]
+            if cluster == "cluster" && postgres == "postgres" =>
+        {
+            Place(at.0[2..].to_vec())
+        }
+        _ => at.clone(),
+    }
+}
+
+/// Whether everything that a rule looked at could be read.
+fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
+    let at = in_file(&error.at);
+    if reader.is_broken(&at) {
+        return false;
+    }
+    let last_is = |place: &Place, keys: &[&str]| matches!(place.0.last(), Some(Step::Key(key)) if keys.contains(&key.as_str()));
+    let any_broken = |keys: &[&str]| reader.broken_places().iter().any(|place| last_is(place, keys));
+    match &error.wrong {
+        Wrong::Times(TimesError::OutOfBounds { .. }) => true,
+        Wrong::Times(_) => !Time::ALL.iter().any(|time| any_broken(&[time.key()])),
+        Wrong::TooFewElectable { .. } | Wrong::NoneElectable => {
+            !any_broken(&["node", "delay", "priority", "needed", "durability"])
+        }
+        Wrong::FollowsUnknown { .. } | Wrong::FollowsInACircle { .. } => {
+            !any_broken(&["node", "name", "follow"])
+        }
+        Wrong::PortTwice { .. } => !any_broken(&["port", "api_port", "host"]),
+        Wrong::Host { host } => host != "unreadable",
+        Wrong::DegradeTooSoon { .. } => !any_broken(&["suspect"]),
+        Wrong::Parameter(ParameterError::NotInVersion { .. }) => !any_broken(&["version", "bin_dir"]),
+        Wrong::TooFewWalSenders { .. } | Wrong::TooFewSlots { .. } => !any_broken(&["node"]),
+        _ => true,
+    }
+}
+
+fn rule_mistake(error: &SpecError, reader: &Reader<'_>) -> Mistake {
+    let at = in_file(&error.at);
+    let mut related: Option<(Range<usize>, &'static str)> = None;
+    let span = match &error.wrong {
+        Wrong::Parameter(ParameterError::Value { .. } | ParameterError::Unsafe { .. }) => reader.span_of(&at),
+        Wrong::Parameter(_) | Wrong::ParameterOfOneNode { .. } => reader.key_span_of(&at),
+        Wrong::Hba(hba) => reader.span_in_text(&at, hba.at.clone()),
+        Wrong::NameTwice { first, .. } | Wrong::DatabaseTwice { first, .. } => {
+            related = Some((reader.span_of(first), "it is used here first"));
+            reader.span_of(&at)
+        }
+        Wrong::PortTwice { first, .. } => {
+            related = Some((reader.span_of(first), "it is taken by this node"));
+            reader.span_of(&at)
+        }
+        _ => reader.span_of(&at),
+    };
+    let kind = match &error.wrong {
+        Wrong::Parameter(_) | Wrong::Hba(_) | Wrong::Host { .. } | Wrong::Version { .. } => Kind::WrongValue,
+        Wrong::NoCluster | Wrong::NoNode => Kind::MissingKey,
+        _ => Kind::BrokenRule,
+    };
+    let mut mistake = Mistake::new(kind, span, error.wrong.to_string());
+    mistake.hint = error.wrong.hint();
+    mistake.related = related;
+    mistake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key that the program knows and nobody reads would be taken and ignored.
+    #[test]
+    fn every_key_that_is_built_is_read() {
+        let text = "[times]\n[postgres]\n[[witness]]\n[[cluster]]\n[[cluster.node]]\n[[cluster.database]]\n";
+        let (mut reader, top) = Reader::parse(text);
+        let top = reader.top(&top, &keys::TOP);
+        read_herd(&mut reader, &top);
+        for section in keys::ALL {
+            for key in section.keys.iter().filter(|key| key.built) {
+                let asked = reader.asked.contains(&(section.header, key.name));
+                assert!(asked, "{} {} is read by nobody", section.header, key.name);
+            }
+        }
+    }
+}

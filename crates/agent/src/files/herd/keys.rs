@@ -1,0 +1,213 @@
+//! Every key of a herd file, once: what it takes, what it is without it, and whether it is built.
+
+use super::super::reader::{Key, Section};
+
+/// Shown for a key that may be left out and then means nothing.
+const NONE: &str = "none";
+
+const fn key(
+    name: &'static str,
+    takes: &'static str,
+    example: &'static str,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, takes, example, default, doc, built: true }
+}
+
+const fn not_built(name: &'static str, doc: &'static str) -> Key {
+    Key { name, takes: "", example: "", default: NONE, doc, built: false }
+}
+
+pub(super) static TOP: Section = Section {
+    header: "",
+    keys: &[
+        key("name", "a text", "\"shop\"", "", "the herd's name, which its certificates carry"),
+        key("times", "a table", "[times]", NONE, "the times of the failover protocol"),
+        key("postgres", "a table", "[postgres]", "", "which PostgreSQL runs, and how"),
+        key(
+            "witness",
+            "tables",
+            "[[witness]]",
+            NONE,
+            "agents without PostgreSQL that only vote in the store",
+        ),
+        key("cluster", "tables", "[[cluster]]", "", "one primary and its standbys"),
+        not_built("proxy", "the connection proxy"),
+        not_built("backup", "backups and the archive of WAL"),
+        not_built("keeper", "agents that own a backup repository"),
+        not_built("store", "another store than the embedded one"),
+    ],
+};
+
+pub(super) static TIMES: Section = Section {
+    header: "[times]",
+    keys: &[
+        key("lease", "a time", "\"3s\"", "3s", "for how long after its proof a primary serves reads"),
+        key(
+            "renew",
+            "a time",
+            "\"500ms\"",
+            "500ms",
+            "how often a primary renews its term and commits a heartbeat",
+        ),
+        key(
+            "suspect",
+            "a time",
+            "\"1500ms\"",
+            "1500ms",
+            "an agent's silence after which the voters' probes count",
+        ),
+        key(
+            "agent_grace",
+            "a time",
+            "\"10s\"",
+            "10s",
+            "an agent's silence after which its PostgreSQL is given up",
+        ),
+        key("raft_heartbeat", "a time", "\"200ms\"", "200ms", "how often the Raft leader is heard"),
+        key("raft_election_min", "a time", "\"1s\"", "1s", "the shortest silence before a Raft election"),
+        key("raft_election_max", "a time", "\"2s\"", "2s", "the longest silence before a Raft election"),
+    ],
+};
+
+pub(super) static POSTGRES: Section = Section {
+    header: "[postgres]",
+    keys: &[
+        key(
+            "version",
+            "a major version",
+            "15",
+            NONE,
+            "the distribution's PostgreSQL of this major, 14 to 18",
+        ),
+        key(
+            "bin_dir",
+            "a path",
+            "\"/usr/lib/postgresql/15/bin\"",
+            NONE,
+            "in place of version: where its programs are",
+        ),
+        key("parameters", "a table", "{ max_connections = 100 }", NONE, "settings of postgresql.conf"),
+        key(
+            "hba",
+            "texts",
+            "[\"host all all 10.0.0.0/8 scram-sha-256\"]",
+            NONE,
+            "lines of pg_hba.conf, after pgherd's",
+        ),
+    ],
+};
+
+pub(super) static WITNESS: Section = Section {
+    header: "[[witness]]",
+    keys: &[
+        key("name", "a text", "\"w\"", "", "unique in the herd"),
+        key("host", "a text", "\"192.0.2.40\"", "", "the address by which all others reach it"),
+        key("api_port", "a port", "8009", "8009", "where its agent listens"),
+    ],
+};
+
+pub(super) static CLUSTER: Section = Section {
+    header: "[[cluster]]",
+    keys: &[
+        key("name", "a text", "\"main\"", "", "the cluster's name"),
+        key(
+            "durability",
+            "\"quorum\" or \"async\"",
+            "\"quorum\"",
+            "quorum",
+            "what an acknowledged commit has been through",
+        ),
+        key("needed", "a whole number", "1", "1", "standbys that must flush each commit"),
+        key(
+            "degrade_after",
+            "a time or \"never\"",
+            "\"30s\"",
+            "never",
+            "how long commits wait for standbys before they go on with fewer, declared",
+        ),
+        key("node", "tables", "[[cluster.node]]", "", "the servers"),
+        key("database", "tables", "[[cluster.database]]", NONE, "databases that init creates"),
+        not_built("postgres", "settings of one cluster alone"),
+        not_built("proxy", "the connection proxy"),
+        not_built("backup", "backups and the archive of WAL"),
+        not_built("vip", "an address that follows the primary"),
+        not_built("publication", "logical replication from this cluster"),
+        not_built("subscription", "logical replication to this cluster"),
+    ],
+};
+
+pub(super) static NODE: Section = Section {
+    header: "[[cluster.node]]",
+    keys: &[
+        key("name", "a text", "\"a\"", "", "unique in the herd"),
+        key("host", "a text", "\"192.0.2.10\"", "", "the address by which all others reach it"),
+        key("port", "a port", "5432", "5432", "where its PostgreSQL listens"),
+        key("api_port", "a port", "8009", "8009", "where its agent listens"),
+        key(
+            "priority",
+            "a whole number, 0 to 1000",
+            "50",
+            "100",
+            "preferred between equals, greatest first; 0: never promoted",
+        ),
+        key(
+            "parameters",
+            "a table",
+            "{ work_mem = \"8MB\" }",
+            NONE,
+            "over those of [postgres], on this node alone",
+        ),
+        key("follow", "the name of a node", "\"b\"", NONE, "stream from that node in place of the primary"),
+        key("delay", "a time", "\"5min\"", NONE, "apply this late; never promoted, counts for no commit"),
+    ],
+};
+
+pub(super) static DATABASE: Section = Section {
+    header: "[[cluster.database]]",
+    keys: &[
+        key("name", "a text", "\"app\"", "", "the database"),
+        key("owner", "a text", "\"app\"", "", "its owner, a role that can log in"),
+    ],
+};
+
+/// In the order of the reference page.
+pub(super) static ALL: [&Section; 7] = [&TOP, &TIMES, &POSTGRES, &WITNESS, &CLUSTER, &NODE, &DATABASE];
+
+/// The reference page of the herd file.
+pub(super) fn reference() -> String {
+    let mut page = String::from(
+        "# The herd file\n\n\
+         Made from the definitions that the program reads the file by; `PGHERD_UPDATE_GOLDEN=1 cargo test -p \
+         pgherd-agent` writes it.\n\
+         A time is a whole number with its unit: `500ms`, `3s`, `5min`, `1h`, `2d`. Unknown keys are errors.\n",
+    );
+    for section in ALL {
+        let header = if section.header.is_empty() {
+            "Top of the file".to_owned()
+        } else {
+            format!("`{}`", section.header)
+        };
+        page.push_str(&format!(
+            "\n## {header}\n\n| key | takes | example | default | |\n|---|---|---|---|---|\n"
+        ));
+        for key in section.keys.iter().filter(|key| key.built) {
+            let default = match key.default {
+                "" => "required".to_owned(),
+                NONE => "–".to_owned(),
+                default => format!("`{default}`"),
+            };
+            page.push_str(&format!(
+                "| `{}` | {} | `{}` | {default} | {} |\n",
+                key.name, key.takes, key.example, key.doc
+            ));
+        }
+        let missing: Vec<String> =
+            section.keys.iter().filter(|key| !key.built).map(|key| format!("`{}`", key.name)).collect();
+        if !missing.is_empty() {
+            page.push_str(&format!("\nNot built yet, and refused: {}.\n", missing.join(", ")));
+        }
+    }
+    page
+}

@@ -1,0 +1,163 @@
+//! A herd file from a specification: what `up` and `init` leave for the operator to change.
+//!
+//! What differs from the default is written, the rest stands as a comment beside it. Reading it back gives
+//! the same specification.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use pgherd_core::spec::times::Time;
+use pgherd_core::spec::{
+    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, Durability, HerdSpec, NodeSpec, PostgresSource,
+    PostgresSpec, Span, Times,
+};
+
+pub fn write(spec: &HerdSpec) -> String {
+    let mut file = String::new();
+    line(
+        &mut file,
+        format_args!("# A herd of PostgreSQL servers. After a change: pgherd plan, then pgherd apply."),
+    );
+    line(&mut file, format_args!("name = {}", quoted(spec.name.as_str())));
+    write_times(&mut file, &spec.times);
+    if let Some(cluster) = spec.clusters.first() {
+        write_postgres(&mut file, &cluster.postgres);
+    }
+    for witness in &spec.witnesses {
+        line(
+            &mut file,
+            format_args!("\n[[witness]]                     # votes in the store, holds no data"),
+        );
+        line(&mut file, format_args!("name = {}", quoted(witness.name.as_str())));
+        line(&mut file, format_args!("host = {}", quoted(&witness.host)));
+        if witness.api_port != DEFAULT_API_PORT {
+            line(&mut file, format_args!("api_port = {}", witness.api_port));
+        }
+    }
+    for cluster in &spec.clusters {
+        line(&mut file, format_args!("\n[[cluster]]"));
+        line(&mut file, format_args!("name = {}", quoted(cluster.name.as_str())));
+        write_durability(&mut file, &cluster.durability);
+        for node in &cluster.nodes {
+            write_node(&mut file, node);
+        }
+        for database in &cluster.databases {
+            line(&mut file, format_args!("\n  [[cluster.database]]"));
+            line(&mut file, format_args!("  name = {}", quoted(database.name.as_str())));
+            line(&mut file, format_args!("  owner = {}", quoted(database.owner.as_str())));
+        }
+    }
+    file
+}
+
+fn line(file: &mut String, text: std::fmt::Arguments<'_>) {
+    writeln!(file, "{text}").expect("writing to a String cannot fail");
+}
+
+fn write_times(file: &mut String, times: &Times) {
+    let defaults = Times::default();
+    let changed: Vec<Time> =
+        Time::ALL.into_iter().filter(|time| times.get(*time) != defaults.get(*time)).collect();
+    if changed.is_empty() {
+        let (lease, grace) = (Span(defaults.lease), Span(defaults.agent_grace));
+        line(
+            file,
+            format_args!(
+                "\n# [times]                       # lease = \"{lease}\", agent_grace = \"{grace}\", …"
+            ),
+        );
+        return;
+    }
+    line(file, format_args!("\n[times]"));
+    for time in changed {
+        line(file, format_args!("{} = \"{}\"", time.key(), Span(times.get(time))));
+    }
+}
+
+fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
+    line(file, format_args!("\n[postgres]"));
+    match &postgres.source {
+        PostgresSource::Version(version) => line(file, format_args!("version = {version}")),
+        PostgresSource::BinDir(path) => {
+            line(file, format_args!("bin_dir = {}", quoted(&path.display().to_string())));
+        }
+    }
+    if postgres.parameters.is_empty() {
+        line(file, format_args!("# parameters = {{ max_connections = 100, shared_buffers = \"256MB\" }}"));
+    }
+    if postgres.hba.is_empty() {
+        line(file, format_args!("# hba = [\"host all all 192.0.2.0/24 scram-sha-256\"]"));
+    } else {
+        line(file, format_args!("hba = ["));
+        for hba in &postgres.hba {
+            line(file, format_args!("  {},", quoted(hba)));
+        }
+        line(file, format_args!("]"));
+    }
+    if !postgres.parameters.is_empty() {
+        line(file, format_args!("\n[postgres.parameters]"));
+        for (name, value) in &postgres.parameters {
+            line(file, format_args!("{} = {}", key(name), quoted(value)));
+        }
+    }
+}
+
+fn write_durability(file: &mut String, durability: &Durability) {
+    let Durability::Quorum { needed, degrade_after } = durability else {
+        line(file, format_args!("durability = \"async\"            # a failover may lose the last commits"));
+        return;
+    };
+    line(
+        file,
+        format_args!("durability = \"quorum\"           # \"async\": a failover may lose the last commits"),
+    );
+    line(file, format_args!("needed = {needed}                      # standbys that must flush each commit"));
+    match degrade_after {
+        Some(after) => line(file, format_args!("degrade_after = \"{}\"", Span(*after))),
+        None => line(
+            file,
+            format_args!(
+                "degrade_after = \"never\"         # or a time, after which commits go on with fewer"
+            ),
+        ),
+    }
+}
+
+fn write_node(file: &mut String, node: &NodeSpec) {
+    line(file, format_args!("\n  [[cluster.node]]"));
+    line(file, format_args!("  name = {}", quoted(node.name.as_str())));
+    line(file, format_args!("  host = {}", quoted(&node.host)));
+    for (name, value, default) in [
+        ("port", node.port, DEFAULT_PORT),
+        ("api_port", node.api_port, DEFAULT_API_PORT),
+        ("priority", node.priority, DEFAULT_PRIORITY),
+    ] {
+        if value != default {
+            line(file, format_args!("  {name} = {value}"));
+        }
+    }
+    if let Some(follow) = &node.follow {
+        line(file, format_args!("  follow = {}", quoted(follow.as_str())));
+    }
+    if let Some(delay) = node.delay {
+        line(file, format_args!("  delay = \"{}\"", Span(delay)));
+    }
+    if !node.parameters.is_empty() {
+        line(file, format_args!("  parameters = {{ {} }}", inline(&node.parameters)));
+    }
+}
+
+fn inline(parameters: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> =
+        parameters.iter().map(|(name, value)| format!("{} = {}", key(name), quoted(value))).collect();
+    pairs.join(", ")
+}
+
+fn quoted(text: &str) -> String {
+    toml_edit::Value::from(text).to_string()
+}
+
+/// The name of an extension's parameter has a dot, which means a table unless it is quoted.
+fn key(name: &str) -> String {
+    toml_edit::Key::new(name).to_string()
+}

@@ -1,0 +1,224 @@
+//! What holds for every file: reading ends with a value or with findings that can be shown, and what is
+//! written is read back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pgherd_agent::files::agent::AgentFile;
+use pgherd_agent::files::herd;
+use pgherd_core::spec::plan::plan;
+use pgherd_core::spec::{
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, Times,
+    WitnessSpec,
+};
+use proptest::prelude::*;
+
+const GOOD: &str = include_str!("../../../../examples/three-hosts.toml");
+const BAD: &str = include_str!("../../testdata/files/rules.toml");
+
+/// Every finding can be shown, and its place lies in the text.
+fn read_anything(text: &str) {
+    let findings = match herd::read("herd.toml", text) {
+        Ok(herd) => {
+            assert_eq!(herd.spec.check(), [], "a specification that breaks a rule was accepted");
+            herd.warnings
+        }
+        Err(findings) => {
+            assert!(findings.errors() > 0, "refused without a reason");
+            findings
+        }
+    };
+    for finding in &findings.0 {
+        assert!(finding.line >= 1 && finding.line <= text.split('\n').count(), "{finding:?}");
+        assert!(finding.column >= 1 && finding.width >= 1, "{finding:?}");
+        assert!(!finding.to_string().is_empty());
+    }
+    serde_json::to_string(&findings).unwrap();
+    if let Err(findings) = AgentFile::read("agent.toml", text) {
+        assert!(!findings.to_string().is_empty());
+    }
+}
+
+/// Lines of a good and a bad file, cut and put together anew.
+fn shuffled_lines() -> impl Strategy<Value = String> {
+    let lines: Vec<&'static str> = GOOD.lines().chain(BAD.lines()).collect();
+    prop::collection::vec(prop::sample::select(lines), 0..60).prop_map(|lines| lines.join("\n"))
+}
+
+/// A good file with a piece replaced.
+fn damaged() -> impl Strategy<Value = String> {
+    let pieces = prop::sample::select(vec![
+        "", "\"", "=", "[", "]", "[[", "{", "\n", "\u{0}", "ä", "1e999", "\\", "'''",
+    ]);
+    (0..GOOD.len(), 0..40usize, pieces).prop_map(|(at, length, piece)| {
+        let boundary = |mut at: usize| {
+            while !GOOD.is_char_boundary(at) {
+                at -= 1;
+            }
+            at
+        };
+        let (from, to) = (boundary(at), boundary((at + length).min(GOOD.len())));
+        format!("{}{piece}{}", &GOOD[..from], &GOOD[to..])
+    })
+}
+
+fn spec() -> impl Strategy<Value = HerdSpec> {
+    let node = |index: usize| {
+        let parameters = prop::sample::subsequence(
+            vec![
+                ("work_mem", "8MB"),
+                ("log_line_prefix", "%m \"[%p]\" \\ '"),
+                ("auto_explain.log_nested", "on"),
+            ],
+            0..=3,
+        );
+        (1u16..=1000, prop::option::of(1u64..10_000_000), prop::bool::ANY, parameters, 1024u16..2000)
+            .prop_map(move |(priority, delay_ms, follow, parameters, port)| NodeSpec {
+                port,
+                priority,
+                // Only an earlier one: no circle. The first stays electable.
+                follow: (follow && index > 0).then(|| format!("n{}", index - 1).parse().unwrap()),
+                delay: delay_ms.filter(|_| index > 1).map(Duration::from_millis),
+                parameters: settings(parameters),
+                ..NodeSpec::new(format!("n{index}").parse().unwrap(), format!("192.0.2.{}", index + 1))
+            })
+    };
+    let nodes = prop_oneof![
+        (node(0), node(1)).prop_map(|(one, two)| vec![one, two]),
+        (node(0), node(1), node(2), node(3)).prop_map(|(one, two, three, four)| vec![one, two, three, four]),
+    ];
+    let parameters = prop::sample::subsequence(
+        vec![
+            ("max_connections", "200"),
+            ("shared_buffers", "1GB"),
+            ("DateStyle", "ISO, DMY"),
+            ("jit", "off"),
+        ],
+        0..=4,
+    );
+    let durability = prop_oneof![
+        Just(Durability::Async),
+        prop::option::of(2_000u64..1_000_000).prop_map(|after| Durability::Quorum {
+            needed: 1,
+            degrade_after: after.map(Duration::from_millis),
+        }),
+    ];
+    let source = prop_oneof![
+        (14u16..=18).prop_map(PostgresSource::Version),
+        Just(PostgresSource::BinDir("/opt/post \"gres\"/bin".into()))
+    ];
+    let hba = prop::sample::subsequence(
+        vec!["host all all 10.0.0.0/8 scram-sha-256", "hostssl \"a b\" +c,d all md5 # why"],
+        0..=2,
+    );
+    let times = (2_500u64..3_500, 900u64..1_100).prop_map(|(lease_ms, election_ms)| Times {
+        lease: Duration::from_millis(lease_ms),
+        raft_election_min: Duration::from_millis(election_ms),
+        ..Times::default()
+    });
+    (times, nodes, parameters, durability, source, hba, prop::bool::ANY).prop_map(
+        |(times, nodes, parameters, durability, source, hba, more)| HerdSpec {
+            format: Format,
+            name: "shop".parse().unwrap(),
+            times,
+            clusters: vec![ClusterSpec {
+                name: "main".parse().unwrap(),
+                durability,
+                postgres: PostgresSpec {
+                    source,
+                    parameters: settings(parameters),
+                    hba: hba.into_iter().map(str::to_owned).collect(),
+                },
+                nodes,
+                databases: if more {
+                    vec![DatabaseSpec { name: "app-1".parse().unwrap(), owner: "App".parse().unwrap() }]
+                } else {
+                    Vec::new()
+                },
+            }],
+            witnesses: if more {
+                vec![WitnessSpec {
+                    name: "w".parse().unwrap(),
+                    host: "w.example.com".to_owned(),
+                    api_port: 8010,
+                }]
+            } else {
+                Vec::new()
+            },
+        },
+    )
+}
+
+fn settings(pairs: Vec<(&str, &str)>) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_to_an_end(text in "(?s).{0,200}") {
+        read_anything(&text);
+    }
+
+    #[test]
+    fn any_order_of_lines_is_read_to_an_end(text in shuffled_lines()) {
+        read_anything(&text);
+    }
+
+    #[test]
+    fn any_damage_is_read_to_an_end(text in damaged()) {
+        read_anything(&text);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back(spec in spec()) {
+        prop_assert_eq!(spec.check(), []);
+        let text = herd::write(&spec);
+        match herd::read("herd.toml", &text) {
+            Ok(herd) => prop_assert_eq!(herd.spec, spec),
+            Err(findings) => prop_assert!(false, "{}\n{}", text, findings),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_back(spec in spec()) {
+        let stored = serde_json::to_string(&spec).unwrap();
+        prop_assert_eq!(serde_json::from_str::<HerdSpec>(&stored).unwrap(), spec);
+    }
+
+    #[test]
+    fn every_change_has_a_plan(old in spec(), new in spec(), primary in prop::option::of("n[0-3]")) {
+        let same = plan(&old, &old, |_| None);
+        prop_assert!(same.is_empty(), "{}", same);
+        let plan = plan(&old, &new, |_| primary.as_ref().map(|name| name.parse().unwrap()));
+        prop_assert_eq!(plan.is_empty(), old == new, "{}", plan);
+        prop_assert!(!plan.to_string().is_empty());
+    }
+}
+
+/// A specification of the first format, as the first release stores it, stays readable.
+#[test]
+fn the_first_stored_format_is_read() {
+    let stored = include_str!("../../testdata/spec-format-1.json");
+    let spec: HerdSpec = serde_json::from_str(stored).unwrap();
+    assert_eq!(spec.check(), []);
+    assert_eq!(spec.clusters[0].nodes[2].priority, 50);
+    assert_eq!(
+        serde_json::to_value(&spec).unwrap(),
+        serde_json::from_str::<serde_json::Value>(stored).unwrap()
+    );
+
+    let later = stored.replacen("\"format\": 1", "\"format\": 2", 1);
+    let refused = serde_json::from_str::<HerdSpec>(&later).unwrap_err().to_string();
+    assert!(refused.contains("stored in format 2, this program reads format 1"), "{refused}");
+}
+
+/// Deeply nested text must not exhaust the stack.
+#[test]
+fn depth_and_length_have_limits() {
+    for open in ["[", "{", "a.", "a={", "[["] {
+        read_anything(&open.repeat(50_000));
+        read_anything(&format!("a = {}", open.repeat(50_000)));
+    }
+    read_anything(&"a".repeat(2 << 20));
+    read_anything(&format!("[cluster{}]", ".a".repeat(50_000)));
+}
