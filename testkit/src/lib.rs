@@ -4,6 +4,10 @@
 //! |---|---|
 //! | [`net`] | hosts in network namespaces, and what goes wrong between them |
 //! | [`process`], [`cgroup`], [`volume`] | what goes wrong on a host: killed, frozen, starved, out of space |
+//! | [`workload`] | clients that write what can be checked, and keep book in a [`history`] |
+//! | [`checker`] | judges a history against what the nodes hold in the end |
+//! | [`connection`] | one connection, and what is certain about the outcome of a statement |
+//! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
 //! | [`wait`] | the only way to wait: for a condition, with a deadline |
 //!
 //! This is an assertion library. A step that cannot be carried out, a fault that was not injected or a
@@ -16,12 +20,22 @@
 //! Needs root, PostgreSQL's server programs, iproute2, iptables, `/dev/net/tun` and a user `postgres`.
 
 pub mod cgroup;
+pub mod checker;
 pub mod command;
+pub mod connection;
+pub mod history;
 pub mod net;
+pub mod plain;
 pub mod process;
 pub mod random;
 pub mod volume;
 pub mod wait;
+pub mod workload;
 
+pub use checker::Verdict;
+pub use connection::{Login, Session};
+pub use history::History;
 pub use net::{CLIENT, Host, Net};
+pub use plain::Plain;
 pub use wait::wait_until;
+pub use workload::{Endpoint, Plan, Workload};

@@ -4,4 +4,5 @@
 
 mod hosts;
 mod net;
+mod plain;
 mod slow;
