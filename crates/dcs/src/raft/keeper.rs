@@ -1,0 +1,148 @@
+//! One task beside each member: sends heartbeats, keeps the log small, knows the health and says what changed.
+//!
+//! Left out: elections and replication (openraft). Hazard: silence. A member that cannot take part any more must show
+//! in [`Health::failed`], because everything else goes on looking as it did.
+
+use std::sync::Arc;
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::Timing;
+use super::disk::Disk;
+use super::log::Log;
+use super::network::Peers;
+use super::types::{Metrics, Raft};
+use crate::store::{Health, Kind, MemberHealth, Role};
+
+/// The log is compacted when it has grown beyond this, however few entries that is.
+const MAX_LOG_BYTES: usize = 8 * 1024 * 1024;
+
+pub(super) fn start(
+    raft: Raft,
+    peers: Arc<Peers>,
+    disk: Disk,
+    log: Log,
+    timing: Timing,
+) -> (watch::Receiver<Health>, AbortHandle) {
+    let first = health(&raft.metrics().borrow_watched(), &peers, None);
+    let (sender, receiver) = watch::channel(first);
+    let keeper = tokio::spawn(keep(raft, peers, disk, log, timing, sender));
+    (receiver, keeper.abort_handle())
+}
+
+async fn keep(
+    raft: Raft,
+    peers: Arc<Peers>,
+    disk: Disk,
+    log: Log,
+    timing: Timing,
+    sender: watch::Sender<Health>,
+) {
+    let mut metrics = raft.metrics();
+    let mut disk_failed = disk.failed();
+    let mut removed = peers.removed.subscribe();
+    let mut beat = tokio::time::interval(timing.heartbeat);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut compacting = None;
+    loop {
+        let running = tokio::select! {
+            changed = metrics.changed() => changed.is_ok(),
+            changed = disk_failed.changed() => changed.is_ok(),
+            changed = removed.changed() => changed.is_ok(),
+            _ = beat.tick() => {
+                let leads = metrics.borrow_watched().state == ServerState::Leader;
+                if leads && raft.trigger().heartbeat().await.is_err() {
+                    tracing::debug!("raft stopped before a heartbeat");
+                }
+                let snapshot = metrics.borrow_watched().snapshot;
+                if log.bytes() > MAX_LOG_BYTES && compacting != Some(snapshot) {
+                    // At most one attempt per snapshot: the bytes may be in entries that are not applied yet.
+                    compacting = Some(snapshot);
+                    drop(raft.trigger().snapshot().await);
+                }
+                true
+            }
+        };
+        let now = {
+            let metrics = metrics.borrow_watched();
+            let failed = disk_failed.borrow().clone().or_else(|| removed.borrow().clone());
+            health(&metrics, &peers, failed)
+        };
+        publish(&sender, now);
+        if !running {
+            return;
+        }
+    }
+}
+
+fn publish(sender: &watch::Sender<Health>, now: Health) {
+    sender.send_if_modified(|health| {
+        let changed = *health != now;
+        if health.leader != now.leader {
+            match &now.leader {
+                Some(leader) => tracing::info!(%leader, raft_term = now.raft_term, "raft leader"),
+                None => tracing::info!(raft_term = now.raft_term, "no raft leader"),
+            }
+        }
+        let names = |health: &Health, voter: bool| {
+            let members = health.members.iter().filter(|member| member.voter == voter);
+            members.map(|member| member.name.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        let (voters, learners) = (names(&now, true), names(&now, false));
+        if (names(health, true), names(health, false)) != (voters.clone(), learners.clone()) {
+            tracing::info!(voters, learners, "raft members");
+        }
+        if let (None, Some(why)) = (&health.failed, &now.failed) {
+            tracing::error!(why, "this member of the store takes no part any more");
+        }
+        *health = now;
+        changed
+    });
+}
+
+fn health(metrics: &Metrics, peers: &Peers, failed: Option<String>) -> Health {
+    let own = &peers.own;
+    let membership = metrics.membership_config.membership();
+    let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+    peers.retain(|id| membership.get_node(&id).is_some());
+    let members = membership.nodes().map(|(id, member)| {
+        let contact = peers.contact(*id);
+        let myself = *id == own.id;
+        MemberHealth {
+            raft_id: *id,
+            name: member.name.clone(),
+            address: member.address.clone(),
+            host: member.host.clone(),
+            voter: voters.contains(id),
+            last_contact: if myself { Some(std::time::Instant::now()) } else { contact.heard },
+            trouble: contact.trouble,
+        }
+    });
+    let committed = &metrics.committed_membership_config;
+    let was_removed = committed.log_id().is_some_and(|log_id| own.id < log_id.index)
+        && committed.membership().get_node(&own.id).is_none();
+    let failed = failed
+        .or_else(|| was_removed.then(|| format!("{} with raft id {} was removed", own.name, own.id)))
+        .or_else(|| metrics.running_state.as_ref().err().map(|error| format!("raft stopped: {error}")));
+    let leader = metrics.current_leader.filter(|_| failed.is_none());
+    let role = match metrics.state {
+        _ if failed.is_some() => Role::Stopped,
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+        ServerState::Shutdown => Role::Stopped,
+    };
+    Health {
+        kind: Kind::Raft,
+        leader: leader.and_then(|id| membership.get_node(&id)).map(|member| member.name.clone()),
+        role,
+        raft_term: metrics.current_term,
+        members: members.collect(),
+        failed,
+    }
+}
