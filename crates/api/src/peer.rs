@@ -14,6 +14,8 @@ pub struct Fenced {
     /// Node and incarnation, as in `b_7`.
     pub member: String,
     pub term: u64,
+    /// PEM of the node's certificate, so that whoever receives this needs to know the authority alone.
+    pub certificate: String,
     /// ECDSA P-256 with SHA-256, ASN.1, in hexadecimal.
     pub signature: String,
 }
