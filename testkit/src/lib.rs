@@ -8,6 +8,7 @@
 //! | [`checker`] | judges a history against what the nodes hold in the end |
 //! | [`connection`] | one connection, and what is certain about the outcome of a statement |
 //! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
+//! | [`measure`] | rounds of a benchmark, and what they are worth |
 //! | [`wait`] | the only way to wait: for a condition, with a deadline |
 //!
 //! This is an assertion library. A step that cannot be carried out, a fault that was not injected or a
@@ -24,6 +25,7 @@ pub mod checker;
 pub mod command;
 pub mod connection;
 pub mod history;
+pub mod measure;
 pub mod net;
 pub mod plain;
 pub mod process;
