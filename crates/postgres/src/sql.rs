@@ -1,0 +1,170 @@
+//! Connections to a PostgreSQL: through its Unix socket, or over TLS to another node's.
+//!
+//! Every session has an empty search path, so that functions and operators are PostgreSQL's own. Notices are
+//! kept, because one of them says that a commit was not replicated. There is no statement timeout on the server's
+//! side: it would cancel the wait of a commit for its standbys.
+//!
+//! Leaves out: pooling; each caller holds its own session. Hazard: a session of the superuser on a database of
+//! users; so `postgres` is the only database that is ever connected to, but for creating an application's.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use tokio::task::JoinHandle;
+use tokio_postgres::error::DbError;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection};
+
+use crate::error::{Error, Result, within};
+use crate::instance::Instance;
+use crate::secret::Secret;
+
+mod tls;
+
+pub use tls::{TlsError, TlsIdentity};
+
+/// Of the notices between two statements, how many are kept.
+const MAX_NOTICES: usize = 64;
+
+/// A session. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    notices: Arc<Mutex<Vec<DbError>>>,
+    driver: JoinHandle<()>,
+}
+
+impl std::ops::Deref for Session {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Where another node's PostgreSQL is, and who we are to it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Named in the certificate that it must show.
+    pub host: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub role: String,
+    pub password: Secret,
+    pub tls: TlsIdentity,
+}
+
+impl Session {
+    /// Connects to the local server by its socket, as `role`.
+    pub async fn local(instance: &Instance, role: &str, deadline: Duration) -> Result<Session> {
+        let mut config = base(role);
+        config.host_path(&instance.socket_dir).port(instance.port);
+        within("connecting to the local PostgreSQL", deadline, async {
+            let refused = |source| Error::Connect { server: format!("PostgreSQL of {}", instance.node), source };
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
+            Ok(Session::drive(client, connection))
+        })
+        .await
+    }
+
+    /// Connects to another node's server, verifying its certificate and name.
+    pub async fn remote(remote: &Remote, deadline: Duration) -> Result<Session> {
+        let mut config = base(&remote.role);
+        config
+            .host(&remote.host)
+            .hostaddr(remote.address)
+            .port(remote.port)
+            .password(remote.password.reveal())
+            .ssl_mode(tokio_postgres::config::SslMode::Require)
+            .tcp_user_timeout(deadline.max(Duration::from_secs(1)))
+            .keepalives_idle(Duration::from_secs(2));
+        within("connecting to another node's PostgreSQL", deadline, async {
+            let server = format!("{} ({}:{})", remote.host, remote.address, remote.port);
+            let refused = |source| Error::Connect { server, source };
+            let (client, connection) = config.connect(remote.tls.connector()).await.map_err(refused)?;
+            Ok(Session::drive(client, connection))
+        })
+        .await
+    }
+
+    fn drive<S, T>(client: Client, mut connection: Connection<S, T>) -> Session
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&notices);
+        // A notice is put down here before the same task hands over the end of its statement, so that whoever
+        // waited for the statement sees it.
+        let driver = tokio::spawn(async move {
+            while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
+                match message {
+                    Ok(AsyncMessage::Notice(notice)) => {
+                        let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        if kept.len() < MAX_NOTICES {
+                            kept.push(notice);
+                        }
+                    }
+                    Ok(_) => {}
+                    // The statement that waits is told the same.
+                    Err(_) => break,
+                }
+            }
+        });
+        Session { client, notices, driver }
+    }
+
+    /// The notices since this was asked last.
+    pub(crate) fn take_notices(&self) -> Vec<DbError> {
+        std::mem::take(&mut *self.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// The number of the backend that serves this session.
+    pub async fn backend_pid(&self, deadline: Duration) -> Result<i32> {
+        within("asking for the backend's number", deadline, async {
+            let row = self.client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await;
+            Ok(row.map_err(Error::sql("tell its process number"))?.get(0))
+        })
+        .await
+    }
+}
+
+fn base(role: &str) -> Config {
+    let mut config = Config::new();
+    config.user(role).dbname("postgres").application_name("pgherd").options("-c search_path=");
+    config
+}
+
+/// An identifier in a statement.
+pub(crate) fn name(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\"").replace('\0', ""))
+}
+
+/// A string in a statement.
+pub(crate) fn literal(text: &str) -> String {
+    let text = text.replace('\0', "").replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", text.replace('\\', "\\\\")) } else { format!("'{text}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_strings_stay_what_they_are() {
+        assert_eq!(name("app"), "\"app\"");
+        assert_eq!(name("a\"; DROP"), "\"a\"\"; DROP\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"\'"), r" E'\\'''");
+    }
+}

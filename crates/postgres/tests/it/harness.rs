@@ -1,0 +1,291 @@
+//! Real servers in temporary directories, on free ports, with certificates of their own, and gone at the end.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pgherd_core::types::{Incarnation, Member, NodeName};
+use pgherd_postgres::conf::{self, Settings, SyncNames, Upstream};
+use pgherd_postgres::hba::{self, Gate};
+use pgherd_postgres::process::{Found, StopMode};
+use pgherd_postgres::roles::{self, OwnRoles};
+use pgherd_postgres::secret::{Secret, Verifier};
+use pgherd_postgres::sql::{Remote, Session, TlsIdentity};
+use pgherd_postgres::{Installation, Instance, InstanceSpec, Server, TlsFiles, initdb, process};
+
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+const USER: &str = "postgres";
+
+/// Defines a test that runs as an unprivileged user.
+macro_rules! story {
+    ($(#[$meta:meta])* async fn $name:ident() $body:block) => {
+        #[test]
+        $(#[$meta])*
+        fn $name() {
+            crate::harness::as_user(concat!(module_path!(), "::", stringify!($name)), || async $body);
+        }
+    };
+}
+pub(crate) use story;
+
+/// Runs a story; as root, runs the same test again as `postgres` and fails if that does.
+pub(crate) fn as_user<F: Future<Output = ()>>(test: &str, story: impl FnOnce() -> F) {
+    if rustix::process::getuid().is_root() {
+        let (_, test) = test.split_once("::").expect("a module path has the crate's name");
+        let again = Command::new(readable_copy())
+            .args(["--exact", test, "--nocapture", "--include-ignored"])
+            .current_dir("/tmp")
+            .env("HOME", "/tmp")
+            .uid(id("-u"))
+            .gid(id("-g"))
+            .status()
+            .expect("the test runs again as an unprivileged user");
+        assert!(again.success(), "as {USER}: {again}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(story());
+}
+
+/// The build directory may be closed to others, so the program is copied to where they can read it.
+fn readable_copy() -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let original = std::env::current_exe().unwrap();
+    let state = std::fs::metadata(&original).unwrap();
+    let name = format!("pgherd-postgres-it-{}-{}-{}", state.ino(), state.mtime(), state.mtime_nsec());
+    let copy = std::env::temp_dir().join(name);
+    if !copy.exists() {
+        let making = copy.with_extension(std::process::id().to_string());
+        std::fs::copy(&original, &making).unwrap();
+        std::fs::set_permissions(&making, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(&making, &copy).unwrap();
+        for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+            let old = entry.file_name().to_str().is_some_and(|name| name.starts_with("pgherd-postgres-it-"));
+            let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
+            if old && entry.path() != copy && age.is_some_and(|age| age > Duration::from_secs(3600)) {
+                std::fs::remove_file(entry.path()).ok();
+            }
+        }
+    }
+    copy
+}
+
+fn id(flag: &str) -> u32 {
+    let output = Command::new("id").args([flag, USER]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().expect("the tests need a user postgres")
+}
+
+pub(crate) async fn installation() -> Installation {
+    let found = match std::env::var_os("PGHERD_TEST_BIN_DIR") {
+        Some(dir) => Installation::at(Path::new(&dir)).await,
+        None => Installation::newest().await,
+    };
+    found.expect("the tests need a PostgreSQL server: install Debian's postgresql package")
+}
+
+/// The files, certificates and secrets of some nodes on this machine.
+pub(crate) struct Herd {
+    dir: tempfile::TempDir,
+    ca: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    pub(crate) installation: Installation,
+    pub(crate) secrets: Secrets,
+    nodes: std::sync::Mutex<Vec<Instance>>,
+}
+
+pub(crate) struct Secrets {
+    pub(crate) superuser: Secret,
+    pub(crate) replication: Secret,
+    pub(crate) rewind: Secret,
+    pub(crate) monitor: Secret,
+}
+
+impl Herd {
+    pub(crate) async fn new() -> Herd {
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "test herd CA");
+        let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let dir = tempfile::Builder::new().prefix("pgh").tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.crt"), ca.pem()).unwrap();
+        let secrets = Secrets {
+            superuser: Secret::random().unwrap(),
+            replication: Secret::random().unwrap(),
+            rewind: Secret::random().unwrap(),
+            monitor: Secret::random().unwrap(),
+        };
+        Herd { dir, ca, installation: installation().await, secrets, nodes: Default::default() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Describes a node, with its certificate, on a free port.
+    pub(crate) async fn node(&self, name: &str) -> Instance {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir_all(dir.join("private")).unwrap();
+        std::fs::set_permissions(dir.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let cert = params.signed_by(&key, &*self.ca).unwrap();
+        let tls = TlsFiles {
+            cert: dir.join("node.crt"),
+            key: dir.join("node.key"),
+            ca: self.dir.path().join("ca.crt"),
+        };
+        std::fs::write(&tls.cert, cert.pem()).unwrap();
+        std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&tls.key, PermissionsExt::from_mode(0o600)).unwrap();
+        let instance = Instance::new(InstanceSpec {
+            installation: self.installation.clone(),
+            node: name.parse().unwrap(),
+            data_dir: dir.join("data"),
+            wal_dir: None,
+            private_dir: dir.join("private"),
+            socket_dir: dir.clone(),
+            log_dir: dir.join("log"),
+            port: free_port(),
+            listen_addresses: vec!["127.0.0.1".into()],
+            tls,
+            os_user: pgherd_postgres::instance::os_user().await.unwrap(),
+        })
+        .unwrap();
+        self.nodes.lock().unwrap().push(instance.clone());
+        instance
+    }
+
+    pub(crate) fn own_roles(&self) -> OwnRoles {
+        OwnRoles {
+            replication: Verifier::of(&self.secrets.replication),
+            rewind: Verifier::of(&self.secrets.rewind),
+            monitor: Verifier::of(&self.secrets.monitor),
+        }
+    }
+
+    /// A node with a fresh cluster, running as a standby of nobody.
+    pub(crate) async fn initialized(&self, name: &str) -> Server {
+        let instance = self.node(name).await;
+        initdb::initdb(&instance, &settings(), &self.secrets.superuser, SOON).await.unwrap();
+        start(&instance).await
+    }
+
+    pub(crate) async fn remote(&self, instance: &Instance, role: &str, password: &Secret) -> Remote {
+        Remote {
+            host: instance.node.to_string(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: instance.port,
+            role: role.to_owned(),
+            password: password.clone(),
+            tls: TlsIdentity::load(&instance.tls).await.unwrap(),
+        }
+    }
+}
+
+impl Drop for Herd {
+    fn drop(&mut self) {
+        let nodes = std::mem::take(&mut *self.nodes.lock().unwrap());
+        if std::thread::panicking() {
+            for node in &nodes {
+                show_logs(node);
+            }
+        }
+        let clean = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                for node in nodes {
+                    if let Err(error) = process::ensure_gone(&node, SOON).await {
+                        eprintln!("{}: {error}", node.node);
+                    }
+                }
+            });
+        });
+        clean.join().ok();
+    }
+}
+
+fn show_logs(node: &Instance) {
+    for file in std::fs::read_dir(&node.log_dir).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!("--- {} {}", node.node, file.path().display());
+        for line in &lines[lines.len().saturating_sub(25)..] {
+            eprintln!("{line}");
+        }
+    }
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        parameters: [("shared_buffers", "16MB"), ("max_wal_size", "256MB")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        max_slot_wal_keep_bytes: 1 << 30,
+        data_checksums: true,
+        ..Settings::default()
+    }
+}
+
+/// Starts a node and waits until it answers.
+pub(crate) async fn start(instance: &Instance) -> Server {
+    let server = Server::start(instance, SOON).await.unwrap();
+    server.ready(SOON).await.unwrap();
+    server
+}
+
+pub(crate) async fn superuser(instance: &Instance) -> Session {
+    Session::local(instance, roles::SUPERUSER, SOON).await.unwrap()
+}
+
+/// One value of one row, as text.
+pub(crate) async fn ask(session: &Session, query: &str) -> String {
+    let messages = session.simple_query(query).await.unwrap();
+    for message in messages {
+        if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
+            return row.get(0).unwrap_or("").to_owned();
+        }
+    }
+    String::new()
+}
+
+/// Waits until `check` returns something.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(began.elapsed() < SOON, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn member(name: &str, incarnation: u64) -> Member {
+    Member { node: name.parse::<NodeName>().unwrap(), incarnation: Incarnation(incarnation) }
+}
+
+pub(crate) fn upstream(of: &Instance, member: &Member) -> Upstream {
+    Upstream {
+        node: of.node.clone(),
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        port: of.port,
+        member: member.clone(),
+        slot: true,
+    }
+}
+
+fn free_port() -> u16 {
+    // Below the kernel's range for outgoing connections a port that is free now stays free until it is used.
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 22_000 + (std::process::id() % 900) as u16 * 10;
+    loop {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
