@@ -179,7 +179,7 @@ static TOP: Section = Section {
             "where the agent keeps what it must not forget",
         ),
         key("data_dir", "a path", "\"/srv/pgdata\"", "state_dir/data", "PostgreSQL's data directory"),
-        key("wal_dir", "a path", "\"/wal/pgwal\"", "data_dir/pg_wal", "a directory of its own for WAL"),
+        key("wal_dir", "a path", "\"/wal/pgwal\"", "in data_dir", "a directory of its own for WAL"),
         key(
             "raft_dir",
             "a path",

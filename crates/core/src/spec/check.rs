@@ -513,7 +513,7 @@ impl ClusterSpec {
                 return add(at.key("version"), Wrong::Version { version: *version });
             }
             PostgresSource::BinDir(path) if !path.is_absolute() => {
-                add(at.key("bin_dir"), Wrong::BinDirNotAbsolute)
+                add(at.key("bin_dir"), Wrong::BinDirNotAbsolute);
             }
             _ => {}
         }

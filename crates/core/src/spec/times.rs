@@ -285,7 +285,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")];
-        match units.into_iter().find(|(unit_ms, _)| ms >= *unit_ms && ms % unit_ms == 0) {
+        match units.into_iter().find(|(unit_ms, _)| ms >= *unit_ms && ms.is_multiple_of(*unit_ms)) {
             Some((unit_ms, unit)) => write!(f, "{}{unit}", ms / unit_ms),
             None => write!(f, "{ms}ms"),
         }
