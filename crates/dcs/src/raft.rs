@@ -314,35 +314,36 @@ impl RaftStore {
         identity: Identity,
         transport: Arc<dyn Transport>,
     ) -> Result<RaftStore, OpenError> {
+        let (own, founder) = own(&config, identity)?;
+        let timing = Timing::new(config.times)?;
         let dir = config.dir.clone();
-        let opened = blocking(move || Ok(Disk::open(&dir)?)).await?;
-        RaftStore::start_on(config, identity, transport, opened).await
+        let (disk, contents) = blocking(move || Ok(Disk::open(&dir)?)).await?;
+        let started =
+            RaftStore::start_on(config, own, founder, timing, transport, disk.clone(), contents).await;
+        if started.is_err() {
+            disk.close().await;
+        }
+        started
     }
 
     async fn start_on(
         config: Config,
-        identity: Identity,
+        own: Own,
+        founder: bool,
+        timing: Timing,
         transport: Arc<dyn Transport>,
-        (disk, contents): (Disk, Contents),
+        disk: Disk,
+        contents: Contents,
     ) -> Result<RaftStore, OpenError> {
-        let Config { dir, herd, name, address, host, times } = config;
-        if (&identity.herd, &identity.name) != (&herd, &name) {
-            let found = format!("node {} of herd {}", identity.name, identity.herd);
-            return Err(OpenError::Foreign { dir, found, wanted: format!("node {name} of herd {herd}") });
-        }
-        let Some(Admission { raft_id, generation, founder }) = identity.membership else {
-            return Err(OpenError::NoMember { dir });
-        };
-        let timing = Timing::new(times)?;
-        let raft_config = raft_config(&herd, timing)?;
-
+        let raft_config = raft_config(&own.herd, timing)?;
+        let Config { dir, address, host, .. } = config;
         let unreadable =
             |error: record::RecordError| OpenError::Disk { why: format!("{}: {error}", dir.display()) };
         let log = Log::load(disk.clone(), &contents).map_err(unreadable)?;
         let begin = founder && log.is_empty() && contents.snapshot.is_none();
         let machine = StateMachine::load(disk.clone(), contents.snapshot).map_err(unreadable)?;
-        let own = Own { herd, generation, id: raft_id, name, disk: identity.disk };
         let me = Member { name: own.name.clone(), address, host, disk: own.disk.clone() };
+        let raft_id = own.id;
         let origin = DiskId::random().map_err(|error| OpenError::Start { why: error.to_string() })?;
         let peers = Arc::new(Peers::new(own, transport));
 
@@ -642,6 +643,19 @@ fn unanswered(answer: Result<Led, Failure>) -> StoreError {
     }
 }
 
+/// Who this member is, and whether it founded the store.
+fn own(config: &Config, identity: Identity) -> Result<(Own, bool), OpenError> {
+    let Config { dir, herd, name, .. } = config.clone();
+    if (&identity.herd, &identity.name) != (&herd, &name) {
+        let found = format!("node {} of herd {}", identity.name, identity.herd);
+        return Err(OpenError::Foreign { dir, found, wanted: format!("node {name} of herd {herd}") });
+    }
+    let Some(Admission { raft_id, generation, founder }) = identity.membership else {
+        return Err(OpenError::NoMember { dir });
+    };
+    Ok((Own { herd, generation, id: raft_id, name, disk: identity.disk }, founder))
+}
+
 fn raft_config(herd: &str, timing: Timing) -> Result<openraft::Config, OpenError> {
     let ms = |time: Duration| time.as_millis() as u64;
     let config = openraft::Config {
@@ -672,4 +686,97 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, OpenError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(OpenError::Disk { why: error.to_string() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use futures_util::future::BoxFuture;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::{Keys, Role};
+
+    struct Nowhere;
+
+    impl Transport for Nowhere {
+        fn call(
+            &self,
+            _: &NodeName,
+            _: &str,
+            _: &'static str,
+            _: Vec<u8>,
+            _: Duration,
+        ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+            Box::pin(async { Err(TransportError::NotSent("nobody is there".to_owned())) })
+        }
+    }
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_disk_ends_the_member_and_not_the_process() {
+        let dir = TempDir::new().unwrap();
+        let config = Config {
+            dir: dir.path().join("raft"),
+            herd: "h".to_owned(),
+            name: "a".parse().unwrap(),
+            address: String::new(),
+            host: String::new(),
+            times: Times::default(),
+        };
+        let first = RaftStore::create(config.clone(), Arc::new(Nowhere)).await.unwrap();
+        let before = first.commit(Transaction::new().put("k", "1"), TIMEOUT).await.unwrap();
+        first.shutdown().await;
+
+        let faults = disk::Faults::default();
+        let opened = Disk::open_failing(&config.dir, &faults).unwrap();
+        let (disk, contents) = opened;
+        let founder = Own {
+            herd: "h".to_owned(),
+            generation: FIRST_GENERATION,
+            id: FOUNDER,
+            name: "a".parse().unwrap(),
+            disk: record::tests::disk("1"),
+        };
+        let timing = Timing::new(config.times).unwrap();
+        let store =
+            RaftStore::start_on(config.clone(), founder, true, timing, Arc::new(Nowhere), disk, contents);
+        let store = store.await.unwrap();
+        assert!(store.confirm("k", before, TIMEOUT).await.unwrap());
+        let mut health = store.health();
+
+        faults.0.store(true, Ordering::SeqCst);
+        let started = Instant::now();
+        let commit = store.commit(Transaction::new().put("k", "2"), TIMEOUT).await;
+        assert!(matches!(commit, Err(CommitError::Unknown { .. })), "it may be on the disk: {commit:?}");
+        let failed = health.wait_for(|health| health.failed.is_some());
+        let failed = tokio::time::timeout(TIMEOUT, failed).await.unwrap().unwrap().clone();
+        assert_eq!(failed.role, Role::Stopped);
+        assert!(failed.failed.as_ref().unwrap().contains("raft.redb"), "{failed:?}");
+        let commit = store.commit(Transaction::new().put("k", "3"), TIMEOUT).await;
+        assert!(matches!(commit, Err(CommitError::Refused { .. })), "nothing is tried any more: {commit:?}");
+        assert!(store.read(&Keys::All, TIMEOUT).await.is_err());
+        assert!(started.elapsed() < TIMEOUT, "known at once, not at the deadline");
+        assert_eq!(store.watch().borrow().get("k").unwrap().value, b"1");
+        store.shutdown().await;
+
+        faults.0.store(false, Ordering::SeqCst);
+        let store = RaftStore::open(config, Arc::new(Nowhere)).await.unwrap();
+        let seen = store.read(&Keys::All, TIMEOUT).await.unwrap();
+        assert!(seen.get("k").is_some(), "what was acknowledged before the fault is there");
+        store.shutdown().await;
+    }
+
+    #[test]
+    fn times_hold_together() {
+        let timing = Timing::new(Times::default()).unwrap();
+        assert!(timing.answer < timing.vote && timing.vote < timing.lease);
+        let silence = timing.lease + timing.vote..timing.lease * 2;
+        assert!(silence.start >= Duration::from_secs(1) && silence.end <= Duration::from_secs(2));
+        assert!(raft_config("h", timing).is_ok());
+        let least = Times { heartbeat: Duration::from_millis(25), election: Duration::from_millis(100) };
+        assert!(raft_config("h", Timing::new(least).unwrap()).is_ok());
+    }
 }

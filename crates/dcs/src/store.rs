@@ -299,7 +299,7 @@ pub struct MemberHealth {
     /// When this member last answered or called, as this handle saw it; `None`: not since the start. A follower
     /// hears only from the leader, so ask the leader ([`RaftStore::survey`]) about the others.
     pub last_contact: Option<Instant>,
-    /// Why the last call to it failed.
+    /// Why it does not answer this handle's member, if that is so now.
     pub trouble: Option<String>,
 }
 

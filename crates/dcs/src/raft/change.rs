@@ -246,7 +246,7 @@ impl Inner {
                 host: member.host,
                 voter: voters.contains(&id),
                 silent_ms: silent.map(|silent| silent.as_millis() as u64),
-                trouble: contact.trouble,
+                trouble: contact.trouble(),
             }
         });
         Led::Survey(surveyed.collect())
@@ -288,7 +288,12 @@ impl Inner {
         let target: BTreeSet<u64> =
             known.iter().filter(|(_, member)| chosen.contains(&member.name)).map(|(id, _)| *id).collect();
         if target == voters && !joint {
-            let wanted = choose_voters(&known.iter().map(candidate).collect::<Vec<_>>());
+            // A learner that has not been heard of yet is on its way, not dead.
+            let coming = |it: &(u64, &Member)| Candidate {
+                alive: candidate(it).alive || !able(it.0),
+                ..candidate(it)
+            };
+            let wanted = choose_voters(&known.iter().map(coming).collect::<Vec<_>>());
             let missing: Vec<_> = wanted.difference(&chosen).map(NodeName::as_str).collect();
             if missing.is_empty() {
                 return Arrangement::Settled;

@@ -119,7 +119,7 @@ fn health(metrics: &Metrics, peers: &Peers, failed: Option<String>) -> Health {
             host: member.host.clone(),
             voter: voters.contains(id),
             last_contact: if myself { Some(std::time::Instant::now()) } else { contact.heard },
-            trouble: contact.trouble,
+            trouble: contact.trouble(),
         }
     });
     let committed = &metrics.committed_membership_config;

@@ -208,3 +208,105 @@ impl RaftLogStorage<TypeConfig> for Log {
         self.disk.write(vec![Write::PurgeTo(upto.index), Write::Put(disk::PURGED, purged)], false).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::testing::log::{StoreBuilder, Suite};
+    use openraft::type_config::TypeConfigExt;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::raft::record::tests::entries;
+    use crate::raft::state_machine::StateMachine;
+    use crate::raft::types::TypeConfig;
+
+    struct Builder;
+
+    fn load(dir: &TempDir) -> (Log, StateMachine) {
+        let (disk, contents) = open(dir);
+        let log = Log::load(disk.clone(), &contents).unwrap();
+        (log, StateMachine::load(disk, contents.snapshot).unwrap())
+    }
+
+    fn open(dir: &TempDir) -> (Disk, Contents) {
+        let (name, disk) = ("a".parse().unwrap(), record::tests::disk("1"));
+        let identity = record::Identity { herd: "h".to_owned(), name, disk, membership: None };
+        if disk::identity(dir.path()).unwrap().is_none() {
+            disk::write_identity(dir.path(), &identity).unwrap();
+        }
+        Disk::open(dir.path()).unwrap()
+    }
+
+    impl StoreBuilder<TypeConfig, Log, StateMachine, TempDir> for Builder {
+        async fn build(&self) -> Result<(TempDir, Log, StateMachine), openraft::StorageError<TypeConfig>> {
+            let dir = TempDir::new().unwrap();
+            let (log, machine) = load(&dir);
+            Ok((dir, log, machine))
+        }
+    }
+
+    #[tokio::test]
+    async fn openrafts_own_storage_suite() {
+        Suite::test_all(Builder).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn everything_is_there_after_a_restart() {
+        let dir = TempDir::new().unwrap();
+        let (mut log, _) = load(&dir);
+        let written = entries();
+        let (sender, flushed) = TypeConfig::oneshot();
+        log.append(written.clone(), IOFlushed::signal(sender)).await.unwrap();
+        flushed.await.unwrap().unwrap();
+        let vote = Vote::from(record::Vote { term: 5, node: 9, committed: false });
+        log.save_vote(&vote).await.unwrap();
+        log.save_committed(Some(written[1].log_id())).await.unwrap();
+        log.truncate_after(Some(written[1].log_id())).await.unwrap();
+        log.purge(written[0].log_id()).await.unwrap();
+        log.disk.close().await;
+
+        let (mut log, _) = load(&dir);
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.read_committed().await.unwrap(), Some(written[1].log_id()));
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(written[0].log_id()));
+        assert_eq!(log.try_get_log_entries(..).await.unwrap(), written[1..2]);
+        let error = log.disk.write(vec![], true);
+        log.disk.close().await;
+        error.await.unwrap();
+        assert!(log.save_vote(&vote).await.is_err(), "nothing is written after the end");
+    }
+
+    #[tokio::test]
+    async fn a_log_with_a_hole_is_not_opened() {
+        let dir = TempDir::new().unwrap();
+        let (disk, _) = open(&dir);
+        let rows = entries()
+            .into_iter()
+            .map(|entry| (entry.index(), record::encode(&record::LogEntry::from(&entry))));
+        let mut rows: Vec<_> = rows.collect();
+        rows.remove(1);
+        disk.write(vec![Write::Append(rows)], true).await.unwrap();
+        disk.close().await;
+        let (disk, contents) = open(&dir);
+        let error = Log::load(disk.clone(), &contents).err().unwrap();
+        assert!(error.to_string().contains("entry 22 does not follow"), "{error}");
+        disk.close().await;
+    }
+
+    #[tokio::test]
+    async fn appends_to_a_member_are_bounded_and_never_empty() {
+        let dir = TempDir::new().unwrap();
+        let (mut log, _) = load(&dir);
+        let large = |index: u64| {
+            let transaction = crate::Transaction::new().put("k", vec![b'x'; 200_000]);
+            let command = crate::raft::types::Command { request: Arc::from(index.to_string()), transaction };
+            let log_id = record::LogId { term: 1, leader: 1, index };
+            LogEntry::new(log_id.into(), openraft::EntryPayload::Normal(command))
+        };
+        log.append((0..20).map(large), IOFlushed::noop()).await.unwrap();
+        let some = log.limited_get_log_entries(3, 20).await.unwrap();
+        assert_eq!((some[0].index(), some.len()), (3, 5), "five of 200 kB stay below a megabyte");
+        assert!(log.bytes() > 20 * 200_000);
+    }
+}

@@ -32,6 +32,7 @@ const SNAPSHOT_PART_BYTES: usize = 512 * 1024;
 /// Between attempts to replicate to a member that does not answer. Constant, because a member that comes back
 /// should not wait for a backoff that grew while it was away.
 const RETRY: Duration = Duration::from_millis(200);
+const TROUBLE_FADES: Duration = Duration::from_secs(5);
 
 /// Carries one RPC to another member.
 pub trait Transport: Send + Sync + 'static {
@@ -73,7 +74,18 @@ pub(super) struct Own {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contact {
     pub(super) heard: Option<Instant>,
-    pub(super) trouble: Option<String>,
+    /// How the last call failed, and when.
+    failed: Option<(Instant, String)>,
+}
+
+impl Contact {
+    /// Why it does not answer now. A member calls only whom it has something to tell; an old failure, or one from
+    /// before the last sign of life, says nothing.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let (at, why) = self.failed.as_ref()?;
+        let stale = at.elapsed() > TROUBLE_FADES || self.heard.is_some_and(|heard| heard > *at);
+        (!stale).then(|| why.clone())
+    }
 }
 
 #[derive(Debug)]
@@ -168,16 +180,16 @@ impl Peers {
         match error {
             None => {
                 contact.heard = Some(Instant::now());
-                if contact.trouble.take().is_some() {
+                if contact.failed.take().is_some() {
                     tracing::info!(member = %member.name, raft_id = id, "raft member answers again");
                 }
             }
             Some(error) => {
                 let why = error.why();
-                if contact.trouble.is_none() {
+                if contact.failed.is_none() {
                     tracing::warn!(member = %member.name, raft_id = id, why, "raft member does not answer");
                 }
-                contact.trouble = Some(why.to_owned());
+                contact.failed = Some((Instant::now(), why.to_owned()));
             }
         }
     }
@@ -203,6 +215,11 @@ pub(super) struct Client {
     id: u64,
     member: Member,
     data_timeout: Duration,
+}
+
+/// A little less than openraft waits: it drops a call that takes longer, and then nothing would be recorded.
+fn within(option: &RPCOption) -> Duration {
+    option.hard_ttl().mul_f64(0.9)
 }
 
 impl Client {
@@ -234,7 +251,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let empty = request.entries.is_empty();
-        let timeout = if empty { option.hard_ttl() } else { self.data_timeout };
+        let timeout = if empty { within(&option) } else { self.data_timeout };
         let appended: wire::Appended = self.call(Rpc::Append, &wire::Append::from(&request), timeout).await?;
         Ok(appended.into())
     }
@@ -245,7 +262,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let voted: wire::Voted =
-            self.call(Rpc::Vote, &wire::AskVote::from(&request), option.hard_ttl()).await?;
+            self.call(Rpc::Vote, &wire::AskVote::from(&request), within(&option)).await?;
         Ok(voted.into())
     }
 
@@ -255,7 +272,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let voted: wire::Voted =
-            self.call(Rpc::PreVote, &wire::AskVote::from(&request), option.hard_ttl()).await?;
+            self.call(Rpc::PreVote, &wire::AskVote::from(&request), within(&option)).await?;
         Ok(voted.into())
     }
 
@@ -305,7 +322,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let transfer = wire::Transfer::from(&request);
-        let transferred: wire::Transferred = self.call(Rpc::Transfer, &transfer, option.hard_ttl()).await?;
+        let transferred: wire::Transferred = self.call(Rpc::Transfer, &transfer, within(&option)).await?;
         Ok(transferred.into())
     }
 

@@ -393,3 +393,140 @@ pub(super) struct Admission {
     #[serde(default)]
     pub(super) founder: bool,
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::raft::members;
+
+    /// Compares `bytes` with the file that was stored when their version was current, and returns the file.
+    /// With `PGHERD_WRITE_FIXTURES` set it writes the file instead; existing ones never change.
+    pub(in super::super) fn fixture(name: &str, bytes: &[u8]) -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+        if std::env::var_os("PGHERD_WRITE_FIXTURES").is_some() && !path.exists() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let stored = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let (stored_text, text) = (String::from_utf8_lossy(&stored), String::from_utf8_lossy(bytes));
+        assert_eq!(
+            stored_text, text,
+            "{name}: what this version writes has changed, so it is another version"
+        );
+        stored
+    }
+
+    pub(in super::super) fn disk(digit: &str) -> DiskId {
+        serde_json::from_value(serde_json::Value::String(digit.repeat(32))).unwrap()
+    }
+
+    pub(in super::super) fn membership() -> types::Membership {
+        let member = |name: &str, digit| members::Member {
+            name: name.parse().unwrap(),
+            address: format!("{name}.example:8009"),
+            host: format!("{name}.example"),
+            disk: disk(digit),
+        };
+        let nodes = std::collections::BTreeMap::from([
+            (1, member("a", "1")),
+            (4, member("b", "2")),
+            (9, member("c", "3")),
+        ]);
+        types::Membership::new(vec![BTreeSet::from([1, 4]), BTreeSet::from([1])], nodes).unwrap()
+    }
+
+    pub(in super::super) fn command() -> Command {
+        let transaction = Transaction::new()
+            .require("clusters/main/election", Revision(17))
+            .require_absent("clusters/main/term")
+            .put("clusters/main/term", "{\"term\":4}")
+            .put("binary", vec![0x00, 0xff, 0x10])
+            .delete("clusters/main/election");
+        Command { request: Arc::from("00ff-7"), transaction }
+    }
+
+    fn log_id(index: u64) -> types::LogId {
+        LogId { term: 3, leader: 4, index }.into()
+    }
+
+    pub(in super::super) fn entries() -> Vec<types::LogEntry> {
+        let payloads = [
+            openraft::EntryPayload::Blank,
+            openraft::EntryPayload::Normal(command()),
+            openraft::EntryPayload::Membership(membership()),
+        ];
+        let entries = payloads.into_iter().zip(20..);
+        entries.map(|(payload, index)| types::LogEntry::new(log_id(index), payload)).collect()
+    }
+
+    #[test]
+    fn records_of_version_1_are_still_read_and_still_written() {
+        for (entry, name) in entries().iter().zip(["blank", "commit", "members"]) {
+            let stored = fixture(&format!("record-v1/entry-{name}"), &encode(&LogEntry::from(entry)));
+            assert_eq!(decode::<LogEntry>("an entry", &stored).unwrap().into_raft().unwrap(), *entry);
+        }
+        let vote = types::Vote::from(Vote { term: 3, node: 4, committed: true });
+        let stored = fixture("record-v1/vote", &encode(&Vote::from(vote)));
+        assert_eq!(types::Vote::from(decode::<Vote>("a vote", &stored).unwrap()), vote);
+        let stored = fixture("record-v1/log-id", &encode(&LogId::from(log_id(22))));
+        assert_eq!(types::LogId::from(decode::<LogId>("a log id", &stored).unwrap()), log_id(22));
+
+        let admission = Admission { raft_id: 1, generation: 2, founder: true };
+        let (herd, name) = ("4ac0".to_owned(), "a".parse().unwrap());
+        let identity = Identity { herd, name, disk: disk("1"), membership: Some(admission) };
+        let stored = fixture("record-v1/identity", &encode(&identity));
+        assert_eq!(decode::<Identity>("an identity", &stored).unwrap(), identity);
+        let prepared = Identity { membership: None, ..identity };
+        let stored = fixture("record-v1/identity-prepared", &encode(&prepared));
+        assert_eq!(decode::<Identity>("an identity", &stored).unwrap(), prepared);
+
+        let mut state = crate::state::State::default();
+        state.apply(&Transaction::new().put("a", "text").put("b", vec![0xff]), Revision(21)).unwrap();
+        let stored_membership = types::StoredMembership::new(Some(log_id(22)), membership());
+        let answered = vec![
+            Answered::new("00ff-7", &Outcome::Committed(Revision(21))),
+            Answered::new("00ff-8", &Outcome::Conflict("a".to_owned())),
+        ];
+        let snapshot = Snapshot::new(Some(log_id(22)), &stored_membership, &state, answered);
+        let stored = fixture("record-v1/snapshot", &encode(&snapshot));
+        let mut read = decode::<Snapshot>("a snapshot", &stored).unwrap();
+        assert_eq!(read, snapshot);
+        assert_eq!(types::StoredMembership::try_from(read.membership.clone()).unwrap(), stored_membership);
+        assert_eq!(read.take_state().snapshot(), state.snapshot());
+        let outcomes: Vec<_> = read.answered.into_iter().map(Answered::outcome).collect();
+        assert_eq!(outcomes, [Outcome::Committed(Revision(21)), Outcome::Conflict("a".to_owned())]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_says_so() {
+        let newer = decode::<Vote>("the vote", b"\x02{}").unwrap_err();
+        assert!(newer.to_string().contains("format version 2"), "{newer}");
+        for damaged in [
+            &b""[..],
+            b"\x00{}",
+            b"\x01",
+            b"\x01{\"term\":1}",
+            b"\x01{\"term\":-1,\"node\":1,\"committed\":true}",
+        ] {
+            let error = decode::<Vote>("the vote", damaged).unwrap_err();
+            assert!(matches!(error, RecordError::Damaged { what: "the vote", .. }), "{error}");
+        }
+        let voter_unknown = Membership { voters: vec![vec![1]], members: vec![] };
+        assert!(types::Membership::try_from(voter_unknown).is_err());
+        for odd in ["{\"hex\":\"0\"}", "{\"hex\":\"zz\"}", "{\"hex\":\"+1\"}", "7"] {
+            assert!(serde_json::from_str::<Bytes>(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn all_bytes_survive_json() {
+        let all: Vec<u8> = (0..=255).collect();
+        for bytes in [all, b"text".to_vec(), Vec::new(), "\u{0}\u{7f}\u{2028}\"\\\\".into()] {
+            let json = serde_json::to_string(&Bytes(bytes.clone())).unwrap();
+            assert_eq!(serde_json::from_str::<Bytes>(&json).unwrap().0, bytes);
+        }
+    }
+}

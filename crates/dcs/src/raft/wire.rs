@@ -453,3 +453,157 @@ pub(super) struct Surveyed {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) trouble: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::record::tests::{command, disk, entries, fixture};
+
+    fn envelope_of_b() -> Envelope {
+        let from = Sender { id: 4, name: "b".parse().unwrap(), disk: disk("2") };
+        Envelope {
+            v: VERSION,
+            herd: "4ac0".to_owned(),
+            generation: 2,
+            from,
+            to: Receiver { id: 1, disk: disk("1") },
+        }
+    }
+
+    fn vote(term: u64) -> types::Vote {
+        Vote { term, node: 4, committed: true }.into()
+    }
+
+    fn log_id(index: u64) -> types::LogId {
+        LogId { term: 3, leader: 4, index }.into()
+    }
+
+    /// What is asked, through the stored bytes and back.
+    fn asked_again<T: Serialize + DeserializeOwned>(name: &str, question: &T) -> T {
+        let stored = fixture(&format!("wire-v1/{name}.json"), &ask(&envelope_of_b(), question));
+        assert_eq!(envelope(&stored).unwrap(), envelope_of_b());
+        asked(&stored).unwrap()
+    }
+
+    fn answered_again<T: Serialize + DeserializeOwned>(name: &str, given: T) -> T {
+        answered(&fixture(&format!("wire-v1/{name}.json"), &answer(Ok(given)))).unwrap()
+    }
+
+    #[test]
+    fn requests_of_version_1_are_still_read_and_still_written() {
+        let append = openraft::raft::AppendEntriesRequest::<types::TypeConfig> {
+            vote: vote(3),
+            prev_log_id: Some(log_id(19)),
+            entries: entries(),
+            leader_commit: Some(log_id(18)),
+        };
+        let read = asked_again("append", &Append::from(&append));
+        let read = openraft::raft::AppendEntriesRequest::<types::TypeConfig>::try_from(read).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{append:?}"));
+
+        for transfer in [false, true] {
+            let mut request =
+                openraft::raft::VoteRequest::<types::TypeConfig>::new(vote(4), Some(log_id(22)));
+            request.leadership_transfer = transfer;
+            let read = asked_again(&format!("vote-{transfer}"), &AskVote::from(&request));
+            assert_eq!(openraft::raft::VoteRequest::from(read), request, "a vote that lost a field");
+        }
+        let request =
+            openraft::raft::TransferLeaderRequest::<types::TypeConfig>::new(vote(3), 9, Some(log_id(22)));
+        let read = asked_again("transfer", &Transfer::from(&request));
+        assert_eq!(openraft::raft::TransferLeaderRequest::from(read), request);
+
+        let bytes = Bytes(vec![1, 0xff]);
+        let part =
+            SnapshotPart { vote: vote(3).into(), transfer: "77".to_owned(), offset: 0, total: 2, bytes };
+        assert_eq!(asked_again("snapshot", &part), part);
+        let join = JoinRequest {
+            herd: "4ac0".to_owned(),
+            name: "d".parse().unwrap(),
+            address: "d.example:8009".to_owned(),
+            host: "d.example".to_owned(),
+            disk: disk("4"),
+        };
+        let ops = [
+            ("commit", Op::Commit(Commit::from(&command()))),
+            ("read-index", Op::ReadIndex),
+            ("add-member", Op::AddMember(join)),
+            ("remove-member", Op::RemoveMember { name: "c".parse().unwrap() }),
+            ("transfer-leadership", Op::TransferLeadership { to: "c".parse().unwrap() }),
+            ("survey", Op::Survey),
+        ];
+        for (name, op) in ops {
+            let lead = Lead { within_ms: 1500, op };
+            assert_eq!(asked_again(&format!("lead-{name}"), &lead), lead);
+        }
+    }
+
+    #[test]
+    fn answers_of_version_1_are_still_read_and_still_written() {
+        use openraft::raft::AppendEntriesResponse as Response;
+        let responses: [(_, Response<types::TypeConfig>); 4] = [
+            ("all", Response::Success),
+            ("upto", Response::PartialSuccess(Some(log_id(20)))),
+            ("conflict", Response::Conflict),
+            ("higher-vote", Response::HigherVote(vote(9))),
+        ];
+        for (name, response) in responses {
+            let read = answered_again(&format!("appended-{name}"), Appended::from(response.clone()));
+            assert_eq!(Response::from(read), response);
+        }
+        let response =
+            openraft::raft::VoteResponse::<types::TypeConfig>::new(vote(4), Some(log_id(22)), true);
+        let read = answered_again("voted", Voted::from(response.clone()));
+        assert_eq!(openraft::raft::VoteResponse::from(read), response);
+
+        let refused: openraft::raft::TransferLeaderResponse<types::TypeConfig> =
+            Err(openraft::raft::TransferLeaderError::LogNotFlushed {
+                expected: Some(log_id(22)),
+                actual: None,
+            });
+        let read = answered_again("transferred", Transferred::from(refused.clone()));
+        assert_eq!(openraft::raft::TransferLeaderResponse::from(read), refused);
+        let whole = SnapshotTaken::Whole(vote(3).into());
+        assert_eq!(answered_again("snapshot-taken", whole.clone()), whole);
+
+        let joined = Joined { herd: "4ac0".to_owned(), generation: 2, raft_id: 23, disk: disk("4") };
+        let surveyed = Surveyed {
+            id: 1,
+            name: "a".parse().unwrap(),
+            address: "a.example:8009".to_owned(),
+            host: "a.example".to_owned(),
+            voter: true,
+            silent_ms: Some(12),
+            trouble: None,
+        };
+        let why = || "a sentence".to_owned();
+        let all = [
+            ("committed", Led::Committed { revision: 21 }),
+            ("conflict", Led::Conflict { key: "a".to_owned() }),
+            ("read-index", Led::ReadIndex { index: 22 }),
+            ("joined", Led::Joined(joined)),
+            ("done", Led::Done),
+            ("survey", Led::Survey(vec![surveyed])),
+            ("not-leader", Led::NotLeader { leader: Some(9) }),
+            ("unavailable", Led::Unavailable { why: why() }),
+            ("unknown", Led::Unknown { why: why() }),
+            ("refused", Led::Refused { why: why() }),
+        ];
+        for (name, led) in all {
+            assert_eq!(answered_again(&format!("led-{name}"), led.clone()), led);
+        }
+        let refusal = Refusal::new(RefusalCode::Generation, "a sentence");
+        let stored = fixture("wire-v1/refusal.json", &answer::<()>(Err(refusal.clone())));
+        assert_eq!(answered::<Voted>(&stored), Err(refusal));
+    }
+
+    #[test]
+    fn a_later_version_may_add_fields_and_codes_but_not_change_the_envelope() {
+        let body = br#"{"v":1,"refused":{"code":"from-the-future","why":"new","more":1},"also":[]}"#;
+        assert_eq!(answered::<Voted>(body), Err(Refusal::new(RefusalCode::Other, "new")));
+        assert_eq!(envelope(br#"{"v":2,"what":"ever"}"#).unwrap_err().code, RefusalCode::Version);
+        for neither in [&b"{}"[..], b"{\"v\":1}", b"", b"{\"v\":1,\"answer\":{}}"] {
+            assert_eq!(answered::<Voted>(neither).unwrap_err().code, RefusalCode::Malformed);
+        }
+    }
+}

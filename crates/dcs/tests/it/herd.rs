@@ -39,6 +39,8 @@ pub(crate) struct Wires {
     delay: Mutex<Duration>,
     /// Answers of this RPC get lost, so many times.
     lose: Mutex<BTreeMap<&'static str, u32>>,
+    /// The last body of each RPC that arrived, its sender and its receiver.
+    sent: Mutex<BTreeMap<&'static str, (NodeName, NodeName, Vec<u8>)>>,
     pub(crate) calls: AtomicU64,
 }
 
@@ -53,6 +55,11 @@ impl Wires {
 
     pub(crate) fn lose_answers(&self, rpc: &'static str, count: u32) {
         self.lose.lock().unwrap().insert(rpc, count);
+    }
+
+    /// Sender, receiver and body of the last call of this RPC that arrived.
+    pub(crate) fn last_sent(&self, rpc: &str) -> Option<(NodeName, NodeName, Vec<u8>)> {
+        self.sent.lock().unwrap().get(rpc).cloned()
     }
 
     fn loses(&self, rpc: &'static str) -> bool {
@@ -101,6 +108,7 @@ impl Transport for End {
             let Some(there) = wires.members.lock().unwrap().get(&peer).cloned() else {
                 return Err(TransportError::NotSent("connection refused".to_owned()));
             };
+            wires.sent.lock().unwrap().insert(rpc, (own.clone(), peer.clone(), body.clone()));
             // The other side finishes what it began even if the caller gives up.
             let caller = own.clone();
             let answer = tokio::spawn(async move { there.handle(&caller, rpc, &body).await }).await.unwrap();
