@@ -14,7 +14,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -243,9 +243,12 @@ impl Client {
         request: &Request,
         phase: &mut Phase,
     ) -> Result<(Lease, hyper::Response<hyper::body::Incoming>), CallError> {
+        /// For deadlines that no clock can hold.
+        const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        let until = Instant::now() + self.deadline.min(FOR_EVER);
         loop {
             *phase = Phase::Connecting;
-            let mut lease = self.pool.checkout().await?;
+            let mut lease = self.pool.checkout(until).await?;
             *phase = Phase::Waiting;
             let reused = lease.was_used_before();
             match lease.send(self.encode(request)).await {

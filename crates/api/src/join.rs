@@ -37,6 +37,10 @@ pub struct JoinRequest {
     pub hosts: Vec<String>,
     /// `host:port` where the others reach the joining agent's API.
     pub api_address: String,
+    /// Members of the store on one host fail together; this says which host it is.
+    pub host: String,
+    /// The random name of the joining node's store directory: its admission is good for no other one.
+    pub store_disk: String,
     /// Version of the joining program, so that one that is too old is refused here and not later.
     pub version: String,
 }
@@ -47,6 +51,8 @@ impl fmt::Debug for JoinRequest {
             .field("node", &self.node)
             .field("hosts", &self.hosts)
             .field("api_address", &self.api_address)
+            .field("host", &self.host)
+            .field("store_disk", &self.store_disk)
             .field("version", &self.version)
             .finish_non_exhaustive()
     }

@@ -18,6 +18,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, OtherError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
@@ -45,7 +46,12 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 /// Attempts under way at a time.
 const MAX_ATTEMPTS: usize = 8;
 
-type Waiter = oneshot::Sender<Result<Connection, CallError>>;
+/// A call without a connection.
+#[derive(Debug)]
+struct Waiter {
+    sender: oneshot::Sender<Result<Connection, CallError>>,
+    until: Instant,
+}
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -114,8 +120,8 @@ impl Pool {
         self.host.clone()
     }
 
-    /// An idle connection, or the next one that becomes free or is made.
-    pub(super) async fn checkout(self: &Arc<Pool>) -> Result<Lease, CallError> {
+    /// An idle connection, or the next one that becomes free or is made, for a call that ends at `until`.
+    pub(super) async fn checkout(self: &Arc<Pool>, until: Instant) -> Result<Lease, CallError> {
         let receiver = {
             let mut state = self.lock();
             if let Some(connection) = self.take_idle(&mut state) {
@@ -123,7 +129,7 @@ impl Pool {
                 return Ok(self.lend(connection));
             }
             let (sender, receiver) = oneshot::channel();
-            state.waiters.push_back(sender);
+            state.waiters.push_back(Waiter { sender, until });
             self.start_attempts(&mut state);
             receiver
         };
@@ -162,7 +168,7 @@ impl Pool {
 
     /// As many attempts as calls wait, not counting those that have hung for a while.
     fn start_attempts(self: &Arc<Pool>, state: &mut State) {
-        state.waiters.retain(|waiter| !waiter.is_closed());
+        state.waiters.retain(|waiter| !waiter.sender.is_closed());
         loop {
             let young = state.attempts.iter().filter(|start| start.elapsed() < ATTEMPT_INTERVAL).count();
             let open = state.lent + state.idle.len() + state.attempts.len();
@@ -189,21 +195,30 @@ impl Pool {
             state.attempts.swap_remove(index);
         }
         match outcome {
-            Ok(connection) => Self::hand_on(&mut state, connection),
+            // A call takes one round trip, and TCP and TLS have just taken two. A call with less time left would
+            // fail and take the connection down with itself.
+            Ok(connection) => Self::hand_on(&mut state, connection, start.elapsed() / 2),
             // A younger attempt may still succeed.
             Err(_) if !state.attempts.is_empty() => {}
             Err(error) => {
                 for waiter in state.waiters.drain(..) {
-                    drop(waiter.send(Err(error.clone())));
+                    drop(waiter.sender.send(Err(error.clone())));
                 }
             }
         }
     }
 
-    /// To the call that has waited longest, else to the idle ones.
-    fn hand_on(state: &mut State, mut connection: Connection) {
-        while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.send(Ok(connection)) {
+    /// To the call that has waited longest and has `needed` time left, else to the idle ones.
+    fn hand_on(state: &mut State, mut connection: Connection, needed: Duration) {
+        let enough = Instant::now() + needed;
+        let mut next = 0;
+        while let Some(waiter) = state.waiters.get(next) {
+            if waiter.until < enough {
+                next += 1;
+                continue;
+            }
+            let waiter = state.waiters.remove(next).expect("it was just looked at");
+            match waiter.sender.send(Ok(connection)) {
                 Ok(()) => return,
                 Err(Ok(returned)) => connection = returned,
                 Err(Err(_)) => unreachable!("what comes back is what was sent"),
@@ -292,7 +307,7 @@ impl Drop for Lease {
             && connection.tls_generation == self.pool.tls_generation()
             && !connection.sender.is_closed()
         {
-            Pool::hand_on(&mut state, connection);
+            Pool::hand_on(&mut state, connection, Duration::ZERO);
         } else {
             drop(connection);
         }
@@ -323,6 +338,10 @@ fn io_error(endpoint: &Endpoint, error: &io::Error) -> CallError {
     let peer = endpoint.to_string();
     let cause = error.to_string();
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        // This side's own verdict; rustls would show it as a Rust value.
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(verdict)))) => {
+            CallError::NotTrusted { peer, cause: verdict.to_string() }
+        }
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)) => {
             CallError::NotTrusted { peer, cause }
         }

@@ -87,6 +87,13 @@ impl ClientTls {
         ClientTls { configs: RwLock::new(Arc::new(configs)), generation: AtomicU64::new(0) }
     }
 
+    /// The bare configuration that believes the node which is dialled and shows nothing: for the fence, whose
+    /// one message carries its own proof and which has no runtime to run a [`Client`](super::Client) on.
+    pub fn believing(authorities: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, TlsError> {
+        let trust = Trust::Roots(Arc::new(roots(authorities)?));
+        Ok(Configs::anonymous(trust, Expect::Dialled))
+    }
+
     /// From now on, new connections use these. Nothing is changed where they do not fit together.
     pub fn replace(
         &self,
@@ -116,11 +123,7 @@ impl Configs {
         certificate: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Configs, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for authority in authorities {
-            roots.add(authority.clone()).map_err(TlsError::Authority)?;
-        }
-        let trust = Trust::Roots(Arc::new(roots));
+        let trust = Trust::Roots(Arc::new(roots(authorities)?));
         let config = |expect| {
             let verifier = AgentVerifier::new(trust.clone(), expect);
             let built = builder(verifier).with_client_auth_cert(certificate.clone(), key.clone_key());
@@ -132,6 +135,14 @@ impl Configs {
     fn anonymous(trust: Trust, expect: Expect) -> Arc<ClientConfig> {
         finish(builder(AgentVerifier::new(trust, expect)).with_no_client_auth())
     }
+}
+
+fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(TlsError::Authority)?;
+    }
+    Ok(roots)
 }
 
 fn builder(verifier: AgentVerifier) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {

@@ -92,7 +92,8 @@ fn the_spellings_are_those_of_the_contract() {
 #[test]
 fn the_schema_refuses_what_breaks_the_contract() {
     let schema = checked_in();
-    let breakages: &[(&str, fn(&mut Value))] = &[
+    type Breakage = (&'static str, fn(&mut Value));
+    let breakages: &[Breakage] = &[
         ("an LSN as a number", |status| status["clusters"][0]["members"][0]["lsn"] = json!(83886176)),
         ("a system identifier as a number", |status| status["clusters"][0]["system_identifier"] = json!(7)),
         ("another spelling", |status| status["clusters"][0]["members"][1]["state"] = json!("catching_up")),
