@@ -21,7 +21,7 @@ pub use authority::{
     Authority, AuthorityKey, CA_VALIDITY, IssueError, NODE_VALIDITY, NodeSubject, OPERATOR_VALIDITY,
     OperatorName, key_of_request,
 };
-pub use credentials::{Credentials, CredentialsError, NewKey};
+pub use credentials::{Credentials, CredentialsError, NewKey, Paths};
 pub use fenced::{FencedRefused, sign_fenced, verify_fenced};
 pub use files::{FileError, read_limited, write_private, write_public};
 pub use tls::{ServerTls, authenticated};

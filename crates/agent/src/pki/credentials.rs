@@ -214,14 +214,14 @@ impl Credentials {
 
 /// The files, for the settings that name them.
 #[derive(Clone, Debug)]
-struct Paths {
-    authority: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
+pub struct Paths {
+    pub authority: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Paths {
-    fn of(directory: &Path) -> Paths {
+    pub fn of(directory: &Path) -> Paths {
         Paths {
             authority: directory.join(AUTHORITY_FILE),
             certificate: directory.join(CERTIFICATE_FILE),

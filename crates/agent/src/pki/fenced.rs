@@ -114,7 +114,7 @@ fn signed_bytes(message: &Fenced) -> Vec<u8> {
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     /// An ASN.1 signature of P-256 has at most 72 bytes.
     const MAX_SIGNATURE_BYTES: usize = 72;
-    if text.len() % 2 != 0 || text.len() > 2 * MAX_SIGNATURE_BYTES || !text.is_ascii() {
+    if !text.len().is_multiple_of(2) || text.len() > 2 * MAX_SIGNATURE_BYTES || !text.is_ascii() {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
