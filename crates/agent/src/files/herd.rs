@@ -237,7 +237,6 @@ fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
         Wrong::Host { host } => host != "unreadable",
         Wrong::DegradeTooSoon { .. } => !any_broken(&["suspect"]),
         Wrong::Parameter(ParameterError::NotInVersion { .. }) => !any_broken(&["version", "bin_dir"]),
-        Wrong::TooFewWalSenders { .. } | Wrong::TooFewSlots { .. } => !any_broken(&["node"]),
         _ => true,
     }
 }

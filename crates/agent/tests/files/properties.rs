@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pgherd_agent::files::agent::AgentFile;
 use pgherd_agent::files::herd;
+use pgherd_core::spec::hba::HbaLine;
+use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, Times,
@@ -151,6 +153,78 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
 
 fn settings(pairs: Vec<(&str, &str)>) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+/// What passes here must not be refused by the driver of PostgreSQL, where nobody is asked any more.
+#[test]
+fn the_driver_takes_every_parameter_that_is_allowed() {
+    let mut allowed = 0;
+    for (name, rows) in parameters::table() {
+        let words = rows.iter().flat_map(|row| match &row.kind {
+            parameters::Kind::Enum(words) => words.clone(),
+            _ => vec!["on", "off", "0", "1", "16", "100MB", "10s", "0.5", "some text"],
+        });
+        for word in words {
+            if parameters::check(name, word, None).is_ok() {
+                allowed += 1;
+                let one = settings(vec![(name, word)]);
+                let refused = pgherd_postgres::conf::check_parameters(&one);
+                assert!(refused.is_empty(), "{name} = {word}: {refused:?}");
+            }
+        }
+    }
+    assert!(allowed > 300, "only {allowed} settings were allowed");
+}
+
+/// A line of words that mean something somewhere.
+fn hba_line() -> impl Strategy<Value = String> {
+    let word = prop::sample::select(vec![
+        "local",
+        "host",
+        "hostssl",
+        "all",
+        "app",
+        "a,b",
+        "\"a b\"",
+        "+admins",
+        "replication",
+        "samenet",
+        "10.0.0.0/8",
+        "10.0.0.0",
+        "255.0.0.0",
+        "::1/128",
+        "db.example.com",
+        "scram-sha-256",
+        "md5",
+        "cert",
+        "peer",
+        "reject",
+        "trust",
+        "ldap",
+        "ldapserver=x",
+        "clientcert=verify-full",
+        ",",
+        "#",
+        "\"",
+        "pam",
+    ]);
+    let blank = prop::sample::select(vec![" ", "\t", "  ", ""]);
+    let likely = ["host", "hostssl", "local"].map(|kind| format!("{kind} all all "));
+    let begin = prop_oneof![Just(String::new()), prop::sample::select(likely.to_vec())];
+    (begin, prop::collection::vec((word, blank), 0..7))
+        .prop_map(|(begin, words)| words.into_iter().fold(begin, |line, (word, blank)| line + word + blank))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_driver_takes_every_line_that_is_allowed(line in hba_line()) {
+        if HbaLine::parse(&line, None).is_ok() {
+            let refused = pgherd_postgres::hba::check_line(&line);
+            prop_assert!(refused.is_ok(), "{}: {:?}", line, refused);
+        }
+    }
 }
 
 proptest! {

@@ -19,8 +19,6 @@ pub const MAX_NODES: usize = 32;
 pub const MAX_DELAY: Duration = Duration::from_secs(24 * 24 * 3600);
 /// A day without the declared redundancy is not a degraded cluster but an asynchronous one.
 pub const MAX_DEGRADE_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// WAL senders beyond one per node: a clone streams through two.
-const CLONE_WAL_SENDERS: usize = 2;
 
 /// Where in a specification: `cluster[0].node[2].follow`, in the words of the herd file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,8 +102,6 @@ pub enum Wrong {
     BinDirNotAbsolute,
     Parameter(ParameterError),
     ParameterOfOneNode { name: String },
-    TooFewWalSenders { has: u64, needs: u64 },
-    TooFewSlots { has: u64, needs: u64 },
     Hba(HbaError),
     DatabaseTwice { name: SqlName, first: Place },
     DatabaseReserved { name: SqlName },
@@ -176,15 +172,6 @@ impl fmt::Display for Wrong {
                 "{name} must be the same on every node: a standby with less than its primary does not start, and \
                  any node may become primary"
             ),
-            Wrong::TooFewWalSenders { has, needs } => {
-                write!(
-                    f,
-                    "max_wal_senders = {has} is too few: each standby needs one and a clone two, here {needs}"
-                )
-            }
-            Wrong::TooFewSlots { has, needs } => {
-                write!(f, "max_replication_slots = {has} is too few: each node needs one, here {needs}")
-            }
             Wrong::Hba(error) => error.fmt(f),
             Wrong::DatabaseTwice { name, .. } => write!(f, "the database \"{name}\" is listed twice"),
             Wrong::DatabaseReserved { name } => write!(f, "the database \"{name}\" is PostgreSQL's own"),
@@ -248,6 +235,7 @@ pub enum Doubt {
     StoreOnOneHost { host: String, held: usize, agents: usize },
     LoopbackAmongHosts { host: String },
     NeverPromotedVoter { name: NodeName },
+    Raised { name: String, to: u64 },
 }
 
 impl fmt::Display for Doubt {
@@ -273,6 +261,7 @@ impl fmt::Display for Doubt {
                 "{name} counts for commits but is never promoted: when it alone has the last ones, another node \
                  must fetch them from it first"
             ),
+            Doubt::Raised { name, to } => write!(f, "{name} is {to} at least, so that is what it will be"),
         }
     }
 }
@@ -288,6 +277,7 @@ impl Doubt {
             Doubt::NeverPromotedVoter { .. } => {
                 "a delay instead keeps a node out of the durability rule as well"
             }
+            Doubt::Raised { .. } => "leave it out, or ask for more",
         };
         Some(hint.to_owned())
     }
@@ -358,6 +348,21 @@ impl HerdSpec {
             for (line, text) in cluster.postgres.hba.iter().enumerate() {
                 if HbaLine::parse(text, version).is_ok_and(|line| line.method == "md5") {
                     add(at.key("postgres").key("hba").index(line), Doubt::Md5);
+                }
+            }
+            let everywhere = (at.key("postgres"), &cluster.postgres.parameters);
+            let of_nodes = cluster.nodes.iter().enumerate();
+            let of_nodes =
+                of_nodes.map(|(position, node)| (at.key("node").index(position), &node.parameters));
+            for (at, parameters) in std::iter::once(everywhere).chain(of_nodes) {
+                for (name, value) in parameters {
+                    let number = parameters::number(name, value, version);
+                    if let (Some(number), Some(floor)) = (number, parameters::floor(name))
+                        && number < floor as f64
+                    {
+                        let at = at.key("parameters").key(name.clone());
+                        add(at, Doubt::Raised { name: name.clone(), to: floor });
+                    }
                 }
             }
             let Durability::Quorum { needed, degrade_after } = &cluster.durability else { continue };
@@ -482,10 +487,6 @@ impl ClusterSpec {
                 add(at, Wrong::Parameter(error));
             }
         }
-        let slots = self.too_few_slots(&node.parameters);
-        if let Some(wrong) = slots {
-            add(at.key("parameters").key("max_replication_slots"), wrong);
-        }
     }
 
     /// The circle that a node is part of, from it back to it.
@@ -522,31 +523,11 @@ impl ClusterSpec {
                 add(at.key("parameters").key(name.clone()), Wrong::Parameter(error));
             }
         }
-        let senders = self.setting(&self.postgres.parameters, "max_wal_senders");
-        let needs = (self.nodes.len() + CLONE_WAL_SENDERS) as u64;
-        if let Some(has) = senders.filter(|has| *has < needs) {
-            add(at.key("parameters").key("max_wal_senders"), Wrong::TooFewWalSenders { has, needs });
-        }
-        if let Some(wrong) = self.too_few_slots(&self.postgres.parameters) {
-            add(at.key("parameters").key("max_replication_slots"), wrong);
-        }
         for (line, text) in self.postgres.hba.iter().enumerate() {
             if let Err(error) = HbaLine::parse(text, version) {
                 add(at.key("hba").index(line), Wrong::Hba(error));
             }
         }
-    }
-
-    fn too_few_slots(&self, parameters: &BTreeMap<String, String>) -> Option<Wrong> {
-        let needs = self.nodes.len() as u64;
-        let has = self.setting(parameters, "max_replication_slots").filter(|has| *has < needs)?;
-        Some(Wrong::TooFewSlots { has, needs })
-    }
-
-    /// A whole number that a parameter is set to.
-    fn setting(&self, parameters: &BTreeMap<String, String>, name: &str) -> Option<u64> {
-        let number = parameters::number(name, parameters.get(name)?, self.postgres.version())?;
-        (number >= 0.0).then_some(number as u64)
     }
 
     fn check_databases(&self, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
@@ -654,9 +635,8 @@ mod tests {
                 spec.clusters[0].postgres.parameters.insert(name.to_owned(), value.to_owned());
             }
         };
-        one(set("fsync", "off"), "cluster[0].postgres.parameters.fsync: fsync = off is refused");
-        one(set("max_wal_senders", "5"), "here 6");
-        one(set("max_replication_slots", "3"), "here 4");
+        one(set("fsync", "off"), "cluster[0].postgres.parameters.fsync: \"fsync\" is not yours to set");
+        one(set("wal_level", "minimal"), "wal_level = minimal is refused");
         one(
             |spec| {
                 let parameters = &mut spec.clusters[0].nodes[1].parameters;
@@ -713,6 +693,11 @@ mod tests {
         assert_eq!(one_host, [Doubt::StoreOnOneHost { host, held: 4, agents: 5 }]);
         let loopback = doubts(&|spec| spec.witnesses[0].host = "127.0.0.1".to_owned());
         assert_eq!(loopback, [Doubt::LoopbackAmongHosts { host: "127.0.0.1".to_owned() }]);
+        let raised = doubts(&|spec| {
+            let few = ("max_wal_senders".to_owned(), "3".to_owned());
+            spec.clusters[0].postgres.parameters.extend([few]);
+        });
+        assert_eq!(raised, [Doubt::Raised { name: "max_wal_senders".to_owned(), to: 16 }]);
         let voter = doubts(&|spec| spec.clusters[0].nodes[1].priority = 0);
         assert_eq!(voter, [Doubt::NeverPromotedVoter { name: name("b") }]);
     }

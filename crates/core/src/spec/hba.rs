@@ -57,6 +57,8 @@ pub enum HbaWrong {
     UnknownType { word: String },
     UnknownMethod { word: String },
     ManyWords { what: &'static str },
+    LooseComma,
+    Replication,
     FileReference { word: String },
     RegularExpression { why: String },
     OwnRole { word: String },
@@ -76,12 +78,18 @@ impl fmt::Display for HbaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.wrong {
             HbaWrong::Empty => write!(f, "the line is empty or a comment"),
-            HbaWrong::LineBreak => write!(f, "the line holds a line break or another control character"),
+            HbaWrong::LineBreak => {
+                write!(f, "the line holds a line break, or a letter that looks like a blank and is none")
+            }
             HbaWrong::QuoteOpen => write!(f, "the quote is not closed"),
             HbaWrong::Missing { what } => write!(f, "the line ends before {what}"),
             HbaWrong::UnknownType { word } => write!(f, "\"{word}\" is not a type of connection"),
             HbaWrong::UnknownMethod { word } => write!(f, "\"{word}\" is not a method of authentication"),
             HbaWrong::ManyWords { what } => write!(f, "{what} is one word, not a list"),
+            HbaWrong::LooseComma => {
+                write!(f, "a comma stands beside a blank; a list is written without blanks")
+            }
+            HbaWrong::Replication => write!(f, "replication connections are admitted by pgherd alone"),
             HbaWrong::FileReference { word } => {
                 write!(f, "\"{word}\" refers to a file, which would have to be the same on every host")
             }
@@ -290,6 +298,9 @@ impl HbaLine {
         let databases = fields.next().ok_or_else(|| missing("the database"))?;
         for token in &databases.tokens {
             check_name(token, version, "database")?;
+            if token.text == "replication" {
+                return Err(wrong(token, HbaWrong::Replication));
+            }
         }
         let users = fields.next().ok_or_else(|| missing("the user"))?;
         for token in &users.tokens {
@@ -348,10 +359,12 @@ fn single<'a>(field: &'a Field, what: &'static str) -> Result<&'a Token, HbaErro
     }
 }
 
-/// PostgreSQL's words: separated by blanks, a list by commas, quotes anywhere in a word keep both.
+/// PostgreSQL's words: separated by blanks, a list by commas, quotes anywhere in a word keep both. PostgreSQL
+/// takes some blanks beside a comma and means different things by them; none are taken here.
 fn split(line: &str) -> Result<Vec<Field>, HbaError> {
-    if let Some((at, found)) = line.char_indices().find(|(_, letter)| letter.is_control() && *letter != '\t')
-    {
+    let strange =
+        |letter: char| (letter.is_control() || letter.is_whitespace()) && !matches!(letter, ' ' | '\t');
+    if let Some((at, found)) = line.char_indices().find(|(_, letter)| strange(*letter)) {
         return Err(HbaError { at: at..at + found.len_utf8(), wrong: HbaWrong::LineBreak });
     }
     let mut fields: Vec<Field> = Vec::new();
@@ -360,10 +373,14 @@ fn split(line: &str) -> Result<Vec<Field>, HbaError> {
     while let Some(&(start, letter)) = letters.peek() {
         match letter {
             '#' => break,
-            ' ' | '\t' | ',' => {
+            ' ' | '\t' if joined => {
+                return Err(HbaError { at: start - 1..start, wrong: HbaWrong::LooseComma });
+            }
+            ' ' | '\t' => {
                 letters.next();
                 continue;
             }
+            ',' => return Err(HbaError { at: start..start + 1, wrong: HbaWrong::LooseComma }),
             _ => {}
         }
         let (mut text, mut quoted, mut open, mut end) = (String::new(), false, None, start);
@@ -397,8 +414,11 @@ fn split(line: &str) -> Result<Vec<Field>, HbaError> {
             }
             _ => fields.push(Field { tokens: vec![token], at: start..end }),
         }
-        // A list goes on where a comma touches the word before it; one that stands alone is a blank.
-        joined = letters.peek().is_some_and(|(_, next)| *next == ',');
+        joined = letters.next_if(|(_, next)| *next == ',').is_some();
+    }
+    if joined {
+        let end = line.trim_end().len();
+        return Err(HbaError { at: end.saturating_sub(1)..end, wrong: HbaWrong::LooseComma });
     }
     Ok(fields)
 }
@@ -514,7 +534,7 @@ mod tests {
     fn what_postgresql_reads_is_read() {
         for line in [
             "local all all scram-sha-256",
-            "local  \"all\",b  u1, u2\tpeer # a comment",
+            "local  \"all\",b  u1,u2\tpeer # a comment",
             "host all all 10.0.0.0/8 scram-sha-256",
             "host all all 10.0.0.0 255.0.0.0 md5",
             "host all all ::1/128 scram-sha-256",
@@ -527,9 +547,7 @@ mod tests {
             "host all all all ldap ldapurl=\"ldap://ldap.example.net/dc=example?uid?sub\"",
             "host all all all radius radiusservers=10.1.1.1 radiussecrets=\"a,b\"",
             "host all all all pam pamservice=postgresql",
-            "host replication archiver 10.0.0.7/32 scram-sha-256",
             "host all /^app all scram-sha-256",
-            "host a, b ,c all md5",
         ] {
             assert!(HbaLine::parse(line, Some(16)).is_ok(), "{line}: {:?}", HbaLine::parse(line, Some(16)));
         }
@@ -567,6 +585,12 @@ mod tests {
             ("host all pgherd_agent all md5", 9..21, "one of pgherd's own roles"),
             ("host @dbs all all md5", 5..9, "refers to a file"),
             ("host all /^app all md5", 9..14, "exists from PostgreSQL 16"),
+            ("host a, b all all md5", 6..7, "a comma stands beside a blank"),
+            ("host a ,b all all md5", 7..8, "a comma stands beside a blank"),
+            ("host a,,b all all md5", 7..8, "a comma stands beside a blank"),
+            ("host all all all md5,", 20..21, "a comma stands beside a blank"),
+            ("host app,replication x all md5", 9..20, "admitted by pgherd alone"),
+            ("host all all\u{a0}all md5", 12..14, "looks like a blank"),
             ("host \"all all all md5", 5..21, "the quote is not closed"),
             ("host,local all all all md5", 0..10, "the type of connection is one word"),
             ("host all all all md5\nhost all all all trust", 20..21, "line break"),

@@ -26,10 +26,23 @@ pub const AT_LEAST_THE_PRIMARYS: [&str; 5] = [
     "max_worker_processes",
 ];
 
-/// PostgreSQL's own value of one of [`AT_LEAST_THE_PRIMARYS`], the same in every major.
-pub fn default_of_ordered(name: &str) -> Option<f64> {
+/// WAL senders and replication slots are never fewer: each node needs one of both on every other, a clone two
+/// senders more, and a backup or somebody's tool its own.
+pub const MIN_SENDERS_AND_SLOTS: u64 = 16;
+
+/// The least that pgherd uses whatever the file says; a smaller number is raised to it.
+pub fn floor(name: &str) -> Option<u64> {
+    matches!(name, "max_replication_slots" | "max_wal_senders").then_some(MIN_SENDERS_AND_SLOTS)
+}
+
+/// What one of [`AT_LEAST_THE_PRIMARYS`] is in the end, set or not. PostgreSQL's own values are the same in
+/// every major.
+pub fn limit(name: &str, value: Option<&str>, version: Option<u16>) -> Option<f64> {
     let defaults = [100.0, 64.0, 0.0, 10.0, 8.0];
-    AT_LEAST_THE_PRIMARYS.iter().position(|ordered| *ordered == name).map(|index| defaults[index])
+    let default =
+        AT_LEAST_THE_PRIMARYS.iter().position(|ordered| *ordered == name).map(|index| defaults[index])?;
+    let set = value.and_then(|value| number(name, value, version)).unwrap_or(default);
+    Some(set.max(floor(name).unwrap_or(0) as f64))
 }
 
 /// When a changed value takes effect.
@@ -128,30 +141,46 @@ impl ParameterError {
                 let from = if last == VERSIONS.end() { "from" } else { "up to" };
                 Some(format!("it exists {from} PostgreSQL {}", if from == "from" { first } else { last }))
             }
+            ParameterError::Managed { .. } => Some("leave it out".to_owned()),
             _ => None,
         }
     }
 }
 
-/// Settings that have another owner than the herd file's `parameters`, with the reason. A name that ends
-/// with `*` stands for all that begin so.
+/// Settings that have another owner than the herd file's `parameters`, with the reason; also those that are
+/// always the same, since a value that changes nothing is worse than none. A name that ends with `*` stands for
+/// all that begin so, [`OPEN`] apart.
 const MANAGED: &[(&str, &str)] = &[
     ("archive_cleanup_command", "WAL is removed only when no node and no backup needs it"),
     ("archive_command", "archiving belongs to [backup], which this version does not have yet"),
     ("archive_library", "archiving belongs to [backup], which this version does not have yet"),
     ("archive_mode", "archiving belongs to [backup], which this version does not have yet"),
-    ("cluster_name", "it is the node's name, by which a standby is known to its primary"),
+    ("cluster_name", "it is the node's name"),
     ("config_file", "pgherd writes the configuration files and knows where"),
     ("data_directory", "it is data_dir in the host's agent.toml"),
     ("data_sync_retry", "after a failed fsync the data is gone from memory; the node must be barred instead"),
     ("external_pid_file", "a leftover file would name a process that is not this PostgreSQL"),
+    ("fsync", "always on: a commit that is not on disk is not durable, whatever was acknowledged"),
+    ("full_page_writes", "always on: a torn page after a crash could not be repaired"),
     ("hba_file", "pgherd writes pg_hba.conf; lines of yours go to \"hba\""),
     ("hot_standby", "always on: agents ask standbys for their position, and clients read from them"),
-    ("ident_file", "pgherd writes pg_hba.conf without user maps"),
+    ("ident_file", "pgherd writes it, for its own roles"),
     ("ignore_checksum_failure", "damage bars a node; a setting must not hide it"),
     ("ignore_invalid_pages", "damage bars a node; a setting must not hide it"),
     ("include*", "a second file would set what this one does not show"),
+    ("lc_messages", "agents read PostgreSQL's messages"),
     ("listen_addresses", "it follows from the node's host"),
+    ("log_destination", "pgherd logs and the agents read PostgreSQL's log where they expect it"),
+    ("log_directory", "pgherd logs and the agents read PostgreSQL's log where they expect it"),
+    ("log_file_mode", "a log can hold statements with secrets; only its owner reads it"),
+    ("log_filename", "pgherd logs and the agents read PostgreSQL's log where they expect it"),
+    ("log_truncate_on_rotation", "a log that is cut is missing after the incident"),
+    ("logging_collector", "pgherd logs and the agents read PostgreSQL's log where they expect it"),
+    (
+        "max_slot_wal_keep_size",
+        "a quarter of the WAL volume, so that the slot of a lost node cannot fill the disk",
+    ),
+    ("password_encryption", "always scram-sha-256: an md5 password can be used by whoever reads it"),
     ("port", "it is the node's port"),
     ("primary_conninfo", "whom a standby follows is decided by the herd; see the node's \"follow\""),
     ("primary_slot_name", "each node has a slot of its own on every node that may become primary"),
@@ -162,15 +191,26 @@ const MANAGED: &[(&str, &str)] = &[
     ("restart_after_crash", "always off: PostgreSQL must not become primary again without a new term"),
     ("restore_command", "a sealed node must not receive WAL by another way; pgherd sets it where it is safe"),
     ("ssl", "always on, with certificates of the herd's own authority"),
-    ("ssl_ca_file", "certificates are of the herd's own authority"),
-    ("ssl_cert_file", "certificates are of the herd's own authority"),
-    ("ssl_crl_dir", "certificates are of the herd's own authority"),
-    ("ssl_crl_file", "certificates are of the herd's own authority"),
-    ("ssl_key_file", "certificates are of the herd's own authority"),
-    ("ssl_passphrase_command*", "certificates are of the herd's own authority"),
+    ("ssl_*", "certificates are of the herd's own authority"),
     ("synchronous_standby_names", "it is the durability rule; set \"durability\" and \"needed\""),
     ("unix_socket_directories", "agents find PostgreSQL by it, so they choose it"),
+    ("update_process_title", "always on: a seal finds WAL receivers by their titles"),
+    ("wal_log_hints", "on where data checksums are off, so that an old primary can be rewound"),
+    (
+        "wal_receiver_create_temp_slot",
+        "each node has a slot of its own on every node that may become primary",
+    ),
     ("zero_damaged_pages", "damage bars a node; a setting must not hide it"),
+];
+
+/// What an operator may choose about TLS.
+const OPEN: &[&str] = &[
+    "ssl_ciphers",
+    "ssl_ecdh_curve",
+    "ssl_groups",
+    "ssl_min_protocol_version",
+    "ssl_prefer_server_ciphers",
+    "ssl_tls13_ciphers",
 ];
 
 /// Values that a setting must not have, because a promise rests on it: what it may be, and why.
@@ -186,17 +226,6 @@ const LIMITED: &[(&str, Allowed, &str)] = &[
         "the warning that a commit was not replicated must reach the client",
     ),
     (
-        "fsync",
-        Allowed::Only(&["on"]),
-        "a commit that is not on disk is not durable, whatever was acknowledged",
-    ),
-    ("full_page_writes", Allowed::Only(&["on"]), "a torn page after a crash could not be repaired"),
-    (
-        "password_encryption",
-        Allowed::Only(&["scram-sha-256"]),
-        "an md5 password can be used by whoever reads it; md5 in an hba line works with SCRAM passwords",
-    ),
-    (
         "superuser_reserved_connections",
         Allowed::AtLeast(3.0),
         "without three reserved connections busy clients lock out the agent, which looks like a failure",
@@ -207,11 +236,6 @@ const LIMITED: &[(&str, Allowed, &str)] = &[
         "a commit would be acknowledged before the voters have flushed it; sessions may lower it for themselves",
     ),
     ("wal_level", Allowed::Except(&["minimal"]), "a standby needs at least replica"),
-    (
-        "wal_log_hints",
-        Allowed::Only(&["on"]),
-        "without it an old primary cannot be rewound where data checksums are off",
-    ),
     (
         "wal_receiver_status_interval",
         Allowed::AtLeast(1.0),
@@ -280,11 +304,7 @@ pub fn context(name: &str, version: Option<u16>) -> Context {
 
 /// Whether the operator may set this parameter to this value.
 pub fn check(name: &str, value: &str, version: Option<u16>) -> Result<(), ParameterError> {
-    let managed = MANAGED.iter().find(|(pattern, _)| match pattern.strip_suffix('*') {
-        Some(prefix) => name.len() >= prefix.len() && name[..].starts_with(prefix),
-        None => *pattern == name,
-    });
-    if let Some((_, why)) = managed {
+    if let Some(why) = managed(name) {
         return Err(ParameterError::Managed { name: name.to_owned(), why });
     }
     if value.chars().any(char::is_control) {
@@ -294,7 +314,7 @@ pub fn check(name: &str, value: &str, version: Option<u16>) -> Result<(), Parame
         return Ok(());
     }
     let Some(rows) = table().get_key_value(name) else {
-        let settable = table().keys().copied().filter(|name| !is_managed(name));
+        let settable = table().keys().copied().filter(|name| managed(name).is_none());
         return Err(ParameterError::Unknown { name: name.to_owned(), meant: nearest(name, settable) });
     };
     let (&name, rows) = rows;
@@ -324,8 +344,13 @@ pub fn number(name: &str, value: &str, version: Option<u16>) -> Option<f64> {
     }
 }
 
-fn is_managed(name: &str) -> bool {
-    MANAGED.iter().any(|(pattern, _)| *pattern == name)
+/// Why a setting is not the operator's, if it is not.
+fn managed(name: &str) -> Option<&'static str> {
+    let named = |pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix) && !OPEN.contains(&name),
+        None => pattern == name,
+    };
+    MANAGED.iter().find(|(pattern, _)| named(pattern)).map(|(_, why)| *why)
 }
 
 /// `prefix.name`, each a word: PostgreSQL keeps such a setting for an extension that may come later.
@@ -482,7 +507,7 @@ mod tests {
             ("effective_io_concurrency", "200"),
             ("statement_timeout", "5min"),
             ("idle_in_transaction_session_timeout", "1h"),
-            ("max_slot_wal_keep_size", "-1"),
+            ("wal_keep_size", "2GB"),
             ("search_path", "\"$user\", public"),
             ("auto_explain.log_min_duration", "250ms"),
         ] {
@@ -523,25 +548,26 @@ mod tests {
     #[test]
     fn nobody_turns_off_what_a_promise_rests_on() {
         for (name, value) in [
-            ("fsync", "off"),
-            ("fsync", "fal"),
-            ("fsync", "0"),
-            ("full_page_writes", "no"),
             ("synchronous_commit", "local"),
             ("synchronous_commit", "false"),
             ("synchronous_commit", "remote_write"),
             ("wal_level", "minimal"),
             ("client_min_messages", "ERROR"),
-            ("password_encryption", "md5"),
             ("wal_receiver_status_interval", "0"),
             ("wal_receiver_status_interval", "0.4s"),
         ] {
             let refused = check(name, value, Some(16));
             assert!(matches!(refused, Err(ParameterError::Unsafe { .. })), "{name} = {value}: {refused:?}");
         }
-        for name in
-            ["synchronous_standby_names", "primary_conninfo", "recovery_target_lsn", "ssl", "include_dir"]
-        {
+        for name in [
+            "synchronous_standby_names",
+            "primary_conninfo",
+            "recovery_target_lsn",
+            "ssl",
+            "ssl_ca_file",
+            "include_dir",
+            "fsync",
+        ] {
             let refused = check(name, "", Some(16));
             assert!(matches!(refused, Err(ParameterError::Managed { .. })), "{name}: {refused:?}");
         }

@@ -541,12 +541,12 @@ fn plan_postgres(
             restarted.extend(nodes.iter().cloned());
         }
         if AT_LEAST_THE_PRIMARYS.contains(&name.as_str()) {
-            let number = |value: &Option<String>| match value {
-                Some(value) => parameters::number(&name, value, version),
-                None => parameters::default_of_ordered(&name),
-            };
-            let down = number(&to) < number(&from);
-            if down { lowered.push(name.clone()) } else { raised.push(name.clone()) }
+            let limit = |value: &Option<String>| parameters::limit(&name, value.as_deref(), version);
+            if limit(&to) < limit(&from) {
+                lowered.push(name.clone());
+            } else if limit(&to) > limit(&from) {
+                raised.push(name.clone());
+            }
         }
         let effect =
             |nodes| if restarts { Effect::PendingRestart { nodes } } else { Effect::Reload { nodes } };
