@@ -25,8 +25,8 @@ use crate::logs;
 
 mod managed;
 
-pub use managed::{Managed, SyncNames, SyncNamesError, Upstream};
-pub(crate) use managed::{read_managed, write_managed};
+pub(crate) use managed::{Conninfo, passfile_line, read_blocking, write_blocking};
+pub use managed::{Managed, SyncNames, SyncNamesError, Upstream, slot_name};
 
 const FILES: Duration = Duration::from_secs(10);
 const VALIDATION: Duration = Duration::from_secs(20);
@@ -93,7 +93,9 @@ impl ConfError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             ConfError::Reserved { .. } => Some("take it out of the herd file's parameters"),
-            ConfError::Rejected { .. } => Some("names and values are those of postgresql.conf, without quotes"),
+            ConfError::Rejected { .. } => {
+                Some("names and values are those of postgresql.conf, without quotes")
+            }
             ConfError::Other(error) => error.hint(),
             _ => None,
         }
@@ -187,7 +189,8 @@ pub fn check_parameters(parameters: &BTreeMap<String, String>) -> Vec<ConfError>
     let mut wrong = Vec::new();
     for (name, value) in parameters {
         let lower = name.to_ascii_lowercase();
-        let spelt = lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$'));
+        let spelt =
+            lower.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$'));
         if lower.is_empty() || !spelt || value.contains(['\n', '\r', '\0']) {
             wrong.push(ConfError::BadName { name: name.clone() });
             continue;
@@ -198,7 +201,9 @@ pub fn check_parameters(parameters: &BTreeMap<String, String>) -> Vec<ConfError>
         }
         let said = value.trim().to_ascii_lowercase();
         let why = match lower.as_str() {
-            "synchronous_commit" if !matches!(said.as_str(), "on" | "remote_apply" | "true" | "yes" | "1") => {
+            "synchronous_commit"
+                if !matches!(said.as_str(), "on" | "remote_apply" | "true" | "yes" | "1") =>
+            {
                 "commits would be acknowledged before a voter has flushed them; lower it in single sessions"
             }
             "client_min_messages" if matches!(said.as_str(), "error" | "fatal" | "panic") => {
@@ -245,8 +250,10 @@ pub(crate) async fn write_into(
         return Ok((false, raised));
     }
     validate(instance, &text).await?;
-    blocking("writing postgresql.conf", FILES, move || durable::write(&path, text.as_bytes(), durable::PRIVATE))
-        .await?;
+    blocking("writing postgresql.conf", FILES, move || {
+        durable::write(&path, text.as_bytes(), durable::PRIVATE)
+    })
+    .await?;
     Ok((true, raised))
 }
 
@@ -380,7 +387,9 @@ pub fn generate(instance: &Instance, settings: &Settings) -> Result<(String, Vec
         lines.insert(name.to_owned(), u32::max(number, floor).to_string());
     }
     for (name, least) in settings.at_least.map(|limits| limits.named()).into_iter().flatten() {
-        let Some(number) = lines.get(name).and_then(|value| value.parse::<u32>().ok()).or(default_limit(name)) else {
+        let Some(number) =
+            lines.get(name).and_then(|value| value.parse::<u32>().ok()).or(default_limit(name))
+        else {
             continue;
         };
         if number < least {
@@ -531,7 +540,10 @@ mod tests {
             assert_eq!(parse(&line)["name"], value, "{line}");
         }
         assert_eq!(parse("work_mem 64MB # more\n#x = 1\n PORT=5433\n"), {
-            BTreeMap::from([("work_mem".to_owned(), "64MB".to_owned()), ("port".to_owned(), "5433".to_owned())])
+            BTreeMap::from([
+                ("work_mem".to_owned(), "64MB".to_owned()),
+                ("port".to_owned(), "5433".to_owned()),
+            ])
         });
     }
 

@@ -145,7 +145,9 @@ impl ControlFile {
         let wal_page_bytes = field(224)?;
         let powers = wal_segment_bytes.is_power_of_two() && wal_page_bytes.is_power_of_two();
         if !powers || wal_page_bytes < 1024 || wal_segment_bytes < wal_page_bytes {
-            return Err(format!("{wal_segment_bytes} and {wal_page_bytes} cannot be sizes of WAL segment and page"));
+            return Err(format!(
+                "{wal_segment_bytes} and {wal_page_bytes} cannot be sizes of WAL segment and page"
+            ));
         }
         Ok(ControlFile {
             system_id: SystemId(wide(0)?),

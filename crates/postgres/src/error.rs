@@ -74,7 +74,9 @@ impl Error {
                 }
                 _ => None,
             },
-            Error::Deadline { .. } => Some("the machine or its disk may be overloaded or hung: look at dmesg and iostat"),
+            Error::Deadline { .. } => {
+                Some("the machine or its disk may be overloaded or hung: look at dmesg and iostat")
+            }
             Error::Damaged { .. } => Some("a node with a damaged file is rebuilt: pgherd reinit"),
             Error::Connect { .. } => Some("is PostgreSQL running, and does its log say why it refuses?"),
             _ => None,

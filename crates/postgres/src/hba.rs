@@ -70,8 +70,8 @@ pub fn check_line(line: &str) -> Result<(), HbaError> {
     match method.as_str() {
         "trust" => wrong("trust lets anybody in; use scram-sha-256"),
         "password" if kind != "hostssl" => wrong("password would send it in clear; use scram-sha-256"),
-        "scram-sha-256" | "md5" | "password" | "cert" | "peer" | "reject" | "gss" | "sspi" | "ident" | "ldap"
-        | "radius" | "pam" | "oauth" => Ok(()),
+        "scram-sha-256" | "md5" | "password" | "cert" | "peer" | "reject" | "gss" | "sspi" | "ident"
+        | "ldap" | "radius" | "pam" | "oauth" => Ok(()),
         _ => wrong("its method is unknown"),
     }
 }

@@ -51,8 +51,10 @@ pub async fn initdb(
     let pwfile = instance.private_dir.join("initdb.password");
     {
         let (pwfile, text) = (pwfile.clone(), format!("{}\n", superuser.reveal()));
-        blocking("handing over a password", FILES, move || durable::write(&pwfile, text.as_bytes(), durable::PRIVATE))
-            .await?;
+        blocking("handing over a password", FILES, move || {
+            durable::write(&pwfile, text.as_bytes(), durable::PRIVATE)
+        })
+        .await?;
     }
     let run = run(instance, &making, &pwfile, deadline).await;
     blocking("removing a password", FILES, move || durable::remove(&pwfile)).await?;

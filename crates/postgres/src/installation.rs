@@ -67,9 +67,9 @@ impl InstallationError {
                 "on Debian: set create_main_cluster = false in /etc/postgresql-common/createcluster.conf, then \
                  apt-get install postgresql-{major}"
             )),
-            InstallationError::NoneInstalled { .. } => {
-                Some("install PostgreSQL's server package, or set bin_dir to the directory of its programs".into())
-            }
+            InstallationError::NoneInstalled { .. } => Some(
+                "install PostgreSQL's server package, or set bin_dir to the directory of its programs".into(),
+            ),
             InstallationError::ProgramMissing { program, .. } => {
                 Some(format!("{program} comes with PostgreSQL's server package"))
             }
@@ -153,7 +153,8 @@ fn parse_version(text: &str) -> Option<Version> {
         Some(at) => number.split_at(at),
         None => (number, ""),
     };
-    let minor: String = rest.strip_prefix('.').unwrap_or("").chars().take_while(char::is_ascii_digit).collect();
+    let minor: String =
+        rest.strip_prefix('.').unwrap_or("").chars().take_while(char::is_ascii_digit).collect();
     Some(Version { major: major.parse().ok()?, minor: minor.parse().unwrap_or(0) })
 }
 

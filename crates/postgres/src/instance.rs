@@ -82,7 +82,11 @@ impl Instance {
         let socket = spec.socket_dir.join(format!(".s.PGSQL.{}", spec.port));
         let bytes = socket.as_os_str().as_bytes().len();
         if bytes > MAX_SOCKET_PATH_BYTES {
-            return Err(InstanceError::SocketPathTooLong { socket_dir: spec.socket_dir, port: spec.port, bytes });
+            return Err(InstanceError::SocketPathTooLong {
+                socket_dir: spec.socket_dir,
+                port: spec.port,
+                bytes,
+            });
         }
         let named = [
             ("the data directory", &spec.data_dir),

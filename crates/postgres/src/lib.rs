@@ -16,7 +16,7 @@
 //! | [`seal`] | no further byte of the old term, durably |
 //! | [`promote`] | becomes primary on the reserved timeline |
 //! | [`follow`] | streams from an upstream |
-//! | [`rewind`] | undoes what the primary does not have |
+//! | [`sync_names`] | the list of synchronous standbys, proven in force |
 //! | [`slots`] | physical slots |
 //! | [`observe`] | one query that sees everything; probes and heartbeats |
 //! | [`logs`], [`disk`] | PostgreSQL's log files; whether the disk answers |
@@ -24,21 +24,30 @@
 //!
 //! Hazard: it runs as the owner of the data. Each module says what it can destroy.
 
+pub mod clone;
 pub mod conf;
 pub mod control;
+pub mod disk;
 mod durable;
 pub mod error;
+pub mod follow;
 pub mod hba;
 pub mod initdb;
 pub mod installation;
 pub mod instance;
 pub mod logs;
 mod making;
+pub mod observe;
 mod proc;
 pub mod process;
+pub mod promote;
+mod receivers;
 pub mod roles;
+pub mod seal;
 pub mod secret;
+pub mod slots;
 pub mod sql;
+pub mod sync_names;
 pub mod wal;
 
 pub use error::Error;

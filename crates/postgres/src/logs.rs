@@ -147,11 +147,17 @@ mod tests {
     #[test]
     fn only_its_own_files_are_listed_oldest_first() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["postgresql-20260102_000000.log", "postgresql-20260101_000000.log", "agent.log", "postgresql-x.txt"] {
+        for name in [
+            "postgresql-20260102_000000.log",
+            "postgresql-20260101_000000.log",
+            "agent.log",
+            "postgresql-x.txt",
+        ] {
             fs::write(dir.path().join(name), "x").unwrap();
         }
         let listed = list_dir(dir.path()).unwrap();
-        let names: Vec<_> = listed.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
+        let names: Vec<_> =
+            listed.iter().map(|file| file.path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["postgresql-20260101_000000.log", "postgresql-20260102_000000.log"]);
     }
 }

@@ -70,9 +70,8 @@ impl Making {
         if let Some(parent) = data_dir.parent() {
             fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         }
-        durable::create_private_dir(&data_dir).map_err(|source| {
-            MakingError::NotReplaceable { data_dir: instance.data_dir.clone(), source }
-        })?;
+        durable::create_private_dir(&data_dir)
+            .map_err(|source| MakingError::NotReplaceable { data_dir: instance.data_dir.clone(), source })?;
         let wal_dir = match &instance.wal_dir {
             None => None,
             Some(volume) => {
@@ -123,9 +122,8 @@ pub(crate) fn discard(instance: &Instance) -> Result<(), MakingError> {
     remove_leftovers(instance)?;
     if instance.data_dir.exists() {
         let aside = beside(&instance.data_dir, DISCARDED);
-        durable::rename(&instance.data_dir, &aside).map_err(|source| {
-            MakingError::NotReplaceable { data_dir: instance.data_dir.clone(), source }
-        })?;
+        durable::rename(&instance.data_dir, &aside)
+            .map_err(|source| MakingError::NotReplaceable { data_dir: instance.data_dir.clone(), source })?;
     }
     if let Some(volume) = &instance.wal_dir
         && volume.join(WAL).exists()

@@ -33,8 +33,10 @@ impl Process {
             Ok(fd) => {
                 #[allow(unsafe_code)]
                 // SAFETY: an OwnedFd names one open descriptor until it is dropped, and it is dropped with the AsyncFd.
-                let registered = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-                let fd = registered.map_err(|refused| Error::io("watch", proc_path(pid, ""))(refused.into()))?;
+                let registered =
+                    unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
+                let fd =
+                    registered.map_err(|refused| Error::io("watch", proc_path(pid, ""))(refused.into()))?;
                 Ok(Some(Process { pid, fd }))
             }
             Err(rustix::io::Errno::SRCH) => Ok(None),
@@ -117,6 +119,14 @@ pub(crate) fn look(pid: Pid) -> Option<Seen> {
     Some(Seen { pid, parent, state, command: stat[open + 1..close].to_vec() })
 }
 
+/// When it began, in the kernel's ticks since boot: tells two processes of one number apart.
+pub(crate) fn started_at(pid: Pid) -> Option<u64> {
+    const FIELD: usize = 22;
+    let stat = fs::read_to_string(proc_path(pid, "stat")).ok()?;
+    // Counted from behind the command, which is the second field.
+    stat.get(stat.rfind(')')? + 2..)?.split(' ').nth(FIELD - 3)?.parse().ok()
+}
+
 /// Every process of this machine that we can see.
 pub(crate) fn all() -> Result<Vec<Seen>> {
     let listing = fs::read_dir("/proc").map_err(Error::io("list", "/proc"))?;
@@ -145,10 +155,10 @@ pub(crate) fn of_data_dir(data_dir: &Path) -> Result<Vec<Seen>> {
         let cwd = fs::metadata(proc_path(process.pid, "cwd"));
         cwd.is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == wanted)
     };
-    let (mut ours, mut others): (Vec<Seen>, Vec<Seen>) =
-        all.into_iter().filter(|process| !process.is_zombie()).partition(|process| {
-            process.is_postgres() && stands_there(process)
-        });
+    let (mut ours, mut others): (Vec<Seen>, Vec<Seen>) = all
+        .into_iter()
+        .filter(|process| !process.is_zombie())
+        .partition(|process| process.is_postgres() && stands_there(process));
     loop {
         let is_child = |process: &Seen| ours.iter().any(|our| process.parent == Some(our.pid));
         let (found, rest): (Vec<Seen>, Vec<Seen>) = others.into_iter().partition(is_child);
@@ -202,7 +212,6 @@ fn parse_shm(table: &str, id: i64) -> Option<u64> {
         same.then(|| fields.get(attached_at)?.parse().ok()).flatten()
     })
 }
-
 
 #[cfg(test)]
 mod tests {

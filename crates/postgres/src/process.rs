@@ -28,6 +28,7 @@ use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
 use crate::logs;
 use crate::proc::{self, Process};
+use crate::sync_names;
 use crate::wal::history;
 
 /// How often `postmaster.pid` is looked at while a server starts. There is no event to wait for that PostgreSQL
@@ -94,7 +95,9 @@ impl StartError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             StartError::NoData { .. } => Some("the node has to be cloned or restored first: pgherd reinit"),
-            StartError::AlreadyRunning { .. } => Some("another program started it; stop it there, pgherd does not"),
+            StartError::AlreadyRunning { .. } => {
+                Some("another program started it; stop it there, pgherd does not")
+            }
             StartError::Failed { log, .. } if log.contains("Address already in use") => {
                 Some("another program listens on this port: ss -ltnp")
             }
@@ -131,9 +134,9 @@ pub enum GoneError {
 impl GoneError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            GoneError::ProcessesLeft { left, .. } if left.iter().any(|process| process.state == 'D') => {
-                Some("a process in state D waits for a disk that does not answer: only that or a reboot ends it")
-            }
+            GoneError::ProcessesLeft { left, .. } if left.iter().any(|process| process.state == 'D') => Some(
+                "a process in state D waits for a disk that does not answer: only that or a reboot ends it",
+            ),
             GoneError::ProcessesLeft { .. } => Some("a frozen cgroup does not die before it is thawed"),
             _ => None,
         }
@@ -148,7 +151,9 @@ pub struct Left {
 }
 
 fn left_list(left: &[Left]) -> String {
-    let each = left.iter().map(|process| format!("{} \"{}\" in state {}", process.pid, process.title, process.state));
+    let each = left
+        .iter()
+        .map(|process| format!("{} \"{}\" in state {}", process.pid, process.title, process.state));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -194,6 +199,8 @@ impl Server {
 
         loop {
             if server.postmaster_pid()?.is_some_and(|file| file.pid == pid) {
+                let noted = server.clone();
+                blocking("noting the start", FILES, move || sync_names::note_start(&noted)).await?;
                 return Ok(server);
             }
             if server.postmaster.ended_within(START_POLL).await {
@@ -227,12 +234,13 @@ impl Server {
             .and_then(|seen| seen.parent)
             .and_then(proc::look)
             .is_some_and(|parent| parent.is_postgres());
-        let same_program = match (proc::executable(file.pid), fs::canonicalize(instance.installation.program("postgres"))) {
-            (Some(runs), Ok(ours)) => runs == ours,
-            // The package was upgraded and its directory is gone: the server that runs is still ours.
-            (Some(runs), Err(_)) => runs.file_name().is_some_and(|name| name == "postgres"),
-            (None, _) => false,
-        };
+        let same_program =
+            match (proc::executable(file.pid), fs::canonicalize(instance.installation.program("postgres"))) {
+                (Some(runs), Ok(ours)) => runs == ours,
+                // The package was upgraded and its directory is gone: the server that runs is still ours.
+                (Some(runs), Err(_)) => runs.file_name().is_some_and(|name| name == "postgres"),
+                (None, _) => false,
+            };
         if !proc::is_postgres_in(file.pid, &instance.data_dir)? || parent_is_postgres || !same_program {
             return Ok(Found::Leftovers(vec![file.pid.as_raw_nonzero().get()]));
         }
@@ -354,9 +362,17 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
             let state = |process: &proc::Seen| char::from(process.state);
             let left = seen
                 .iter()
-                .map(|process| Left { pid: process.pid.as_raw_nonzero().get(), state: state(process), title: process.title() })
+                .map(|process| Left {
+                    pid: process.pid.as_raw_nonzero().get(),
+                    state: state(process),
+                    title: process.title(),
+                })
                 .collect();
-            return Err(GoneError::ProcessesLeft { data_dir: instance.data_dir.clone(), after: deadline, left });
+            return Err(GoneError::ProcessesLeft {
+                data_dir: instance.data_dir.clone(),
+                after: deadline,
+                left,
+            });
         }
         let mut dying = Vec::new();
         for process in seen {
@@ -374,7 +390,11 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
     if let Some(id) = shm {
         while let Some(attached) = proc::attached_to_shm(id)?.filter(|attached| *attached > 0) {
             if Instant::now() >= until {
-                return Err(GoneError::SharedMemoryHeld { data_dir: instance.data_dir.clone(), id, attached });
+                return Err(GoneError::SharedMemoryHeld {
+                    data_dir: instance.data_dir.clone(),
+                    id,
+                    attached,
+                });
             }
             tokio::time::sleep(GONE_POLL).await;
         }
@@ -407,7 +427,9 @@ fn prepare(instance: &Instance) -> Result<Prepared, StartError> {
     // Nobody runs here, so the file is stale; after a reboot its number may belong to anyone, and PostgreSQL would
     // refuse to start.
     let stale = PostmasterPid::read(instance)?;
-    if let Some(attached) = stale.and_then(|file| file.shm_id).and_then(|id| proc::attached_to_shm(id).transpose()) {
+    if let Some(attached) =
+        stale.and_then(|file| file.shm_id).and_then(|id| proc::attached_to_shm(id).transpose())
+    {
         let attached = attached?;
         if attached > 0 {
             let what = format!("{attached} processes hold the shared memory of {}", data_dir.display());
@@ -480,7 +502,8 @@ impl PostmasterPid {
     fn parse(text: &str) -> Option<PostmasterPid> {
         let lines: Vec<&str> = text.lines().collect();
         // A negative number is that of a single-user server.
-        let pid = lines.first()?.trim().parse::<i32>().ok().and_then(|pid| Pid::from_raw(pid.checked_abs()?))?;
+        let pid =
+            lines.first()?.trim().parse::<i32>().ok().and_then(|pid| Pid::from_raw(pid.checked_abs()?))?;
         let shm_id = lines.get(6).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
         let status = lines.get(7).and_then(|line| {
             Some(match line.trim() {
@@ -514,7 +537,11 @@ fn quote(instance: &Instance, startup_log_from: u64) -> String {
     let telling: Vec<&str> = lines
         .iter()
         .copied()
-        .filter(|line| ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:", "could not"].iter().any(|word| line.contains(word)))
+        .filter(|line| {
+            ["FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:", "could not"]
+                .iter()
+                .any(|word| line.contains(word))
+        })
         .collect();
     let chosen = if telling.is_empty() { lines } else { telling };
     chosen[chosen.len().saturating_sub(6)..].join(" | ")
@@ -526,7 +553,8 @@ mod tests {
 
     #[test]
     fn a_postmasters_file() {
-        let text = "4711\n/herd/a/data\n1792000000\n21000\n/herd/a\n127.0.0.1\n  1310785         5\nready   \n";
+        let text =
+            "4711\n/herd/a/data\n1792000000\n21000\n/herd/a\n127.0.0.1\n  1310785         5\nready   \n";
         let file = PostmasterPid::parse(text).unwrap();
         assert_eq!(file.pid.as_raw_nonzero().get(), 4711);
         assert_eq!((file.shm_id, file.status), (Some(5), Some(Status::Ready)));

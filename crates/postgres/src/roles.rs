@@ -70,17 +70,32 @@ pub async fn ensure_own(client: &tokio_postgres::Client, roles: &OwnRoles, deadl
 }
 
 /// Creates or corrects an application's role and database.
-pub async fn ensure_app(client: &tokio_postgres::Client, app: &AppDatabase, deadline: Duration) -> Result<()> {
+pub async fn ensure_app(
+    client: &tokio_postgres::Client,
+    app: &AppDatabase,
+    deadline: Duration,
+) -> Result<()> {
     within("creating the application's database", deadline, async {
         quiet(client).await?;
         role(client, &app.owner, "LOGIN", app.password.as_ref()).await?;
-        let query = "SELECT pg_catalog.pg_get_userbyid(datdba)::text FROM pg_catalog.pg_database WHERE datname = $1";
-        let found = client.query_opt(query, &[&app.database]).await.map_err(Error::sql("list its databases"))?;
+        let query =
+            "SELECT pg_catalog.pg_get_userbyid(datdba)::text FROM pg_catalog.pg_database WHERE datname = $1";
+        let found =
+            client.query_opt(query, &[&app.database]).await.map_err(Error::sql("list its databases"))?;
         let (database, owner) = (name(&app.database), name(&app.owner));
         match found.map(|row| row.get::<_, String>(0)) {
-            None => run(client, "create a database", &format!("CREATE DATABASE {database} OWNER {owner}")).await,
+            None => {
+                run(client, "create a database", &format!("CREATE DATABASE {database} OWNER {owner}")).await
+            }
             Some(its) if its == app.owner => Ok(()),
-            Some(_) => run(client, "change a database's owner", &format!("ALTER DATABASE {database} OWNER TO {owner}")).await,
+            Some(_) => {
+                run(
+                    client,
+                    "change a database's owner",
+                    &format!("ALTER DATABASE {database} OWNER TO {owner}"),
+                )
+                .await
+            }
         }
     })
     .await

@@ -48,8 +48,11 @@ impl Verifier {
         let (iterations, rest) = rest.split_once(':')?;
         let (salt, keys) = rest.split_once('$')?;
         let (stored, server) = keys.split_once(':')?;
-        let base64 = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
-        let right = iterations.parse::<u32>().is_ok_and(|n| n >= 4096) && [salt, stored, server].into_iter().all(base64);
+        let base64 = |part: &str| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b))
+        };
+        let right = iterations.parse::<u32>().is_ok_and(|n| n >= 4096)
+            && [salt, stored, server].into_iter().all(base64);
         right.then(|| Verifier(text.to_owned()))
     }
 

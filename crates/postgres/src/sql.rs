@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
-use tokio::task::JoinHandle;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection};
 
@@ -32,19 +31,12 @@ const MAX_NOTICES: usize = 64;
 pub struct Session {
     client: Client,
     notices: Arc<Mutex<Vec<DbError>>>,
-    driver: JoinHandle<()>,
 }
 
 impl std::ops::Deref for Session {
     type Target = Client;
     fn deref(&self) -> &Client {
         &self.client
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.driver.abort();
     }
 }
 
@@ -66,7 +58,8 @@ impl Session {
         let mut config = base(role);
         config.host_path(&instance.socket_dir).port(instance.port);
         within("connecting to the local PostgreSQL", deadline, async {
-            let refused = |source| Error::Connect { server: format!("PostgreSQL of {}", instance.node), source };
+            let refused =
+                |source| Error::Connect { server: format!("PostgreSQL of {}", instance.node), source };
             let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
             Ok(Session::drive(client, connection))
         })
@@ -101,8 +94,8 @@ impl Session {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&notices);
         // A notice is put down here before the same task hands over the end of its statement, so that whoever
-        // waited for the statement sees it.
-        let driver = tokio::spawn(async move {
+        // waited for the statement sees it. The task ends with the client, after it has said goodbye.
+        tokio::spawn(async move {
             while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
                 match message {
                     Ok(AsyncMessage::Notice(notice)) => {
@@ -117,7 +110,7 @@ impl Session {
                 }
             }
         });
-        Session { client, notices, driver }
+        Session { client, notices }
     }
 
     /// The notices since this was asked last.

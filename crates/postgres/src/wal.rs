@@ -158,7 +158,8 @@ fn find_end(
         }
         let end = reader.read_to_end(Start::Checkpoint(control.checkpoint))?;
         if end.last_record.is_none() {
-            let what = format!("the record of the last checkpoint at {} is missing or broken", control.checkpoint);
+            let what =
+                format!("the record of the last checkpoint at {} is missing or broken", control.checkpoint);
             return Err(Error::damaged(&files.dir, what));
         }
         end
@@ -209,7 +210,8 @@ pub fn segments(files: &WalFiles, timeline: Timeline) -> Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&files.dir).map_err(Error::io("list", &files.dir))? {
         let entry = entry.map_err(Error::io("list", &files.dir))?;
-        if let Some((its, number)) = entry.file_name().to_str().and_then(|name| files.parse_segment_name(name))
+        if let Some((its, number)) =
+            entry.file_name().to_str().and_then(|name| files.parse_segment_name(name))
             && its == timeline
         {
             found.push(number);
@@ -253,7 +255,9 @@ mod tests {
             let name = small.segment_name(Timeline(timeline), segment);
             assert_eq!(small.parse_segment_name(&name), Some((Timeline(timeline), segment)));
         }
-        for other in ["00000002.history", "000000010000000000000001.partial", "00000001000000000000FFFF", "xlogtemp.1"] {
+        for other in
+            ["00000002.history", "000000010000000000000001.partial", "00000001000000000000FFFF", "xlogtemp.1"]
+        {
             assert_eq!(usual.parse_segment_name(other), None, "{other}");
         }
     }

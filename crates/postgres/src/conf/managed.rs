@@ -9,9 +9,9 @@ use std::str::FromStr;
 
 use pgherd_core::types::{Member, NodeName};
 
-use crate::conf::{FILES, MANAGED_CONF, parse, quoted};
+use crate::conf::{MANAGED_CONF, parse, quoted};
 use crate::durable;
-use crate::error::{Result, blocking};
+use crate::error::Result;
 use crate::instance::{Instance, TlsFiles};
 use crate::secret::Secret;
 
@@ -27,7 +27,10 @@ pub enum SyncNames {
     /// step away from [`SyncNames::Empty`].
     #[default]
     Nobody,
-    Any { needed: usize, members: Vec<Member> },
+    Any {
+        needed: usize,
+        members: Vec<Member>,
+    },
 }
 
 impl SyncNames {
@@ -72,10 +75,8 @@ impl FromStr for SyncNames {
             .and_then(|rest| rest.strip_suffix(')'))
             .and_then(|rest| rest.split_once(" ("))
             .ok_or_else(foreign)?;
-        let members: Option<Vec<Member>> = names
-            .split(", ")
-            .map(|name| name.strip_prefix('"')?.strip_suffix('"')?.parse().ok())
-            .collect();
+        let members: Option<Vec<Member>> =
+            names.split(", ").map(|name| name.strip_prefix('"')?.strip_suffix('"')?.parse().ok()).collect();
         match (needed.parse(), members) {
             (Ok(needed), Some(members)) if needed > 0 => Ok(SyncNames::Any { needed, members }),
             _ => Err(foreign()),
@@ -176,36 +177,36 @@ impl fmt::Display for Conninfo<'_> {
 
 impl Conninfo<'_> {
     fn text(&self) -> String {
-    let tls = self.tls;
-    let mut text = String::new();
-    let database = self.database.map(|database| ("dbname", database.to_owned()));
-    for (name, value) in [
-        ("host", self.host.to_owned()),
-        ("hostaddr", self.address.to_string()),
-        ("port", self.port.to_string()),
-        ("user", self.user.to_owned()),
-        ("passfile", self.passfile.display().to_string()),
-        ("application_name", self.application_name.to_owned()),
-        ("sslmode", "verify-full".to_owned()),
-        ("sslrootcert", tls.ca.display().to_string()),
-        ("sslcert", tls.cert.display().to_string()),
-        ("sslkey", tls.key.display().to_string()),
-        ("gssencmode", "disable".to_owned()),
-        ("channel_binding", "prefer".to_owned()),
-        // A cut that swallows packets is noticed within some seconds, not after the kernel's two hours.
-        ("connect_timeout", "3".to_owned()),
-        ("keepalives_idle", "2".to_owned()),
-        ("keepalives_interval", "1".to_owned()),
-        ("keepalives_count", "3".to_owned()),
-        ("tcp_user_timeout", "5000".to_owned()),
-    ]
-    .into_iter()
-    .chain(database)
-    {
-        let space = if text.is_empty() { "" } else { " " };
-        write!(text, "{space}{name}={}", conninfo_value(&value)).expect("a String takes any text");
-    }
-    text
+        let tls = self.tls;
+        let mut text = String::new();
+        let database = self.database.map(|database| ("dbname", database.to_owned()));
+        for (name, value) in [
+            ("host", self.host.to_owned()),
+            ("hostaddr", self.address.to_string()),
+            ("port", self.port.to_string()),
+            ("user", self.user.to_owned()),
+            ("passfile", self.passfile.display().to_string()),
+            ("application_name", self.application_name.to_owned()),
+            ("sslmode", "verify-full".to_owned()),
+            ("sslrootcert", tls.ca.display().to_string()),
+            ("sslcert", tls.cert.display().to_string()),
+            ("sslkey", tls.key.display().to_string()),
+            ("gssencmode", "disable".to_owned()),
+            ("channel_binding", "prefer".to_owned()),
+            // A cut that swallows packets is noticed within some seconds, not after the kernel's two hours.
+            ("connect_timeout", "3".to_owned()),
+            ("keepalives_idle", "2".to_owned()),
+            ("keepalives_interval", "1".to_owned()),
+            ("keepalives_count", "3".to_owned()),
+            ("tcp_user_timeout", "5000".to_owned()),
+        ]
+        .into_iter()
+        .chain(database)
+        {
+            let space = if text.is_empty() { "" } else { " " };
+            write!(text, "{space}{name}={}", conninfo_value(&value)).expect("a String takes any text");
+        }
+        text
     }
 }
 
@@ -239,18 +240,11 @@ pub(crate) fn read_blocking(instance: &Instance) -> Result<Managed> {
 }
 
 pub(crate) fn write_blocking(instance: &Instance, managed: &Managed) -> Result<bool> {
-    durable::write_if_changed(&instance.data_dir.join(MANAGED_CONF), managed.text().as_bytes(), durable::PRIVATE)
-}
-
-pub(crate) async fn read_managed(instance: &Instance) -> Result<Managed> {
-    let instance = instance.clone();
-    blocking("reading pgherd.conf", FILES, move || read_blocking(&instance)).await
-}
-
-/// `true` if it changed.
-pub(crate) async fn write_managed(instance: &Instance, managed: &Managed) -> Result<bool> {
-    let (instance, managed) = (instance.clone(), managed.clone());
-    blocking("writing pgherd.conf", FILES, move || write_blocking(&instance, &managed)).await
+    durable::write_if_changed(
+        &instance.data_dir.join(MANAGED_CONF),
+        managed.text().as_bytes(),
+        durable::PRIVATE,
+    )
 }
 
 #[cfg(test)]

@@ -43,10 +43,13 @@ impl TlsIdentity {
 }
 
 fn build(files: &TlsFiles) -> Result<TlsIdentity, TlsError> {
-    let unusable = |file: &std::path::Path, what: String| TlsError::Unusable { file: file.display().to_string(), what };
+    let unusable =
+        |file: &std::path::Path, what: String| TlsError::Unusable { file: file.display().to_string(), what };
     let read = |file: &std::path::Path| {
-        durable::read(file)?.ok_or_else(|| {
-            Error::Io { doing: "read", path: file.to_owned(), source: io::ErrorKind::NotFound.into() }
+        durable::read(file)?.ok_or_else(|| Error::Io {
+            doing: "read",
+            path: file.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
         })
     };
     let certificates = |file: &std::path::Path| {
@@ -115,7 +118,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> tokio_postgres::tls::TlsStream for Encry
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Encrypted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }

@@ -116,7 +116,9 @@ impl History {
             let (Some(number), Some(end)) = (number, end) else {
                 return Err(format!("\"{line}\" is not a line of a timeline history"));
             };
-            if forks.last().is_some_and(|last| number <= last.timeline || end < last.end) || number >= timeline {
+            if forks.last().is_some_and(|last| number <= last.timeline || end < last.end)
+                || number >= timeline
+            {
                 return Err(format!("timeline {number} is out of order"));
             }
             forks.push(Fork { timeline: number, end, reason: fields.next().unwrap_or("").trim().to_owned() });
@@ -164,7 +166,8 @@ pub fn reserve(pg_wal: &Path, current: Timeline, reserved: Timeline) -> Result<(
         let path = history_path(pg_wal, Timeline(number));
         if !path.exists() {
             let mut text = String::new();
-            writeln!(text, "# timeline {number} was reserved and has no history").expect("a String takes any text");
+            writeln!(text, "# timeline {number} was reserved and has no history")
+                .expect("a String takes any text");
             durable::write(&path, text.as_bytes(), durable::PRIVATE)?;
         }
     }
@@ -189,7 +192,8 @@ pub(crate) fn files(pg_wal: &Path) -> Result<Vec<(Timeline, History)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(pg_wal).map_err(Error::io("list", pg_wal))? {
         let name = entry.map_err(Error::io("list", pg_wal))?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".history")).filter(|hex| hex.len() == 8);
+        let number =
+            name.to_str().and_then(|name| name.strip_suffix(".history")).filter(|hex| hex.len() == 8);
         let Some(Ok(number)) = number.map(|hex| u32::from_str_radix(hex, 16)) else { continue };
         if let Some(history) = History::read(pg_wal, Timeline(number))? {
             found.push((Timeline(number), history));
@@ -218,7 +222,8 @@ mod tests {
         History::parse(Timeline(timeline), text).unwrap()
     }
 
-    const THREE: &str = "1\t0/3000098\tno recovery target specified\n\n2\t0/5000000\tno recovery target specified\n";
+    const THREE: &str =
+        "1\t0/3000098\tno recovery target specified\n\n2\t0/5000000\tno recovery target specified\n";
 
     #[test]
     fn a_position_belongs_to_the_timeline_that_wrote_it() {

@@ -172,7 +172,9 @@ impl<'a> Reader<'a> {
         for writer in writers {
             if let Ok(before) = self.read_record(writer, record.link, None)? {
                 let header = match before.next.is_multiple_of(u64::from(self.files.page_bytes)) {
-                    true if before.next.is_multiple_of(u64::from(self.files.segment_bytes)) => LONG_HEADER_BYTES,
+                    true if before.next.is_multiple_of(u64::from(self.files.segment_bytes)) => {
+                        LONG_HEADER_BYTES
+                    }
                     true => SHORT_HEADER_BYTES,
                     false => 0,
                 };
@@ -198,14 +200,20 @@ impl<'a> Reader<'a> {
     fn writers_of(&self, at: u64) -> Vec<Timeline> {
         let segment = self.files.segment_of(Lsn(at));
         let reached = |timeline: &Timeline| {
-            let begun = self.history.begin_of(*timeline).is_some_and(|begin| self.files.segment_of(begin) <= segment);
+            let begun =
+                self.history.begin_of(*timeline).is_some_and(|begin| self.files.segment_of(begin) <= segment);
             let ended = self.history.end_of(*timeline).is_some_and(|end| end.0 <= at);
             begun && !ended
         };
         self.history.timelines().filter(reached).collect()
     }
 
-    fn read_record(&mut self, timeline: Timeline, at: u64, previous: Option<u64>) -> Result<Result<Record, Stop>> {
+    fn read_record(
+        &mut self,
+        timeline: Timeline,
+        at: u64,
+        previous: Option<u64>,
+    ) -> Result<Result<Record, Stop>> {
         let page_bytes = u64::from(self.files.page_bytes);
         let mut start = at.next_multiple_of(ALIGNMENT);
         'restart: loop {
@@ -293,7 +301,8 @@ impl<'a> Reader<'a> {
             return Ok(Some(header));
         }
         let header = self.bytes::<{ SHORT_HEADER_BYTES as usize }>(address);
-        let narrow = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let narrow =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let magic = u16::from_le_bytes([header[0], header[1]]);
         let flags = u16::from_le_bytes([header[2], header[3]]);
         let wrote = Timeline(narrow(4));

@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pgherd_core::types::{Incarnation, Member, NodeName};
-use pgherd_postgres::conf::{self, Settings, SyncNames, Upstream};
-use pgherd_postgres::hba::{self, Gate};
-use pgherd_postgres::process::{Found, StopMode};
+use pgherd_core::types::{Incarnation, Lsn, Member, NodeName, Timeline};
+use pgherd_postgres::clone::{CloneOrder, Progress, clone};
+use pgherd_postgres::conf::{Settings, SyncNames, Upstream};
+use pgherd_postgres::promote::{Order, promote};
 use pgherd_postgres::roles::{self, OwnRoles};
 use pgherd_postgres::secret::{Secret, Verifier};
 use pgherd_postgres::sql::{Remote, Session, TlsIdentity};
-use pgherd_postgres::{Installation, Instance, InstanceSpec, Server, TlsFiles, initdb, process};
+use pgherd_postgres::{
+    Installation, Instance, InstanceSpec, Server, TlsFiles, follow, initdb, process, slots, sync_names,
+};
+use tokio::sync::watch;
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 const USER: &str = "postgres";
@@ -95,6 +98,21 @@ pub(crate) struct Herd {
     nodes: std::sync::Mutex<Vec<Instance>>,
 }
 
+pub(crate) struct Node {
+    pub(crate) member: Member,
+    pub(crate) server: Server,
+}
+
+impl Node {
+    pub(crate) fn instance(&self) -> &Instance {
+        self.server.instance()
+    }
+
+    pub(crate) async fn session(&self) -> Session {
+        superuser(self.instance()).await
+    }
+}
+
 pub(crate) struct Secrets {
     pub(crate) superuser: Secret,
     pub(crate) replication: Secret,
@@ -173,6 +191,73 @@ impl Herd {
         start(&instance).await
     }
 
+    /// A primary on timeline 2 and standbys that stream from it, the first of them synchronous.
+    pub(crate) async fn cluster(&self, primary: &str, standbys: &[&str]) -> Vec<Node> {
+        let server = self.initialized(primary).await;
+        let order = Order { timeline: Timeline(2), at_least: Lsn(0), names: SyncNames::Empty };
+        promote(&server, &order, SOON).await.unwrap();
+        let session = superuser(server.instance()).await;
+        roles::ensure_own(&session, &self.own_roles(), SOON).await.unwrap();
+        let mut nodes = vec![Node { member: member(primary, 1), server }];
+        for name in standbys {
+            let standby = self.standby(name, nodes[0].server.instance()).await;
+            nodes.push(standby);
+        }
+        if let Some(first) = nodes.get(1) {
+            self.wait_for(&nodes[0], 1, &[&first.member]).await;
+        }
+        nodes
+    }
+
+    /// A new standby that streams from `source`.
+    pub(crate) async fn standby(&self, name: &str, source: &Instance) -> Node {
+        let instance = self.node(name).await;
+        let member = member(name, 1);
+        slots::ensure(&superuser(source).await, &member, SOON).await.unwrap();
+        let order = self.clone_order(source, Some(&member)).await;
+        clone(&instance, &settings(), &order, watch::Sender::new(Progress::default())).await.unwrap();
+        self.follow(&instance, None, source, &member).await;
+        let server = start(&instance).await;
+        let upstream = upstream(source, &member);
+        follow::streaming(&superuser(&instance).await, &upstream, SOON).await.unwrap();
+        Node { member, server }
+    }
+
+    pub(crate) async fn clone_order(&self, source: &Instance, slot: Option<&Member>) -> CloneOrder {
+        CloneOrder {
+            source: self.remote(source, roles::MONITOR, &self.secrets.monitor).await,
+            replication_password: self.secrets.replication.clone(),
+            slot: slot.cloned(),
+            max_rate_kb: None,
+            tablespaces: Vec::new(),
+            stall: SOON,
+        }
+    }
+
+    pub(crate) async fn follow(
+        &self,
+        node: &Instance,
+        server: Option<&Server>,
+        of: &Instance,
+        member: &Member,
+    ) {
+        let password = &self.secrets.replication;
+        follow::follow(node, server, &upstream(of, member), password, None).await.unwrap();
+    }
+
+    /// Sets the list on a primary and waits until it holds.
+    pub(crate) async fn wait_for(&self, primary: &Node, needed: usize, members: &[&Member]) {
+        let names =
+            SyncNames::Any { needed, members: members.iter().map(|member| (*member).clone()).collect() };
+        sync_names::set(primary.server.instance(), Some(&primary.server), &names).await.unwrap();
+        sync_names::prove(&primary.server, &names, SOON).await.unwrap();
+        let session = superuser(primary.server.instance()).await;
+        until("every WAL sender counts by the list", async || {
+            sync_names::senders_disagree(&session, &names, SOON).await.unwrap().is_empty().then_some(())
+        })
+        .await;
+    }
+
     pub(crate) async fn remote(&self, instance: &Instance, role: &str, password: &Secret) -> Remote {
         Remote {
             host: instance.node.to_string(),
@@ -237,7 +322,9 @@ pub(crate) async fn start(instance: &Instance) -> Server {
 }
 
 pub(crate) async fn superuser(instance: &Instance) -> Session {
-    Session::local(instance, roles::SUPERUSER, SOON).await.unwrap()
+    let session = Session::local(instance, roles::SUPERUSER, SOON).await.unwrap();
+    session.batch_execute("SET search_path = public").await.unwrap();
+    session
 }
 
 /// One value of one row, as text.
@@ -252,7 +339,7 @@ pub(crate) async fn ask(session: &Session, query: &str) -> String {
 }
 
 /// Waits until `check` returns something.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = check().await {

@@ -1,11 +1,9 @@
 //! A data directory is made, its server started, adopted, stopped and killed.
 
-use std::time::{Duration, Instant};
-
 use pgherd_postgres::control::{ControlFile, State};
 use pgherd_postgres::initdb::{InitdbError, initdb};
-use pgherd_postgres::process::{Found, StartError, StopMode, Stopped, ensure_gone};
-use pgherd_postgres::{MakingError, Server, process};
+use pgherd_postgres::process::{Found, StartError, StopMode, Stopped};
+use pgherd_postgres::{MakingError, Server};
 
 use crate::harness::{Herd, SOON, ask, settings, start, story, superuser};
 

@@ -5,3 +5,6 @@
 
 mod harness;
 mod lifecycle;
+mod reign;
+mod sealing;
+mod wal;

@@ -1,0 +1,270 @@
+//! A standby becomes the primary, on the timeline that was reserved for it.
+//!
+//! Order, and what each step is there for:
+//! 1. The decided list is written and proven loaded ([`crate::sync_names`]): no commit may pass it by.
+//! 2. A note says that a promotion is under way, so that an agent that comes back knows: it cannot be withdrawn,
+//!    and one that comes late is a second primary (S13).
+//! 3. Every lower number gets a history file, so that PostgreSQL takes the reserved one (S3).
+//! 4. Sessions are ended: a reader in conflict with replay holds a promotion up for as long as it likes.
+//! 5. The trigger, without SQL: a file and a signal.
+//! 6. `standby.signal` is put back and synced as soon as PostgreSQL has removed it (rule 7).
+//! 7. The number and the fork are compared with what was decided. A primary that took another number, or lacks
+//!    what the node voted for, is killed before anybody is let in.
+//!
+//! Leaves out: the gate. Hazard: everything that an election is about.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use pgherd_core::types::{Lsn, Timeline};
+use rustix::process::Signal;
+
+use crate::conf::SyncNames;
+use crate::control::{ControlFile, State};
+use crate::durable;
+use crate::error::{Error, Result, blocking};
+use crate::instance::Instance;
+use crate::process::{GoneError, Server, ensure_gone};
+use crate::receivers::{self, Kind};
+use crate::sync_names::{self, SyncError};
+use crate::wal::history::{self, History, ReserveError};
+use crate::wal::{self, Boundary, EndOfWal};
+
+const FILES: Duration = Duration::from_secs(10);
+/// The steps of a promotion take milliseconds each.
+const POLL: Duration = Duration::from_millis(1);
+/// Sessions that come back are ended again this often.
+const END_SESSIONS_EVERY: Duration = Duration::from_millis(20);
+/// For killing a server that must not be.
+const KILL: Duration = Duration::from_secs(10);
+
+/// What was decided. Leaves no choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The number that the new timeline must get.
+    pub timeline: Timeline,
+    /// What this node voted for: the fork may not lie before it.
+    pub at_least: Lsn,
+    pub names: SyncNames,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    pub timeline: Timeline,
+    /// The timeline that was left, and where: what the old term had.
+    pub forked_from: Timeline,
+    pub fork: Lsn,
+    /// The end of WAL as it stood after the promotion: what the gate waits for (rule 9).
+    pub end: Lsn,
+    pub sessions_ended: usize,
+    pub took: Took,
+}
+
+/// Where the time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Took {
+    pub list: Duration,
+    /// From the trigger to the primary that takes writes.
+    pub promotion: Duration,
+    pub total: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromoteError {
+    #[error("not promoted: {0}")]
+    List(#[from] SyncError),
+
+    #[error("not promoted: {0}")]
+    Reserve(#[from] ReserveError),
+
+    #[error("not promoted: PostgreSQL is not in recovery")]
+    NotAStandby,
+
+    #[error("PostgreSQL ended while it was promoted")]
+    Died,
+
+    #[error("the promotion had not ended after {} ms; PostgreSQL was killed, so that it does not come late", .after.as_millis())]
+    TooSlow { after: Duration },
+
+    #[error("PostgreSQL took timeline {found}, and {reserved} was reserved; it was killed")]
+    WrongTimeline { found: Timeline, reserved: Timeline },
+
+    #[error("PostgreSQL was promoted at {fork}, and this node voted for {voted}; it was killed")]
+    FellShort { fork: Lsn, voted: Lsn },
+
+    #[error("a server that must not run could not be killed: {0}")]
+    NotGone(#[from] GoneError),
+
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+/// Promotes a sealed standby. Whatever fails once the trigger was given ends with the server killed, so that no
+/// promotion comes late: `server.is_dead()` tells.
+pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Result<Promoted, PromoteError> {
+    let began = Instant::now();
+    let instance = server.instance();
+    let before = read_control(instance).await?;
+    if !matches!(before.state, State::InArchiveRecovery | State::ShutDownInRecovery | State::StartingUp) {
+        return Err(PromoteError::NotAStandby);
+    }
+
+    sync_names::set(instance, Some(server), &order.names).await?;
+    sync_names::prove(server, &order.names, deadline).await?;
+    let list = began.elapsed();
+
+    {
+        let (instance, reserved) = (instance.clone(), order.timeline);
+        blocking("reserving a timeline", FILES, move || {
+            let current = newest_timeline(&instance)?;
+            history::reserve(&instance.pg_wal(), current, reserved)?;
+            let note = format!("{reserved}\n");
+            durable::write(&note_path(&instance), note.as_bytes(), durable::PRIVATE)?;
+            Ok::<_, ReserveError>(())
+        })
+        .await?;
+    }
+
+    match after_trigger(server, order, deadline).await {
+        Ok(promoted) => {
+            Ok(Promoted { took: Took { list, total: began.elapsed(), ..promoted.took }, ..promoted })
+        }
+        Err(error) => {
+            ensure_gone(instance, KILL).await?;
+            let instance = instance.clone();
+            blocking("ending a promotion", FILES, move || forget_pending(&instance)).await?;
+            Err(error)
+        }
+    }
+}
+
+async fn after_trigger(server: &Server, order: &Order, deadline: Duration) -> Result<Promoted, PromoteError> {
+    let instance = server.instance();
+    let triggered = Instant::now();
+    let mut ended = BTreeSet::new();
+    end_sessions(server, &mut ended)?;
+    let trigger = instance.data_dir.join("promote");
+    std::fs::write(&trigger, "").map_err(Error::io("create", &trigger))?;
+    server.signal(Signal::USR1)?;
+
+    let control = wait(server, triggered, deadline, &mut ended).await?;
+    let promotion = triggered.elapsed();
+    let (forked_from, fork, end) = check(instance, &control, order).await?;
+    {
+        let instance = instance.clone();
+        blocking("ending a promotion", FILES, move || {
+            // Whatever removed it, and whenever: a primary without it would come back as one by itself.
+            durable::touch(&instance.standby_signal())?;
+            forget_pending(&instance)
+        })
+        .await?;
+    }
+    let took = Took { promotion, ..Took::default() };
+    Ok(Promoted {
+        timeline: order.timeline,
+        forked_from,
+        fork,
+        end: end.lsn,
+        sessions_ended: ended.len(),
+        took,
+    })
+}
+
+/// The timeline of a promotion that was begun and is not known to have ended: by an agent that died meanwhile. The
+/// node may neither follow nor vote before it has ended or PostgreSQL was stopped (rule 8). Blocks.
+pub fn pending(instance: &Instance) -> Result<Option<Timeline>> {
+    let text = durable::read_text(&note_path(instance))?;
+    Ok(text.and_then(|text| text.trim().parse().ok()).map(Timeline))
+}
+
+/// Forgets a begun promotion; only when PostgreSQL is stopped, or was seen to have ended it. Blocks.
+pub fn forget_pending(instance: &Instance) -> Result<()> {
+    durable::remove(&note_path(instance)).map(drop)
+}
+
+async fn wait(
+    server: &Server,
+    triggered: Instant,
+    deadline: Duration,
+    ended: &mut BTreeSet<i32>,
+) -> Result<ControlFile, PromoteError> {
+    let instance = server.instance();
+    let mut sessions_ended = Instant::now();
+    loop {
+        if !instance.standby_signal().exists() {
+            let instance = instance.clone();
+            blocking("putting standby.signal back", FILES, move || {
+                durable::touch(&instance.standby_signal())
+            })
+            .await?;
+        }
+        let control = read_control(instance).await?;
+        if control.state == State::InProduction {
+            return Ok(control);
+        }
+        if server.is_dead() {
+            return Err(PromoteError::Died);
+        }
+        if triggered.elapsed() >= deadline {
+            return Err(PromoteError::TooSlow { after: deadline });
+        }
+        if sessions_ended.elapsed() >= END_SESSIONS_EVERY {
+            end_sessions(server, ended)?;
+            sessions_ended = Instant::now();
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Ends every session but pgherd's own.
+fn end_sessions(server: &Server, ended: &mut BTreeSet<i32>) -> Result<()> {
+    for (kind, seen) in receivers::children(server)? {
+        if kind == Kind::Session
+            && let Some(process) = receivers::hold(&seen)?
+            && process.signal(Signal::TERM)?
+        {
+            ended.insert(process.pid.as_raw_nonzero().get());
+        }
+    }
+    Ok(())
+}
+
+async fn check(
+    instance: &Instance,
+    control: &ControlFile,
+    order: &Order,
+) -> Result<(Timeline, Lsn, EndOfWal), PromoteError> {
+    let (control, order, instance) = (control.clone(), order.clone(), instance.clone());
+    blocking("checking a promotion", FILES, move || {
+        let found = control.timeline();
+        let history = History::read(&instance.pg_wal(), found)?;
+        let Some(fork) =
+            history.as_ref().and_then(|history| history.forks().last()).filter(|_| found == order.timeline)
+        else {
+            return Err(PromoteError::WrongTimeline { found, reserved: order.timeline });
+        };
+        if fork.end < order.at_least {
+            return Err(PromoteError::FellShort { fork: fork.end, voted: order.at_least });
+        }
+        let known = Boundary { timeline: found, lsn: fork.end };
+        Ok((fork.timeline, fork.end, wal::end_of_wal(&instance, Some(known))?))
+    })
+    .await
+}
+
+/// The timeline that PostgreSQL counts on from: the newest that it follows.
+fn newest_timeline(instance: &Instance) -> Result<Timeline> {
+    let control = ControlFile::read(&instance.control_file())?;
+    let followed = History::newest_from(&instance.pg_wal(), control.timeline(), control.checkpoint)?;
+    Ok(followed.timeline())
+}
+
+async fn read_control(instance: &Instance) -> Result<ControlFile> {
+    let path = instance.control_file();
+    blocking("reading pg_control", FILES, move || ControlFile::read(&path)).await
+}
+
+fn note_path(instance: &Instance) -> std::path::PathBuf {
+    instance.private_dir.join("promoting")
+}
