@@ -16,10 +16,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::Memory;
+use crate::ha::{Memory, PendingRule};
 use crate::observation::{Observation, Primary, Running, Sender, SyncList};
 use crate::reason::Reason;
-use crate::record::{Proposal, Record, Rule};
+use crate::record::{Proposal, Record, Reign, Rule};
 use crate::types::{Instant, Lsn, Member, Term};
 
 /// A voter that has not streamed for this long is taken out of the rule, if enough others are left.
@@ -53,22 +53,30 @@ pub fn flushed_by(rule: &Rule, primary: &Primary, lsn: Lsn) -> u32 {
     u32::try_from(holders.len()).unwrap_or(u32::MAX)
 }
 
+fn has_flushed(primary: &Primary, member: &Member, lsn: Lsn) -> bool {
+    primary.senders.iter().any(|sender| {
+        sender.genuine
+            && sender.member.as_ref() == Some(member)
+            && sender.flush_lsn.is_some_and(|flush| flush >= lsn)
+    })
+}
+
 /// One step towards the right rule and list; `None` when both are as they should be.
 pub fn step(
     memory: &mut Memory,
     now: Instant,
     seen: &Observation<'_>,
     record: &Record,
-    holder: &Member,
+    reign: &Reign,
     primary: &Primary,
 ) -> Option<(Vec<Action>, Reason)> {
-    let term = record.term;
+    let (term, holder) = (record.term, &reign.holder);
     let rules = record.rules.as_ref()?;
     let voters = Voters::look(memory, now, seen, record, holder, primary);
 
     let Some(target) = &rules.next else {
-        memory.rule_pending_since = None;
-        let desired = desired(seen, record, holder, &rules.current, &voters);
+        memory.rule_pending = None;
+        let desired = desired(seen, record, reign, &rules.current, primary, &voters);
         if desired != rules.current {
             return Some(propose(term, desired));
         }
@@ -76,38 +84,45 @@ pub fn step(
         return (seen.local.list.as_ref() != Some(&list)).then(|| set_list(term, list, &rules.current));
     };
 
-    let since = *memory.rule_pending_since.get_or_insert(now);
-    let alone = Rule { members: BTreeSet::from([holder.clone()]), needed: target.needed };
-    let desired = desired(seen, record, holder, &rules.current, &voters);
-    if desired.members == alone.members && desired != *target && desired != rules.current {
+    let pending = match memory.rule_pending {
+        Some(pending) if pending.change == rules.change => pending,
+        _ => PendingRule { change: rules.change, since: now, from: primary.flush_lsn },
+    };
+    memory.rule_pending = Some(pending);
+    let desired = desired(seen, record, reign, &rules.current, primary, &voters);
+    if is_alone(&desired) && desired != *target && desired != rules.current {
         return Some(propose(term, desired));
     }
     let list = list_of(target, holder);
     if seen.local.list.as_ref() != Some(&list) {
         return Some(set_list(term, list, target));
     }
-    if target.members == alone.members {
-        return Some(finish(term, target));
+    if is_alone(target) {
+        return Some(finish(term, target, rules.change));
     }
-    match &seen.local.marker {
-        Some((under, end)) if *under == list => {
-            let have = flushed_by(target, primary, *end);
-            if have >= target.needed {
-                return Some(finish(term, target));
-            }
-            let old_could_hold = rules.current.members == alone.members
-                || voters.streaming_of(&rules.current) >= rules.current.needed;
-            if now.since(since) >= UNDO_RULE_AFTER && old_could_hold {
-                memory.rule_pending_since = None;
-                return Some((vec![Action::Propose(Proposal::UndoRule { term })], Reason::UndoingRule {}));
-            }
-            Some((Vec::new(), Reason::ProvingRule { have, needed: target.needed }))
+    let marker = seen.local.marker.as_ref().filter(|(under, end)| *under == list && *end > pending.from);
+    let Some((_, end)) = marker else {
+        let reason = Reason::ProvingRule { have: 0, needed: target.needed };
+        return Some((vec![Action::WriteMarker { term, list }], reason));
+    };
+    let have = flushed_by(target, primary, *end);
+    if have >= target.needed {
+        return Some(finish(term, target, rules.change));
+    }
+    let patient = now.since(pending.since) < UNDO_RULE_AFTER;
+    if !patient && !voters.could_prove(target) {
+        if desired != *target && desired != rules.current && voters.could_prove(&desired) {
+            return Some(propose(term, desired));
         }
-        _ => Some((
-            vec![Action::WriteMarker { term, list }],
-            Reason::ProvingRule { have: 0, needed: target.needed },
-        )),
+        if voters.could_prove(&rules.current) {
+            return Some((vec![Action::Propose(Proposal::UndoRule { term })], Reason::UndoingRule {}));
+        }
     }
+    Some((Vec::new(), Reason::ProvingRule { have, needed: target.needed }))
+}
+
+fn is_alone(rule: &Rule) -> bool {
+    rule.members.len() == 1
 }
 
 fn propose(term: Term, rule: Rule) -> (Vec<Action>, Reason) {
@@ -115,9 +130,9 @@ fn propose(term: Term, rule: Rule) -> (Vec<Action>, Reason) {
     (vec![Action::Propose(Proposal::ProposeRule { term, rule })], reason)
 }
 
-fn finish(term: Term, rule: &Rule) -> (Vec<Action>, Reason) {
+fn finish(term: Term, rule: &Rule, change: u64) -> (Vec<Action>, Reason) {
     let reason = Reason::ChangingRule { to: rule.to_string() };
-    (vec![Action::Propose(Proposal::FinishRule { term, rule: rule.clone() })], reason)
+    (vec![Action::Propose(Proposal::FinishRule { term, rule: rule.clone(), change })], reason)
 }
 
 fn set_list(term: Term, list: SyncList, rule: &Rule) -> (Vec<Action>, Reason) {
@@ -126,6 +141,8 @@ fn set_list(term: Term, list: SyncList, rule: &Rule) -> (Vec<Action>, Reason) {
 
 /// The present voters and would-be voters, as the primary sees them.
 struct Voters {
+    /// Members of the rules in force, and nodes that may become one.
+    known: BTreeSet<Member>,
     /// Streaming, genuine, present incarnation, may vote.
     streaming: BTreeSet<Member>,
     /// Of those, close enough behind to be given a vote.
@@ -167,12 +184,10 @@ impl Voters {
             }
         }
 
-        let known: BTreeSet<Member> = record
-            .rules
-            .iter()
-            .flat_map(|rules| rules.in_force())
-            .flat_map(|rule| rule.members.clone())
-            .collect();
+        // Everyone who counts, and everyone who may come to.
+        let counted = record.rules.iter().flat_map(|rules| rules.in_force()).flat_map(|rule| &rule.members);
+        let candidates = seen.spec.nodes.iter().filter_map(|node| record.member(&node.name)).filter(may_vote);
+        let known: BTreeSet<Member> = counted.cloned().chain(candidates).collect();
         memory.missing_since.retain(|member, _| known.contains(member) && !streaming.contains(member));
         for member in known.iter().filter(|member| *member != holder && !streaming.contains(*member)) {
             memory.missing_since.entry(member.clone()).or_insert(now);
@@ -204,12 +219,13 @@ impl Voters {
             (Some(limit), Some(since)) => now.since(since) >= limit,
             _ => false,
         };
-        Voters { streaming, caught_up, lost, gone, to_rebuild, short_for_too_long }
+        Voters { known, streaming, caught_up, lost, gone, to_rebuild, short_for_too_long }
     }
 
-    fn streaming_of(&self, rule: &Rule) -> u32 {
-        let count = rule.members.iter().filter(|member| self.streaming.contains(*member)).count();
-        u32::try_from(count).unwrap_or(u32::MAX)
+    /// Do enough of its voters stream for `rule` to be proven in time?
+    fn could_prove(&self, rule: &Rule) -> bool {
+        let streaming = rule.members.iter().filter(|member| self.streaming.contains(*member)).count();
+        is_alone(rule) || streaming >= rule.needed as usize
     }
 }
 
@@ -217,10 +233,12 @@ impl Voters {
 fn desired(
     seen: &Observation<'_>,
     record: &Record,
-    holder: &Member,
+    reign: &Reign,
     current: &Rule,
+    primary: &Primary,
     voters: &Voters,
 ) -> Rule {
+    let holder = &reign.holder;
     let wanted = seen.spec.durability.needed();
     let alone = |needed: usize| Rule {
         members: BTreeSet::from([holder.clone()]),
@@ -256,16 +274,25 @@ fn desired(
     }
 
     let live = members.iter().filter(|member| voters.streaming.contains(*member)).count();
-    // One copy waits to be rebuilt and the others are gone: nothing can be acknowledged before one of them
-    // can count again, and that one must first lose its vote.
-    let others_gone = members.iter().all(|member| member == holder || voters.gone.contains(member));
-    if live == 0 && wanted > 0 && others_gone && !voters.to_rebuild.is_empty() {
-        return alone(current.needed as usize);
-    }
     let needed = if live >= wanted { wanted } else { current.needed as usize };
     if needed == 0 && wanted > 0 {
         // Degraded, and not enough voters are back.
         return alone(0);
+    }
+    // One copy waits to be rebuilt, and without it too few can count: it must first lose its vote, and until
+    // it is back nothing can be acknowledged. Whoever else can still confirm what it holds does so before.
+    let can_count = |member: &&Member| {
+        *member != holder
+            && in_spec(member)
+            && !voters.gone.contains(*member)
+            && !voters.to_rebuild.contains(*member)
+    };
+    let too_few = live < wanted && voters.known.iter().filter(can_count).count() < wanted;
+    if too_few && wanted > 0 && !voters.to_rebuild.is_empty() {
+        let others = members.iter().filter(|member| *member != holder);
+        let confirmed = |member: &Member| has_flushed(primary, member, reign.promoted_at);
+        let settled = others.into_iter().all(|member| voters.gone.contains(member) || confirmed(member));
+        return if settled { alone(needed) } else { current.clone() };
     }
     if members.len() <= needed {
         alone(needed)

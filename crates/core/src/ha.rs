@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::action::{Action, Duties};
 use crate::observation::{Busy, Observation, Postgres};
 use crate::reason::Reason;
-use crate::record::{Proposal, Record, Rule};
+use crate::record::{Cause, Proposal, Record, Rule};
 use crate::types::{Instant, Lsn, Member, Term, Timeline};
 
 pub mod bootstrap;
@@ -38,11 +38,23 @@ pub struct Memory {
     pub reign_seen: Option<(Term, Instant)>,
     /// Voters that do not stream, since when.
     pub missing_since: BTreeMap<Member, Instant>,
-    pub rule_pending_since: Option<Instant>,
+    pub rule_pending: Option<PendingRule>,
     /// Fewer voters than needed, since when.
     pub short_since: Option<Instant>,
     /// A running PostgreSQL was told to stop because its lease ended in this term.
     pub lease_ended: Option<Term>,
+    /// The newest proof that this node held the open term, and the timeline it reigned on. It outlives the
+    /// term where the incumbent wins again: nobody else reigned in between.
+    pub proven: Option<(Timeline, Instant)>,
+}
+
+/// A change of the durability rule as the primary first saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingRule {
+    pub change: u64,
+    pub since: Instant,
+    /// The flush position then; a marker from before proves nothing about this change.
+    pub from: Lsn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,21 +113,22 @@ impl Decision {
 pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Decision {
     memory.started.get_or_insert(now);
     let Some(record) = seen.store.record else {
-        return Decision::new(Goal::Hold, Reason::StoreNeverRead {}, now);
+        return lease::without_record(memory, now, seen);
     };
     remember(memory, now, record);
+    lease::remember(memory, seen, record);
     let has_postgres = seen.spec.node(seen.me).is_some();
 
     let newest = record.election.as_ref().map_or(record.term, |election| election.term);
     let mut decision = if !has_postgres {
-        without_postgres(now, seen, record)
+        without_postgres(memory, now, seen, record)
     } else if let Some(ending) = lease::ending(memory, now, seen, record) {
         ending
     } else if seen.local.durable.term > newest {
         // This node's view of the store lags behind what it has itself promised.
         Decision::new(Goal::Hold, Reason::RecordBehind { term: seen.local.durable.term }, now)
     } else if seen.local.stopping {
-        stopped(now, seen, Reason::OperatorStopped {})
+        stopped(memory, now, seen, record, Reason::OperatorStopped {})
     } else if record.election.is_some() {
         voting::decide(memory, now, seen, record)
     } else if record.system.is_none() || record.reign.is_none() {
@@ -142,6 +155,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     if holds && matches!(seen.local.postgres, Postgres::Primary(_)) {
         decision.duties.prove_term = true;
         decision.duties.fence = Some(record.term);
+        if let Some(stop_at) = lease::stop_at(memory, seen, record) {
+            decision = decision.again(now, stop_at.since(now));
+        }
     }
     decision.duties.probe_holder = record.holder().is_some_and(|holder| holder.node != *seen.me);
     decision
@@ -183,21 +199,33 @@ fn health(seen: &Observation<'_>, record: &Record) -> Option<Action> {
 }
 
 /// A witness, or a node that the specification no longer names.
-fn without_postgres(now: Instant, seen: &Observation<'_>, _record: &Record) -> Decision {
+fn without_postgres(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
     match seen.local.postgres {
         Postgres::Absent | Postgres::Unknown => Decision::new(Goal::Witness, Reason::Witnessing {}, now),
-        _ => stopped(now, seen, Reason::NotInSpecification {}),
+        _ => stopped(memory, now, seen, record, Reason::NotInSpecification {}),
     }
 }
 
-fn stopped(now: Instant, seen: &Observation<'_>, reason: Reason) -> Decision {
-    let decision = Decision::new(Goal::Stopped, reason, now);
+/// PostgreSQL is to be down here. The holder gives its term back, so that another can lead; and a copy that
+/// is down for good reasons still votes, because it may hold what nobody else who answers does.
+fn stopped(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record, reason: Reason) -> Decision {
+    let decision = Decision::new(Goal::Stopped, reason.clone(), now);
+    let holds = record.election.is_none() && record.holder() == seen.local.durable.member.as_ref();
     match seen.local.postgres {
-        Postgres::Primary(_) => decision
-            .act(Action::SetGate { term: seen.local.durable.term, open: false })
-            .act(Action::StopCleanly),
+        Postgres::Primary(_) => {
+            let decision = decision
+                .act(Action::SetGate { term: seen.local.durable.term, open: false })
+                .act(Action::StopCleanly);
+            if holds { decision.act(primary::release(seen, record.term, Cause::Stop, false)) } else { decision }
+        }
         Postgres::Starting | Postgres::Standby(_) => decision.act(Action::StopCleanly),
         Postgres::Remains => decision.act(Action::StopNow),
+        Postgres::Stopped(_) if holds => decision.act(primary::release(seen, record.term, Cause::Stop, false)),
+        Postgres::Stopped(_) if record.election.is_some() => {
+            let mut vote = Decision { reason, goal: Goal::Stopped, ..voting::decide(memory, now, seen, record) };
+            vote.actions.retain(|action| matches!(action, Action::Seal { .. } | Action::Vote { .. }));
+            vote
+        }
         Postgres::Unknown | Postgres::Absent | Postgres::Stopped(_) => decision,
     }
 }

@@ -24,6 +24,7 @@
 pub mod action;
 pub mod durability;
 pub mod ha;
+pub mod invariants;
 pub mod observation;
 pub mod reason;
 pub mod record;

@@ -19,6 +19,9 @@ use crate::types::{Incarnation, Lsn, Member, NodeName, SystemId, Term, Timeline}
 
 /// Events kept in the record for `pgherd history`; the oldest go first.
 pub const EVENTS_MAX: usize = 200;
+/// Changes of the durability rule that may be given up one after the other. Each must be satisfied by an
+/// election until one has gone through.
+pub const SUPERSEDED_MAX: usize = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -157,11 +160,18 @@ pub struct Rules {
     pub current: Rule,
     /// The rule that is being introduced; both are in force until it is proven in effect.
     pub next: Option<Rule>,
+    /// Rules whose introduction was given up for `next`. Commits may have been acknowledged under them, so
+    /// they stay in force as long.
+    #[serde(default)]
+    pub superseded: Vec<Rule>,
+    /// Counts the changes, so that the proof of one is never taken for that of a later one to the same rule.
+    #[serde(default)]
+    pub change: u64,
 }
 
 impl Rules {
     pub fn in_force(&self) -> impl Iterator<Item = &Rule> {
-        std::iter::once(&self.current).chain(&self.next)
+        std::iter::once(&self.current).chain(&self.superseded).chain(&self.next)
     }
 
     /// The rule that PostgreSQL's list is to express.
@@ -314,9 +324,11 @@ pub enum Proposal {
     UndoRule {
         term: Term,
     },
+    /// `change` as counted when the proof began.
     FinishRule {
         term: Term,
         rule: Rule,
+        change: u64,
     },
     Bar {
         node: NodeName,
@@ -436,11 +448,13 @@ impl Record {
                 next.reign_of(*term)?;
                 next.undo_rule()?;
             }
-            Proposal::FinishRule { term, rule } => {
+            Proposal::FinishRule { term, rule, change } => {
                 next.reign_of(*term)?;
-                let rules = next.rules.as_mut().ok_or(Refusal::Stale)?;
+                let rules = next.rules.as_mut().filter(|rules| rules.change == *change);
+                let rules = rules.ok_or(Refusal::Stale)?;
                 let proven = rules.next.take_if(|target| target == rule).ok_or(Refusal::Stale)?;
                 rules.current = proven;
+                rules.superseded.clear();
             }
             Proposal::Bar { node, why } => {
                 next.nodes.get_mut(node).ok_or(Refusal::Stale)?.barred.clone_from(why);
@@ -466,7 +480,8 @@ impl Record {
         self.lines.push(Line { timeline: Timeline(1), term: Term(0), parent: None, begin: Some(Lsn::ZERO) });
         let member = self.new_incarnation(node);
         // Alone it can acknowledge nothing where a standby is needed: the list holds the reserved name.
-        self.rules = Some(Rules { current: Rule { members: BTreeSet::from([member]), needed }, next: None });
+        let current = Rule { members: BTreeSet::from([member]), needed };
+        self.rules = Some(Rules { current, next: None, superseded: Vec::new(), change: 0 });
         Ok(())
     }
 
@@ -512,6 +527,9 @@ impl Record {
     }
 
     fn force(&mut self, term: Term, to: &NodeName, by: &NodeName) -> Result<(), Refusal> {
+        if !self.nodes.contains_key(to) {
+            return Err(Refusal::Unsafe("the node that is to lead has no copy"));
+        }
         if self.election.is_none() {
             self.open(term, Cause::Forced, by, false)?;
         }
@@ -577,9 +595,13 @@ impl Record {
                 line.begin.get_or_insert(*begin);
             }
         }
-        let highest = self.lines.last().map_or(0, |line| line.timeline.0);
-        let timeline = Timeline(highest + 1);
-        self.lines.push(Line { timeline, term, parent: Some(vote.timeline), begin: None });
+        // Beyond every number that was reserved, and every one that somebody gave to a promotion by hand.
+        let seen = election.votes.values().map(|vote| vote.timeline);
+        let highest = self.lines.iter().map(|line| line.timeline).chain(seen).max().unwrap_or_default();
+        let timeline = Timeline(highest.0 + 1);
+        // Only a forced winner can come from a timeline that nobody reserved; nobody else's history is its own.
+        let parent = self.line(vote.timeline).map(|line| line.timeline);
+        self.lines.push(Line { timeline, term, parent, begin: None });
         let predecessor_gone = self.reign.take().is_none_or(|old| {
             let vote = election.votes.get(&old.holder.node).filter(|vote| vote.member == old.holder);
             let stopped = election.released || vote.is_some_and(|vote| vote.standing == Standing::Sealed);
@@ -596,9 +618,12 @@ impl Record {
         });
         self.term = term;
         if let Some(rules) = self.rules.as_mut().filter(|rules| !rules.involve(&winner)) {
-            // Only an operator who accepted data loss makes a stranger to the rule win.
-            rules.current.members.insert(winner.clone());
+            // Only an operator who accepted data loss makes a stranger to the rule win. What the others hold
+            // is another history from here on, so that only its own copy can count until one has followed.
+            rules.current.members = BTreeSet::from([winner.clone()]);
             rules.next = None;
+            rules.superseded.clear();
+            rules.change += 1;
         }
         // Under a change that lacks the winner it could not count its own copy; go back the joint way.
         if self.rules.as_ref().is_some_and(|rules| !rules.target().members.contains(&winner)) {
@@ -636,10 +661,7 @@ impl Record {
         let known = rule.members.iter().all(|member| self.member(&member.node).as_ref() == Some(member));
         let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
         let alone = rule.members.len() == 1 && rule.members.contains(&holder);
-        // A rule of the primary alone may displace an unfinished one: whatever was acknowledged under that
-        // one is on the primary, without which no election can be won from here on.
-        let displaces = rules.next.as_ref().is_some_and(|next| alone && next != rule);
-        if (rules.next.is_some() && !displaces) || (rules.next.is_none() && rules.current == *rule) {
+        if rules.target() == rule {
             return Err(Refusal::Stale);
         }
         if rule.members.len() <= rule.needed as usize && !alone {
@@ -651,7 +673,19 @@ impl Record {
         if !rule.members.contains(&holder) {
             return Err(Refusal::Unsafe("the primary is a member of its rule"));
         }
+        if alone {
+            // Whatever was acknowledged under a change that is given up here is on the primary, without which
+            // no election can be won from here on.
+            rules.superseded.clear();
+        } else if let Some(given_up) = rules.next.take() {
+            rules.superseded.retain(|other| *other != given_up && other != rule);
+            if rules.superseded.len() >= SUPERSEDED_MAX {
+                return Err(Refusal::Unsafe("too many changes of the rule were given up in a row"));
+            }
+            rules.superseded.push(given_up);
+        }
         rules.next = Some(rule.clone());
+        rules.change += 1;
         Ok(())
     }
 
@@ -659,6 +693,7 @@ impl Record {
         let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
         let abandoned = rules.next.take().ok_or(Refusal::Stale)?;
         rules.next = Some(std::mem::replace(&mut rules.current, abandoned));
+        rules.change += 1;
         Ok(())
     }
 

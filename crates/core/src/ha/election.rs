@@ -69,7 +69,7 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
         };
     }
     let running = election.votes.values().find(|vote| vote.standing == Standing::Running);
-    if let Some(vote) = running.filter(|vote| holder == Some(&vote.member)) {
+    if let Some(vote) = running.filter(|vote| holder == Some(&vote.member) && !election.released) {
         return Tally::Incumbent(vote.member.clone());
     }
 
@@ -87,8 +87,12 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
     let others: Vec<&Vote> = sealed.iter().copied().filter(|vote| holder != Some(&vote.member)).collect();
     let all_but_holder_voted = missing.iter().all(|node| holder.is_some_and(|holder| holder.node == *node));
     let lossy = rules.in_force().any(|rule| rule.needed == 0);
-    let without_holder = !election.poisoned && is_enough(&others) && others.iter().any(|vote| vote.electable);
-    let settled = patient || all_but_holder_voted || (without_holder && !lossy);
+    let furthest = |votes: &[&Vote]| votes.iter().map(|vote| vote.position).max();
+    // Where a rule lets commits go on without voters, the others may be enough and still lack some of them.
+    let spares_holder = !lossy || furthest(&others) >= furthest(&sealed);
+    let others_can_lead = others.iter().any(|vote| vote.electable);
+    let without_holder = !election.poisoned && is_enough(&others) && others_can_lead && spares_holder;
+    let settled = patient || missing.is_empty() || ((all_but_holder_voted || without_holder) && !lossy);
     if !settled {
         return Tally::Wait(Waiting::Better { missing });
     }
@@ -111,9 +115,26 @@ fn choose(record: &Record, votes: &[&Vote]) -> Tally {
     if best.position == highest {
         return Tally::Winner(best.member.clone());
     }
-    // Taking the second best here loses what only the highest holds (ha-attack S4).
-    let source = votes.iter().find(|vote| vote.position == highest).unwrap_or(best);
-    Tally::CatchUp { candidate: best.member.clone(), source: source.member.clone(), until: highest }
+    // Taking the second best here loses what only the highest holds (ha-attack S4). A copy with a tail of its
+    // own cannot take that over, however far it is.
+    let sources = || votes.iter().filter(|vote| vote.position == highest);
+    let candidates = votes.iter().filter(|vote| vote.electable);
+    let candidates = candidates.filter(|vote| sources().any(|source| continues(source, vote)));
+    let Some(candidate) = candidates.max_by_key(rank) else {
+        return Tally::Wait(Waiting::NobodyElectable);
+    };
+    let source = sources().find(|source| continues(source, candidate)).unwrap_or(best);
+    Tally::CatchUp { candidate: candidate.member.clone(), source: source.member.clone(), until: highest }
+}
+
+/// Does the history of `source` contain everything that `copy` holds?
+fn continues(source: &Vote, copy: &Vote) -> bool {
+    if source.timeline == copy.timeline {
+        return source.position.lsn >= copy.position.lsn;
+    }
+    let contains = source.begins.iter().any(|(timeline, _)| *timeline == copy.timeline);
+    let mut later = source.begins.iter().filter(|(timeline, _)| *timeline > copy.timeline);
+    contains && later.all(|(_, begin)| *begin >= copy.position.lsn)
 }
 
 /// Could an election be won if these nodes, and only these, took part? Opening one that cannot be won

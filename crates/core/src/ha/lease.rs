@@ -15,23 +15,40 @@ use crate::ha::{Decision, Goal, Memory};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::Record;
+use crate::spec::Times;
 use crate::spec::times::STOP_BEFORE_LEASE_END;
 use crate::types::{Instant, Term};
 
-/// How much longer than `lease` the next gate waits: two clocks may differ in rate by 1 %, and a stop that
-/// is decided at the last moment takes a moment.
-pub fn wait_out(lease: Duration) -> Duration {
-    lease + lease / 100 + Duration::from_millis(50)
+/// How much longer than `lease` the next gate waits: clocks may differ in rate, and a stop that is decided at
+/// the last moment takes a moment.
+pub fn wait_out(times: &Times) -> Duration {
+    times.lease + times.clock_margin() + Duration::from_millis(50)
 }
 
-/// The newest moment for which the term is proven.
+/// The newest moment for which the term is proven; before it is, nobody may be told to read here.
 pub fn proven(memory: &Memory, seen: &Observation<'_>, record: &Record, term: Term) -> Option<Instant> {
-    let open = record.term == term && record.election.is_none();
-    let store = seen.store.confirmed.filter(|_| open);
-    let voters = seen.local.heartbeat.filter(|(of, _)| *of == term).map(|(_, begun)| begun);
-    // A reign that was just decided has not had the time for a proof; the decision itself is one.
-    let decided = memory.reign_seen.filter(|(of, _)| *of == term).map(|(_, at)| at);
-    store.max(voters).max(decided)
+    let reign = record.reign.as_ref().filter(|_| record.term == term)?;
+    let remembered = memory.proven.filter(|(timeline, _)| *timeline == reign.timeline).map(|(_, at)| at);
+    // An incumbent that won again was never anything but the primary, so an older heartbeat counts too.
+    let voters = seen.local.heartbeat.filter(|(of, _)| *of <= term).map(|(_, begun)| begun);
+    remembered.max(voters)
+}
+
+/// Keeps the proofs of this node's own reign beyond the term that they were made in.
+pub fn remember(memory: &mut Memory, seen: &Observation<'_>, record: &Record) {
+    let Some(reign) = record.open_reign().filter(|reign| reign.holder.node == *seen.me) else { return };
+    let before = memory.proven.filter(|(timeline, _)| *timeline == reign.timeline).map(|(_, at)| at);
+    if let Some(newest) = before.max(seen.store.confirmed) {
+        memory.proven = Some((reign.timeline, newest));
+    }
+}
+
+/// When a running primary must begin to stop, unless it is proven anew. Without any proof, as after a restart of
+/// the agent, that counts from when this reign was first seen.
+pub fn stop_at(memory: &Memory, seen: &Observation<'_>, record: &Record) -> Option<Instant> {
+    let first_seen = memory.reign_seen.map(|(_, at)| at);
+    let since = proven(memory, seen, record, record.term).or(first_seen).or(memory.started)?;
+    Some(since + seen.times.lease.saturating_sub(STOP_BEFORE_LEASE_END))
 }
 
 /// Stops a primary whose term nobody confirms, in time for it to be gone at the end of the lease.
@@ -43,17 +60,27 @@ pub fn ending(
 ) -> Option<Decision> {
     let Postgres::Primary(_) = seen.local.postgres else { return None };
     let holder = record.holder()?;
-    if holder.node != *seen.me {
-        return None;
-    }
-    let proven = proven(memory, seen, record, record.term)?;
-    let stop_at = proven + seen.times.lease.saturating_sub(STOP_BEFORE_LEASE_END);
-    if now < stop_at {
+    if holder.node != *seen.me || now < stop_at(memory, seen, record)? {
         return None;
     }
     memory.lease_ended = Some(record.term);
     let reason = Reason::LeaseEnding { term: record.term };
     Some(Decision::new(Goal::Stopped, reason, now).act(Action::StopNow))
+}
+
+/// Before the store was read nothing is begun; but a primary that nobody confirms is not read for ever.
+pub fn without_record(memory: &Memory, now: Instant, seen: &Observation<'_>) -> Decision {
+    let mut hold = Decision::new(Goal::Hold, Reason::StoreNeverRead {}, now);
+    let Postgres::Primary(_) = seen.local.postgres else { return hold };
+    hold.duties.prove_term = true;
+    let heartbeat = seen.local.heartbeat.map(|(_, begun)| begun);
+    let Some(since) = heartbeat.max(memory.started) else { return hold };
+    let stop_at = since + seen.times.lease.saturating_sub(STOP_BEFORE_LEASE_END);
+    if now < stop_at {
+        return hold.again(now, stop_at.since(now));
+    }
+    let term = seen.local.durable.term;
+    Decision::new(Goal::Stopped, Reason::LeaseEnding { term }, now).act(Action::StopNow)
 }
 
 /// Time left before nobody can read the former term any more; `None` when that is so already.
@@ -69,5 +96,5 @@ pub fn predecessor_left(
     }
     // The deciding votes were cast before the decision was seen, so counting from there is never too short.
     let since = memory.reign_seen.filter(|(term, _)| *term == record.term).map(|(_, at)| at)?;
-    wait_out(seen.times.lease).checked_sub(now.since(since)).filter(|left| !left.is_zero())
+    wait_out(seen.times).checked_sub(now.since(since)).filter(|left| !left.is_zero())
 }

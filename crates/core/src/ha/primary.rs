@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::action::Action;
 use crate::durability::{self, flushed_by, list_of};
 use crate::ha::{Decision, Goal, Memory, lease, lower_lines, switchover, voters_missing};
-use crate::observation::{Observation, Postgres, Primary};
+use crate::observation::{Busy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Reign};
 use crate::types::{Instant, Member, Term, Timeline};
@@ -33,7 +33,8 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
         Postgres::Stopped(_) if !same_copy => {
             give_back(now, seen, term, Cause::Damage, Reason::DataGone { term })
         }
-        Postgres::Primary(primary) if primary.copy.timeline == reign.timeline => {
+        // A promotion by hand takes the same next number; what it wrote is nobody's term.
+        Postgres::Primary(primary) if primary.copy.timeline == reign.timeline && adopted(seen, record, reign) => {
             reigning(memory, now, seen, record, reign, primary)
         }
         Postgres::Primary(_) => stop(Reason::StrayPrimary { term }),
@@ -46,8 +47,16 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
             };
             give_back(now, seen, term, cause, reason)
         }
+        Postgres::Starting | Postgres::Standby(_) if local.busy == Some(Busy::Promote) => {
+            Decision::new(Goal::Primary, Reason::Promoting { term, timeline: reign.timeline }, now)
+        }
         Postgres::Starting | Postgres::Standby(_) if local.durable.promoting.is_some() => {
             stop(Reason::WithdrawingPromotion { term })
+        }
+        // It was promoted and died before it could say so. This timeline has been begun; no promotion gives
+        // the same number again.
+        Postgres::Stopped(copy) | Postgres::Standby(Standby { copy, .. }) if copy.timeline >= reign.timeline => {
+            give_back(now, seen, term, Cause::Crash, Reason::GivingBack { term, cause: Cause::Crash })
         }
         Postgres::Stopped(_) => {
             Decision::new(Goal::Primary, Reason::StartingToPromote { term }, now).act(Action::StartSealed)
@@ -56,6 +65,12 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
         Postgres::Standby(_) if local.damage.is_some() => damaged(now, seen, term),
         Postgres::Standby(_) => promote(now, record, reign, term),
     }
+}
+
+/// Did this node itself go onto the reign's timeline for that reign?
+fn adopted(seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
+    let line = record.line(reign.timeline).map(|line| line.term);
+    line.is_some() && seen.local.durable.adopted.get(&reign.timeline).copied() == line
 }
 
 fn cause_of_the_end(memory: &Memory, seen: &Observation<'_>, record: &Record) -> Cause {
@@ -122,7 +137,8 @@ fn reigning(
     if seen.local.damage.is_some() {
         return damaged(now, seen, term);
     }
-    let impostor = primary.senders.iter().find(|sender| !sender.genuine && claims_a_member(record, sender));
+    // A connection that does not stream yet has not taken its slot either, and acknowledges nothing.
+    let impostor = primary.senders.iter().find(|sender| sender.streaming && !sender.genuine && claims_a_member(record, sender));
     if let Some(impostor) = impostor {
         decision.reason = Reason::CuttingImpostor { claimed: impostor.member.clone() };
         return decision.act(Action::CutSender { term, pid: impostor.pid });
@@ -130,7 +146,7 @@ fn reigning(
     for node in record.nodes.keys().filter(|node| *node != seen.me && !primary.slots.contains(*node)) {
         decision.actions.push(Action::CreateSlot { term, node: node.clone() });
     }
-    if let Some((actions, reason)) = durability::step(memory, now, seen, record, &reign.holder, primary) {
+    if let Some((actions, reason)) = durability::step(memory, now, seen, record, reign, primary) {
         decision.reason = reason;
         decision.actions.extend(actions);
     }

@@ -104,7 +104,10 @@ pub(super) fn template(seen: &Observation<'_>, record: &Record, member: &Member)
     let barred = record.nodes.get(seen.me).is_some_and(|entry| entry.barred.is_some());
     VoteTemplate {
         member: member.clone(),
-        electable: node.is_some_and(|node| node.electable()) && !barred && seen.local.damage.is_none(),
+        electable: node.is_some_and(|node| node.electable())
+            && !barred
+            && !seen.local.stopping
+            && seen.local.damage.is_none(),
         priority: node.map_or(0, |node| u32::from(node.priority)),
     }
 }

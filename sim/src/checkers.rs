@@ -1,0 +1,95 @@
+//! What must hold after every step, one statement per file.
+//!
+//! A checker looks at the truth (the world's own books of who wrote what), never at what an agent believes.
+//! The first violation ends the run.
+
+use pgherd_core::invariants;
+use pgherd_core::record::{Proposal, Record, Standing};
+use pgherd_core::types::{Term, Timeline};
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::wal::Point;
+use crate::world::{Time, World};
+
+pub mod acknowledged;
+pub mod convergence;
+pub mod degraded;
+pub mod destruction;
+pub mod gates;
+pub mod leases;
+pub mod one_acknowledger;
+pub mod overlap;
+pub mod promotion;
+pub mod reads;
+pub mod terms;
+pub mod timelines;
+
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub at: Time,
+    pub invariant: &'static str,
+    pub detail: String,
+}
+
+/// The books.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    pub violation: Option<Violation>,
+    /// Everything up to here was acknowledged to, or read by, a client; it must never be lost.
+    pub protected: Option<Point>,
+    /// Who acknowledged on the timeline of which term.
+    pub acknowledgers: BTreeMap<Term, usize>,
+    /// Timelines in whose reign some rule had W = 0, and those where it counted others than the primary.
+    pub declared_lines: BTreeSet<Timeline>,
+    pub lossy_lines: BTreeSet<Timeline>,
+    /// An operator accepted loss when this term was decided; what older reigns still do is theirs.
+    pub forced: Option<Term>,
+    /// What operators and W = 0 have cost, in records.
+    pub accepted_loss: u64,
+    /// Since when the world has been as it should be.
+    pub well_since: Option<Time>,
+    pub converged_at: Option<Time>,
+    pub final_commit: Option<u64>,
+    /// The copies that are left cannot win; a person is needed.
+    pub needs_person: bool,
+}
+
+impl World {
+    pub fn violate(&mut self, invariant: &'static str, detail: String) {
+        self.tell(None, |_| format!("VIOLATION of {invariant}: {detail}"));
+        self.oracle.violation.get_or_insert(Violation { at: self.now, invariant, detail });
+    }
+
+    /// Is what this hand acknowledges still anybody's promise?
+    pub fn counts(&self, hand: usize) -> bool {
+        let term = self.wal.hand(hand).term.unwrap_or_default();
+        self.oracle.forced.is_none_or(|forced| term >= forced)
+    }
+}
+
+/// The record changed, by `proposal`.
+pub fn record_changed(world: &mut World, by: usize, before: &Record, after: &Record, proposal: &Proposal) {
+    if let Err(broken) = invariants::record(after).and_then(|()| invariants::step(before, after)) {
+        let name = world.nodes[by].name.clone();
+        world.violate(
+            "the record",
+            format!("{broken}, after {name} proposed: {}", crate::story::proposal(proposal)),
+        );
+    }
+    if let (Some(reign), Some(rules)) = (&after.reign, &after.rules) {
+        if rules.in_force().any(|rule| rule.needed == 0) {
+            world.oracle.declared_lines.insert(reign.timeline);
+        }
+        if rules.in_force().any(|rule| rule.needed == 0 && rule.members.len() > 1) {
+            world.oracle.lossy_lines.insert(reign.timeline);
+        }
+    }
+    match proposal {
+        Proposal::Vote { vote, .. } if vote.standing == Standing::Sealed => {
+            timelines::voted(world, vote);
+        }
+        Proposal::Decide { .. } => promotion::decided(world, before, after),
+        _ => {}
+    }
+    overlap::check(world);
+}

@@ -1,0 +1,49 @@
+//! No copy is rewritten that somebody may still need: no rule counts it, and enough others hold everything.
+//!
+//! "Enough" is `needed` + 1, or everyone else where there are not so many; nodes that are lost (no copy, or
+//! silent for long) are losses that the promise has already paid for.
+
+use crate::world::{SECOND, World};
+
+/// A node that has not streamed for this long counts as lost: a little less than core's own patience.
+const LOST_AFTER: u64 = 9 * SECOND;
+
+fn counts(world: &World, node: usize) -> bool {
+    world.spec.node(&world.nodes[node].name).is_some_and(|node| node.voter_candidate())
+}
+
+pub fn begins(world: &mut World, node: usize) {
+    let Some(member) = world.member(node).cloned() else { return };
+    let record = std::rc::Rc::clone(&world.store.record);
+    let Some(rules) = &record.rules else { return };
+    if rules.involve(&member) {
+        let detail = format!("{} rewrites its copy, which {} still counts", member.node, rules.current);
+        world.violate("no needed copy is destroyed", detail);
+        return;
+    }
+    let Some(protected) = world.oracle.protected else { return };
+    let holds = |node: usize| world.wal.holds(world.nodes[node].postgres.durable_end(), protected);
+    if !holds(node) {
+        return;
+    }
+    let data: Vec<usize> =
+        (0..world.nodes.len()).filter(|other| *other != node && counts(world, *other)).collect();
+    let holders = data.iter().filter(|other| world.member(**other).is_some() && holds(**other)).count();
+    let lost = data
+        .iter()
+        .filter(|other| {
+            let there = &world.nodes[**other];
+            let silent = world.now.saturating_sub(there.streamed_at) > LOST_AFTER;
+            world.member(**other).is_none() || (silent && !there.postgres.is_primary() && !holds(**other))
+        })
+        .count();
+    let needed = (rules.target().needed as usize + 1).min(data.len()).saturating_sub(lost).max(1);
+    if holders < needed {
+        let detail = format!(
+            "{} rewrites its copy while {holders} others hold {}, and {needed} must",
+            member.node,
+            world.point_text(protected)
+        );
+        world.violate("no needed copy is destroyed", detail);
+    }
+}

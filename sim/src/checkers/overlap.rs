@@ -1,0 +1,38 @@
+//! Whoever could win an election now, there is a holder of everything acknowledged among those who elect: the
+//! rules overlap at each step.
+
+use pgherd_core::invariants;
+use pgherd_core::types::Member;
+
+use crate::world::World;
+
+pub fn check(world: &mut World) {
+    let Some(protected) = world.oracle.protected else { return };
+    let record = std::rc::Rc::clone(&world.store.record);
+    let Some(rules) = &record.rules else { return };
+    let forced = record.election.as_ref().is_some_and(|election| election.forced.is_some());
+    if forced || rules.in_force().all(|rule| rule.needed == 0 && rule.members.len() > 1) {
+        return;
+    }
+    let able =
+        |member: &Member| world.index(&member.node).is_some_and(|node| world.member(node) == Some(member));
+    let holds = |member: &Member| {
+        world
+            .index(&member.node)
+            .is_some_and(|node| world.wal.holds(world.nodes[node].postgres.durable_end(), protected))
+    };
+    if !invariants::every_election_meets(rules, record.holder(), able, holds) {
+        let ends: Vec<String> = (0..world.nodes.len())
+            .filter(|node| world.nodes[*node].has_postgres)
+            .map(|node| format!("{} at {}", world.nodes[node].name, world.end_text(node)))
+            .collect();
+        let next = rules.next.as_ref().map(|next| format!(" and {next}")).unwrap_or_default();
+        let detail = format!(
+            "an election under {}{next} could be won without {}; {}",
+            rules.current,
+            world.point_text(protected),
+            ends.join(", ")
+        );
+        world.violate("every election meets a holder of what was acknowledged", detail);
+    }
+}

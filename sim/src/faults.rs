@@ -1,0 +1,527 @@
+//! What goes wrong, when, and for how long: drawn from the seed, in bursts, because the second fault that
+//! comes during the answer to the first one is the one that breaks clusters.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgherd_core::action::Action;
+use pgherd_core::record::{Proposal, Switchover};
+use pgherd_core::spec::Durability;
+
+use crate::postgres::{Sender, State};
+use crate::world::{Event, Layer, MS, SECOND, Time, World};
+
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub at: Time,
+    pub lasts: Time,
+    pub kind: Kind,
+    pub node: usize,
+    pub other: usize,
+    /// Undone already, or nothing to undo.
+    pub over: bool,
+    /// How often it will strike again.
+    repeats: u8,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = ($name:literal, $weight:literal),)+) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Kind {
+            pub const ALL: &'static [Kind] = &[$(Kind::$variant,)+];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Kind::$variant => $name,)+
+                }
+            }
+
+            fn weight(self) -> u64 {
+                match self {
+                    $(Kind::$variant => $weight,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    KillPostmaster = ("kill-postmaster", 10),
+    /// With `restart_after_crash` off, a killed backend ends the whole server.
+    KillBackend = ("kill-backend", 6),
+    LoseHost = ("lose-host", 10),
+    KillAgent = ("kill-agent", 8),
+    FreezeAgent = ("freeze-agent", 7),
+    FreezeNode = ("freeze-node", 6),
+    KillFence = ("kill-fence", 3),
+    Isolate = ("isolate", 8),
+    CutAgents = ("cut-agents", 6),
+    CutReplication = ("cut-replication", 6),
+    CutOneWay = ("cut-one-way", 5),
+    CutPair = ("cut-pair", 5),
+    CutStore = ("cut-store", 7),
+    LoseStore = ("lose-store", 4),
+    SlowStore = ("slow-store", 4),
+    SlowNetwork = ("slow-network", 4),
+    LosePower = ("lose-power", 3),
+    WipeDisk = ("wipe-disk", 4),
+    WipeNeeded = ("wipe-needed", 1),
+    Damage = ("damage", 5),
+    Switchover = ("switchover", 6),
+    Force = ("force", 1),
+    ChangeNeeded = ("change-needed", 4),
+    RemoveNode = ("remove-node", 2),
+    PromoteByHand = ("promote-by-hand", 4),
+    SlowPromotion = ("slow-promotion", 5),
+    SlowSeal = ("slow-seal", 5),
+    PauseReplay = ("pause-replay", 4),
+    CancelWaits = ("cancel-waits", 5),
+    HangWal = ("hang-wal", 5),
+    SlowCheckpointer = ("slow-checkpointer", 4),
+    Impostor = ("impostor", 3),
+    StopNode = ("stop-node", 3),
+    FailRewind = ("fail-rewind", 3),
+    /// Kills the server four times, and it is back in between: poison.
+    CrashLoop = ("crash-loop", 2),
+}
+
+impl Kind {
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+}
+
+impl Fault {
+    pub fn new(at: Time, lasts: Time, kind: Kind, node: usize, other: usize) -> Fault {
+        Fault { at, lasts, kind, node, other, over: false, repeats: 3 }
+    }
+}
+
+impl World {
+    /// Draws the faults of this schedule, between `from` and `until`.
+    pub fn plan_faults(&mut self, from: Time, until: Time) {
+        let bursts = self.span(2, 4);
+        for _ in 0..bursts {
+            let start = self.span(from, until);
+            let count = self.span(1, 3);
+            let focus = self.random.index(self.nodes.len());
+            let mut at = start;
+            for _ in 0..count {
+                self.plan_one(at, focus);
+                at += self.span_or((10 * MS, 1500 * MS), 3, (MS, 60 * MS));
+            }
+        }
+        for index in 0..self.faults.len() {
+            let at = self.faults[index].at;
+            self.after(at.saturating_sub(self.now), Event::Fault { index });
+        }
+    }
+
+    fn plan_one(&mut self, at: Time, focus: usize) {
+        let total: u64 = Kind::ALL.iter().map(|kind| kind.weight()).sum();
+        let mut draw = self.random.below(total);
+        let mut kind = Kind::KillPostmaster;
+        for candidate in Kind::ALL {
+            if draw < candidate.weight() {
+                kind = *candidate;
+                break;
+            }
+            draw -= candidate.weight();
+        }
+        let lasts = self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND));
+        let node = if self.random.once_in(3) { focus } else { self.random.index(self.nodes.len()) };
+        let other = self.random.index(self.nodes.len());
+        self.faults.push(Fault::new(at, lasts, kind, node, other));
+    }
+
+    /// Half of the time the target is whoever holds the term when the fault strikes.
+    fn aim(&mut self, index: usize) -> usize {
+        let planned = self.faults[index].node;
+        let holder = self.store.record.holder().and_then(|holder| self.index(&holder.node));
+        let node = match holder {
+            Some(holder) if self.random.once_in(2) => holder,
+            _ => planned,
+        };
+        self.faults[index].node = node;
+        node
+    }
+
+    pub fn fault_begins(&mut self, index: usize) {
+        if self.healed_at.is_some() {
+            return;
+        }
+        let node = self.aim(index);
+        let Fault { kind, other, lasts, .. } = self.faults[index].clone();
+        self.coverage.faults += 1;
+        self.tell(Some(node), |_| format!("FAULT {} for {} ms", kind.name(), lasts / MS));
+        self.inject(index, kind, node, other);
+        self.after(lasts, Event::FaultEnds { index });
+    }
+
+    pub fn inject(&mut self, index: usize, kind: Kind, node: usize, other: usize) {
+        match kind {
+            Kind::KillPostmaster => self.postmaster_killed(node),
+            Kind::KillBackend => {
+                if self.nodes[node].postgres.answers() {
+                    self.kill_server(node, 15 * MS);
+                }
+            }
+            Kind::CrashLoop => {
+                let holder = self.store.record.holder().and_then(|holder| self.index(&holder.node));
+                if let Some(holder) = holder.filter(|holder| self.nodes[*holder].postgres.answers()) {
+                    self.kill_server(holder, 15 * MS);
+                }
+            }
+            Kind::LoseHost => self.lose_host(node),
+            Kind::KillAgent => self.kill_agent(node),
+            Kind::FreezeAgent => self.freeze_agent(node, self.faults[index].lasts),
+            Kind::FreezeNode => self.freeze_node(node, self.faults[index].lasts),
+            Kind::KillFence => self.nodes[node].fence.alive = false,
+            Kind::Isolate => self.isolate(node, true),
+            Kind::CutAgents => self.cut_all(node, Layer::Agents, true),
+            Kind::CutReplication => self.cut_all(node, Layer::Replication, true),
+            Kind::CutOneWay => {
+                self.network.cut(Layer::Replication, node, other, true);
+                self.network.cut(Layer::Agents, node, other, true);
+            }
+            Kind::CutPair => self.cut_pair(node, other, true),
+            Kind::CutStore => self.network.store_cut[node] += 1,
+            Kind::LoseStore => self.store.up = false,
+            Kind::SlowStore => self.store.slow = self.span(50 * MS, 700 * MS),
+            Kind::SlowNetwork => {
+                self.network.delay = self.span(10 * MS, 150 * MS);
+                self.network.loss_percent = self.span(0, 12);
+            }
+            Kind::LosePower => {
+                for node in 0..self.nodes.len() {
+                    self.lose_host(node);
+                }
+            }
+            Kind::WipeDisk => self.wipe(node, false),
+            Kind::WipeNeeded => self.wipe(node, true),
+            Kind::Damage => {
+                self.nodes[node].damage = Some("a page of the WAL cannot be read");
+                self.nodes[node].agent.local.damage = self.nodes[node].damage.map(str::to_owned);
+                self.think_within(node, 5 * MS);
+            }
+            Kind::Switchover => self.order_switchover(node, other),
+            Kind::Force => self.force(node, other),
+            Kind::ChangeNeeded => self.change_needed(),
+            Kind::RemoveNode => self.remove_node(other),
+            Kind::PromoteByHand => {
+                if self.nodes[node].postgres.state == State::Standby {
+                    self.begin_promotion(node, false);
+                }
+            }
+            Kind::SlowPromotion => self.nodes[node].slow.promotion = true,
+            Kind::SlowSeal => self.nodes[node].slow.seal = true,
+            Kind::PauseReplay => self.nodes[node].slow.replay_paused = true,
+            Kind::CancelWaits => self.cancel_waits(node),
+            Kind::HangWal => self.nodes[node].slow.wal_hangs = true,
+            Kind::SlowCheckpointer => self.nodes[node].slow.checkpointer = true,
+            Kind::Impostor => self.impostor(node, other),
+            Kind::StopNode => self.operator_stop(node, true),
+            Kind::FailRewind => self.nodes[node].slow.rewind_fails = true,
+        }
+    }
+
+    pub fn fault_ends(&mut self, index: usize) {
+        if std::mem::replace(&mut self.faults[index].over, true) || self.healed_at.is_some() {
+            return;
+        }
+        let Fault { kind, node, other, .. } = self.faults[index].clone();
+        self.tell(Some(node), |_| format!("the fault {} ends", kind.name()));
+        self.repair(index, kind, node, other);
+    }
+
+    pub fn repair(&mut self, index: usize, kind: Kind, node: usize, other: usize) {
+        match kind {
+            Kind::LoseHost | Kind::WipeDisk | Kind::WipeNeeded => self.return_host(node),
+            Kind::KillAgent | Kind::KillFence => self.start_agent_anew(node),
+            Kind::Isolate => self.isolate(node, false),
+            Kind::CutAgents => self.cut_all(node, Layer::Agents, false),
+            Kind::CutReplication => self.cut_all(node, Layer::Replication, false),
+            Kind::CutOneWay => {
+                self.network.cut(Layer::Replication, node, other, false);
+                self.network.cut(Layer::Agents, node, other, false);
+            }
+            Kind::CutPair => self.cut_pair(node, other, false),
+            Kind::CutStore => {
+                let cuts = &mut self.network.store_cut[node];
+                *cuts = cuts.saturating_sub(1);
+            }
+            Kind::LoseStore => self.store.up = true,
+            Kind::SlowStore => self.store.slow = 0,
+            Kind::SlowNetwork => (self.network.delay, self.network.loss_percent) = (0, 0),
+            Kind::LosePower => {
+                for node in 0..self.nodes.len() {
+                    self.return_host(node);
+                }
+            }
+            Kind::Damage => self.cure(node),
+            Kind::ChangeNeeded | Kind::RemoveNode => self.spec = Rc::clone(&self.first_spec),
+            Kind::PauseReplay => self.nodes[node].slow.replay_paused = false,
+            Kind::HangWal => self.unhang(node),
+            Kind::SlowCheckpointer => self.nodes[node].slow.checkpointer = false,
+            Kind::StopNode => self.operator_stop(node, false),
+            Kind::CrashLoop => {
+                if self.faults[index].repeats > 0 {
+                    self.faults[index].repeats -= 1;
+                    self.faults[index].over = false;
+                    self.inject(index, kind, node, other);
+                    let later = self.span(500 * MS, 2 * SECOND);
+                    self.after(later, Event::FaultEnds { index });
+                }
+            }
+            Kind::KillPostmaster
+            | Kind::KillBackend
+            | Kind::FreezeAgent
+            | Kind::FreezeNode
+            | Kind::Switchover
+            | Kind::Force
+            | Kind::PromoteByHand
+            | Kind::SlowPromotion
+            | Kind::SlowSeal
+            | Kind::CancelWaits
+            | Kind::Impostor
+            | Kind::FailRewind => {}
+        }
+    }
+
+    /// Ends every fault at once. What is broken stays broken, but nothing else breaks.
+    pub fn heal(&mut self) {
+        // Whoever is frozen thaws when it was to; the rest is well from now on.
+        let thawed = self.nodes.iter().map(|node| node.frozen_until.max(node.agent.frozen_until)).max();
+        self.healed_at = thawed.max(Some(self.now));
+        self.tell(None, |_| "all faults end".to_owned());
+        for fault in &mut self.faults {
+            fault.over = true;
+        }
+        self.spec = Rc::clone(&self.first_spec);
+        self.network.heal();
+        (self.store.up, self.store.slow) = (true, 0);
+        for node in 0..self.nodes.len() {
+            let there = &mut self.nodes[node];
+            there.slow = crate::world::Slow::default();
+            there.stopping = false;
+            there.agent.local.stopping = false;
+            self.cure(node);
+            self.unhang(node);
+            self.return_host(node);
+            self.start_agent_anew(node);
+            self.watch_soon(node);
+            self.think_within(node, MS);
+        }
+        self.oracle.final_commit = Some(self.clients.acknowledged);
+        self.after(500 * MS, Event::Check);
+    }
+
+    // What the faults do.
+
+    pub fn lose_host(&mut self, node: usize) {
+        if !self.nodes[node].host_up {
+            return;
+        }
+        self.kill_agent(node);
+        self.nodes[node].host_up = false;
+        self.nodes[node].fence = crate::world::Fence::default();
+        self.nodes[node].frozen_until = 0;
+        self.power_lost(node);
+    }
+
+    pub fn return_host(&mut self, node: usize) {
+        if self.nodes[node].host_up {
+            return;
+        }
+        self.nodes[node].host_up = true;
+        self.start_agent(node);
+    }
+
+    /// The supervisor starts a dead agent again, and that one starts a dead fence.
+    pub fn start_agent_anew(&mut self, node: usize) {
+        if self.nodes[node].host_up {
+            self.nodes[node].fence.alive = true;
+            self.nodes[node].fence.last_sign = self.now;
+            self.start_agent(node);
+        }
+    }
+
+    pub fn freeze_agent(&mut self, node: usize, span: Time) {
+        let now = self.now;
+        let agent = &mut self.nodes[node].agent;
+        if agent.up {
+            agent.frozen_until = agent.frozen_until.max(now + span);
+            agent.steady_since = agent.frozen_until;
+            self.fence_watches(node);
+        }
+    }
+
+    pub fn freeze_node(&mut self, node: usize, span: Time) {
+        let now = self.now;
+        let there = &mut self.nodes[node];
+        there.frozen_until = there.frozen_until.max(now + span);
+        there.agent.steady_since = there.frozen_until;
+        self.fence_watches(node);
+    }
+
+    pub fn isolate(&mut self, node: usize, on: bool) {
+        self.cut_all(node, Layer::Agents, on);
+        self.cut_all(node, Layer::Replication, on);
+        let cuts = &mut self.network.store_cut[node];
+        *cuts = if on { *cuts + 1 } else { cuts.saturating_sub(1) };
+    }
+
+    pub fn cut_all(&mut self, node: usize, layer: Layer, on: bool) {
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.network.cut(layer, node, other, on);
+            self.network.cut(layer, other, node, on);
+        }
+    }
+
+    pub fn cut_pair(&mut self, one: usize, other: usize, on: bool) {
+        for layer in [Layer::Agents, Layer::Replication] {
+            self.network.cut(layer, one, other, on);
+            self.network.cut(layer, other, one, on);
+        }
+    }
+
+    /// The host comes back with an empty disk. Within the promise at most `needed` copies are lost at a
+    /// time; beyond it the operator has to choose what to lose, but one copy always stays.
+    fn wipe(&mut self, node: usize, beyond_promise: bool) {
+        if !self.nodes[node].has_postgres {
+            return;
+        }
+        let needed = self.spec.durability.needed();
+        let data: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].has_postgres).collect();
+        let intact = data.iter().filter(|other| **other != node && self.member(**other).is_some()).count();
+        let lost = data.len() - 1 - intact + 1;
+        let allowed = if beyond_promise { intact >= 1 } else { lost <= needed && intact >= 1 };
+        let holder_alone = self.store.record.rules.as_ref().is_some_and(|rules| {
+            rules.in_force().any(|rule| {
+                rule.members.len() <= needed && rule.members.iter().any(|m| m.node == self.nodes[node].name)
+            })
+        });
+        if !allowed || (holder_alone && !beyond_promise) {
+            return;
+        }
+        self.lose_host(node);
+        let there = &mut self.nodes[node];
+        let life = there.postgres.generation + 1;
+        let version = there.postgres.version + 1;
+        let attempt = there.postgres.attempt + 1;
+        there.postgres =
+            crate::postgres::Postgres { generation: life, version, attempt, ..Default::default() };
+        there.agent.local.durable = pgherd_core::observation::Durable::default();
+        there.view = None;
+    }
+
+    pub fn cure(&mut self, node: usize) {
+        self.nodes[node].damage = None;
+        self.nodes[node].agent.local.damage = None;
+        self.think_within(node, 5 * MS);
+    }
+
+    pub fn unhang(&mut self, node: usize) {
+        self.nodes[node].slow.wal_hangs = false;
+        let server = &self.nodes[node].postgres;
+        let generation = server.generation;
+        if server.state == State::Primary {
+            self.flushed(node, generation);
+        } else if let Some(link) = server.receiver {
+            self.standby_flushes(link);
+        }
+    }
+
+    pub fn operator_stop(&mut self, node: usize, on: bool) {
+        self.nodes[node].stopping = on;
+        self.nodes[node].agent.local.stopping = on;
+        self.think_within(node, MS);
+    }
+
+    /// An operator talks to any agent; the order is the holder's to carry out.
+    fn order_switchover(&mut self, by: usize, to: usize) {
+        let to = self.random.once_in(2).then(|| self.nodes[to].name.clone());
+        let Some((view, _)) = self.nodes[by].view.clone() else { return };
+        let order = Some(Switchover { term: view.term, to });
+        self.person_proposes(by, Proposal::Switchover { order });
+    }
+
+    pub fn person_proposes(&mut self, by: usize, proposal: Proposal) {
+        if self.agent_runs(by) {
+            self.coverage.action(&Action::Propose(proposal.clone()));
+            self.propose(by, &proposal, false);
+        }
+    }
+
+    fn force(&mut self, by: usize, to: usize) {
+        let Some((view, _)) = self.nodes[by].view.clone() else { return };
+        let to = self.nodes[to].name.clone();
+        let by_name = self.nodes[by].name.clone();
+        // What the command checks before it asks for consent.
+        let electable = self.spec.node(&to).is_some_and(|node| node.electable());
+        let has_copy = self.index(&to).is_some_and(|node| self.member(node).is_some());
+        if electable && has_copy {
+            self.person_proposes(by, Proposal::Force { term: view.term, to, by: by_name });
+        }
+    }
+
+    fn change_needed(&mut self) {
+        let candidates = self.spec.nodes.iter().filter(|node| node.voter_candidate()).count();
+        let mut spec = (*self.spec).clone();
+        let degrade_after = spec.durability.degrade_after();
+        let needed = self.random.index(candidates.min(3));
+        spec.durability = match needed {
+            0 => Durability::Async,
+            needed => Durability::Quorum { needed, degrade_after },
+        };
+        self.new_spec(spec);
+    }
+
+    fn remove_node(&mut self, node: usize) {
+        let name = self.nodes[node].name.clone();
+        let mut spec = (*self.spec).clone();
+        spec.nodes.retain(|node| node.name != name && node.follow.as_ref() != Some(&name));
+        let electable = spec.nodes.iter().filter(|node| node.electable()).count();
+        if electable > spec.durability.needed().max(1) {
+            self.new_spec(spec);
+        }
+    }
+
+    fn new_spec(&mut self, spec: pgherd_core::spec::ClusterSpec) {
+        self.spec = Rc::new(spec);
+        for node in 0..self.nodes.len() {
+            self.think_within(node, 20 * MS);
+        }
+    }
+
+    /// A stray program connects under a member's name. It answers nothing; the real one's slot keeps it
+    /// from being sent WAL under that name, and it must be cut all the same.
+    fn impostor(&mut self, node: usize, claims: usize) {
+        let incarnation = self.durable(claims).member.as_ref().map_or(0, |member| member.incarnation.0);
+        let server = &mut self.nodes[node].postgres;
+        if server.state != State::Primary || node == claims {
+            return;
+        }
+        server.pids += 1;
+        server.senders.push(Sender {
+            link: None,
+            pid: server.pids,
+            node: claims,
+            incarnation,
+            streaming: false,
+            flush: None,
+            list: Rc::clone(&server.loaded),
+        });
+        server.touch();
+        self.think_within(node, 50 * MS);
+    }
+}
+
+/// The time that a fault of a script lasts.
+pub fn lasting(span: Duration) -> Time {
+    crate::world::micros(span)
+}

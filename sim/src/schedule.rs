@@ -1,0 +1,288 @@
+//! One schedule: a cluster drawn from the seed, faults, healing, and what came of it.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgherd_core::ha::election::{self, Tally, Waiting};
+use pgherd_core::record::{Cause, Position, Proposal, Record, Rule, Standing, Vote};
+use pgherd_core::spec::{ClusterSpec, Durability, NodeSpec, PostgresSource, PostgresSpec, Times};
+use pgherd_core::types::{Incarnation, Lsn, Member, NodeName, SystemId, Term, Timeline};
+
+use crate::breakage::Breakage;
+use crate::checkers::Violation;
+use crate::coverage::Coverage;
+use crate::postgres::{Conninfo, State};
+use crate::random::Random;
+use crate::wal::{self, Point};
+use crate::world::{Clock, Event, MS, SECOND, Time, World};
+
+pub const SYSTEM: SystemId = SystemId(7_710_000_000_000_000_001);
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// An operator who sees that the copies left cannot elect decides after this long.
+const PERSON_AFTER: Time = 20 * SECOND;
+
+/// What one seed gave.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub seed: u64,
+    pub violation: Option<Violation>,
+    pub events: u64,
+    pub commits: u64,
+    pub virtual_time: Time,
+    pub heal_time: Time,
+    pub coverage: Coverage,
+    pub accepted_loss: u64,
+    pub trace: Option<String>,
+}
+
+/// Runs one seed to its end.
+pub fn run(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Outcome {
+    let mut world = draw(seed);
+    world.breakage = breakage;
+    if verbose {
+        world.trace = Some(String::new());
+        let (needed, nodes) = (world.spec.durability.needed(), world.nodes.len());
+        world.tell(None, |world| {
+            format!("{nodes} nodes, needed {needed}, {:?}, {:?}", world.spec.durability, world.times)
+        });
+    }
+    let faults_until = world.span(9 * SECOND, 14 * SECOND);
+    world.after(MS, Event::ClientTick);
+    world.plan_faults(SECOND, faults_until);
+    world.run(faults_until);
+    if world.oracle.violation.is_none() {
+        world.heal();
+        let person_at = world.now + PERSON_AFTER;
+        while world.oracle.violation.is_none() && world.oracle.converged_at.is_none() {
+            let until = if world.now < person_at { person_at } else { world.now + 5 * SECOND };
+            while world.oracle.violation.is_none() && world.oracle.converged_at.is_none() && world.step(until)
+            {
+            }
+            if world.oracle.converged_at.is_none() && world.now >= person_at {
+                world.person_decides();
+            }
+        }
+    }
+    let heal_time = world.healed_at.map_or(0, |healed| world.now.saturating_sub(healed));
+    Outcome {
+        seed,
+        violation: world.oracle.violation.take(),
+        events: world.events,
+        commits: world.clients.attempts,
+        virtual_time: world.now,
+        heal_time,
+        coverage: std::mem::take(&mut world.coverage),
+        accepted_loss: world.oracle.accepted_loss,
+        trace: world.trace.take(),
+    }
+}
+
+/// The cluster that this seed means.
+pub fn draw(seed: u64) -> World {
+    let mut random = Random::new(seed);
+    let data_nodes = [2, 3, 3, 3, 3, 3, 4, 4, 5][random.index(9)];
+    let witness = data_nodes == 2 || random.once_in(8);
+    let mut nodes: Vec<NodeSpec> = NAMES[..data_nodes].iter().map(|name| spec_of(name)).collect();
+    if data_nodes >= 4 {
+        match random.below(4) {
+            0 => nodes[3].delay = Some(Duration::from_secs(300)),
+            1 => nodes[3].follow = Some(nodes[1].name.clone()),
+            2 => nodes[3].priority = 0,
+            _ => {}
+        }
+    } else if data_nodes == 3 && random.once_in(10) {
+        nodes[2].priority = 0;
+    }
+    for node in &mut nodes {
+        if node.priority > 0 {
+            node.priority = [50, 100, 100, 100, 200][random.index(5)];
+        }
+    }
+    let degrade_after = random.once_in(4).then(|| Duration::from_secs(random.between(1, 6)));
+    let candidates = nodes.iter().filter(|node| node.voter_candidate()).count();
+    let needed = if data_nodes >= 4 && candidates >= 4 && random.once_in(2) { 2 } else { 1 };
+    let durability = match random.below(14) {
+        0 => Durability::Async,
+        _ => Durability::Quorum { needed, degrade_after },
+    };
+    let mut times = Times::default();
+    if random.once_in(2) {
+        times.lease = Duration::from_millis(2000);
+        times.renew = Duration::from_millis(400);
+        times.suspect = Duration::from_millis(1000);
+        times.agent_grace = Duration::from_millis(4000);
+    }
+    let from_nothing = random.once_in(10);
+    let client_every = random.between(40 * MS, 160 * MS);
+    let mut world = World::new(random, times, cluster_spec(nodes, durability), witness);
+    world.clients.every = client_every;
+    for node in 0..world.nodes.len() {
+        world.nodes[node].clock = Clock {
+            start: world.random.between(SECOND, 1000 * SECOND),
+            parts_per_million: i64::try_from(world.random.below(20_001)).unwrap_or(0) - 10_000,
+        };
+    }
+    if from_nothing {
+        for node in 0..world.nodes.len() {
+            let late = world.span(MS, 500 * MS);
+            let _ = late;
+            world.start_agent(node);
+        }
+    } else {
+        establish(&mut world);
+    }
+    world
+}
+
+pub fn spec_of(name: &str) -> NodeSpec {
+    NodeSpec::new(name.parse().expect("a valid name"), "10.0.0.1")
+}
+
+pub fn cluster_spec(nodes: Vec<NodeSpec>, durability: Durability) -> ClusterSpec {
+    ClusterSpec {
+        name: "main".parse().expect("a valid name"),
+        durability,
+        postgres: PostgresSpec {
+            source: PostgresSource::Version(15),
+            parameters: std::collections::BTreeMap::new(),
+            hba: Vec::new(),
+        },
+        nodes,
+        databases: Vec::new(),
+    }
+}
+
+/// A cluster that has been well for a while: the first node leads term 1 on timeline 2, all others stream.
+pub fn establish(world: &mut World) {
+    let needed = u32::try_from(world.spec.durability.needed()).unwrap_or(u32::MAX);
+    let names: Vec<NodeName> = world.spec.nodes.iter().map(|node| node.name.clone()).collect();
+    let first = names[0].clone();
+    let record = established_record(world, &names, needed);
+
+    let hand_one = world.wal.found(0);
+    let hand = world.wal.promote(Point { hand: hand_one, at: 1 }, Timeline(2), Some(Term(1)), 0);
+    let rules = record.rules.clone();
+    let list =
+        rules.map(|rules| pgherd_core::durability::list_of(&rules.current, &member_of(&record, &first)));
+    let list = world.list(&list.unwrap_or_default());
+    for (node, name) in names.iter().enumerate() {
+        let reserved = world.reserved();
+        let all: Vec<usize> = (0..names.len()).collect();
+        let there = &mut world.nodes[node];
+        let durable = &mut there.agent.local.durable;
+        durable.member = Some(member_of(&record, name));
+        durable.term = Term(1);
+        durable.adopted.insert(Timeline(1), Term(0));
+        durable.adopted.insert(Timeline(2), Term(1));
+        let server = &mut there.postgres;
+        server.generation = 1;
+        server.hand = hand;
+        (server.written, server.flushed, server.visible) = (2, 2, 2);
+        server.add_history(Timeline(2));
+        if node == 0 {
+            server.state = State::Primary;
+            server.list_on_disk = Rc::clone(&list);
+            server.loaded = Rc::clone(&list);
+            server.waits_enforced = list.waits();
+            server.gate_open = true;
+            server.slots = all.into_iter().map(|node| (node, Timeline(2))).collect();
+        } else {
+            server.state = State::Standby;
+            server.list_on_disk = reserved;
+            server.conninfo = Some(Conninfo { upstream: 0, term: Term(1), timeline: Timeline(2) });
+        }
+    }
+    world.store.record = Rc::new(record);
+    world.store.revision = 1;
+    for node in 0..world.nodes.len() {
+        world.nodes[node].view = Some((Rc::clone(&world.store.record), 1));
+        world.start_agent(node);
+        world.connect_soon(node, MS);
+    }
+    if world.store.record.rules.as_ref().is_some_and(|rules| rules.current.needed == 0) {
+        world.oracle.declared_lines.insert(Timeline(2));
+        world.oracle.lossy_lines.insert(Timeline(2));
+    }
+}
+
+fn member_of(record: &Record, name: &NodeName) -> Member {
+    record.member(name).unwrap_or(Member { node: name.clone(), incarnation: Incarnation(0) })
+}
+
+/// Made by the same changes that a real cluster goes through.
+fn established_record(world: &World, names: &[NodeName], needed: u32) -> Record {
+    let first = names[0].clone();
+    let mut record = Record::empty();
+    let change = |record: &mut Record, proposal: Proposal| {
+        *record = record.apply(&proposal).expect("a founding goes through");
+    };
+    change(&mut record, Proposal::Found { node: first.clone() });
+    change(&mut record, Proposal::Founded { node: first.clone(), system: SYSTEM, needed });
+    let open = Proposal::Open {
+        term: Term(0),
+        cause: Cause::Bootstrap,
+        by: first.clone(),
+        released: false,
+        poisoned: false,
+    };
+    change(&mut record, open);
+    let vote = Vote {
+        member: member_of(&record, &first),
+        standing: Standing::Sealed,
+        position: Position { term: Term(0), lsn: wal::lsn(1) },
+        timeline: Timeline(1),
+        begins: vec![(Timeline(1), Lsn::ZERO)],
+        electable: true,
+        priority: 100,
+    };
+    change(&mut record, Proposal::Vote { term: Term(1), vote });
+    change(&mut record, Proposal::Decide { term: Term(1), winner: first.clone(), patient: true });
+    change(&mut record, Proposal::Promoted { term: Term(1), begin: wal::lsn(1), at: wal::lsn(2) });
+    change(&mut record, Proposal::GateOpened { term: Term(1) });
+    for name in &names[1..] {
+        change(&mut record, Proposal::Enlist { node: name.clone(), from: Incarnation(0) });
+    }
+    let counts = |node: &&NodeSpec| {
+        node.name == first || (node.voter_candidate() && *world.spec.upstream(node, &first) == first)
+    };
+    let members: BTreeSet<Member> =
+        world.spec.nodes.iter().filter(counts).map(|node| member_of(&record, &node.name)).collect();
+    let rules = record.rules.as_mut().expect("a founded cluster has a rule");
+    rules.current = Rule { members, needed };
+    record
+}
+
+impl World {
+    /// A person looks at a cluster that cannot go on by itself. Only where copies that a rule needs are gone
+    /// for good may that be so; then the best of what is left is forced.
+    pub fn person_decides(&mut self) {
+        let record = Rc::clone(&self.store.record);
+        let gate = record.open_reign().is_some_and(|reign| reign.gate_opened);
+        let Some(rules) = &record.rules else { return };
+        if gate && record.election.is_none() {
+            return;
+        }
+        let able =
+            |member: &Member| self.index(&member.node).is_some_and(|node| self.member(node) == Some(member));
+        let winnable = rules.in_force().all(|rule| {
+            rule.members.iter().filter(|member| able(member)).count() >= rule.seals_needed(record.holder())
+        });
+        let nobody = matches!(election::tally(&record, true), Tally::Wait(Waiting::NobodyElectable));
+        if winnable && !nobody {
+            return;
+        }
+        let best = (0..self.nodes.len())
+            .filter(|node| self.member(*node).is_some() && self.is_in_spec(*node))
+            .filter(|node| self.spec.node(&self.nodes[*node].name).is_some_and(NodeSpec::electable))
+            .max_by_key(|node| self.nodes[*node].postgres.flushed);
+        let Some(best) = best else {
+            // Nothing is left that could lead.
+            self.oracle.converged_at = Some(self.now);
+            return;
+        };
+        self.tell(None, |_| "a person forces a failover".to_owned());
+        let name = self.nodes[best].name.clone();
+        self.person_proposes(best, Proposal::Force { term: record.term, to: name.clone(), by: name });
+    }
+}
