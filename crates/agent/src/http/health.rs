@@ -79,7 +79,7 @@ pub struct HealthQuery {
     pub wants_tag: bool,
 }
 
-/// Neither a lag in a form that Patroni takes, nor a query at all.
+/// Patroni takes a lag that it cannot read for no limit at all, which lets every standby pass.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not a number of bytes such as 1048576, 1024kB or 16MB")]
 pub struct NotALag(String);
