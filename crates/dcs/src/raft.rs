@@ -25,8 +25,8 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -209,7 +209,7 @@ struct Inner {
     /// Held while the membership is changed from here, one change at a time.
     changing: tokio::sync::Mutex<()>,
     keeper: AbortHandle,
-    stopped: Mutex<bool>,
+    stopped: AtomicBool,
 }
 
 /// Why an operation did not reach an answer.
@@ -370,7 +370,7 @@ impl RaftStore {
             incoming: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             keeper,
-            stopped: Mutex::default(),
+            stopped: AtomicBool::default(),
         };
         Ok(RaftStore { inner: Arc::new(inner) })
     }
@@ -448,13 +448,15 @@ impl RaftStore {
         let inner = &self.inner;
         let mut failure = Failure { why: String::new(), doubt: false, refused: false };
         loop {
-            if let Some(why) = inner.health.borrow().failed.clone() {
+            if let Some(why) = inner.ended() {
                 return Err(Failure { why, refused: !failure.doubt, ..failure });
             }
             match inner.attempt(op, until).await {
                 Ok(Led::NotLeader { .. }) => failure.why = "the raft leader is changing".to_owned(),
                 Ok(Led::Unavailable { why }) => failure.why = why,
                 Ok(Led::Unknown { why }) => (failure.why, failure.doubt) = (why, true),
+                // It says nothing about the attempt before.
+                Ok(Led::Refused { why }) if failure.doubt => return Err(Failure { why, ..failure }),
                 Ok(led) => return Ok(led),
                 Err(refused) => return Err(refused),
             }
@@ -471,7 +473,7 @@ impl RaftStore {
 
     /// Stops this member and frees its directory. Its operations fail from here on.
     pub async fn shutdown(&self) {
-        *self.inner.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.inner.stopped.store(true, Ordering::Relaxed);
         self.inner.keeper.abort();
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
@@ -483,6 +485,12 @@ impl RaftStore {
 impl Inner {
     fn validate(&self, transaction: &Transaction) -> Result<(), String> {
         transaction.validate(&self.view.borrow())
+    }
+
+    /// Why this member takes no part any more.
+    fn ended(&self) -> Option<String> {
+        let stopped = self.stopped.load(Ordering::Relaxed).then(|| "this member was stopped".to_owned());
+        stopped.or_else(|| self.health.borrow().failed.clone())
     }
 
     fn metrics(&self) -> Metrics {
@@ -616,7 +624,7 @@ impl Drop for Inner {
     /// Without [`RaftStore::shutdown`], openraft's tasks would live on without anybody to talk to.
     fn drop(&mut self) {
         self.keeper.abort();
-        let stopped = *self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = self.stopped.load(Ordering::Relaxed);
         if let (false, Ok(runtime)) = (stopped, tokio::runtime::Handle::try_current()) {
             let (raft, disk) = (self.raft.clone(), self.disk.clone());
             runtime.spawn(async move {

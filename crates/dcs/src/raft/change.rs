@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant as StdInstant};
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::RaftError;
+use openraft::{ChangeMembers, Precondition};
 use pgherd_core::types::NodeName;
 use tokio::time::{Instant, timeout_at};
 
 use super::members::{Candidate, Member, choose_voters};
-use super::types::{LogId, Metrics};
+use super::types::{LogId, Metrics, TypeConfig};
 use super::wire::{Led, Op, Surveyed};
 use super::{Inner, JoinRequest, Joined, RaftStore, unanswered};
 use crate::store::{MemberHealth, StoreError};
@@ -126,18 +126,20 @@ impl Inner {
             }
         }
         // The number is the index of an entry that this join alone makes, so nobody had it or will have it.
-        let raft_id = match timeout_at(until, self.raft.write_blank()).await {
-            Ok(Ok(response)) => response.log_id.index,
+        let number = match timeout_at(until, self.raft.write_blank()).await {
+            Ok(Ok(response)) => response.log_id,
             Ok(Err(RaftError::APIError(error))) => return self.not_written(error),
             Ok(Err(RaftError::Fatal(error))) => return Led::Unavailable { why: error.to_string() },
             Err(_) => return Led::Unavailable { why: self.no_majority() },
         };
+        // Only as the same leader: `serve` takes a membership that lies behind a number and lacks it for proof of
+        // a removal, so no other membership may come in between.
+        let leader = Precondition::CommittedLeaderId { committed_leader_id: number.leader_id };
         let member = Member { name, address, host, disk: disk.clone() };
-        match timeout_at(until, self.raft.add_learner(raft_id, member, false)).await {
-            Ok(Ok(_)) => joined(raft_id),
-            Ok(Err(RaftError::APIError(error))) => self.not_written(error),
-            Ok(Err(RaftError::Fatal(error))) => Led::Unknown { why: error.to_string() },
-            Err(_) => Led::Unknown { why: self.no_majority() },
+        let learner = ChangeMembers::AddNodes(BTreeMap::from([(number.index, member)]));
+        match self.change(learner, true, leader, until).await {
+            Ok(()) => joined(number.index),
+            Err(led) => led,
         }
     }
 
@@ -165,11 +167,15 @@ impl Inner {
                     let why = format!("{name} is the only voter of the store, nobody else could go on");
                     return Led::Refused { why };
                 }
+                let rest: BTreeSet<u64> = voters.iter().copied().filter(|voter| voter != id).collect();
+                if let Err(why) = self.majority_there(&rest, &members) {
+                    return Led::Unavailable { why };
+                }
                 ChangeMembers::RemoveVoters(BTreeSet::from([*id]))
             } else {
                 ChangeMembers::RemoveNodes(BTreeSet::from([*id]))
             };
-            match self.change(change, false, until).await {
+            match self.change(change, false, unchanged(&metrics), until).await {
                 Ok(()) => {}
                 Err(led) => return led,
             }
@@ -180,9 +186,10 @@ impl Inner {
         &self,
         change: ChangeMembers<u64, Member>,
         retain: bool,
+        only_if: Precondition<TypeConfig>,
         until: Instant,
     ) -> Result<(), Led> {
-        match timeout_at(until, self.raft.change_membership(change, retain)).await {
+        match timeout_at(until, self.raft.change_membership_if(change, retain, [only_if])).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(RaftError::APIError(error))) => Err(self.not_written(error)),
             Ok(Err(RaftError::Fatal(error))) => Err(Led::Unknown { why: error.to_string() }),
@@ -264,6 +271,10 @@ impl Inner {
         let members = members(&metrics);
         let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         let joint = metrics.membership_config.get_joint_config().len() > 1;
+        if !voters.contains(&self.peers.own.id) && !joint {
+            // It lost its vote to the last change and leads on, without counting for any majority.
+            return self.hand_over(&members, &voters, until).await;
+        }
 
         let position = |name: &NodeName| order.iter().position(|ordered| ordered == name);
         // A member that the order does not name keeps the vote it has, and gets none.
@@ -300,21 +311,45 @@ impl Inner {
             }
             return waiting(format!("not caught up yet: {}", missing.join(", ")));
         }
-        let silent: Vec<_> = target.iter().filter(|id| !self.there(**id, self.timing.silent())).collect();
-        if silent.len() * 2 >= target.len() {
-            let names: Vec<_> = silent
-                .iter()
-                .filter_map(|id| members.get(id))
-                .map(|member| member.name.to_string())
-                .collect();
-            return waiting(format!("too many of the voters to be are silent: {}", names.join(", ")));
+        if let Err(why) = self.majority_there(&target, &members) {
+            return waiting(why);
         }
-        match self.change(ChangeMembers::ReplaceAllVoters(target), true, until).await {
+        match self.change(ChangeMembers::ReplaceAllVoters(target), true, unchanged(&metrics), until).await {
             Ok(()) => Arrangement::Changed { voters: chosen.into_iter().collect() },
             Err(Led::NotLeader { .. }) => Arrangement::NotLeader,
             Err(Led::Unavailable { why } | Led::Unknown { why } | Led::Refused { why }) => waiting(why),
             Err(other) => waiting(format!("the change ended with {other:?}")),
         }
+    }
+
+    async fn hand_over(
+        &self,
+        members: &BTreeMap<u64, Member>,
+        voters: &BTreeSet<u64>,
+        until: Instant,
+    ) -> Arrangement {
+        let there = voters.iter().filter(|id| self.there(**id, self.timing.answer));
+        let Some(heir) = there.filter_map(|id| members.get(id)).next() else {
+            return Arrangement::Waiting {
+                why: "no voter answers that could take over the leadership".to_owned(),
+            };
+        };
+        match self.transfer(&heir.name, until).await {
+            Led::Unavailable { why } | Led::Unknown { why } | Led::Refused { why } => {
+                Arrangement::Waiting { why }
+            }
+            _ => Arrangement::NotLeader,
+        }
+    }
+
+    /// Without a majority of the voters to be, a change would begin and never end.
+    fn majority_there(&self, voters: &BTreeSet<u64>, members: &BTreeMap<u64, Member>) -> Result<(), String> {
+        let silent: Vec<_> = voters.iter().filter(|id| !self.there(**id, self.timing.silent())).collect();
+        if silent.len() * 2 < voters.len() {
+            return Ok(());
+        }
+        let names = silent.iter().filter_map(|id| members.get(id)).map(|member| member.name.as_str());
+        Err(format!("too many of the voters to be are silent: {}", names.collect::<Vec<_>>().join(", ")))
     }
 
     /// Whether this member has heard from that one within `span`.
@@ -325,6 +360,11 @@ impl Inner {
 
 fn members(metrics: &Metrics) -> BTreeMap<u64, Member> {
     metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
+}
+
+/// The membership is still the one that a decision was made from.
+fn unchanged(metrics: &Metrics) -> Precondition<TypeConfig> {
+    Precondition::LastMembershipLogId { last_membership_log_id: *metrics.membership_config.log_id() }
 }
 
 /// Entries that a member lacks, as the leader knows it; `None` if it has acknowledged none yet.

@@ -107,7 +107,7 @@ pub(super) fn write_identity(dir: &Path, identity: &Identity) -> Result<(), Disk
     let io_error = |source| DiskError::Io { path: path.clone(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error)?;
     let database = database(&path, None)?;
-    let job = vec![Write::Put(IDENTITY, record::encode(identity))];
+    let job = [Write::Put(IDENTITY, record::encode(identity))];
     write(&database, job.iter(), true).map_err(|error| damaged(&path, &error))?;
     // The file's name has to survive a power cut as well as its contents.
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -68,7 +68,7 @@ pub struct Candidate {
 /// in the order given.
 pub fn choose_voters(candidates: &[Candidate]) -> BTreeSet<NodeName> {
     let size = candidates.len().min(MAX_VOTERS);
-    let size = if size % 2 == 0 { size.saturating_sub(1) } else { size };
+    let size = if size.is_multiple_of(2) { size.saturating_sub(1) } else { size };
     let mut hosts = BTreeSet::new();
     let mut chosen = BTreeSet::new();
     for alive in [true, false] {

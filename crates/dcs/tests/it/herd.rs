@@ -31,6 +31,9 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     }
 }
 
+/// Sender, receiver and body of an RPC.
+type Sent = (NodeName, NodeName, Vec<u8>);
+
 /// The network: who runs where, and which directions are cut.
 #[derive(Default)]
 pub(crate) struct Wires {
@@ -39,8 +42,8 @@ pub(crate) struct Wires {
     delay: Mutex<Duration>,
     /// Answers of this RPC get lost, so many times.
     lose: Mutex<BTreeMap<&'static str, u32>>,
-    /// The last body of each RPC that arrived, its sender and its receiver.
-    sent: Mutex<BTreeMap<&'static str, (NodeName, NodeName, Vec<u8>)>>,
+    /// The last of each kind that arrived.
+    sent: Mutex<BTreeMap<&'static str, Sent>>,
     pub(crate) calls: AtomicU64,
 }
 
@@ -57,8 +60,7 @@ impl Wires {
         self.lose.lock().unwrap().insert(rpc, count);
     }
 
-    /// Sender, receiver and body of the last call of this RPC that arrived.
-    pub(crate) fn last_sent(&self, rpc: &str) -> Option<(NodeName, NodeName, Vec<u8>)> {
+    pub(crate) fn last_sent(&self, rpc: &str) -> Option<Sent> {
         self.sent.lock().unwrap().get(rpc).cloned()
     }
 
