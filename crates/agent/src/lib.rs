@@ -1,5 +1,8 @@
 
+pub mod http;
+pub mod metrics;
 pub mod pki;
+pub mod fence;
 pub mod files;
 pub mod agreed;
 mod clock;
@@ -13,3 +16,12 @@ mod peers;
 mod secrets;
 pub mod setup;
 mod transport;
+mod view;
+mod wire;
+mod backend;
+pub mod daemon;
+mod duties;
+mod execute;
+mod guard;
+mod main_loop;
+mod server;

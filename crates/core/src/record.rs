@@ -258,6 +258,9 @@ pub struct Event {
     /// Seconds since 1970 by the proposer's wall clock; for people, never for decisions.
     pub unix_seconds: u64,
     pub term: Term,
+    /// What kind of event it is, for machines; stable.
+    #[serde(default)]
+    pub code: String,
     pub text: String,
 }
 
@@ -625,10 +628,7 @@ impl Record {
             rules.superseded.clear();
             rules.change += 1;
         }
-        // Under a change that lacks the winner it could not count its own copy; go back the joint way.
-        if self.rules.as_ref().is_some_and(|rules| !rules.target().members.contains(&winner)) {
-            self.undo_rule()?;
-        }
+        self.count_winner(&winner)?;
         if self.switchover.as_ref().is_some_and(|order| order.term < term) {
             self.switchover = None;
         }
@@ -689,8 +689,29 @@ impl Record {
         Ok(())
     }
 
-    fn undo_rule(&mut self) -> Result<(), Refusal> {
+    /// Under a change that lacks the winner it could not count its own copy. It goes on to a rule in force that
+    /// has it, and all stay in force: what was acknowledged under any of them must be met until then.
+    fn count_winner(&mut self, winner: &Member) -> Result<(), Refusal> {
         let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
+        if rules.target().members.contains(winner) {
+            return Ok(());
+        }
+        if rules.current.members.contains(winner) {
+            return self.undo_rule();
+        }
+        let index = rules.superseded.iter().position(|rule| rule.members.contains(winner));
+        let with_winner = rules.superseded.remove(index.ok_or(Refusal::Stale)?);
+        rules.superseded.extend(rules.next.replace(with_winner));
+        rules.change += 1;
+        Ok(())
+    }
+
+    fn undo_rule(&mut self) -> Result<(), Refusal> {
+        let holder = self.holder().cloned();
+        let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
+        if holder.is_some_and(|holder| !rules.current.members.contains(&holder)) {
+            return Err(Refusal::Unsafe("the primary is a member of its rule"));
+        }
         let abandoned = rules.next.take().ok_or(Refusal::Stale)?;
         rules.next = Some(std::mem::replace(&mut rules.current, abandoned));
         rules.change += 1;
@@ -698,8 +719,8 @@ impl Record {
     }
 
     /// Appends a line for `pgherd history`.
-    pub fn note(&mut self, unix_seconds: u64, text: String) {
-        self.events.push(Event { unix_seconds, term: self.term, text });
+    pub fn note(&mut self, unix_seconds: u64, code: &str, text: String) {
+        self.events.push(Event { unix_seconds, term: self.term, code: code.to_owned(), text });
         let excess = self.events.len().saturating_sub(EVENTS_MAX);
         self.events.drain(..excess);
     }

@@ -1,0 +1,243 @@
+//! What the API asks of this agent, answered from the main loop's picture, from the store, or by another
+//! agent.
+//!
+//! Nothing is decided here: a wish of an operator becomes a proposal to the store, and what came of it is
+//! read off the record. So any agent can answer any request, and a request that is asked twice finds what the
+//! first one did.
+//!
+//! Hazard: a secret in an answer. Only a joining node gets any, and only over a connection that it pinned to
+//! the herd's authority.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
+use pgherd_api::join::{
+    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
+};
+use pgherd_api::logs::{LogLine, LogsQuery};
+use pgherd_api::peer::Fenced;
+use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
+use pgherd_api::routing::RoutingTable;
+use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
+use pgherd_api::{Code, Error, Status};
+use pgherd_core::types::NodeName;
+use pgherd_dcs::{RaftStore, Store};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agreed::{self, AgreedError};
+use crate::gossip::Gossip;
+use crate::http::backend::{Answer, Backend};
+use crate::http::health::HealthView;
+use crate::identity::Identity;
+use crate::main_loop::{Event, Picture};
+use crate::peers::Peers;
+use crate::pki::OperatorName;
+use crate::view;
+
+mod changes;
+mod joining;
+mod logs;
+mod specification;
+
+/// A question to the store or the loop that takes longer has failed.
+const WITHIN: Duration = Duration::from_secs(5);
+/// The loop answers at its next turn; one that does not is stuck.
+const PICTURE_WITHIN: Duration = Duration::from_secs(2);
+/// How old the picture behind the health paths may be.
+const HEALTH_EVERY: Duration = Duration::from_millis(200);
+
+pub struct AgentBackend {
+    pub(crate) raft: RaftStore,
+    pub(crate) store: Store,
+    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) own_gossip: watch::Receiver<Gossip>,
+    pub(crate) peers: Peers,
+    pub(crate) identity: Identity,
+    pub(crate) state_dir: PathBuf,
+    /// PEM, of the herd's authority.
+    pub(crate) authorities: String,
+    pub(crate) health: ArcSwapOption<HealthView>,
+    pub(crate) changes: Mutex<BTreeMap<String, Change>>,
+    /// Known once the specification has been read; a witness has none.
+    pub(crate) instance: std::sync::OnceLock<pgherd_postgres::Instance>,
+}
+
+impl AgentBackend {
+    pub(crate) async fn picture(&self) -> Answer<Box<Picture>> {
+        let (ask, answer) = oneshot::channel();
+        let asked = async {
+            self.events.send(Event::Ask(ask)).await.ok()?;
+            answer.await.ok()
+        };
+        match tokio::time::timeout(PICTURE_WITHIN, asked).await {
+            Ok(Some(picture)) => Ok(picture),
+            _ => Err(Error::of(Code::NotReady)),
+        }
+    }
+
+    /// Keeps the health paths' picture fresh, for ever.
+    pub(crate) async fn refresh_health(self: Arc<Self>) {
+        loop {
+            if let Ok(picture) = self.picture().await {
+                let health = self.raft.health().borrow().clone();
+                self.health.store(Some(Arc::new(view::health(&picture, &health))));
+            }
+            tokio::time::sleep(HEALTH_EVERY).await;
+        }
+    }
+
+    /// The cluster that is meant: the only one, or the one that is named.
+    pub(crate) fn cluster(&self, picture: &Picture, named: Option<&str>) -> Answer<NodeName> {
+        let clusters = &picture.spec.clusters;
+        match (named, clusters.as_slice()) {
+            (None, [only]) => Ok(only.name.clone()),
+            (None, _) => Err(Error::of(Code::ClusterAmbiguous)),
+            (Some(name), _) => {
+                let found = clusters.iter().find(|cluster| cluster.name.as_str() == name);
+                found.map(|cluster| cluster.name.clone()).ok_or_else(|| {
+                    Error::new(Code::ClusterUnknown, format!("the herd has no cluster {name}"))
+                })
+            }
+        }
+    }
+
+    pub(crate) fn changes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Change>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An error of the store, for whoever asked.
+pub(crate) fn refused(error: &AgreedError) -> Error {
+    match error {
+        AgreedError::Store(_) | AgreedError::Commit(_) | AgreedError::Contended { .. } => {
+            Error::of(Code::StoreUnavailable).because(error)
+        }
+        AgreedError::Refused(_) => Error::of(Code::ChangeInProgress).because(error),
+        AgreedError::Malformed { .. } => Error::of(Code::Internal).because(error),
+    }
+}
+
+impl Backend for AgentBackend {
+    async fn status(&self) -> Answer<Status> {
+        let picture = self.picture().await?;
+        Ok(view::status(&picture, &self.raft.health().borrow()))
+    }
+
+    async fn history(&self, query: HistoryQuery) -> Answer<History> {
+        Ok(view::history(&*self.picture().await?, &query))
+    }
+
+    async fn explain(&self) -> Answer<Explain> {
+        let picture = self.picture().await?;
+        Ok(view::explain(&picture, &self.raft.health().borrow()))
+    }
+
+    async fn check(&self) -> Answer<CheckReport> {
+        let picture = self.picture().await?;
+        Ok(view::check(&picture, &self.raft.health().borrow()))
+    }
+
+    async fn spec(&self) -> Answer<Spec> {
+        self.read_spec().await
+    }
+
+    async fn plan(&self, request: PlanRequest) -> Answer<Plan> {
+        self.make_plan(request).await
+    }
+
+    async fn apply(&self, operator: &OperatorName, request: ApplyRequest) -> Answer<Applied> {
+        self.apply_spec(operator, request).await
+    }
+
+    async fn switchover(&self, operator: &OperatorName, request: SwitchoverRequest) -> Answer<Change> {
+        self.begin_switchover(operator, request).await
+    }
+
+    async fn switchover_cancel(
+        &self,
+        operator: &OperatorName,
+        request: SwitchoverCancelRequest,
+    ) -> Answer<Change> {
+        self.cancel_switchover(operator, request).await
+    }
+
+    async fn failover(&self, operator: &OperatorName, request: FailoverRequest) -> Answer<Change> {
+        self.force_failover(operator, request).await
+    }
+
+    async fn change(&self, request_id: String) -> Answer<Change> {
+        self.how_goes(&request_id).await
+    }
+
+    async fn logs(&self, query: LogsQuery) -> Answer<BoxStream<'static, LogLine>> {
+        self.read_logs(query).await
+    }
+
+    async fn routing(&self) -> Answer<BoxStream<'static, RoutingTable>> {
+        // No proxy reads it in this version, and a table without its proof must not be served.
+        Err(Error::new(Code::RouteUnknown, "routing tables are served from the version on that has the proxy"))
+    }
+
+    async fn token_create(&self, operator: &OperatorName, request: TokenRequest) -> Answer<Token> {
+        self.create_token(operator, request).await
+    }
+
+    async fn join(&self, request: JoinRequest) -> Answer<JoinAnswer> {
+        self.admit(request).await
+    }
+
+    async fn renew(&self, node: &NodeName, request: RenewRequest) -> Answer<RenewAnswer> {
+        self.renew_certificate(node, request).await
+    }
+
+    async fn operator_add(&self, operator: &OperatorName, request: OperatorRequest) -> Answer<OperatorAnswer> {
+        self.add_operator(operator, request).await
+    }
+
+    async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {
+        Ok(self.raft.handle(from, rpc, &body).await.into())
+    }
+
+    async fn peer_report(&self, from: &NodeName, body: Bytes) -> Answer<Bytes> {
+        let gossip: Gossip = serde_json::from_slice(&body)
+            .map_err(|error| Error::of(Code::RequestMalformed).because(error))?;
+        // The certificate says who speaks; a report in another's name would be believed about that one.
+        if gossip.node != *from {
+            return Err(Error::of(Code::CredentialsInsufficient));
+        }
+        let heard = Event::Heard { round_trip: None, gossip: Box::new(gossip) };
+        if self.events.try_send(heard).is_err() {
+            tracing::debug!(%from, "a report was dropped: the loop has more than it can take");
+        }
+        let own = serde_json::to_vec(&*self.own_gossip.borrow());
+        own.map(Bytes::from).map_err(|error| Error::of(Code::Internal).because(error))
+    }
+
+    async fn fenced(&self, message: Fenced) -> Answer<()> {
+        self.take_fenced(message).await
+    }
+
+    fn health(&self) -> Arc<HealthView> {
+        self.health.load_full().unwrap_or_else(|| Arc::new(view::unknown_health(&self.identity)))
+    }
+}
+
+/// The snapshot that this agent has now; it may be a moment behind.
+pub(crate) fn local_view(store: &Store) -> pgherd_dcs::Snapshot {
+    store.watch().borrow().clone()
+}
+
+/// The herd's authority and passwords.
+pub(crate) fn secrets(store: &Store) -> Answer<agreed::Secrets> {
+    match agreed::value::<agreed::Secrets>(&local_view(store), agreed::SECRETS) {
+        Ok(Some((secrets, _))) => Ok(secrets),
+        Ok(None) => Err(Error::of(Code::NotReady)),
+        Err(error) => Err(refused(&error)),
+    }
+}

@@ -1,0 +1,111 @@
+//! The specification: read, compare, replace.
+
+use pgherd_api::spec::{Applied, ApplyRequest, Impact, Plan, PlanRequest, PlannedChange, Spec};
+use pgherd_api::{Code, Error};
+use pgherd_core::spec::{HerdSpec, plan};
+
+use super::{AgentBackend, WITHIN, local_view, refused};
+use crate::agreed::{self, AgreedError, StoredSpec};
+use crate::files::herd;
+use crate::http::backend::Answer;
+use crate::pki::OperatorName;
+
+impl AgentBackend {
+    pub(super) async fn read_spec(&self) -> Answer<Spec> {
+        let (spec, generation) = self.stored_spec()?;
+        Ok(Spec { generation, text: herd::write(&spec) })
+    }
+
+    pub(super) async fn make_plan(&self, request: PlanRequest) -> Answer<Plan> {
+        let (old, generation) = self.stored_spec()?;
+        let new = parse(&request.text, request.file.as_deref())?;
+        let changes = self.compare(&old, &new)?;
+        Ok(Plan { generation, changes })
+    }
+
+    pub(super) async fn apply_spec(&self, operator: &OperatorName, request: ApplyRequest) -> Answer<Applied> {
+        let (old, generation) = self.stored_spec()?;
+        if generation != request.generation {
+            return Err(Error::of(Code::GenerationStale));
+        }
+        let new = parse(&request.text, request.file.as_deref())?;
+        let changes = self.compare(&old, &new)?;
+        let greatest = changes.iter().map(|change| change.impact).max().unwrap_or(Impact::None);
+        if greatest > request.accept {
+            return Err(Error::of(Code::ImpactNotAccepted));
+        }
+        if changes.is_empty() {
+            return Ok(Applied { generation, changes });
+        }
+        let stored = agreed::update(&self.store, agreed::SPEC, WITHIN, |seen: Option<StoredSpec>| {
+            match seen {
+                Some(seen) if seen.generation == generation => {
+                    Ok(StoredSpec { generation: generation + 1, spec: new.clone() })
+                }
+                _ => Err(ApplyError::Stale),
+            }
+        });
+        let stored = stored.await.map_err(|error| match error {
+            ApplyError::Stale => Error::of(Code::GenerationStale),
+            ApplyError::Agreed(error) => refused(&error),
+        })?;
+        tracing::info!(%operator, generation = stored.generation, changes = changes.len(), "a herd file was applied");
+        Ok(Applied { generation: stored.generation, changes })
+    }
+
+    /// The changes, or what of them is refused, all at once.
+    fn compare(&self, old: &HerdSpec, new: &HerdSpec) -> Answer<Vec<PlannedChange>> {
+        let view = local_view(&self.store);
+        let planned = plan::plan(old, new, |cluster| {
+            let (record, _) = agreed::record(&view, cluster).ok()?;
+            record.holder().map(|holder| holder.node.clone())
+        });
+        if !planned.refusals.is_empty() {
+            let refusals = planned.refusals.iter();
+            let whys: Vec<String> =
+                refusals.clone().map(|refusal| format!("{}: {}", refusal.path, refusal.why)).collect();
+            let hints: Vec<String> = refusals.map(|refusal| refusal.why.hint()).collect();
+            return Err(Error::new(Code::SpecInvalid, "the herd file changes what cannot be changed")
+                .because(whys.join("; "))
+                .hinting(hints.join("; ")));
+        }
+        let changes = planned.changes.into_iter().map(|change| PlannedChange {
+            impact: impact(change.effect.impact()),
+            action: change.effect.to_string(),
+            path: change.path,
+            from: change.from,
+            to: change.to,
+        });
+        Ok(changes.collect())
+    }
+}
+
+#[derive(Debug)]
+enum ApplyError {
+    Stale,
+    Agreed(AgreedError),
+}
+
+impl From<AgreedError> for ApplyError {
+    fn from(error: AgreedError) -> ApplyError {
+        ApplyError::Agreed(error)
+    }
+}
+
+fn parse(text: &str, file: Option<&str>) -> Answer<HerdSpec> {
+    match herd::read(file.unwrap_or("herd.toml"), text) {
+        Ok(read) => Ok(read.spec),
+        Err(findings) => Err(Error::of(Code::SpecInvalid).because(findings)),
+    }
+}
+
+fn impact(impact: plan::Impact) -> Impact {
+    match impact {
+        plan::Impact::None => Impact::None,
+        plan::Impact::Reload => Impact::Reload,
+        plan::Impact::Restart => Impact::Restart,
+        plan::Impact::Switchover => Impact::Switchover,
+        plan::Impact::Clone => Impact::Clone,
+        plan::Impact::Destroy => Impact::Destroy,
+    }
+}

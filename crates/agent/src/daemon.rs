@@ -1,0 +1,380 @@
+//! The agent of one host: opens what was set up, starts every task, and runs until it is told to end.
+//!
+//! PostgreSQL is not ended with it: an agent that is restarted or upgraded finds it again and goes on.
+//!
+//! Order matters in one place: the API listens before the store is waited for, because a member that has
+//! just joined gets the store's content through it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_core::ha::Memory;
+use pgherd_core::observation::Postgres;
+use pgherd_core::spec::{HerdSpec, NodeSpec};
+use pgherd_core::types::NodeName;
+use pgherd_dcs::{RaftStore, Snapshot, Store};
+use tokio::sync::{mpsc, watch};
+
+use crate::agreed::{self, AgreedError, Secrets, StoredSpec};
+use crate::backend::AgentBackend;
+use crate::durable::{DurableError, DurableFile, write_synced};
+use crate::execute::{Executor, Workshop};
+use crate::guard::Guard;
+use crate::files::agent::AgentFile;
+use crate::identity::{Identity, IdentityError};
+use crate::main_loop::{self, Assigned, Event, MainLoop, Wiring};
+use crate::mind::{Deeds, Mind};
+use crate::peers::Peers;
+use crate::metrics::Metrics;
+use crate::pki::{Credentials, CredentialsError, Paths, ServerTls};
+use crate::server::{Remote, Server, ServerError};
+use crate::setup::{self, Directories};
+use crate::transport::OverApi;
+use crate::{duties, fence, paths, wire};
+
+/// The Raft leader is moved off the primary's host, and members are made voters, this often.
+const TEND_EVERY: Duration = Duration::from_secs(1);
+const TEND_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("{} is node {found}, and the agent file says {asked}", .state_dir.display())]
+    OtherNode { state_dir: PathBuf, found: NodeName, asked: NodeName },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Store(#[from] pgherd_dcs::OpenError),
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    #[error(transparent)]
+    Agreed(#[from] AgreedError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("the store has no secrets")]
+    NoSecrets,
+    #[error("{doing} {}", .path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("{}: made by somebody else", .path.display())]
+    NotOurs { path: PathBuf },
+    #[error("cannot listen: {0}")]
+    Listen(String),
+}
+
+/// Runs the agent until `stop` resolves.
+pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let state_dir = file.state_dir.clone();
+    let identity = Identity::load(&state_dir)?;
+    if identity.node != file.name {
+        return Err(DaemonError::OtherNode { state_dir, found: identity.node, asked: file.name });
+    }
+    make_private(&paths::socket_dir(&state_dir))?;
+    make_private(&paths::log_dir(&state_dir))?;
+    let dirs = Directories { state_dir: state_dir.clone(), raft_dir: file.raft_dir.clone() };
+    let credentials = Credentials::load(&dirs.pki())?;
+    let peers = Peers::new(identity.node.clone(), Arc::new(credentials.client_tls()?));
+
+    let remembered = remembered_spec(&state_dir);
+    let times_spec = remembered.clone().unwrap_or_else(|| no_spec(&identity));
+    let Identity { herd_id, node, api_address, host, .. } = &identity;
+    let config = setup::store_config(&dirs, herd_id, node, api_address, host, &times_spec);
+    let transport = Arc::new(OverApi(peers.clone()));
+    let raft = setup::open_store(config, &identity, transport).await?;
+    let store = Store::from(raft.clone());
+
+    let (sender, events) = mpsc::channel(main_loop::QUEUE);
+    let (gossip, own_gossip) = watch::channel(crate::gossip::Gossip::silent(&identity.node));
+    let tls = Arc::new(ServerTls::new(&credentials)?);
+    let metrics = Arc::new(Metrics::new(identity.herd.as_str(), None, identity.node.as_str()));
+    let authority = Paths::of(&dirs.pki()).authority;
+    let authorities = fs::read_to_string(&authority)
+        .map_err(|source| DaemonError::Io { doing: "read", path: authority, source })?;
+    let backend = Arc::new(AgentBackend {
+        raft: raft.clone(),
+        store: store.clone(),
+        events: sender.clone(),
+        own_gossip: own_gossip.clone(),
+        peers: peers.clone(),
+        identity: identity.clone(),
+        state_dir: state_dir.clone(),
+        authorities: authorities.clone(),
+        health: Default::default(),
+        changes: Default::default(),
+        instance: Default::default(),
+    });
+    let listening =
+        wire::serve(&file, tls, Arc::clone(&backend), metrics).await.map_err(DaemonError::Listen)?;
+    let refreshing = tokio::spawn(Arc::clone(&backend).refresh_health());
+
+    tokio::pin!(stop);
+    let outcome = tokio::select! {
+        () = &mut stop => Ok(()),
+        outcome = work(Work {
+            file, identity, credentials, authorities, backend, raft: raft.clone(), store, peers, sender, events, gossip, own_gossip,
+        }) => outcome,
+    };
+    refreshing.abort();
+    drop(listening);
+    raft.shutdown().await;
+    outcome
+}
+
+struct Work {
+    file: AgentFile,
+    identity: Identity,
+    credentials: Credentials,
+    authorities: String,
+    backend: Arc<AgentBackend>,
+    raft: RaftStore,
+    store: Store,
+    peers: Peers,
+    sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    gossip: watch::Sender<crate::gossip::Gossip>,
+    own_gossip: watch::Receiver<crate::gossip::Gossip>,
+}
+
+async fn work(work: Work) -> Result<(), DaemonError> {
+    let Work { file, identity, credentials, authorities, backend, raft, store, peers, sender, events, gossip, own_gossip } = work;
+    let mut view = store.watch();
+    let (stored, secrets) = first_content(&mut view).await?;
+    let me = identity.node.clone();
+    remember_spec(&file.state_dir, &stored.spec);
+    let cluster = own_cluster(&stored.spec, &me);
+    let durable = DurableFile::open(&file.state_dir)?;
+
+    let (spec_sender, spec) = watch::channel(Arc::new(stored.spec.clone()));
+    let (duties_sender, duties) = watch::channel(Assigned::default());
+    let (hurry_sender, hurry) = watch::channel(true);
+    let own_node = stored.spec.node(&me).map(|(_, node)| node.clone());
+    let server = match &own_node {
+        Some(node) => server_of(&file, node, &stored.spec, &secrets, &spec, view.clone(), &cluster).await?,
+        None => Server::none(),
+    };
+    if let Some(instance) = server.instance() {
+        backend.instance.get_or_init(|| instance.clone());
+    }
+    let remote = Remote::new(&file, &secrets).await?;
+
+    let mind = Mind {
+        me: me.clone(),
+        cluster: cluster.clone(),
+        spec: stored.spec.clone(),
+        spec_generation: stored.generation,
+        record: None,
+        confirmed: None,
+        store_reachable: false,
+        durable: durable.now().clone(),
+        postgres: if own_node.is_some() { Postgres::Unknown } else { Postgres::Absent },
+        list: None,
+        deeds: Deeds::default(),
+        busy: None,
+        damage: None,
+        stopping: false,
+        heartbeat: None,
+        peers: Default::default(),
+        probe: None,
+        replay_lag: None,
+        replay_lsn: None,
+        fence_armed: None,
+        pending_restart: None,
+        memory: Memory::default(),
+        decision: None,
+        reason_since: None,
+    };
+    let workshop = Arc::new(Workshop {
+        me: me.clone(),
+        cluster: cluster.clone(),
+        server: server.clone(),
+        durable: tokio::sync::Mutex::new(durable),
+        store: store.clone(),
+        events: sender.clone(),
+    });
+    let guard = match own_node {
+        Some(_) => Some(guard_of(&file, &identity, credentials, authorities, &server)?),
+        None => None,
+    };
+    let main_loop = MainLoop::new(Wiring {
+        mind,
+        executor: Executor::new(workshop),
+        events,
+        sender: sender.clone(),
+        store: store.clone(),
+        gossip,
+        duties: duties_sender,
+        hurry: hurry_sender,
+        guard,
+    });
+
+    let order: Vec<NodeName> = stored.spec.agents().map(|(name, _, _)| name.clone()).collect();
+    let tasks = [
+        tokio::spawn(main_loop.run()),
+        tokio::spawn(follow_store(view, spec_sender, file.state_dir.clone(), sender.clone())),
+        tokio::spawn(peers.gossip(spec.clone(), own_gossip, sender.clone())),
+        tokio::spawn(duties::confirm(store.clone(), cluster.clone(), duties.clone(), spec.clone(), sender.clone())),
+        tokio::spawn(tend_store(raft, store, cluster, me, order)),
+    ];
+    let mut tasks = Vec::from(tasks);
+    if server.instance().is_some() {
+        tasks.push(tokio::spawn(server.clone().watch(hurry, sender.clone())));
+        tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));
+        tasks.push(tokio::spawn(duties::probe(remote, duties, spec, sender)));
+    }
+    // None of them ends by itself; one that does, ended by a fault, takes the agent with it, and whoever
+    // supervises starts a fresh one.
+    let (first, _, others) = futures_util::future::select_all(tasks).await;
+    for task in others {
+        task.abort();
+    }
+    if let Err(error) = first {
+        tracing::error!(%error, "a task of the agent has ended");
+    }
+    Ok(())
+}
+
+/// Waits for the specification and the secrets, which a member that has just joined has yet to be sent.
+async fn first_content(view: &mut watch::Receiver<Snapshot>) -> Result<(StoredSpec, Secrets), DaemonError> {
+    loop {
+        let snapshot = view.borrow_and_update().clone();
+        let spec = agreed::value::<StoredSpec>(&snapshot, agreed::SPEC)?;
+        let secrets = agreed::value::<Secrets>(&snapshot, agreed::SECRETS)?;
+        if let (Some((spec, _)), Some((secrets, _))) = (spec, secrets) {
+            return Ok((spec, secrets));
+        }
+        if view.changed().await.is_err() {
+            return Err(DaemonError::NoSecrets);
+        }
+    }
+}
+
+/// The cluster whose data this node keeps; for a witness the first one.
+fn own_cluster(spec: &HerdSpec, me: &NodeName) -> NodeName {
+    let of_node = spec.node(me).map(|(cluster, _)| cluster.name.clone());
+    let first = || spec.clusters.first().map(|cluster| cluster.name.clone());
+    of_node.or_else(first).unwrap_or_else(|| spec.name.clone())
+}
+
+fn guard_of(
+    file: &AgentFile,
+    identity: &Identity,
+    credentials: Credentials,
+    authorities: String,
+    server: &Server,
+) -> Result<Guard, DaemonError> {
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::Io { doing: "start the fence of", path, source }
+    };
+    let handle = fence::Handle::start(file).map_err(error(&file.state_dir))?;
+    let herd_id = identity.herd_id.clone();
+    Ok(Guard::new(handle, server.clone(), credentials, authorities, herd_id, file.data_dir.clone()))
+}
+
+async fn server_of(
+    file: &AgentFile,
+    node: &NodeSpec,
+    stored: &HerdSpec,
+    secrets: &Secrets,
+    spec: &watch::Receiver<Arc<HerdSpec>>,
+    view: watch::Receiver<Snapshot>,
+    cluster: &NodeName,
+) -> Result<Server, DaemonError> {
+    Ok(Server::open(file, node, stored, secrets.clone(), spec.clone(), view, cluster.clone()).await?)
+}
+
+/// Passes the store's news on, and keeps the specification at hand for the next start.
+async fn follow_store(
+    mut view: watch::Receiver<Snapshot>,
+    spec: watch::Sender<Arc<HerdSpec>>,
+    state_dir: PathBuf,
+    events: mpsc::Sender<Event>,
+) {
+    loop {
+        let snapshot = view.borrow_and_update().clone();
+        if let Ok(Some((stored, _))) = agreed::value::<StoredSpec>(&snapshot, agreed::SPEC)
+            && **spec.borrow() != stored.spec
+        {
+            remember_spec(&state_dir, &stored.spec);
+            spec.send_replace(Arc::new(stored.spec));
+        }
+        if events.send(Event::Store(snapshot)).await.is_err() || view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes members voters as the herd file orders, and keeps the Raft leader off the primary's node: losing
+/// both at once would add an election of the store to every failover.
+async fn tend_store(raft: RaftStore, store: Store, cluster: NodeName, me: NodeName, order: Vec<NodeName>) {
+    loop {
+        tokio::time::sleep(TEND_EVERY).await;
+        let arrangement = raft.arrange(&order, TEND_WITHIN).await;
+        if let pgherd_dcs::Arrangement::Changed { voters } = &arrangement {
+            let names: Vec<&str> = voters.iter().map(NodeName::as_str).collect();
+            tracing::info!(voters = names.join(", "), "the store's voters have changed");
+        }
+        let health = raft.health().borrow().clone();
+        if health.leader.as_ref() != Some(&me) {
+            continue;
+        }
+        let snapshot = store.watch().borrow().clone();
+        let Ok((record, _)) = agreed::record(&snapshot, &cluster) else { continue };
+        let holds = record.open_reign().is_some_and(|reign| reign.gate_opened && reign.holder.node == me);
+        if !holds {
+            continue;
+        }
+        let there = |member: &&pgherd_dcs::MemberHealth| {
+            member.voter && member.name != me && member.trouble.is_none() && member.last_contact.is_some()
+        };
+        let Some(to) = health.members.iter().find(there).map(|member| member.name.clone()) else { continue };
+        match raft.transfer_leadership(&to, TEND_WITHIN).await {
+            Ok(()) => tracing::info!(%to, "the Raft leader has moved off the primary's node"),
+            Err(error) => tracing::info!(%to, %error, "the Raft leader stays on the primary's node for now"),
+        }
+    }
+}
+
+/// The store's times are needed before the store can be read: they come from the last start.
+fn remembered_spec(state_dir: &Path) -> Option<HerdSpec> {
+    let text = fs::read(state_dir.join("spec.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn remember_spec(state_dir: &Path, spec: &HerdSpec) {
+    let path = state_dir.join("spec.json");
+    let written = serde_json::to_vec(spec).map_err(io::Error::other).and_then(|text| write_synced(&path, &text, 0o600));
+    if let Err(error) = written {
+        tracing::warn!(%error, path = %path.display(), "cannot keep the specification for the next start");
+    }
+}
+
+fn no_spec(identity: &Identity) -> HerdSpec {
+    HerdSpec {
+        format: Default::default(),
+        name: identity.herd.clone(),
+        times: Default::default(),
+        clusters: Vec::new(),
+        witnesses: Vec::new(),
+    }
+}
+
+/// A directory for this user alone. One that exists must be ours already: in a shared place somebody else
+/// could have made it to listen in.
+fn make_private(dir: &Path) -> Result<(), DaemonError> {
+    let error = |doing| move |source| DaemonError::Io { doing, path: dir.to_owned(), source };
+    match fs::DirBuilder::new().mode(0o700).recursive(true).create(dir) {
+        Ok(()) => {}
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(error("create")(source)),
+    }
+    let meta = fs::symlink_metadata(dir).map_err(error("look at"))?;
+    if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(DaemonError::NotOurs { path: dir.to_owned() });
+    }
+    Ok(())
+}

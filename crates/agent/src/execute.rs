@@ -1,0 +1,368 @@
+//! Doing what was decided to PostgreSQL, one list of actions at a time.
+//!
+//! The executor leaves nothing open: it does exactly what an action says, refuses one whose term this node
+//! has left behind, and drops the rest of a list at the first action that fails. It looks at PostgreSQL
+//! after the last action and reports what it saw, so that the next decision is made on the result and not on
+//! hope. A stop preempts whatever is under way.
+//!
+//! What must survive a crash is on disk before what relies on it happens, as each action says in
+//! [`pgherd_core::action`].
+//!
+//! Hazard: an order of steps that is wrong here undoes what the core proved. Read an action's arm together
+//! with its description.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_core::action::Action;
+use pgherd_core::ha::election;
+use pgherd_core::observation::{Busy, Durable};
+use pgherd_core::record::{Proposal, Record, Standing};
+use pgherd_core::spec::HerdSpec;
+use pgherd_core::types::{NodeName, Term, Timeline};
+use pgherd_dcs::Store;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::agreed;
+use crate::clock;
+use crate::durable::{DurableError, DurableFile};
+use crate::main_loop::{DeedsChange, Done, Event};
+use crate::server::{Server, ServerError};
+
+/// A proposal inside a list is given up after this long, and the rest of the list with it.
+const PROPOSAL_WITHIN: Duration = Duration::from_secs(5);
+/// What an action may take before the executor gives up; those that copy data have no such limit.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeedError {
+    #[error("the action belongs to term {asked}, and this node has taken part in term {adopted}")]
+    Stale { asked: Term, adopted: Term },
+    #[error(transparent)]
+    Durable(#[from] DurableError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
+    Agreed(#[from] agreed::AgreedError),
+    #[error("{0} is not in the specification")]
+    UnknownNode(NodeName),
+}
+
+/// What every list of actions works with.
+pub struct Workshop {
+    pub me: NodeName,
+    pub cluster: NodeName,
+    pub server: Server,
+    pub durable: Mutex<DurableFile>,
+    pub store: Store,
+    pub events: mpsc::Sender<Event>,
+}
+
+pub struct Executor {
+    workshop: Arc<Workshop>,
+    current: Option<JoinHandle<()>>,
+}
+
+/// What the local PostgreSQL is held by while `actions` are done.
+pub fn busy_with(actions: &[Action]) -> Busy {
+    actions.iter().find_map(kind).unwrap_or(Busy::Configure)
+}
+
+fn kind(action: &Action) -> Option<Busy> {
+    Some(match action {
+        Action::Propose(_) | Action::BecomeMember { .. } | Action::Adopt { .. } => return None,
+        Action::InitDb => Busy::InitDb,
+        Action::StartSealed => Busy::Start,
+        Action::StopCleanly | Action::StopNow => Busy::Stop,
+        Action::Seal { .. } | Action::Vote { .. } => Busy::Seal,
+        Action::CatchUp { .. } => Busy::CatchUp,
+        Action::Promote { .. } => Busy::Promote,
+        Action::Follow { .. } => Busy::Follow,
+        Action::SetSyncList { .. }
+        | Action::WriteMarker { .. }
+        | Action::SetGate { .. }
+        | Action::Checkpoint { .. }
+        | Action::CutSender { .. }
+        | Action::CreateSlot { .. } => Busy::Configure,
+        Action::Clone { .. } => Busy::Clone,
+        Action::Rewind { .. } => Busy::Rewind,
+    })
+}
+
+impl Executor {
+    pub fn new(workshop: Arc<Workshop>) -> Executor {
+        Executor { workshop, current: None }
+    }
+
+    /// Begins a list; whatever was under way is dropped, which only a stop may ask for.
+    pub fn begin(&mut self, actions: Vec<Action>, record: Record, spec: &HerdSpec) {
+        let preempted = self.current.take().filter(|task| !task.is_finished());
+        let (workshop, spec) = (Arc::clone(&self.workshop), spec.clone());
+        self.current = Some(tokio::spawn(async move {
+            if let Some(task) = preempted {
+                task.abort();
+                // It ends at its next await; programs that it started die with their handles.
+                drop(task.await);
+            }
+            workshop.run(actions, record, spec).await;
+        }));
+    }
+}
+
+impl Workshop {
+    async fn run(&self, actions: Vec<Action>, record: Record, spec: HerdSpec) {
+        let mut deeds = DeedsChange::default();
+        for action in actions {
+            if let Some(busy) = kind(&action)
+                && self.events.send(Event::Working(Some(busy))).await.is_err()
+            {
+                return;
+            }
+            let begun = clock::now();
+            match self.perform(&action, &record, &spec, &mut deeds).await {
+                Ok(()) => {
+                    let took_ms = clock::now().since(begun).as_millis();
+                    tracing::debug!(took_ms, ?action, "done");
+                }
+                Err(error) => {
+                    report(&action, &error);
+                    break;
+                }
+            }
+        }
+        let seen = self.server.look().await;
+        let durable = self.durable.lock().await.now().clone();
+        // The loop is gone only when the agent ends.
+        drop(self.events.send(Event::Done(Box::new(Done { durable, deeds, seen: Some(seen) }))).await);
+    }
+
+    async fn perform(
+        &self,
+        action: &Action,
+        record: &Record,
+        spec: &HerdSpec,
+        deeds: &mut DeedsChange,
+    ) -> Result<(), DeedError> {
+        let server = &self.server;
+        match action {
+            Action::Propose(proposal) => self.propose(proposal).await?,
+            Action::BecomeMember { member, rebuild } => {
+                self.remember(|durable| {
+                    durable.member = Some(member.clone());
+                    durable.rebuilding = *rebuild;
+                    if *rebuild {
+                        // Another copy: what the former one had seen says nothing about it.
+                        durable.adopted.clear();
+                        durable.promoting = None;
+                    }
+                })
+                .await?;
+            }
+            Action::Adopt { term } => {
+                self.current(*term).await?;
+                self.remember(|durable| durable.term = *term).await?;
+            }
+            Action::InitDb => {
+                self.remember(|durable| durable.rebuilding = true).await?;
+                server.init_db().await?;
+                self.remember(|durable| durable.rebuilding = false).await?;
+            }
+            Action::StartSealed => {
+                deeds.forget = true;
+                server.start_sealed().await?;
+                // A promotion that was asked of a former process died with it.
+                self.remember(|durable| durable.promoting = None).await?;
+            }
+            Action::StopCleanly => {
+                server.stop_cleanly(STOP_WITHIN).await?;
+                deeds.forget = true;
+                self.remember(|durable| durable.promoting = None).await?;
+            }
+            Action::StopNow => {
+                server.stop_now().await?;
+                deeds.forget = true;
+                self.remember(|durable| durable.promoting = None).await?;
+            }
+            Action::Seal { term } => {
+                self.current(*term).await?;
+                server.seal().await?;
+                // The vote is sent only after this is on disk: a crash in between leaves a sealed node that
+                // votes again, never an unsealed one that has voted.
+                self.remember(|durable| {
+                    durable.term = *term;
+                    durable.sealed = Some(*term);
+                })
+                .await?;
+            }
+            Action::Vote { term, template } => {
+                self.current(*term).await?;
+                let end = server.sealed_end().await?;
+                let adopted = self.durable.lock().await.now().adopted.clone();
+                let (position, known) =
+                    election::position(record, &adopted, end.timeline, end.lsn, &end.begins);
+                let electable = known && end.consistent;
+                let vote = template.fill(Standing::Sealed, position, end.timeline, end.begins, electable);
+                self.propose(&Proposal::Vote { term: *term, vote }).await?;
+            }
+            Action::CatchUp { term, source, until } => {
+                self.current(*term).await?;
+                let from = place(spec, source)?;
+                let member = self.member().await;
+                server.catch_up(source, from, member.as_ref(), *until).await?;
+            }
+            Action::Promote { term, timeline, list, .. } => {
+                self.current(*term).await?;
+                self.remember(|durable| {
+                    durable.term = *term;
+                    durable.promoting = Some((*term, *timeline));
+                    durable.adopted.insert(*timeline, *term);
+                })
+                .await?;
+                server.promote(*timeline, list).await?;
+                if record.lines.len() <= 2 {
+                    // The cluster's first promotion: before it nobody could create the herd's roles.
+                    server.create_roles(spec, &self.cluster).await?;
+                }
+                for node in record.nodes.keys().filter(|node| **node != self.me) {
+                    // Before anybody is pointed here, so that the first attempt to stream succeeds.
+                    server.create_slot(node).await?;
+                }
+                self.remember(|durable| {
+                    durable.promoting = None;
+                    durable.sealed = None;
+                })
+                .await?;
+                deeds.forget = true;
+            }
+            Action::Follow { term, upstream, timeline } => {
+                self.current(*term).await?;
+                let from = place(spec, upstream)?;
+                let lines = chain(record, *timeline);
+                self.remember(|durable| {
+                    durable.term = *term;
+                    durable.sealed = None;
+                    durable.adopted.extend(lines.iter().copied());
+                })
+                .await?;
+                let member = self.member().await;
+                server.follow(upstream, from, member.as_ref(), *term).await?;
+            }
+            Action::SetSyncList { term, list } => {
+                self.current(*term).await?;
+                server.set_sync_list(list).await?;
+            }
+            Action::WriteMarker { term, list } => {
+                self.current(*term).await?;
+                let end = server.write_marker().await?;
+                deeds.marker = Some((list.clone(), end));
+            }
+            Action::SetGate { term, open } => {
+                self.current(*term).await?;
+                server.set_gate(*open).await?;
+                deeds.gate_open = Some(*open);
+            }
+            Action::Checkpoint { term } => {
+                self.current(*term).await?;
+                server.checkpoint().await?;
+                deeds.checkpointed_for = Some(*term);
+            }
+            Action::CutSender { term, pid } => {
+                self.current(*term).await?;
+                server.terminate(*pid).await?;
+            }
+            Action::CreateSlot { term, node } => {
+                self.current(*term).await?;
+                server.create_slot(node).await?;
+            }
+            Action::Clone { term, source } => {
+                self.current(*term).await?;
+                let from = place(spec, source)?;
+                server.clone_from(source, from).await?;
+                let lines = record.reign.as_ref().map(|reign| chain(record, reign.timeline));
+                self.remember(|durable| {
+                    durable.rebuilding = false;
+                    durable.adopted.extend(lines.into_iter().flatten());
+                })
+                .await?;
+            }
+            Action::Rewind { term, source } => {
+                self.current(*term).await?;
+                let from = place(spec, source)?;
+                let lines = record.reign.as_ref().map(|reign| chain(record, reign.timeline));
+                if server.rewind(source, from).await? {
+                    self.remember(|durable| {
+                        durable.rebuilding = false;
+                        durable.adopted.extend(lines.into_iter().flatten());
+                    })
+                    .await?;
+                }
+                // Otherwise the directory counts as unfinished, and is cloned next.
+            }
+        }
+        Ok(())
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<(), DeedError> {
+        Ok(agreed::propose(&self.store, &self.cluster, proposal, PROPOSAL_WITHIN).await?)
+    }
+
+    async fn remember(&self, change: impl FnOnce(&mut Durable)) -> Result<(), DeedError> {
+        Ok(self.durable.lock().await.change(change)?)
+    }
+
+    async fn member(&self) -> Option<pgherd_core::types::Member> {
+        self.durable.lock().await.now().member.clone()
+    }
+
+    /// Refuses what is late.
+    async fn current(&self, asked: Term) -> Result<(), DeedError> {
+        let adopted = self.durable.lock().await.now().term;
+        if asked < adopted { Err(DeedError::Stale { asked, adopted }) } else { Ok(()) }
+    }
+}
+
+/// Every timeline in the history of `timeline`, with the term it was reserved for.
+fn chain(record: &Record, timeline: Timeline) -> Vec<(Timeline, Term)> {
+    let mut chain = Vec::new();
+    let mut at = Some(timeline);
+    while let Some(line) = at.and_then(|number| record.line(number)) {
+        chain.push((line.timeline, line.term));
+        at = line.parent.filter(|parent| *parent < line.timeline);
+    }
+    chain
+}
+
+/// Where a node's PostgreSQL listens.
+fn place<'a>(spec: &'a HerdSpec, node: &NodeName) -> Result<(&'a str, u16), DeedError> {
+    let (_, node) = spec.node(node).ok_or_else(|| DeedError::UnknownNode(node.clone()))?;
+    Ok((node.host.as_str(), node.port))
+}
+
+/// A refused or late action is the protocol at work; what PostgreSQL or the disk refused needs a look.
+fn report(action: &Action, error: &DeedError) {
+    match error {
+        DeedError::Stale { .. } | DeedError::Agreed(agreed::AgreedError::Refused(_)) => {
+            tracing::debug!(%error, ?action, "dropped");
+        }
+        DeedError::Agreed(_) => tracing::info!(%error, ?action, "the store did not take it; deciding anew"),
+        DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) => {
+            tracing::warn!(error = %chain_of(error), ?action, "failed; deciding anew");
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+pub fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let next_text = next.to_string();
+        if !text.ends_with(&next_text) {
+            text.push_str(": ");
+            text.push_str(&next_text);
+        }
+        cause = next.source();
+    }
+    text
+}

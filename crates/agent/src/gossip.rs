@@ -1,0 +1,137 @@
+//! What agents tell each other directly, several times a second: the body of `POST /v1/peer`.
+//!
+//! It carries what decisions look at ([`pgherd_core::observation::Report`]) and what only people look at
+//! (`show`). Nothing here is agreed upon: a lost or late report delays a decision and never falsifies one.
+//!
+//! The form is JSON with a version. Fields are only ever added; a reader of an older version ignores them,
+//! and a missing one reads as unknown.
+
+use std::time::Duration;
+
+use pgherd_core::observation::{Report, Running};
+use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
+use serde::{Deserialize, Serialize};
+
+pub const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gossip {
+    pub version: u32,
+    pub node: NodeName,
+    /// A report about another cluster's data would mislead; a wrong herd is refused by the certificate.
+    pub cluster: NodeName,
+    #[serde(default)]
+    pub term: Term,
+    #[serde(default)]
+    pub running: Is,
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
+    #[serde(default)]
+    pub flush_lsn: Option<Lsn>,
+    #[serde(default)]
+    pub holder_probe_failing: Option<FailingProbe>,
+    #[serde(default)]
+    pub wants_rebuild: bool,
+    #[serde(default)]
+    pub damage: Option<String>,
+    #[serde(default)]
+    pub show: Show,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Is {
+    #[default]
+    Unknown,
+    Nothing,
+    Standby,
+    Primary,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingProbe {
+    pub node: NodeName,
+    pub for_ms: u64,
+}
+
+/// For `status`, `explain` and `check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Show {
+    pub reason_code: String,
+    pub reason: String,
+    /// For how long it has been so.
+    pub for_ms: u64,
+    pub state: Option<pgherd_api::status::State>,
+    pub upstream: Option<NodeName>,
+    pub replay_lag_ms: Option<u64>,
+    /// Up to which position a standby's readers see.
+    pub replay_lsn: Option<Lsn>,
+    pub pending_restart: Option<bool>,
+    pub gate_open: bool,
+    /// Whether the fence would stop PostgreSQL if this agent froze; `None` where there is none.
+    pub fence_armed: Option<bool>,
+    /// Generation of the specification that this agent follows.
+    pub spec_generation: u64,
+    /// Of the program.
+    pub version: String,
+}
+
+impl Gossip {
+    /// Of an agent that knows nothing yet, not even its cluster.
+    pub fn silent(node: &NodeName) -> Gossip {
+        Gossip {
+            version: VERSION,
+            node: node.clone(),
+            cluster: node.clone(),
+            term: Term::default(),
+            running: Is::Unknown,
+            timeline: None,
+            flush_lsn: None,
+            holder_probe_failing: None,
+            wants_rebuild: false,
+            damage: None,
+            show: Show::default(),
+        }
+    }
+
+    pub fn to_report(&self) -> Report {
+        Report {
+            term: self.term,
+            running: match self.running {
+                Is::Unknown => Running::Unknown,
+                Is::Nothing => Running::Nothing,
+                Is::Standby => Running::Standby,
+                Is::Primary => Running::Primary,
+            },
+            timeline: self.timeline,
+            flush_lsn: self.flush_lsn,
+            holder_probe_failing: self
+                .holder_probe_failing
+                .as_ref()
+                .map(|probe| (probe.node.clone(), Duration::from_millis(probe.for_ms))),
+            wants_rebuild: self.wants_rebuild,
+            damage: self.damage.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_version_is_still_read_and_what_is_new_is_ignored() {
+        let stored = r#"{"version":1,"node":"b","cluster":"main","term":4,"running":"standby","timeline":3,
+            "flush_lsn":"0/5000060","holder_probe_failing":{"node":"a","for_ms":1700},"wants_rebuild":false,
+            "damage":null,"show":{"reason_code":"follows","reason":"streams from a","for_ms":5},"later":{"x":1}}"#;
+        let gossip: Gossip = serde_json::from_str(stored).unwrap();
+        let report = gossip.to_report();
+        assert_eq!((report.term, report.running), (Term(4), Running::Standby));
+        assert_eq!(report.holder_probe_failing, Some(("a".parse().unwrap(), Duration::from_millis(1700))));
+        assert_eq!(gossip.show.reason, "streams from a");
+
+        let sparse: Gossip = serde_json::from_str(r#"{"version":1,"node":"b","cluster":"main"}"#).unwrap();
+        assert_eq!(sparse.to_report(), Report::default());
+    }
+}

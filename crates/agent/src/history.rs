@@ -1,0 +1,77 @@
+//! Which changes of the record are worth a line of `pgherd history`, and how it reads.
+
+use pgherd_core::record::{Cause, Proposal, Record, Standing};
+
+/// A line's stable code and its sentence, for a change that was accepted; `None` for what only machines
+/// care about.
+pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Option<(&'static str, String)> {
+    Some(match proposal {
+        Proposal::Founded { node, system, .. } => {
+            ("founded", format!("{node} made the cluster, system identifier {system}"))
+        }
+        Proposal::Enlist { node, .. } => {
+            ("enlisted", format!("{node} begins a new copy as {}", after.member(node)?))
+        }
+        Proposal::Open { cause, by, .. } => {
+            let term = after.election.as_ref()?.term;
+            (code_of(*cause), format!("{by} opened the election of term {term}: {cause}"))
+        }
+        Proposal::Force { to, by, .. } => {
+            ("forced", format!("an operator at {by} forced {to} to lead next, and accepted data loss"))
+        }
+        Proposal::Decide { .. } => decided(before, after)?,
+        Proposal::Promoted { begin, .. } => {
+            let reign = after.reign.as_ref()?;
+            let (node, timeline) = (&reign.holder.node, reign.timeline);
+            ("promoted", format!("{node} is primary on timeline {timeline} from {begin} on"))
+        }
+        Proposal::GateOpened { term } => ("gate-opened", format!("clients are let in, term {term}")),
+        Proposal::FinishRule { rule, .. } => ("rule-changed", format!("durability rule: {rule}")),
+        Proposal::UndoRule { .. } => {
+            ("rule-undone", "the change of the durability rule is undone".to_owned())
+        }
+        Proposal::Bar { node, why: Some(why) } => ("barred", format!("{node} is barred: {why}")),
+        Proposal::Bar { node, why: None } => ("unbarred", format!("{node} is no longer barred")),
+        Proposal::Switchover { order: Some(order) } => match &order.to {
+            Some(node) => ("switchover-asked", format!("an operator asked for a switchover to {node}")),
+            None => ("switchover-asked", "an operator asked for a switchover".to_owned()),
+        },
+        Proposal::Switchover { order: None } => {
+            ("switchover-cancelled", "the switchover was cancelled".to_owned())
+        }
+        Proposal::Found { .. }
+        | Proposal::Gone { .. }
+        | Proposal::Vote { .. }
+        | Proposal::ProposeRule { .. } => return None,
+    })
+}
+
+/// A failover by a crash counts towards a statement that kills every server it reaches.
+pub(crate) const CRASH: &str = "election-crash";
+
+fn code_of(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Bootstrap => "election-bootstrap",
+        Cause::Crash => CRASH,
+        Cause::Stop => "election-stop",
+        Cause::Switchover => "election-switchover",
+        Cause::Damage => "election-damage",
+        Cause::LeaseLost => "election-lease-lost",
+        Cause::Unreachable => "election-unreachable",
+        Cause::AgentSilent => "election-agent-silent",
+        Cause::Fenced => "election-fenced",
+        Cause::Forced => "election-forced",
+    }
+}
+
+fn decided(before: &Record, after: &Record) -> Option<(&'static str, String)> {
+    let (election, reign) = (before.election.as_ref()?, after.reign.as_ref()?);
+    let (term, winner) = (election.term, &reign.holder.node);
+    let vote = election.votes.get(winner)?;
+    if vote.standing == Standing::Running {
+        return Some(("incumbent", format!("{winner} is alive and goes on in term {term}")));
+    }
+    let votes: Vec<String> =
+        election.votes.values().map(|vote| format!("{} at {}", vote.member.node, vote.position)).collect();
+    Some(("elected", format!("{winner} leads term {term}; votes: {}", votes.join(", "))))
+}

@@ -1,0 +1,367 @@
+//! The agent's one loop: take an event, put it into the mind, think, and start what was decided.
+//!
+//! Every way in which the world can wake the agent is a variant of [`Event`]; the loop is the only place
+//! where they are handled, and it never waits for anything but the next one. What takes time (PostgreSQL,
+//! the store, the network) runs in tasks that report back by an event:
+//!
+//! - the [executor](crate::execute) does one list of actions on PostgreSQL at a time; a stop preempts it;
+//! - proposals run beside it, each at most once at a time;
+//! - the duties (proving the term, probing the holder, the fence) follow the newest decision.
+//!
+//! Hazard: a handler that blocks here delays a lease. Nothing in this file does I/O.
+
+use std::time::Duration;
+
+use pgherd_core::action::{Action, Duties};
+use pgherd_core::observation::{Busy, Durable, Postgres, SyncList};
+use pgherd_core::record::Proposal;
+use pgherd_core::types::{Instant, NodeName, Term};
+use pgherd_dcs::{Revision, Snapshot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agreed;
+use crate::clock;
+use crate::execute::Executor;
+use crate::gossip::Gossip;
+use crate::guard::Guard;
+use crate::mind::{Deeds, Mind};
+
+/// Events that may wait; a sender that finds the queue full waits, which slows down a flood of reports.
+pub const QUEUE: usize = 256;
+/// A proposal is given up after this long; the next decision makes it again if it is still right.
+const PROPOSAL_WITHIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub enum Event {
+    /// The local view of the store changed.
+    Store(Snapshot),
+    /// The store was asked, from `asked` on, whether the record is still at `revision`.
+    Confirmed { revision: Revision, asked: Instant, unchanged: Option<bool> },
+    /// A heartbeat that was begun then was acknowledged by enough voters.
+    Heartbeat { term: Term, begun: Instant },
+    /// Another agent was heard; with a round trip if this one asked.
+    Heard { round_trip: Option<Duration>, gossip: Box<Gossip> },
+    /// The probes of the holder's PostgreSQL.
+    Probed { node: NodeName, failing_since: Option<Instant> },
+    /// The local PostgreSQL was looked at, after everything that had been done to it by then.
+    Seen(Box<Seen>),
+    /// The executor begins an action, or has ended its list.
+    Working(Option<Busy>),
+    Done(Box<Done>),
+    ProposalEnded(Box<Proposal>),
+    Damage(Option<String>),
+    /// An operator wants PostgreSQL stopped, for good or until this agent starts again.
+    Stop,
+    /// Somebody asks for the whole picture.
+    Ask(oneshot::Sender<Box<Picture>>),
+}
+
+/// One look at the local PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Looks are numbered; one that began before the last deed ended is of no use.
+    pub began: Instant,
+    pub postgres: Postgres,
+    pub list: Option<SyncList>,
+    pub replay_lag: Option<Duration>,
+    pub replay_lsn: Option<pgherd_core::types::Lsn>,
+    pub pending_restart: Option<bool>,
+    /// The gate as the files have it, for an agent that adopts a running server.
+    pub gate_open: bool,
+}
+
+/// What an ended list of actions leaves behind.
+#[derive(Clone, Debug)]
+pub struct Done {
+    pub durable: Durable,
+    pub deeds: DeedsChange,
+    pub seen: Option<Seen>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DeedsChange {
+    pub forget: bool,
+    pub marker: Option<(SyncList, pgherd_core::types::Lsn)>,
+    pub gate_open: Option<bool>,
+    pub checkpointed_for: Option<Term>,
+}
+
+/// A copy of the mind's content for those who show it.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    pub now: Instant,
+    pub own: Gossip,
+    pub peers: Vec<(NodeName, Option<Duration>, Option<Gossip>)>,
+    pub postgres: Postgres,
+    pub deeds: Deeds,
+    pub confirmed: Option<Instant>,
+    /// When the newest heartbeat of the present term was begun that enough voters acknowledged.
+    pub heartbeat: Option<Instant>,
+    pub store_reachable: bool,
+    pub spec_generation: u64,
+    pub spec: pgherd_core::spec::HerdSpec,
+    pub record: Option<pgherd_core::record::Record>,
+}
+
+pub struct MainLoop {
+    mind: Mind,
+    executor: Executor,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
+    store: pgherd_dcs::Store,
+    /// What this agent tells the others, always the newest.
+    gossip: watch::Sender<Gossip>,
+    duties: watch::Sender<Assigned>,
+    hurry: watch::Sender<bool>,
+    guard: Option<Guard>,
+    proposing: Vec<Proposal>,
+    last_deed_ended: Instant,
+    adopted_gate: bool,
+}
+
+/// The duties with what they refer to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assigned {
+    pub duties: Duties,
+    pub term: Term,
+    pub revision: Option<Revision>,
+    pub holder: Option<NodeName>,
+    pub needed: u32,
+}
+
+pub struct Wiring {
+    pub mind: Mind,
+    pub executor: Executor,
+    pub events: mpsc::Receiver<Event>,
+    pub sender: mpsc::Sender<Event>,
+    pub store: pgherd_dcs::Store,
+    pub gossip: watch::Sender<Gossip>,
+    pub duties: watch::Sender<Assigned>,
+    pub hurry: watch::Sender<bool>,
+    /// A witness has nothing to guard.
+    pub guard: Option<Guard>,
+}
+
+impl MainLoop {
+    pub fn new(wiring: Wiring) -> MainLoop {
+        let Wiring { mind, executor, events, sender, store, gossip, duties, hurry, guard } = wiring;
+        MainLoop {
+            mind,
+            executor,
+            events,
+            sender,
+            store,
+            gossip,
+            duties,
+            hurry,
+            guard,
+            proposing: Vec::new(),
+            last_deed_ended: Instant::default(),
+            adopted_gate: false,
+        }
+    }
+
+    /// Runs until every sender of events is gone.
+    pub async fn run(mut self) {
+        let mut wake = clock::now();
+        loop {
+            let sleep = wake.since(clock::now());
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => return,
+                },
+                () = tokio::time::sleep(sleep) => {}
+            }
+            // Whatever else has come in meanwhile is seen by the same thought.
+            while let Ok(event) = self.events.try_recv() {
+                self.handle(event);
+            }
+            wake = self.think_and_act();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Store(snapshot) => self.read_store(&snapshot),
+            Event::Confirmed { revision, asked, unchanged } => {
+                self.mind.store_reachable = unchanged.is_some();
+                let known = self.mind.record.as_ref();
+                let same = known.filter(|(_, known)| unchanged == Some(true) && *known == Some(revision));
+                // The term was open when it was asked about, whatever has become of it since.
+                if let Some((record, _)) = same.filter(|(record, _)| record.election.is_none()) {
+                    self.mind.confirmed = Some((record.term, asked));
+                }
+            }
+            Event::Heartbeat { term, begun } => self.mind.heartbeat = Some((term, begun)),
+            Event::Heard { round_trip, gossip } => {
+                if gossip.cluster == self.mind.cluster && gossip.node != self.mind.me {
+                    let peer = self.mind.peers.entry(gossip.node.clone()).or_default();
+                    peer.hear(clock::now(), round_trip, *gossip);
+                }
+            }
+            Event::Probed { node, failing_since } => self.mind.probe = Some((node, failing_since)),
+            Event::Seen(seen) => self.see(*seen),
+            Event::Working(busy) => self.mind.busy = busy,
+            Event::Done(done) => self.done(*done),
+            Event::ProposalEnded(proposal) => self.proposing.retain(|other| *other != *proposal),
+            Event::Damage(damage) => self.mind.damage = damage,
+            Event::Stop => self.mind.stopping = true,
+            // Whoever asked may have given up waiting.
+            Event::Ask(answer) => drop(answer.send(Box::new(self.picture()))),
+        }
+    }
+
+    fn read_store(&mut self, snapshot: &Snapshot) {
+        match agreed::record(snapshot, &self.mind.cluster) {
+            Ok(record) => self.mind.record = Some(record),
+            Err(error) => tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it"),
+        }
+        match agreed::value::<agreed::StoredSpec>(snapshot, agreed::SPEC) {
+            Ok(Some((stored, _))) => {
+                self.mind.spec = stored.spec;
+                self.mind.spec_generation = stored.generation;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "cannot read the specification; the one before stays in force"),
+        }
+    }
+
+    fn see(&mut self, seen: Seen) {
+        // A look that began before the last deed ended shows the world before it.
+        if self.mind.busy.is_some() || seen.began < self.last_deed_ended {
+            return;
+        }
+        if was_replaced(&self.mind.postgres, &seen.postgres) {
+            self.mind.forget_deeds();
+        }
+        if !self.adopted_gate && matches!(seen.postgres, Postgres::Primary(_)) {
+            self.mind.deeds.gate_open = seen.gate_open;
+        }
+        self.adopted_gate = true;
+        self.mind.postgres = seen.postgres;
+        self.mind.list = seen.list;
+        self.mind.replay_lag = seen.replay_lag;
+        self.mind.replay_lsn = seen.replay_lsn;
+        self.mind.pending_restart = seen.pending_restart;
+    }
+
+    fn done(&mut self, done: Done) {
+        let change = done.deeds;
+        if change.forget {
+            self.mind.forget_deeds();
+        }
+        let deeds = &mut self.mind.deeds;
+        deeds.marker = change.marker.or(deeds.marker.take());
+        deeds.gate_open = change.gate_open.unwrap_or(deeds.gate_open);
+        deeds.checkpointed_for = change.checkpointed_for.or(deeds.checkpointed_for);
+        self.mind.durable = done.durable;
+        self.mind.busy = None;
+        self.last_deed_ended = clock::now();
+        if let Some(mut seen) = done.seen {
+            seen.began = self.last_deed_ended;
+            self.see(seen);
+        }
+    }
+
+    fn think_and_act(&mut self) -> Instant {
+        let now = clock::now();
+        let Some(decision) = self.mind.think(now) else {
+            return now + pgherd_core::ha::TICK;
+        };
+        let (actions, duties, wake) = (decision.actions.clone(), decision.duties, decision.wake);
+        self.start(actions);
+        self.assign(duties);
+        let hurry = self.mind.is_in_a_hurry();
+        self.hurry.send_if_modified(|before| std::mem::replace(before, hurry) != hurry);
+        self.gossip.send_replace(self.mind.gossip(clock::now()));
+        if let Some(guard) = &mut self.guard {
+            guard.turn(clock::now(), &self.mind, duties);
+            self.mind.fence_armed = Some(guard.is_armed());
+        }
+        wake
+    }
+
+    /// Starts what was decided. Actions keep their order: proposals that come before the first action on
+    /// PostgreSQL, or stand alone, run at once; the others wait for it in the executor's list.
+    fn start(&mut self, actions: Vec<Action>) {
+        let first_deed = actions.iter().position(|action| !matches!(action, Action::Propose(_)));
+        let mut proposals = actions;
+        let deeds = first_deed.map_or_else(Vec::new, |index| proposals.split_off(index));
+        // What only ends an election, or opens one, need not wait for deeds that merely stand before it.
+        for action in proposals {
+            if let Action::Propose(proposal) = action {
+                self.propose(proposal);
+            }
+        }
+        if deeds.is_empty() {
+            return;
+        }
+        let stops = deeds.iter().any(|action| matches!(action, Action::StopNow));
+        if self.mind.busy.is_some() && !stops {
+            return;
+        }
+        let Some((record, _)) = self.mind.record.clone() else { return };
+        self.mind.busy = Some(crate::execute::busy_with(&deeds));
+        self.executor.begin(deeds, record, &self.mind.spec);
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        if self.proposing.contains(&proposal) {
+            return;
+        }
+        self.proposing.push(proposal.clone());
+        let (store, sender, cluster) = (self.store.clone(), self.sender.clone(), self.mind.cluster.clone());
+        tokio::spawn(async move {
+            if let Err(error) = agreed::propose(&store, &cluster, &proposal, PROPOSAL_WITHIN).await {
+                tracing::debug!(%error, ?proposal, "a proposal did not go through");
+            }
+            // The loop is gone only when the agent ends.
+            drop(sender.send(Event::ProposalEnded(Box::new(proposal))).await);
+        });
+    }
+
+    fn assign(&mut self, duties: Duties) {
+        let record = self.mind.record.as_ref();
+        let assigned = Assigned {
+            duties,
+            term: record.map_or(Term(0), |(record, _)| record.term),
+            revision: record.and_then(|(_, revision)| *revision),
+            holder: record.and_then(|(record, _)| record.holder()).map(|holder| holder.node.clone()),
+            needed: record
+                .and_then(|(record, _)| record.rules.as_ref())
+                .map_or(0, |rules| rules.target().needed),
+        };
+        self.duties.send_if_modified(|before| {
+            let changed = *before != assigned;
+            *before = assigned;
+            changed
+        });
+    }
+
+    fn picture(&self) -> Picture {
+        let now = clock::now();
+        let peers = self.mind.peers.iter().map(|(name, peer)| {
+            (name.clone(), peer.heard.map(|heard| now.since(heard)), peer.gossip.clone())
+        });
+        let present = self.mind.record().map(|record| record.term);
+        Picture {
+            now,
+            own: self.mind.gossip(now),
+            peers: peers.collect(),
+            postgres: self.mind.postgres.clone(),
+            deeds: self.mind.deeds.clone(),
+            confirmed: self.mind.confirmed.filter(|(term, _)| Some(*term) == present).map(|(_, at)| at),
+            heartbeat: self.mind.heartbeat.filter(|(term, _)| Some(*term) == present).map(|(_, at)| at),
+            store_reachable: self.mind.store_reachable,
+            spec_generation: self.mind.spec_generation,
+            spec: self.mind.spec.clone(),
+            record: self.mind.record().cloned(),
+        }
+    }
+}
+
+/// Is what runs now another server than before, as far as our deeds are concerned?
+fn was_replaced(before: &Postgres, after: &Postgres) -> bool {
+    matches!(before, Postgres::Primary(_)) && !matches!(after, Postgres::Primary(_))
+}

@@ -1,0 +1,266 @@
+//! All that the agent knows, in one place, and what of it a decision sees.
+//!
+//! Only the main loop changes it, by one [`Event`] at a time; there are no locks and no other way in. What
+//! is remembered of our own deeds ([`Deeds`]) is forgotten as soon as PostgreSQL is another process.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pgherd_core::ha::{Decision, Memory, decide};
+use pgherd_core::observation::{
+    Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
+};
+use pgherd_core::record::Record;
+use pgherd_core::spec::{ClusterSpec, HerdSpec};
+use pgherd_core::types::{Instant, Lsn, NodeName, Term};
+use pgherd_dcs::Revision;
+
+use crate::gossip::{FailingProbe, Gossip, Is, Show};
+
+/// A crash counts towards "three in ten minutes".
+const CRASH_WINDOW_S: u64 = 600;
+/// Round trips looked back on for the slowest one.
+const ROUND_TRIPS_KEPT: usize = 16;
+
+/// What only this agent can know because it did it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deeds {
+    pub marker: Option<(SyncList, Lsn)>,
+    pub gate_open: bool,
+    pub checkpointed_for: Option<Term>,
+}
+
+#[derive(Debug)]
+pub struct Mind {
+    pub me: NodeName,
+    pub cluster: NodeName,
+    pub spec: HerdSpec,
+    pub spec_generation: u64,
+    pub record: Option<(Record, Option<Revision>)>,
+    pub confirmed: Option<(Term, Instant)>,
+    pub store_reachable: bool,
+    pub durable: Durable,
+    pub postgres: Postgres,
+    pub list: Option<SyncList>,
+    pub deeds: Deeds,
+    pub busy: Option<Busy>,
+    pub damage: Option<String>,
+    pub stopping: bool,
+    pub heartbeat: Option<(Term, Instant)>,
+    pub peers: BTreeMap<NodeName, PeerMind>,
+    /// The holder that is probed, and since when its probes fail.
+    pub probe: Option<(NodeName, Option<Instant>)>,
+    pub replay_lag: Option<Duration>,
+    pub replay_lsn: Option<Lsn>,
+    /// Whether the fence is armed; `None` without one.
+    pub fence_armed: Option<bool>,
+    pub pending_restart: Option<bool>,
+    pub memory: Memory,
+    pub decision: Option<Decision>,
+    pub reason_since: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub struct PeerMind {
+    pub heard: Option<Instant>,
+    pub round_trips: std::collections::VecDeque<Duration>,
+    pub gossip: Option<Gossip>,
+}
+
+impl PeerMind {
+    pub fn hear(&mut self, at: Instant, round_trip: Option<Duration>, gossip: Gossip) {
+        self.heard = Some(at);
+        self.gossip = Some(gossip);
+        if let Some(span) = round_trip {
+            self.round_trips.push_back(span);
+            if self.round_trips.len() > ROUND_TRIPS_KEPT {
+                self.round_trips.pop_front();
+            }
+        }
+    }
+}
+
+impl Mind {
+    pub fn cluster_spec(&self) -> Option<&ClusterSpec> {
+        self.spec.cluster(&self.cluster)
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref().map(|(record, _)| record)
+    }
+
+    /// Thinks once. The result is kept, and what changed in its reason is told.
+    pub fn think(&mut self, now: Instant) -> Option<&Decision> {
+        let spec = self.spec.cluster(&self.cluster)?;
+        let holder = self.record.as_ref().and_then(|(record, _)| record.holder().cloned());
+        let peers: BTreeMap<NodeName, Peer> = self
+            .peers
+            .iter()
+            .map(|(name, peer)| {
+                let probed = self.probe.as_ref().filter(|(node, _)| node == name);
+                let known = Peer {
+                    heard: peer.heard,
+                    round_trip: peer.round_trips.iter().max().copied().unwrap_or_default(),
+                    probe_failing_since: probed.and_then(|(_, since)| *since),
+                    report: peer.gossip.as_ref().map(Gossip::to_report),
+                };
+                (name.clone(), known)
+            })
+            .collect();
+        let term = self.record.as_ref().map(|(record, _)| record.term);
+        let local = Local {
+            durable: self.durable.clone(),
+            postgres: self.postgres.clone(),
+            busy: self.busy,
+            damage: self.damage.clone(),
+            stopping: self.stopping,
+            heartbeat: self.heartbeat,
+            list: self.list.clone(),
+            marker: self.deeds.marker.clone(),
+            gate_open: self.deeds.gate_open,
+            checkpointed_for: self.deeds.checkpointed_for,
+        };
+        let observation = Observation {
+            me: &self.me,
+            times: &self.spec.times,
+            spec,
+            store: StoreView {
+                record: self.record.as_ref().map(|(record, _)| record),
+                confirmed: self.confirmed.filter(|(of, _)| Some(*of) == term).map(|(_, at)| at),
+                reachable: self.store_reachable,
+            },
+            local: &local,
+            peers: &peers,
+            recent_crashes: self.record.as_ref().map_or(0, |(record, _)| recent_crashes(record)),
+        };
+        let decision = decide(&mut self.memory, now, &observation);
+        let before = self.decision.as_ref().map(|decision| decision.reason.code());
+        if before != Some(decision.reason.code()) {
+            self.reason_since = Some(now);
+            tracing::info!(
+                node = %self.me,
+                code = decision.reason.code(),
+                holder = holder.map(|holder| holder.to_string()),
+                "{}", decision.reason
+            );
+        }
+        self.decision = Some(decision);
+        self.decision.as_ref()
+    }
+
+    /// What the others are told.
+    pub fn gossip(&self, now: Instant) -> Gossip {
+        let report = self.report(now);
+        let decision = self.decision.as_ref();
+        Gossip {
+            version: crate::gossip::VERSION,
+            node: self.me.clone(),
+            cluster: self.cluster.clone(),
+            term: report.term,
+            running: match report.running {
+                Running::Unknown => Is::Unknown,
+                Running::Nothing => Is::Nothing,
+                Running::Standby => Is::Standby,
+                Running::Primary => Is::Primary,
+            },
+            timeline: report.timeline,
+            flush_lsn: report.flush_lsn,
+            holder_probe_failing: report.holder_probe_failing.map(|(node, span)| FailingProbe {
+                node,
+                for_ms: u64::try_from(span.as_millis()).unwrap_or(u64::MAX),
+            }),
+            wants_rebuild: report.wants_rebuild,
+            damage: report.damage,
+            show: Show {
+                reason_code: decision.map(|decision| decision.reason.code().to_owned()).unwrap_or_default(),
+                reason: decision.map(|decision| decision.reason.to_string()).unwrap_or_default(),
+                for_ms: self.reason_since.map_or(0, |since| {
+                    u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX)
+                }),
+                state: Some(self.state()),
+                upstream: match &self.postgres {
+                    Postgres::Standby(standby) => standby.follows.as_ref().map(|(node, _)| node.clone()),
+                    _ => None,
+                },
+                replay_lag_ms: self.replay_lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+                pending_restart: self.pending_restart,
+                gate_open: self.deeds.gate_open,
+                replay_lsn: self.replay_lsn,
+                fence_armed: self.fence_armed,
+                spec_generation: self.spec_generation,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        }
+    }
+
+    fn report(&self, now: Instant) -> Report {
+        let (running, timeline, flush_lsn) = match &self.postgres {
+            Postgres::Unknown | Postgres::Starting | Postgres::Remains => (Running::Unknown, None, None),
+            Postgres::Absent => (Running::Nothing, None, None),
+            Postgres::Stopped(copy) => (Running::Nothing, Some(copy.timeline), copy.end),
+            Postgres::Standby(standby) => (Running::Standby, Some(standby.copy.timeline), standby.copy.end),
+            Postgres::Primary(primary) => {
+                (Running::Primary, Some(primary.copy.timeline), Some(primary.flush_lsn))
+            }
+        };
+        let failing = self.probe.as_ref().and_then(|(node, since)| {
+            since.map(|since| (node.clone(), now.since(since)))
+        });
+        Report {
+            term: self.durable.term,
+            running,
+            timeline,
+            flush_lsn,
+            holder_probe_failing: failing,
+            wants_rebuild: self.decision.as_ref().is_some_and(|decision| decision.wants_rebuild),
+            damage: self.damage.clone(),
+        }
+    }
+
+    /// The word of the status contract for what this node is doing.
+    pub fn state(&self) -> pgherd_api::status::State {
+        use pgherd_api::status::State;
+        if self.damage.is_some() {
+            return State::Barred;
+        }
+        match self.busy {
+            Some(Busy::InitDb) => return State::Initializing,
+            Some(Busy::Clone) => return State::Cloning,
+            Some(Busy::Rewind) => return State::Rewinding,
+            Some(Busy::Promote) => return State::Promoting,
+            Some(Busy::Start) => return State::Starting,
+            _ => {}
+        }
+        match &self.postgres {
+            Postgres::Unknown | Postgres::Starting => State::Starting,
+            Postgres::Absent => State::Initializing,
+            Postgres::Stopped(_) | Postgres::Remains => State::Stopped,
+            Postgres::Primary(_) => State::Running,
+            Postgres::Standby(standby) if standby.receiving => State::Streaming,
+            Postgres::Standby(_) => State::CatchingUp,
+        }
+    }
+
+    /// PostgreSQL is another process, or none: what we did to the last one is void.
+    pub fn forget_deeds(&mut self) {
+        self.deeds = Deeds::default();
+        self.heartbeat = None;
+    }
+
+    /// Should the local PostgreSQL be looked at often, because something waits for what it shows?
+    pub fn is_in_a_hurry(&self) -> bool {
+        let Some(record) = self.record() else { return false };
+        let settled = record.open_reign().is_some_and(|reign| reign.gate_opened);
+        let rule_pending = record.rules.as_ref().is_some_and(|rules| rules.next.is_some());
+        let ordered = record.switchover.is_some();
+        !settled || rule_pending || ordered
+    }
+}
+
+fn recent_crashes(record: &Record) -> u32 {
+    let now = crate::agreed::unix_seconds();
+    let recent = record.events.iter().filter(|event| {
+        now.saturating_sub(event.unix_seconds) < CRASH_WINDOW_S && event.code == crate::history::CRASH
+    });
+    u32::try_from(recent.count()).unwrap_or(u32::MAX)
+}

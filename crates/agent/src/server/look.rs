@@ -1,0 +1,244 @@
+//! One look at the local PostgreSQL: its processes, its own view of itself, or its files.
+
+use super::*;
+
+/// How long a look waits for the end of a stopped server's WAL before it does without.
+const READING_MAY_DELAY: Duration = Duration::from_millis(5);
+
+impl Inner {
+    pub(super) async fn look(&self) -> Seen {
+        let began = clock::now();
+        let mut seen = Seen {
+            began,
+            postgres: Postgres::Unknown,
+            list: None,
+            replay_lag: None,
+            replay_lsn: None,
+            pending_restart: None,
+            gate_open: false,
+        };
+        match self.find().await {
+            Ok(Found::Running(server)) => self.look_at_running(&server, &mut seen).await,
+            Ok(Found::Leftovers(_)) => seen.postgres = Postgres::Remains,
+            Ok(Found::Nothing) => seen.postgres = self.look_at_files().await,
+            Err(error) => tracing::warn!(%error, "cannot look for PostgreSQL's processes"),
+        }
+        self.known().last = Some(seen.postgres.clone());
+        seen
+    }
+
+    async fn find(&self) -> Result<Found> {
+        if let Some(server) = self.running().filter(|server| !server.is_dead()) {
+            return Ok(Found::Running(server));
+        }
+        let found = process::Server::find(&self.instance).await?;
+        if let Found::Running(server) = &found {
+            tracing::info!(pid = server.pid(), "found PostgreSQL running, and goes on with it");
+            self.forget();
+            *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
+        } else if self.running.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!("PostgreSQL has ended");
+            self.forget();
+        }
+        Ok(found)
+    }
+
+    async fn look_at_running(&self, server: &process::Server, seen: &mut Seen) {
+        if !matches!(server.status(), Ok(Some(process::Status::Ready))) {
+            seen.postgres = Postgres::Starting;
+            return;
+        }
+        let view = self.monitor.lock().await.view(SQL_WITHIN).await;
+        let view = match view {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::debug!(%error, "PostgreSQL does not tell its state");
+                // What was seen before is old, and still the best that is known: a busy server is no other one.
+                seen.postgres = self.known().last.clone().unwrap_or(Postgres::Starting);
+                return;
+            }
+        };
+        seen.pending_restart = Some(!view.pending_restart.is_empty());
+        if view.in_recovery {
+            seen.replay_lsn = view.replay_lsn;
+            seen.replay_lag = view.replay_age_ms.map(|ms| Duration::from_secs_f64(ms.max(0.0) / 1000.0));
+            seen.postgres = self.standby(&view).await;
+        } else {
+            seen.list = self.list_in_force(&view);
+            seen.gate_open = self.gate_in_force().await;
+            seen.postgres = self.primary(&view).await;
+        }
+    }
+
+    /// The files' word on the gate. An agent that comes back finds it as the last one left it.
+    pub(super) async fn gate_in_force(&self) -> bool {
+        matches!(hba::written(&self.instance, &self.hba_lines()).await, Ok(Some(Gate::Open)))
+    }
+
+    async fn primary(&self, view: &View) -> Postgres {
+        let record = self.record();
+        let senders = view.senders.iter().filter_map(|sender| {
+            let member: Option<Member> = sender.application_name.parse().ok();
+            let genuine = member.as_ref().is_some_and(|member| is_genuine(sender, member, &record));
+            Some(Sender {
+                pid: u32::try_from(sender.pid).ok()?,
+                member,
+                genuine,
+                streaming: sender.state.as_deref() == Some("streaming"),
+                flush_lsn: sender.flush_lsn,
+            })
+        });
+        let slots: BTreeSet<NodeName> = record
+            .nodes
+            .keys()
+            .filter(|node| {
+                let name = record.member(node).map(|member| conf::slot_name(&member));
+                name.is_some_and(|name| view.slots.iter().any(|slot| slot.name == name && !slot.logical))
+            })
+            .cloned()
+            .collect();
+        let flush_lsn = view.flush_lsn.unwrap_or_default();
+        Postgres::Primary(Primary {
+            copy: Copy {
+                system: Some(view.system_id),
+                timeline: view.timeline,
+                end: Some(flush_lsn),
+                begins: self.begins(view.timeline).await,
+            },
+            flush_lsn,
+            senders: senders.collect(),
+            slots,
+        })
+    }
+
+    async fn standby(&self, view: &View) -> Postgres {
+        self.known().replayed = view.replay_lsn;
+        let receiving = view.receiver.as_ref().is_some_and(|receiver| receiver.status.as_deref() == Some("streaming"));
+        let copy = if receiving {
+            Some(Copy {
+                system: Some(view.system_id),
+                timeline: view.timeline,
+                end: view.receive_lsn.max(view.replay_lsn),
+                begins: self.begins(view.timeline).await,
+            })
+        } else {
+            self.idle_copy(view).await
+        };
+        let Some(copy) = copy else { return Postgres::Starting };
+        let follows = self.known().follows.clone();
+        Postgres::Standby(Standby { copy, follows, receiving, diverged: false })
+    }
+
+    /// A standby that receives nothing: the end is read from its WAL, once for each replay position, because
+    /// what it says of itself counts torn records, or nothing after a restart (ha-attack S2).
+    async fn idle_copy(&self, view: &View) -> Option<Copy> {
+        if let Some((at, copy)) = &self.known().idle
+            && *at == view.replay_lsn
+        {
+            return Some(copy.clone());
+        }
+        let known = view.replay_lsn.map(|lsn| Boundary { timeline: view.timeline, lsn });
+        let instance = self.instance.clone();
+        match blocking_read(move || wal::end_of_wal(&instance, known)).await {
+            Ok(end) => {
+                let copy = copy_of(&end, Some(view.system_id));
+                self.known().idle = Some((view.replay_lsn, copy.clone()));
+                Some(copy)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot find the end of WAL");
+                None
+            }
+        }
+    }
+
+    /// A place up to which WAL is known to be whole.
+    pub(super) fn replayed(&self) -> Option<Boundary> {
+        let known = self.known();
+        match &known.last {
+            Some(Postgres::Standby(standby)) => {
+                known.replayed.map(|lsn| Boundary { timeline: standby.copy.timeline, lsn })
+            }
+            _ => None,
+        }
+    }
+
+    async fn look_at_files(&self) -> Postgres {
+        if !self.instance.has_data() {
+            return Postgres::Absent;
+        }
+        if let Some(copy) = self.known().stopped.clone() {
+            return Postgres::Stopped(copy);
+        }
+        let instance = self.instance.clone();
+        let read = blocking_read(move || {
+            let control = control::ControlFile::read(&instance.control_file())?;
+            Ok((control.system_id, control.timeline()))
+        });
+        let Ok((system, timeline)) = read.await else {
+            tracing::warn!("cannot read pg_control");
+            return Postgres::Unknown;
+        };
+        // The end may take a while to find, and giving a term back does not need it: so it is read beside.
+        let unread = Copy { system: Some(system), timeline, end: None, begins: Vec::new() };
+        let begun = self.known().reading.take();
+        let mut reading = begun.unwrap_or_else(|| {
+            let instance = self.instance.clone();
+            tokio::task::spawn_blocking(move || wal::end_of_wal(&instance, None))
+        });
+        match tokio::time::timeout(READING_MAY_DELAY, &mut reading).await {
+            Ok(Ok(Ok(end))) => {
+                let copy = copy_of(&end, Some(system));
+                self.known().stopped = Some(copy.clone());
+                Postgres::Stopped(copy)
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(%error, "cannot find the end of WAL");
+                Postgres::Stopped(unread)
+            }
+            Ok(Err(_)) => Postgres::Stopped(unread),
+            Err(_) => {
+                self.known().reading = Some(reading);
+                Postgres::Stopped(unread)
+            }
+        }
+    }
+
+    async fn begins(&self, timeline: Timeline) -> Vec<(Timeline, Lsn)> {
+        if let Some(begins) = self.known().begins.get(&timeline) {
+            return begins.clone();
+        }
+        let pg_wal = self.instance.pg_wal();
+        let read = blocking_read(move || wal::history::History::read(&pg_wal, timeline)).await;
+        let Ok(Some(history)) = read else { return Vec::new() };
+        let begins: Vec<_> =
+            history.timelines().filter_map(|number| Some((number, history.begin_of(number)?))).collect();
+        self.known().begins.insert(timeline, begins.clone());
+        begins
+    }
+
+    /// The list that commits wait under: what a session shows, if it is what was proven, and what every WAL
+    /// sender counts by.
+    fn list_in_force(&self, view: &View) -> Option<SyncList> {
+        let proven = self.known().proven.clone()?;
+        let names = names_of(&proven);
+        let agree = view.senders.iter().all(|sender| {
+            let listed = proven.names.iter().any(|member| member.to_string() == sender.application_name);
+            sender.sync_priority.is_none_or(|priority| (priority > 0) == listed)
+        });
+        (view.synchronous_standby_names == names.to_string() && agree).then_some(proven)
+    }
+}
+
+fn copy_of(end: &EndOfWal, system: Option<pgherd_core::types::SystemId>) -> Copy {
+    let sealed = SealedEnd::from(end);
+    Copy { system, timeline: sealed.timeline, end: Some(sealed.lsn), begins: sealed.begins }
+}
+
+/// A name proves nothing: the certificate must be that node's, the slot that member's own, and the member the
+/// node's present one.
+fn is_genuine(sender: &observe::Sender, member: &Member, record: &Record) -> bool {
+    let certified = sender.client_dn.as_deref() == Some(format!("/CN={}", member.node).as_str());
+    let own_slot = sender.slot.as_deref() == Some(conf::slot_name(member).as_str());
+    certified && own_slot && record.member(&member.node).as_ref() == Some(member)
+}
