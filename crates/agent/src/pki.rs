@@ -21,6 +21,7 @@ pub use authority::{
     Authority, AuthorityKey, CA_VALIDITY, IssueError, NODE_VALIDITY, NodeSubject, OPERATOR_VALIDITY,
     OperatorName, key_of_request,
 };
+pub(crate) use credentials::certificates;
 pub use credentials::{Credentials, CredentialsError, NewKey, Paths};
 pub use fenced::{FencedRefused, sign_fenced, verify_fenced};
 pub use files::{FileError, read_limited, write_private, write_public};

@@ -230,7 +230,7 @@ impl Paths {
     }
 }
 
-pub(super) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
+pub(crate) fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     parsed.map_err(|error| CredentialsError::Unreadable(error.to_string()))
 }
