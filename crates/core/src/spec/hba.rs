@@ -516,6 +516,9 @@ fn check_option(field: &Field, method: &Method, connection: Connection) -> Resul
         return Err(wrong(token, HbaWrong::UnknownOption { name, method: method.name, meant }));
     };
     let refuse = |takes| Err(wrong(token, HbaWrong::OptionValue { name, takes }));
+    if method.name == "cert" && *name == "clientcert" && value != "verify-full" {
+        return refuse("verify-full with method cert");
+    }
     match takes {
         Takes::Map => Err(wrong(token, HbaWrong::UserMap)),
         Takes::Zero1 if !matches!(value, "0" | "1") => refuse("0 or 1"),
@@ -577,6 +580,7 @@ mod tests {
             ("host all all all cert", 17..21, "method cert needs a line of type hostssl"),
             ("local all all gss", 14..17, "method gss needs a line of type host"),
             ("hostssl all all all cert map=m", 25..30, "pg_ident.conf"),
+            ("hostssl all all all cert clientcert=verify-ca", 25..45, "takes verify-full with method cert"),
             ("hostssl all all all md5 clientcert=1", 24..36, "takes verify-ca or verify-full"),
             ("host all all all md5 clientcert=verify-ca", 21..41, "method md5 has no option"),
             ("host all all all md5 nonsense", 21..29, "not of the form name=value"),

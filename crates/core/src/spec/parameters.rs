@@ -374,7 +374,8 @@ impl Kind {
         match self {
             Kind::Bool => read_bool(value).map(Meaning::Word),
             Kind::Integer { unit, least, most } => {
-                let number = read_quantity(value, unit)?.round();
+                // Halves go to the even neighbour, as in PostgreSQL: 0.5 is 0.
+                let number = read_quantity(value, unit)?.round_ties_even();
                 (*least <= number && number <= *most).then_some(Meaning::Number(number))
             }
             Kind::Real { unit, least, most } => {
@@ -383,8 +384,12 @@ impl Kind {
             }
             Kind::Enum(words) => {
                 let exact = words.iter().find(|word| word.eq_ignore_ascii_case(value)).copied();
-                // Enums that have `on` and `off` among their words take every spelling of a boolean.
-                let spelled = || read_bool(value).filter(|word| words.contains(word));
+                // Enums that have `on` and `off` among their words take the others' full spellings.
+                let spelled = || match value.to_ascii_lowercase().as_str() {
+                    "true" | "yes" | "1" if words.contains(&"on") => Some("on"),
+                    "false" | "no" | "0" if words.contains(&"off") => Some("off"),
+                    _ => None,
+                };
                 exact.or_else(spelled).map(Meaning::Word)
             }
             Kind::Text => Some(Meaning::Word("")),
@@ -530,6 +535,8 @@ mod tests {
             ("max_connections", "NaN", "takes a whole number"),
             ("wal_level", "archival", "takes one of minimal, replica, logical"),
             ("log_connections", "o", "takes on or off"),
+            ("huge_pages", "t", "takes one of off, on, try"),
+            ("join_collapse_limit", ".5", "takes a whole number from 1"),
             ("work_mem", "4MB\nfsync = off", "control character"),
             ("max_conections", "1", "has no parameter"),
             ("a..b", "1", "has no parameter"),
