@@ -277,7 +277,7 @@ async fn run(
 }
 
 /// From `23456/34567 kB (67%), 0/1 tablespace (...data/base/5/1259)`.
-fn parse_progress(line: &str) -> Option<Progress> {
+pub(crate) fn parse_progress(line: &str) -> Option<Progress> {
     let (done, rest) = line.trim().split_once('/')?;
     let (total, _) = rest.split_once(" kB (")?;
     let bytes = |kb: &str| Some(kb.trim().parse::<u64>().ok()? << 10);

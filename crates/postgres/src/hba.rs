@@ -15,6 +15,7 @@ use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
 use crate::roles;
+use crate::sql::Session;
 
 const FILES: Duration = Duration::from_secs(10);
 /// The map in `pg_ident.conf` from the operating system's user to our roles.
@@ -110,9 +111,9 @@ pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
         format!("hostssl postgres {rewind} all {certified}"),
         format!("hostssl postgres {monitor} all {certified}"),
         format!("local all {replication},{rewind},{monitor} reject"),
-        format!("local replication all reject"),
+        "local replication all reject".to_owned(),
         format!("host all {replication},{rewind},{monitor} all reject"),
-        format!("host replication all all reject"),
+        "host replication all all reject".to_owned(),
     ] {
         writeln!(text, "{line}").expect("a String takes any text");
     }
@@ -181,7 +182,7 @@ pub async fn written(instance: &Instance, lines: &[String]) -> Result<Option<Gat
 /// it starts the next backend. So `client` must be a connection made after the reload was asked for, and the
 /// moment of the last reload, which such a session inherits, must not lie before `asked`.
 pub async fn verify(
-    client: &tokio_postgres::Client,
+    client: &Session,
     asked: std::time::SystemTime,
     deadline: Duration,
 ) -> Result<(), HbaError> {

@@ -3,7 +3,7 @@
 //! Checksums, UTF-8, a locale that is the same on every host, and no line that trusts anybody. Leaves out: who may
 //! run it. Hazard: two nodes that both run it are two clusters; the store's compare-and-set prevents that.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ pub async fn initdb(
     Ok(())
 }
 
-async fn run(instance: &Instance, making: &Making, pwfile: &PathBuf, deadline: Duration) -> Result<()> {
+async fn run(instance: &Instance, making: &Making, pwfile: &Path, deadline: Duration) -> Result<()> {
     match try_locale(instance, making, pwfile, LOCALE, deadline).await {
         Err(Error::Program { output, .. }) if output.contains("invalid locale name") => {
             try_locale(instance, making, pwfile, PLAIN_LOCALE, deadline).await
@@ -83,7 +83,7 @@ async fn run(instance: &Instance, making: &Making, pwfile: &PathBuf, deadline: D
 async fn try_locale(
     instance: &Instance,
     making: &Making,
-    pwfile: &PathBuf,
+    pwfile: &Path,
     locale: &str,
     deadline: Duration,
 ) -> Result<()> {

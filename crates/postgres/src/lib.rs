@@ -16,6 +16,7 @@
 //! | [`seal`] | no further byte of the old term, durably |
 //! | [`promote`] | becomes primary on the reserved timeline |
 //! | [`follow`] | streams from an upstream |
+//! | [`rewind`] | undoes what the primary does not have |
 //! | [`sync_names`] | the list of synchronous standbys, proven in force |
 //! | [`slots`] | physical slots |
 //! | [`observe`] | one query that sees everything; probes and heartbeats |
@@ -42,6 +43,7 @@ mod proc;
 pub mod process;
 pub mod promote;
 mod receivers;
+pub mod rewind;
 pub mod roles;
 pub mod seal;
 pub mod secret;

@@ -131,6 +131,8 @@ pub(crate) fn discard(instance: &Instance) -> Result<(), MakingError> {
         durable::rename(&volume.join(WAL), &beside(&volume.join(WAL), DISCARDED))?;
     }
     remove_leftovers(instance)?;
+    // What was half rewound is gone with it.
+    crate::rewind::forget_interrupted(instance)?;
     Ok(())
 }
 

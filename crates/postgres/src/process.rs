@@ -28,6 +28,7 @@ use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
 use crate::logs;
 use crate::proc::{self, Process};
+use crate::rewind;
 use crate::sync_names;
 use crate::wal::history;
 
@@ -81,6 +82,9 @@ pub enum StartError {
     #[error("PostgreSQL already runs in {} (processes {})", .data_dir.display(), pid_list(.pids))]
     AlreadyRunning { data_dir: PathBuf, pids: Vec<i32> },
 
+    #[error("{} was being rewound when that was cut off", .data_dir.display())]
+    HalfRewound { data_dir: PathBuf },
+
     #[error("PostgreSQL did not start in {}: {log}", .data_dir.display())]
     Failed { data_dir: PathBuf, log: String },
 
@@ -94,6 +98,7 @@ pub enum StartError {
 impl StartError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            StartError::HalfRewound { .. } => Some("it has to be cloned again: pgherd reinit"),
             StartError::NoData { .. } => Some("the node has to be cloned or restored first: pgherd reinit"),
             StartError::AlreadyRunning { .. } => {
                 Some("another program started it; stop it there, pgherd does not")
@@ -402,7 +407,7 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
     let file = instance.postmaster_pid_file();
     match fs::remove_file(&file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", &file)(error).into());
+            Err(Error::io("remove", &file)(error).into())
         }
         _ => Ok(Gone { killed: killed.len() }),
     }
@@ -418,6 +423,9 @@ fn prepare(instance: &Instance) -> Result<Prepared, StartError> {
     let data_dir = instance.data_dir.clone();
     if !instance.has_data() {
         return Err(StartError::NoData { data_dir });
+    }
+    if rewind::interrupted(instance)? {
+        return Err(StartError::HalfRewound { data_dir });
     }
     let running = proc::of_data_dir(&data_dir)?;
     if !running.is_empty() {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result, within};
 use crate::secret::Verifier;
-use crate::sql::{literal, name};
+use crate::sql::{Session, literal, name};
 
 pub const SUPERUSER: &str = "postgres";
 pub const REPLICATION: &str = "pgherd_replication";
@@ -51,7 +51,7 @@ const QUIET: &str = "SET log_statement = 'none'; SET log_min_duration_statement 
 ///
 /// At bootstrap no standby can acknowledge anything yet, hence `synchronous_commit = local`: what is created here
 /// reaches the standbys with their clones.
-pub async fn ensure_own(client: &tokio_postgres::Client, roles: &OwnRoles, deadline: Duration) -> Result<()> {
+pub async fn ensure_own(client: &Session, roles: &OwnRoles, deadline: Duration) -> Result<()> {
     let grants = format!(
         "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO {REWIND};\
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REWIND};\
@@ -70,11 +70,7 @@ pub async fn ensure_own(client: &tokio_postgres::Client, roles: &OwnRoles, deadl
 }
 
 /// Creates or corrects an application's role and database.
-pub async fn ensure_app(
-    client: &tokio_postgres::Client,
-    app: &AppDatabase,
-    deadline: Duration,
-) -> Result<()> {
+pub async fn ensure_app(client: &Session, app: &AppDatabase, deadline: Duration) -> Result<()> {
     within("creating the application's database", deadline, async {
         quiet(client).await?;
         role(client, &app.owner, "LOGIN", app.password.as_ref()).await?;
@@ -101,21 +97,16 @@ pub async fn ensure_app(
     .await
 }
 
-async fn quiet(client: &tokio_postgres::Client) -> Result<()> {
+async fn quiet(client: &Session) -> Result<()> {
     run(client, "quieten its log", QUIET).await?;
     run(client, "commit without standbys", "SET synchronous_commit = local").await
 }
 
-async fn run(client: &tokio_postgres::Client, doing: &'static str, statements: &str) -> Result<()> {
+async fn run(client: &Session, doing: &'static str, statements: &str) -> Result<()> {
     client.batch_execute(statements).await.map_err(Error::sql(doing))
 }
 
-async fn role(
-    client: &tokio_postgres::Client,
-    role: &str,
-    attributes: &str,
-    password: Option<&Verifier>,
-) -> Result<()> {
+async fn role(client: &Session, role: &str, attributes: &str, password: Option<&Verifier>) -> Result<()> {
     let query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1";
     let found = client.query_opt(query, &[&role]).await.map_err(Error::sql("list its roles"))?;
     let verb = if found.is_some() { "ALTER" } else { "CREATE" };

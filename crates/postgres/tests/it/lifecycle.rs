@@ -1,6 +1,6 @@
 //! A data directory is made, its server started, adopted, stopped and killed.
 
-use pgherd_postgres::control::{ControlFile, State};
+use pgherd_postgres::control::ControlFile;
 use pgherd_postgres::initdb::{InitdbError, initdb};
 use pgherd_postgres::process::{Found, StartError, StopMode, Stopped};
 use pgherd_postgres::{MakingError, Server};

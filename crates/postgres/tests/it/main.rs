@@ -3,8 +3,17 @@
 //! PostgreSQL refuses root, and the agent runs as `postgres`; so a test that is started by root runs itself again
 //! as that user. A machine without PostgreSQL fails these tests.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails where it stands, and says what it measured"
+)]
+
+mod configuring;
 mod harness;
 mod lifecycle;
+mod observing;
 mod reign;
+mod rejoining;
 mod sealing;
 mod wal;
