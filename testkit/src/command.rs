@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::net::Host;
 use crate::process::Process;
@@ -62,12 +63,29 @@ pub(crate) fn give_to_postgres(path: &Path) {
         .unwrap_or_else(|error| panic!("cannot give {} to postgres: {error}", path.display()));
 }
 
+/// Longer than any program takes here that is not stuck.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(120);
+
 /// A program to be started on a host. Not [`Command`] itself: its `spawn` would start it on the wrong host.
 #[derive(Debug)]
 pub struct HostCommand {
     command: Command,
     host: Host,
     input: Option<String>,
+    deadline: Duration,
+}
+
+/// Why a program that was waited for has no result: it was ended because its time was up.
+#[derive(Debug)]
+pub struct Overdue {
+    text: String,
+    deadline: Duration,
+}
+
+impl std::fmt::Display for Overdue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} had not ended after {:.1} s", self.text, self.deadline.as_secs_f64())
+    }
 }
 
 impl HostCommand {
@@ -75,7 +93,7 @@ impl HostCommand {
         let mut command = Command::new(program);
         // The directory of the test may be one that postgres cannot enter.
         command.current_dir(host.dir()).stdin(Stdio::null());
-        HostCommand { command, host: host.clone(), input: None }
+        HostCommand { command, host: host.clone(), input: None, deadline: DEFAULT_DEADLINE }
     }
 
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> HostCommand {
@@ -103,6 +121,12 @@ impl HostCommand {
     /// What the program reads from its standard input; nothing by default.
     pub fn input(mut self, text: &str) -> HostCommand {
         self.input = Some(text.to_owned());
+        self
+    }
+
+    /// How long it may take when it is waited for; two minutes by default.
+    pub fn within(mut self, deadline: Duration) -> HostCommand {
+        self.deadline = deadline;
         self
     }
 
@@ -138,20 +162,41 @@ impl HostCommand {
             .unwrap_or_else(|error| panic!("cannot start {} on {}: {error}", self.text(), self.host.name()))
     }
 
-    /// Runs it to its end, whatever the end is.
+    /// Runs it to its end, whatever the end is; one that takes too long fails the test.
     #[track_caller]
-    pub fn output(mut self) -> Output {
-        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub fn output(self) -> Output {
+        match self.try_output() {
+            Ok(output) => output,
+            Err(overdue) => panic!("{overdue}"),
+        }
+    }
+
+    /// As [`HostCommand::output`], for a program that a fault may hold up.
+    pub fn try_output(mut self) -> Result<Output, Overdue> {
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         if self.input.is_some() {
             self.command.stdin(Stdio::piped());
         }
         let mut child = self.start();
+        let process = Process::of_child(&child);
         if let Some(input) = &self.input {
             let mut pipe = child.stdin.take().expect("stdin is a pipe");
             // A program that ends without reading says why itself.
             let _unread = pipe.write_all(input.as_bytes());
         }
-        child.wait_with_output().expect("a started child can be waited for")
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // Nobody listens any more when the time was up.
+            let _too_late = done.send(child.wait_with_output());
+        });
+        match ended.recv_timeout(self.deadline) {
+            Ok(output) => Ok(output.expect("a started child can be waited for")),
+            Err(_) => {
+                process.signal(rustix::process::Signal::KILL);
+                let text = format!("{} on {}", self.text(), self.host.name());
+                Err(Overdue { text, deadline: self.deadline })
+            }
+        }
     }
 
     /// Runs it, fails the test if it fails, and returns what it printed on stdout.

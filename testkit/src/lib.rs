@@ -4,11 +4,14 @@
 //! |---|---|
 //! | [`net`] | hosts in network namespaces, and what goes wrong between them |
 //! | [`process`], [`cgroup`], [`volume`] | what goes wrong on a host: killed, frozen, starved, out of space |
+//! | [`herd`] | a herd of the product on these hosts, operated by its command line |
+//! | [`chaos`] | faults for a herd, drawn from a seed |
 //! | [`workload`] | clients that write what can be checked, and keep book in a [`history`] |
 //! | [`checker`] | judges a history against what the nodes hold in the end |
 //! | [`connection`] | one connection, and what is certain about the outcome of a statement |
 //! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
 //! | [`measure`] | rounds of a benchmark, and what they are worth |
+//! | [`alone`](mod@alone) | one cluster at a time on a machine |
 //! | [`wait`] | the only way to wait: for a condition, with a deadline |
 //!
 //! This is an assertion library. A step that cannot be carried out, a fault that was not injected or a
@@ -20,10 +23,13 @@
 //!
 //! Needs root, PostgreSQL's server programs, iproute2, iptables, `/dev/net/tun` and a user `postgres`.
 
+pub mod alone;
 pub mod cgroup;
+pub mod chaos;
 pub mod checker;
 pub mod command;
 pub mod connection;
+pub mod herd;
 pub mod history;
 pub mod measure;
 pub mod net;
@@ -34,8 +40,10 @@ pub mod volume;
 pub mod wait;
 pub mod workload;
 
+pub use alone::alone;
 pub use checker::Verdict;
 pub use connection::{Login, Session};
+pub use herd::Herd;
 pub use history::History;
 pub use net::{CLIENT, Host, Net};
 pub use plain::Plain;

@@ -26,6 +26,7 @@ struct Stat {
     name: String,
     state: u8,
     parent: i32,
+    cpu_ticks: u64,
     start_ticks: u64,
 }
 
@@ -35,11 +36,13 @@ fn stat(pid: i32) -> Option<Stat> {
     let (head, tail) = text.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
     let fields: Vec<&str> = tail.split_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     Some(Stat {
         name,
         state: *fields.first()?.as_bytes().first()?,
         parent: fields.get(1)?.parse().ok()?,
-        start_ticks: fields.get(19)?.parse().ok()?,
+        cpu_ticks: number(11)? + number(12)?,
+        start_ticks: number(19)?,
     })
 }
 
@@ -78,8 +81,17 @@ impl Process {
             .collect()
     }
 
+    fn stat(&self) -> Option<Stat> {
+        stat(self.pid).filter(|stat| stat.start_ticks == self.start_ticks)
+    }
+
     pub fn parent(&self) -> Option<i32> {
-        stat(self.pid).filter(|stat| stat.start_ticks == self.start_ticks).map(|stat| stat.parent)
+        self.stat().map(|stat| stat.parent)
+    }
+
+    /// CPU time that it has used, user and system, in the kernel's ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> Option<u64> {
+        self.stat().map(|stat| stat.cpu_ticks)
     }
 
     fn working_directory(&self) -> Option<PathBuf> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use pgherd_testkit::checker::holdings;
+use pgherd_testkit::herd::Herd;
 use pgherd_testkit::measure::Rounds;
 use pgherd_testkit::plain::Durability;
 use pgherd_testkit::workload::{Writers, create_tables};
@@ -19,6 +20,8 @@ use pgherd_testkit::{History, Host, Net, Plain, Plan, Verdict, Workload};
 
 /// More than any round may take to accept writes again.
 const WRITES_BACK_DEADLINE: Duration = Duration::from_secs(120);
+/// Detection, promotion, rewind or clone of a small database, on a machine that may be busy.
+const WHOLE_DEADLINE: Duration = Duration::from_secs(180);
 /// Writes before the fault, so that connections stand and caches are warm.
 const WRITES_BEFORE: usize = 25;
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -32,6 +35,9 @@ struct Arguments {
     /// What to measure; everything by default
     #[arg(long = "fault", value_enum)]
     faults: Vec<Fault>,
+    /// Whose primary is lost; all by default
+    #[arg(long = "subject", value_enum)]
+    subjects: Vec<SubjectName>,
     /// Print every round
     #[arg(long)]
     verbose: bool,
@@ -43,11 +49,23 @@ enum Fault {
     Kill,
     /// A planned change of the primary
     Switchover,
+    /// The primary's host is cut off from everybody, clients included, without a reset
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum SubjectName {
+    /// Plain PostgreSQL and a script that knows what happened
+    Floor,
+    /// pgherd with its defaults
+    Herd,
 }
 
 /// Something whose primary can be lost.
 trait Subject {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> SubjectName;
+    /// Whether the fault means anything here.
+    fn knows(&self, fault: Fault) -> bool;
     fn plan(&self) -> Plan;
     fn client(&self) -> Host;
     fn create_tables(&mut self);
@@ -73,8 +91,13 @@ impl Floor {
 }
 
 impl Subject for Floor {
-    fn name(&self) -> &'static str {
-        "floor"
+    fn name(&self) -> SubjectName {
+        SubjectName::Floor
+    }
+
+    /// Nothing is detected here, so a lost host would be the same as a killed postmaster.
+    fn knows(&self, fault: Fault) -> bool {
+        fault != Fault::Cut
     }
 
     fn plan(&self) -> Plan {
@@ -99,12 +122,57 @@ impl Subject for Floor {
                 began_at
             }
             Fault::Switchover => self.cluster.switch_over(),
+            Fault::Cut => unreachable!("the floor does not know it"),
         }
     }
 
     fn mend(&mut self) {
         self.cluster.rejoin(&self.old);
         self.cluster.wait_until_whole();
+    }
+}
+
+impl Subject for Herd {
+    fn name(&self) -> SubjectName {
+        SubjectName::Herd
+    }
+
+    fn knows(&self, _fault: Fault) -> bool {
+        true
+    }
+
+    fn plan(&self) -> Plan {
+        Herd::plan(self)
+    }
+
+    fn client(&self) -> Host {
+        self.net().client().clone()
+    }
+
+    fn create_tables(&mut self) {
+        Herd::create_tables(self);
+    }
+
+    fn strike(&mut self, fault: Fault) -> Instant {
+        let primary = self.primary();
+        match fault {
+            Fault::Kill => self.kill_postmaster(&primary),
+            Fault::Switchover => {
+                let began_at = Instant::now();
+                self.switch_over(None);
+                began_at
+            }
+            Fault::Cut => {
+                let began_at = Instant::now();
+                self.net().isolate(&primary);
+                began_at
+            }
+        }
+    }
+
+    fn mend(&mut self) {
+        self.net().heal();
+        self.wait_until_whole(WHOLE_DEADLINE);
     }
 }
 
@@ -139,16 +207,24 @@ fn main() {
         [] => Fault::value_variants().to_vec(),
         chosen => chosen.to_vec(),
     };
-    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Floor::start())];
-    let mut results: BTreeMap<(Fault, &str), Rounds> = BTreeMap::new();
+    let _alone = pgherd_testkit::alone();
+    let wanted = |name| arguments.subjects.is_empty() || arguments.subjects.contains(&name);
+    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    if wanted(SubjectName::Floor) {
+        subjects.push(Box::new(Floor::start()));
+    }
+    if wanted(SubjectName::Herd) {
+        subjects.push(Box::new(Herd::of(&NODES).start()));
+    }
+    let mut results: BTreeMap<(Fault, SubjectName), Rounds> = BTreeMap::new();
     for number in 1..=arguments.rounds {
         for fault in &faults {
-            for subject in &mut subjects {
+            for subject in subjects.iter_mut().filter(|subject| subject.knows(*fault)) {
                 let (gap, history) = round(subject.as_mut(), *fault);
                 results.entry((*fault, subject.name())).or_default().add(gap);
                 if arguments.verbose {
                     let (name, writes) = (subject.name(), history.acknowledged().count());
-                    println!("round {number} {fault:?} {name}: {} ms, {writes} writes", gap.as_millis());
+                    println!("round {number} {fault:?} {name:?}: {} ms, {writes} writes", gap.as_millis());
                 }
             }
         }
@@ -156,7 +232,7 @@ fn main() {
     report(&results);
 }
 
-fn report(results: &BTreeMap<(Fault, &str), Rounds>) {
+fn report(results: &BTreeMap<(Fault, SubjectName), Rounds>) {
     println!("write gap in ms; ratio: median against the floor's median of this run");
     println!(
         "{:<12} {:<8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>7}",
@@ -164,14 +240,15 @@ fn report(results: &BTreeMap<(Fault, &str), Rounds>) {
     );
     for ((fault, subject), rounds) in results {
         let ms = |duration: Option<Duration>| duration.map_or(0, |duration| duration.as_millis());
-        let floor = results.get(&(*fault, "floor")).and_then(Rounds::median);
+        let floor = results.get(&(*fault, SubjectName::Floor)).and_then(Rounds::median);
         let ratio = match (rounds.median(), floor) {
             (Some(median), Some(floor)) => format!("{:.2}", median.as_secs_f64() / floor.as_secs_f64()),
             _ => "-".to_owned(),
         };
         println!(
-            "{:<12} {subject:<8} {:>6} {:>8} {:>8} {:>8} {:>8} {ratio:>7}",
+            "{:<12} {:<8} {:>6} {:>8} {:>8} {:>8} {:>8} {ratio:>7}",
             format!("{fault:?}").to_lowercase(),
+            format!("{subject:?}").to_lowercase(),
             rounds.count(),
             ms(rounds.best()),
             ms(rounds.median()),

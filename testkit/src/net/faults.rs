@@ -229,6 +229,11 @@ impl Net {
         self.lift(silence);
     }
 
+    /// Whether `host` has crashed and has no power yet.
+    pub fn is_dark(&self, host: &str) -> bool {
+        lock(&self.state).faults.dark.iter().any(|(name, _)| name == host)
+    }
+
     /// Ends one fault and proves that the hosts reach each other again, other faults aside.
     #[track_caller]
     pub fn lift(&self, id: FaultId) {

@@ -13,40 +13,37 @@ use pgherd_testkit::{Host, Net, wait_until};
 
 const A_WHILE: Duration = Duration::from_secs(10);
 
-/// A shell on `host` that counts into a file without end.
-fn counter(host: &Host, name: &str) -> (Process, impl Fn() -> u64) {
-    let file = host.dir().join(name);
-    let script = format!("n=0; while :; do n=$((n+1)); echo $n > {}; done", file.display());
-    let process = host.command("sh").args(["-c", &script]).as_postgres().spawn();
-    let count = move || {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        text.trim().parse().unwrap_or_default()
-    };
-    wait_until("the counter to count", A_WHILE, || if count() > 10 { Ok(()) } else { Err("not yet".into()) });
-    (process, count)
+/// A process on `host` that takes all CPU time that it gets.
+fn busy(host: &Host) -> Process {
+    let process = host.command("sh").args(["-c", "while :; do :; done"]).as_postgres().spawn();
+    assert_runs(&process);
+    process
 }
 
-/// Whether a counter moves within a tenth of a second. A read may meet the moment between truncation and
-/// writing, so what counts is that two readings differ, both of them real.
-fn counts(count: &impl Fn() -> u64) -> bool {
-    let reading =
-        || wait_until("a reading", A_WHILE, || Some(count()).filter(|n| *n > 0).ok_or("0".to_owned()));
-    let before = reading();
-    std::thread::sleep(Duration::from_millis(100));
-    reading() != before
+fn assert_runs(process: &Process) {
+    let before = process.cpu_ticks();
+    wait_until(&format!("{process} to run"), A_WHILE, || match process.cpu_ticks() {
+        now if now > before => Ok(()),
+        now => Err(format!("{now:?} ticks of CPU time, as before")),
+    });
+}
+
+fn assert_stands_still(processes: &[&Process]) {
+    let ticks =
+        || processes.iter().map(|process| process.cpu_ticks().expect("it is there")).collect::<Vec<_>>();
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(150));
+    assert_eq!(ticks(), before);
 }
 
 #[test]
 fn stopped_processes_stand_still_and_go_on() {
     let net = Net::new(&["a"]);
-    let (process, count) = counter(net.host("a"), "count");
+    let process = busy(net.host("a"));
     process.freeze();
-    // A process stopped between truncation and writing leaves an empty file: no reading, no progress.
-    let frozen_at = count();
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(count(), frozen_at);
+    assert_stands_still(&[&process]);
     process.thaw();
-    assert!(counts(&count));
+    assert_runs(&process);
     process.kill();
     assert!(!process.is_alive() && net.host("a").processes().is_empty());
 }
@@ -55,7 +52,7 @@ fn stopped_processes_stand_still_and_go_on() {
 #[should_panic(expected = "fault not injected")]
 fn killing_what_is_dead_already_fails_the_test() {
     let net = Net::new(&["a"]);
-    let (process, _) = counter(net.host("a"), "count");
+    let process = busy(net.host("a"));
     process.kill();
     process.kill();
 }
@@ -63,21 +60,19 @@ fn killing_what_is_dead_already_fails_the_test() {
 #[test]
 fn a_frozen_host_stands_still_as_a_whole_while_the_others_run() {
     let net = Net::new(&["a", "b"]);
-    let (a, b) = (net.host("a"), net.host("b"));
-    let counters = [counter(a, "one").1, counter(a, "two").1];
-    let elsewhere = counter(b, "three").1;
-    let freezer = a.freeze();
-    let before = counters.each_ref().map(|count| count());
-    assert!(counts(&elsewhere));
-    assert_eq!(counters.each_ref().map(|count| count()), before);
+    let (one, two, elsewhere) = (busy(net.host("a")), busy(net.host("a")), busy(net.host("b")));
+    let freezer = net.host("a").freeze();
+    assert_stands_still(&[&one, &two]);
+    assert_runs(&elsewhere);
     freezer.thaw();
-    assert!(counters.iter().all(counts));
+    assert_runs(&one);
+    assert_runs(&two);
 }
 
 #[test]
 fn both_generations_of_cgroups_can_freeze() {
     let net = Net::new(&["a"]);
-    let (process, count) = counter(net.host("a"), "count");
+    let process = busy(net.host("a"));
     let name = format!("{}-frozen", net.dir().file_name().unwrap().to_str().unwrap());
     let mut tried = 0;
     for generation in [Generation::One, Generation::Two] {
@@ -85,27 +80,24 @@ fn both_generations_of_cgroups_can_freeze() {
             continue;
         };
         tried += 1;
-        let before = count();
-        std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(count(), before, "{generation:?}");
+        assert_stands_still(&[&process]);
         freezer.thaw();
-        assert!(counts(&count), "{generation:?}");
+        assert_runs(&process);
     }
     assert!(tried > 0, "this machine has no freezer at all");
-    process.kill();
 }
 
 #[test]
 fn a_starved_host_is_held_back_and_then_runs_again() {
     let net = Net::new(&["a"]);
-    let (_, count) = counter(net.host("a"), "count");
+    let process = busy(net.host("a"));
     let starvation = net.host("a").starve(5);
     wait_until("the kernel to hold it back", A_WHILE, || match starvation.throttled() {
         0 => Err("never throttled".to_owned()),
         _ => Ok(()),
     });
     drop(starvation);
-    assert!(counts(&count));
+    assert_runs(&process);
 }
 
 #[test]
@@ -154,6 +146,46 @@ fn a_volume_fills_up_for_its_user_and_can_be_freed() {
 }
 
 #[test]
+fn a_disk_fills_up_hangs_and_goes_on() {
+    let net = Net::new(&["a"]);
+    let a = net.host("a");
+    let disk = Volume::disk(a, "disk", 32 << 20);
+    let write = |file: &str| {
+        let target = format!("of={}/{file}", disk.path().display());
+        a.command("dd").args(["if=/dev/zero", &target, "bs=8k", "count=4", "conv=fsync"]).as_postgres()
+    };
+    write("before").run();
+    disk.fill();
+    assert!(String::from_utf8_lossy(&write("full").output().stderr).contains("No space left"));
+    disk.free();
+    disk.hang();
+    let log = a.dir().join("dd.log");
+    let writer = write("hanging").log_to(&log).spawn();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(writer.is_alive(), "a write to a hanging disk came back");
+    disk.resume();
+    writer.wait_gone(A_WHILE);
+    assert!(disk.path().join("hanging").exists());
+}
+
+#[test]
+fn a_disk_that_dies_forgets_what_was_not_synced_and_nothing_else() {
+    let net = Net::new(&["a"]);
+    let disk = Volume::disk(net.host("a"), "disk", 32 << 20);
+    let (synced, unsynced) = (disk.path().join("synced"), disk.path().join("unsynced"));
+    let mut file = std::fs::File::create(&synced).unwrap();
+    file.write_all(b"kept").unwrap();
+    file.sync_all().unwrap();
+    std::fs::File::open(disk.path()).unwrap().sync_all().unwrap();
+    std::fs::write(&unsynced, "lost").unwrap();
+    drop(file);
+    disk.die();
+    disk.remount();
+    assert_eq!(std::fs::read_to_string(&synced).unwrap(), "kept");
+    assert!(!std::fs::read_to_string(&unsynced).is_ok_and(|text| text == "lost"), "it was never synced");
+}
+
+#[test]
 fn what_a_killed_run_left_behind_is_removed_by_the_next() {
     let dead = {
         let mut child = Command::new("true").spawn().unwrap();
@@ -196,7 +228,7 @@ fn a_network_is_gone_after_a_panic() {
     let panicked = std::panic::catch_unwind(|| {
         let net = Net::new(&["a"]);
         *name.lock().unwrap() = net.dir().file_name().unwrap().to_str().unwrap().to_owned();
-        let _counter = counter(net.host("a"), "count");
+        busy(net.host("a"));
         let _frozen = net.host("a").freeze();
         panic!("as a failing test does");
     });

@@ -7,7 +7,7 @@ use pgherd_testkit::connection::Cause;
 use pgherd_testkit::history::Outcome;
 use pgherd_testkit::plain::Durability;
 use pgherd_testkit::workload::{Writers, create_tables};
-use pgherd_testkit::{History, Net, Plain, Plan, Verdict, Workload, wait_until};
+use pgherd_testkit::{History, Net, Plain, Plan, Verdict, Workload, alone, wait_until};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -36,6 +36,7 @@ fn more_writes(workload: &Workload, more: usize) {
 
 #[test]
 fn a_scripted_failover_and_a_scripted_switchover_keep_every_promise() {
+    let _alone = alone();
     let net = Net::new(&["a", "b", "c"]);
     let mut cluster = cluster(&net, Durability::AnyOne);
     let workload = Workload::start(net.client(), plan(&cluster));
@@ -70,6 +71,7 @@ fn a_scripted_failover_and_a_scripted_switchover_keep_every_promise() {
 
 #[test]
 fn a_commit_that_may_be_on_the_primary_alone_is_unknown() {
+    let _alone = alone();
     let net = Net::new(&["a", "b", "c"]);
     let mut cluster = cluster(&net, Durability::AnyOne);
     net.isolate("b");
@@ -101,6 +103,7 @@ fn a_commit_that_may_be_on_the_primary_alone_is_unknown() {
 
 #[test]
 fn losses_of_an_asynchronous_cluster_are_found() {
+    let _alone = alone();
     let net = Net::new(&["a", "b", "c"]);
     let mut cluster = cluster(&net, Durability::Async);
     let workload = Workload::start(net.client(), plan(&cluster));
@@ -122,6 +125,7 @@ fn losses_of_an_asynchronous_cluster_are_found() {
 
 #[test]
 fn two_primaries_are_found_by_their_writers_and_readers() {
+    let _alone = alone();
     let net = Net::new(&["a", "b", "c"]);
     let mut cluster = cluster(&net, Durability::Async);
     let workload = Workload::start(net.client(), plan(&cluster));
@@ -146,6 +150,7 @@ fn two_primaries_are_found_by_their_writers_and_readers() {
 
 #[test]
 fn rows_written_behind_the_back_of_the_workload_are_found() {
+    let _alone = alone();
     let net = Net::new(&["a", "b", "c"]);
     let mut cluster = cluster(&net, Durability::AnyOne);
     let workload = Workload::start(net.client(), plan(&cluster));
