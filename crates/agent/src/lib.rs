@@ -25,3 +25,4 @@ mod execute;
 mod guard;
 mod main_loop;
 mod server;
+pub mod local;
