@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgherd_core::types::Instant;
 
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);

@@ -222,6 +222,8 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     let mut tasks = Vec::from(tasks);
     if server.instance().is_some() {
         tasks.push(tokio::spawn(server.clone().watch(hurry, sender.clone())));
+        tasks.push(tokio::spawn(duties::health(server.clone(), sender.clone())));
+        tasks.push(tokio::spawn(stop_on_request(sender.clone())));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::probe(remote, duties, spec, sender)));
     }
@@ -285,6 +287,24 @@ async fn server_of(
     cluster: &NodeName,
 ) -> Result<Server, DaemonError> {
     Ok(Server::open(file, node, stored, secrets.clone(), spec.clone(), view, cluster.clone()).await?)
+}
+
+/// A supervisor that takes the whole herd down asks with a signal; see [`crate::local::STOP_POSTGRES`].
+async fn stop_on_request(events: mpsc::Sender<Event>) {
+    let kind = tokio::signal::unix::SignalKind::user_defined1();
+    let mut asked = match tokio::signal::unix::signal(kind) {
+        Ok(asked) => asked,
+        Err(error) => {
+            tracing::warn!(%error, "cannot listen for the request to stop PostgreSQL");
+            return std::future::pending().await;
+        }
+    };
+    while asked.recv().await.is_some() {
+        tracing::info!("was asked to stop PostgreSQL");
+        if events.send(Event::Stop).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Passes the store's news on, and keeps the specification at hand for the next start.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
-pub enum DurableError {
+pub(crate) enum DurableError {
     #[error("{doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} does not read as this node's state: {why}")]
@@ -42,14 +42,14 @@ struct Stored {
 
 /// The file and its present content.
 #[derive(Debug)]
-pub struct DurableFile {
+pub(crate) struct DurableFile {
     path: PathBuf,
     now: Durable,
 }
 
 impl DurableFile {
     /// Reads the file; a directory without one is that of a node that never took part in anything.
-    pub fn open(state_dir: &Path) -> Result<DurableFile, DurableError> {
+    pub(crate) fn open(state_dir: &Path) -> Result<DurableFile, DurableError> {
         let path = state_dir.join("node.json");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -75,12 +75,12 @@ impl DurableFile {
         Ok(DurableFile { path, now })
     }
 
-    pub fn now(&self) -> &Durable {
+    pub(crate) fn now(&self) -> &Durable {
         &self.now
     }
 
     /// Makes `change` durable; when this returns, it survives a loss of power.
-    pub fn change(&mut self, change: impl FnOnce(&mut Durable)) -> Result<(), DurableError> {
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Durable)) -> Result<(), DurableError> {
         let mut next = self.now.clone();
         change(&mut next);
         if next == self.now {
@@ -107,7 +107,7 @@ impl DurableFile {
 }
 
 /// Replaces a file so that after a crash either the old or the whole new content is there.
-pub fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut temporary = path.as_os_str().to_owned();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_core::spec::HerdSpec;
-use pgherd_core::spec::times::PROBE_EVERY;
+use pgherd_core::spec::times::{DEEP_PROBE_DEADLINE, DEEP_PROBE_EVERY, PROBE_EVERY};
 use pgherd_core::types::{Instant, NodeName};
 use pgherd_dcs::Store;
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,7 @@ use crate::main_loop::{Assigned, Event};
 use crate::server::{Remote, Server};
 
 /// Asks the store every `renew` whether the record is as this agent believes.
-pub async fn confirm(
+pub(crate) async fn confirm(
     store: Store,
     cluster: NodeName,
     mut assigned: watch::Receiver<Assigned>,
@@ -53,7 +53,7 @@ pub async fn confirm(
 }
 
 /// Commits a heartbeat every `renew` while this node holds the term and commits need voters.
-pub async fn heartbeat(
+pub(crate) async fn heartbeat(
     server: Server,
     mut assigned: watch::Receiver<Assigned>,
     spec: watch::Receiver<Arc<HerdSpec>>,
@@ -85,7 +85,7 @@ pub async fn heartbeat(
 
 /// Probes the holder's PostgreSQL from here, as a voter: a trivial command on a standing connection, and on
 /// a new one where that fails or hangs.
-pub async fn probe(
+pub(crate) async fn probe(
     remote: Remote,
     mut assigned: watch::Receiver<Assigned>,
     spec: watch::Receiver<Arc<HerdSpec>>,
@@ -119,6 +119,29 @@ pub async fn probe(
         tokio::time::sleep(PROBE_EVERY.saturating_sub(clock::now().since(begun))).await;
     }
 }
+
+/// Asks PostgreSQL every second for a new session. One that lets nobody in is damaged as far as the herd is
+/// concerned, however well its standing sessions answer (a frozen postmaster looks just like that).
+pub(crate) async fn health(server: Server, events: mpsc::Sender<Event>) {
+    let mut failures = 0_u32;
+    let mut damaged = false;
+    loop {
+        tokio::time::sleep(DEEP_PROBE_EVERY).await;
+        failures = if server.lets_in(DEEP_PROBE_DEADLINE).await { 0 } else { failures + 1 };
+        let now = failures >= FAILURES_ARE_DAMAGE;
+        if now == damaged {
+            continue;
+        }
+        damaged = now;
+        let damage = now.then(|| "PostgreSQL lets nobody in".to_owned());
+        if events.send(Event::Damage(damage)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// One probe may meet a moment of overload; two in a row have lasted for as many deadlines.
+const FAILURES_ARE_DAMAGE: u32 = 2;
 
 /// A probe that has not answered for this long has failed: half of `suspect`, so that two fit into it.
 fn probe_within(spec: &watch::Receiver<Arc<HerdSpec>>) -> Duration {

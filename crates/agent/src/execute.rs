@@ -36,7 +36,7 @@ const PROPOSAL_WITHIN: Duration = Duration::from_secs(5);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
-pub enum DeedError {
+pub(crate) enum DeedError {
     #[error("the action belongs to term {asked}, and this node has taken part in term {adopted}")]
     Stale { asked: Term, adopted: Term },
     #[error(transparent)]
@@ -50,22 +50,22 @@ pub enum DeedError {
 }
 
 /// What every list of actions works with.
-pub struct Workshop {
-    pub me: NodeName,
-    pub cluster: NodeName,
-    pub server: Server,
-    pub durable: Mutex<DurableFile>,
-    pub store: Store,
-    pub events: mpsc::Sender<Event>,
+pub(crate) struct Workshop {
+    pub(crate) me: NodeName,
+    pub(crate) cluster: NodeName,
+    pub(crate) server: Server,
+    pub(crate) durable: Mutex<DurableFile>,
+    pub(crate) store: Store,
+    pub(crate) events: mpsc::Sender<Event>,
 }
 
-pub struct Executor {
+pub(crate) struct Executor {
     workshop: Arc<Workshop>,
     current: Option<JoinHandle<()>>,
 }
 
 /// What the local PostgreSQL is held by while `actions` are done.
-pub fn busy_with(actions: &[Action]) -> Busy {
+pub(crate) fn busy_with(actions: &[Action]) -> Busy {
     actions.iter().find_map(kind).unwrap_or(Busy::Configure)
 }
 
@@ -91,12 +91,12 @@ fn kind(action: &Action) -> Option<Busy> {
 }
 
 impl Executor {
-    pub fn new(workshop: Arc<Workshop>) -> Executor {
+    pub(crate) fn new(workshop: Arc<Workshop>) -> Executor {
         Executor { workshop, current: None }
     }
 
     /// Begins a list; whatever was under way is dropped, which only a stop may ask for.
-    pub fn begin(&mut self, actions: Vec<Action>, record: Record, spec: &HerdSpec) {
+    pub(crate) fn begin(&mut self, actions: Vec<Action>, record: Record, spec: &HerdSpec) {
         let preempted = self.current.take().filter(|task| !task.is_finished());
         let (workshop, spec) = (Arc::clone(&self.workshop), spec.clone());
         self.current = Some(tokio::spawn(async move {
@@ -353,7 +353,7 @@ fn report(action: &Action, error: &DeedError) {
 }
 
 /// An error with its causes, on one line.
-pub fn chain_of(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

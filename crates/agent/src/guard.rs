@@ -12,7 +12,7 @@ use crate::peers;
 use crate::pki::{Credentials, sign_fenced};
 use crate::server::Server;
 
-pub struct Guard {
+pub(crate) struct Guard {
     handle: Handle,
     server: Server,
     credentials: Credentials,
@@ -23,7 +23,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    pub fn new(
+    pub(crate) fn new(
         handle: Handle,
         server: Server,
         credentials: Credentials,
@@ -35,7 +35,7 @@ impl Guard {
     }
 
     /// Called by the main loop at the end of each turn. Never waits.
-    pub fn turn(&mut self, now: Instant, mind: &Mind, duties: Duties) {
+    pub(crate) fn turn(&mut self, now: Instant, mind: &Mind, duties: Duties) {
         if let Some(record) = mind.record() {
             let proven = mind.confirmed.filter(|(term, _)| *term == record.term).map(|(_, at)| at);
             if let Some(deadline) = fence::deadline(now, &mind.spec.times, record, proven) {
@@ -57,7 +57,7 @@ impl Guard {
         }
     }
 
-    pub fn is_armed(&self) -> bool {
+    pub(crate) fn is_armed(&self) -> bool {
         self.handle.status().borrow().armed.is_some()
     }
 

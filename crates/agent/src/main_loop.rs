@@ -27,12 +27,12 @@ use crate::guard::Guard;
 use crate::mind::{Deeds, Mind};
 
 /// Events that may wait; a sender that finds the queue full waits, which slows down a flood of reports.
-pub const QUEUE: usize = 256;
+pub(crate) const QUEUE: usize = 256;
 /// A proposal is given up after this long; the next decision makes it again if it is still right.
 const PROPOSAL_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// The local view of the store changed.
     Store(Snapshot),
     /// The store was asked, from `asked` on, whether the record is still at `revision`.
@@ -58,52 +58,52 @@ pub enum Event {
 
 /// One look at the local PostgreSQL.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Looks are numbered; one that began before the last deed ended is of no use.
-    pub began: Instant,
-    pub postgres: Postgres,
-    pub list: Option<SyncList>,
-    pub replay_lag: Option<Duration>,
-    pub replay_lsn: Option<pgherd_core::types::Lsn>,
-    pub pending_restart: Option<bool>,
+    pub(crate) began: Instant,
+    pub(crate) postgres: Postgres,
+    pub(crate) list: Option<SyncList>,
+    pub(crate) replay_lag: Option<Duration>,
+    pub(crate) replay_lsn: Option<pgherd_core::types::Lsn>,
+    pub(crate) pending_restart: Option<bool>,
     /// The gate as the files have it, for an agent that adopts a running server.
-    pub gate_open: bool,
+    pub(crate) gate_open: bool,
 }
 
 /// What an ended list of actions leaves behind.
 #[derive(Clone, Debug)]
-pub struct Done {
-    pub durable: Durable,
-    pub deeds: DeedsChange,
-    pub seen: Option<Seen>,
+pub(crate) struct Done {
+    pub(crate) durable: Durable,
+    pub(crate) deeds: DeedsChange,
+    pub(crate) seen: Option<Seen>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct DeedsChange {
-    pub forget: bool,
-    pub marker: Option<(SyncList, pgherd_core::types::Lsn)>,
-    pub gate_open: Option<bool>,
-    pub checkpointed_for: Option<Term>,
+pub(crate) struct DeedsChange {
+    pub(crate) forget: bool,
+    pub(crate) marker: Option<(SyncList, pgherd_core::types::Lsn)>,
+    pub(crate) gate_open: Option<bool>,
+    pub(crate) checkpointed_for: Option<Term>,
 }
 
 /// A copy of the mind's content for those who show it.
 #[derive(Clone, Debug)]
-pub struct Picture {
-    pub now: Instant,
-    pub own: Gossip,
-    pub peers: Vec<(NodeName, Option<Duration>, Option<Gossip>)>,
-    pub postgres: Postgres,
-    pub deeds: Deeds,
-    pub confirmed: Option<Instant>,
+pub(crate) struct Picture {
+    pub(crate) now: Instant,
+    pub(crate) own: Gossip,
+    pub(crate) peers: Vec<(NodeName, Option<Duration>, Option<Gossip>)>,
+    pub(crate) postgres: Postgres,
+    pub(crate) deeds: Deeds,
+    pub(crate) confirmed: Option<Instant>,
     /// When the newest heartbeat of the present term was begun that enough voters acknowledged.
-    pub heartbeat: Option<Instant>,
-    pub store_reachable: bool,
-    pub spec_generation: u64,
-    pub spec: pgherd_core::spec::HerdSpec,
-    pub record: Option<pgherd_core::record::Record>,
+    pub(crate) heartbeat: Option<Instant>,
+    pub(crate) store_reachable: bool,
+    pub(crate) spec_generation: u64,
+    pub(crate) spec: pgherd_core::spec::HerdSpec,
+    pub(crate) record: Option<pgherd_core::record::Record>,
 }
 
-pub struct MainLoop {
+pub(crate) struct MainLoop {
     mind: Mind,
     executor: Executor,
     events: mpsc::Receiver<Event>,
@@ -121,29 +121,29 @@ pub struct MainLoop {
 
 /// The duties with what they refer to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assigned {
-    pub duties: Duties,
-    pub term: Term,
-    pub revision: Option<Revision>,
-    pub holder: Option<NodeName>,
-    pub needed: u32,
+pub(crate) struct Assigned {
+    pub(crate) duties: Duties,
+    pub(crate) term: Term,
+    pub(crate) revision: Option<Revision>,
+    pub(crate) holder: Option<NodeName>,
+    pub(crate) needed: u32,
 }
 
-pub struct Wiring {
-    pub mind: Mind,
-    pub executor: Executor,
-    pub events: mpsc::Receiver<Event>,
-    pub sender: mpsc::Sender<Event>,
-    pub store: pgherd_dcs::Store,
-    pub gossip: watch::Sender<Gossip>,
-    pub duties: watch::Sender<Assigned>,
-    pub hurry: watch::Sender<bool>,
+pub(crate) struct Wiring {
+    pub(crate) mind: Mind,
+    pub(crate) executor: Executor,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) sender: mpsc::Sender<Event>,
+    pub(crate) store: pgherd_dcs::Store,
+    pub(crate) gossip: watch::Sender<Gossip>,
+    pub(crate) duties: watch::Sender<Assigned>,
+    pub(crate) hurry: watch::Sender<bool>,
     /// A witness has nothing to guard.
-    pub guard: Option<Guard>,
+    pub(crate) guard: Option<Guard>,
 }
 
 impl MainLoop {
-    pub fn new(wiring: Wiring) -> MainLoop {
+    pub(crate) fn new(wiring: Wiring) -> MainLoop {
         let Wiring { mind, executor, events, sender, store, gossip, duties, hurry, guard } = wiring;
         MainLoop {
             mind,
@@ -162,7 +162,7 @@ impl MainLoop {
     }
 
     /// Runs until every sender of events is gone.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut wake = clock::now();
         loop {
             let sleep = wake.since(clock::now());

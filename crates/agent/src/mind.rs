@@ -24,51 +24,51 @@ const ROUND_TRIPS_KEPT: usize = 16;
 
 /// What only this agent can know because it did it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Deeds {
-    pub marker: Option<(SyncList, Lsn)>,
-    pub gate_open: bool,
-    pub checkpointed_for: Option<Term>,
+pub(crate) struct Deeds {
+    pub(crate) marker: Option<(SyncList, Lsn)>,
+    pub(crate) gate_open: bool,
+    pub(crate) checkpointed_for: Option<Term>,
 }
 
 #[derive(Debug)]
-pub struct Mind {
-    pub me: NodeName,
-    pub cluster: NodeName,
-    pub spec: HerdSpec,
-    pub spec_generation: u64,
-    pub record: Option<(Record, Option<Revision>)>,
-    pub confirmed: Option<(Term, Instant)>,
-    pub store_reachable: bool,
-    pub durable: Durable,
-    pub postgres: Postgres,
-    pub list: Option<SyncList>,
-    pub deeds: Deeds,
-    pub busy: Option<Busy>,
-    pub damage: Option<String>,
-    pub stopping: bool,
-    pub heartbeat: Option<(Term, Instant)>,
-    pub peers: BTreeMap<NodeName, PeerMind>,
+pub(crate) struct Mind {
+    pub(crate) me: NodeName,
+    pub(crate) cluster: NodeName,
+    pub(crate) spec: HerdSpec,
+    pub(crate) spec_generation: u64,
+    pub(crate) record: Option<(Record, Option<Revision>)>,
+    pub(crate) confirmed: Option<(Term, Instant)>,
+    pub(crate) store_reachable: bool,
+    pub(crate) durable: Durable,
+    pub(crate) postgres: Postgres,
+    pub(crate) list: Option<SyncList>,
+    pub(crate) deeds: Deeds,
+    pub(crate) busy: Option<Busy>,
+    pub(crate) damage: Option<String>,
+    pub(crate) stopping: bool,
+    pub(crate) heartbeat: Option<(Term, Instant)>,
+    pub(crate) peers: BTreeMap<NodeName, PeerMind>,
     /// The holder that is probed, and since when its probes fail.
-    pub probe: Option<(NodeName, Option<Instant>)>,
-    pub replay_lag: Option<Duration>,
-    pub replay_lsn: Option<Lsn>,
+    pub(crate) probe: Option<(NodeName, Option<Instant>)>,
+    pub(crate) replay_lag: Option<Duration>,
+    pub(crate) replay_lsn: Option<Lsn>,
     /// Whether the fence is armed; `None` without one.
-    pub fence_armed: Option<bool>,
-    pub pending_restart: Option<bool>,
-    pub memory: Memory,
-    pub decision: Option<Decision>,
-    pub reason_since: Option<Instant>,
+    pub(crate) fence_armed: Option<bool>,
+    pub(crate) pending_restart: Option<bool>,
+    pub(crate) memory: Memory,
+    pub(crate) decision: Option<Decision>,
+    pub(crate) reason_since: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-pub struct PeerMind {
-    pub heard: Option<Instant>,
-    pub round_trips: std::collections::VecDeque<Duration>,
-    pub gossip: Option<Gossip>,
+pub(crate) struct PeerMind {
+    pub(crate) heard: Option<Instant>,
+    pub(crate) round_trips: std::collections::VecDeque<Duration>,
+    pub(crate) gossip: Option<Gossip>,
 }
 
 impl PeerMind {
-    pub fn hear(&mut self, at: Instant, round_trip: Option<Duration>, gossip: Gossip) {
+    pub(crate) fn hear(&mut self, at: Instant, round_trip: Option<Duration>, gossip: Gossip) {
         self.heard = Some(at);
         self.gossip = Some(gossip);
         if let Some(span) = round_trip {
@@ -81,16 +81,16 @@ impl PeerMind {
 }
 
 impl Mind {
-    pub fn cluster_spec(&self) -> Option<&ClusterSpec> {
+    pub(crate) fn cluster_spec(&self) -> Option<&ClusterSpec> {
         self.spec.cluster(&self.cluster)
     }
 
-    pub fn record(&self) -> Option<&Record> {
+    pub(crate) fn record(&self) -> Option<&Record> {
         self.record.as_ref().map(|(record, _)| record)
     }
 
     /// Thinks once. The result is kept, and what changed in its reason is told.
-    pub fn think(&mut self, now: Instant) -> Option<&Decision> {
+    pub(crate) fn think(&mut self, now: Instant) -> Option<&Decision> {
         let spec = self.spec.cluster(&self.cluster)?;
         let holder = self.record.as_ref().and_then(|(record, _)| record.holder().cloned());
         let peers: BTreeMap<NodeName, Peer> = self
@@ -149,7 +149,7 @@ impl Mind {
     }
 
     /// What the others are told.
-    pub fn gossip(&self, now: Instant) -> Gossip {
+    pub(crate) fn gossip(&self, now: Instant) -> Gossip {
         let report = self.report(now);
         let decision = self.decision.as_ref();
         Gossip {
@@ -218,7 +218,7 @@ impl Mind {
     }
 
     /// The word of the status contract for what this node is doing.
-    pub fn state(&self) -> pgherd_api::status::State {
+    pub(crate) fn state(&self) -> pgherd_api::status::State {
         use pgherd_api::status::State;
         if self.damage.is_some() {
             return State::Barred;
@@ -242,13 +242,13 @@ impl Mind {
     }
 
     /// PostgreSQL is another process, or none: what we did to the last one is void.
-    pub fn forget_deeds(&mut self) {
+    pub(crate) fn forget_deeds(&mut self) {
         self.deeds = Deeds::default();
         self.heartbeat = None;
     }
 
     /// Should the local PostgreSQL be looked at often, because something waits for what it shows?
-    pub fn is_in_a_hurry(&self) -> bool {
+    pub(crate) fn is_in_a_hurry(&self) -> bool {
         let Some(record) = self.record() else { return false };
         let settled = record.open_reign().is_some_and(|reign| reign.gate_opened);
         let rule_pending = record.rules.as_ref().is_some_and(|rules| rules.next.is_some());

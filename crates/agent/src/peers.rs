@@ -19,25 +19,25 @@ use crate::main_loop::Event;
 
 /// How often each agent tells each other one about itself. Well below `suspect`, so that a lost exchange is
 /// followed by others before anybody is suspected.
-pub const GOSSIP_EVERY: Duration = Duration::from_millis(300);
+pub(crate) const GOSSIP_EVERY: Duration = Duration::from_millis(300);
 /// An exchange that takes longer has failed; the next one begins on a fresh connection.
 const GOSSIP_WITHIN: Duration = Duration::from_millis(1200);
 
 /// The clients, by node.
 #[derive(Clone)]
-pub struct Peers {
+pub(crate) struct Peers {
     me: NodeName,
     tls: Arc<ClientTls>,
     clients: Arc<RwLock<BTreeMap<NodeName, (String, Client)>>>,
 }
 
 impl Peers {
-    pub fn new(me: NodeName, tls: Arc<ClientTls>) -> Peers {
+    pub(crate) fn new(me: NodeName, tls: Arc<ClientTls>) -> Peers {
         Peers { me, tls, clients: Arc::default() }
     }
 
     /// A client for the node at `address`, kept while the address stays.
-    pub fn client(&self, node: &NodeName, address: &str) -> Client {
+    pub(crate) fn client(&self, node: &NodeName, address: &str) -> Client {
         let known = self.clients.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, client)) = known.get(node)
             && at == address
@@ -52,7 +52,7 @@ impl Peers {
     }
 
     /// Gossips with everyone whom the specification names, for ever.
-    pub async fn gossip(
+    pub(crate) async fn gossip(
         self,
         mut spec: watch::Receiver<Arc<HerdSpec>>,
         own: watch::Receiver<Gossip>,
@@ -83,13 +83,13 @@ impl Peers {
 }
 
 /// `host:port` of every other agent.
-pub fn addresses(spec: &HerdSpec, me: &NodeName) -> BTreeMap<NodeName, String> {
+pub(crate) fn addresses(spec: &HerdSpec, me: &NodeName) -> BTreeMap<NodeName, String> {
     let others = spec.agents().filter(|(name, _, _)| *name != me);
     others.map(|(name, host, port)| (name.clone(), address(host, port))).collect()
 }
 
 /// An IPv6 address needs brackets before its port.
-pub fn address(host: &str, port: u16) -> String {
+pub(crate) fn address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 

@@ -13,14 +13,14 @@ const AUTHORITY: &str = "authority";
 const PASSWORD_CHARS: usize = 32;
 
 /// PostgreSQL's roles that the herd itself uses, each with no more rights than its purpose needs.
-pub const SUPERUSER: &str = "postgres";
-pub const REPLICATION: &str = "pgherd_replication";
-pub const REWIND: &str = "pgherd_rewind";
-pub const MONITOR: &str = "pgherd_monitor";
+pub(crate) const SUPERUSER: &str = "postgres";
+pub(crate) const REPLICATION: &str = "pgherd_replication";
+pub(crate) const REWIND: &str = "pgherd_rewind";
+pub(crate) const MONITOR: &str = "pgherd_monitor";
 
 impl Secrets {
     /// A fresh set: the authority, and a password for each role of the herd and each owner of a database.
-    pub fn generate(
+    pub(crate) fn generate(
         spec: &HerdSpec,
         authority: &str,
         key: &AuthorityKey,
@@ -39,12 +39,12 @@ impl Secrets {
         Ok(Secrets(secrets))
     }
 
-    pub fn password(&self, role: &str) -> Option<&str> {
+    pub(crate) fn password(&self, role: &str) -> Option<&str> {
         self.0.get(&password_key(role)).map(String::as_str)
     }
 
     /// The authority's certificate and key, as PEM.
-    pub fn authority(&self) -> Option<(&str, AuthorityKey)> {
+    pub(crate) fn authority(&self) -> Option<(&str, AuthorityKey)> {
         let key = AuthorityKey::from_pem(self.0.get(AUTHORITY_KEY)?.clone());
         Some((self.0.get(AUTHORITY)?, key))
     }

@@ -26,7 +26,7 @@ use pgherd_postgres::sql::{Session, TlsIdentity};
 use pgherd_postgres::wal::{Boundary, EndOfWal};
 use pgherd_postgres::{
     Installation, Instance, InstanceSpec, Secret, TlsFiles, Verifier, clone, conf, control, disk, follow, hba,
-    initdb, observe, process, promote, roles, seal, slots, sync_names, wal,
+    initdb, observe, process, promote, rewind, roles, seal, slots, sync_names, wal,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -40,7 +40,7 @@ use crate::secrets;
 mod look;
 mod remote;
 
-pub use remote::Remote;
+pub(crate) use remote::Remote;
 
 /// Statements of ours that take longer have failed.
 const SQL_WITHIN: Duration = Duration::from_secs(2);
@@ -56,6 +56,7 @@ const KILL_WITHIN: Duration = Duration::from_secs(10);
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(300);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 /// Without a byte of progress for so long, a copy is given up and begun anew.
+const REWIND_WITHIN: Duration = Duration::from_secs(3600);
 const CLONE_STALL: Duration = Duration::from_secs(60);
 
 /// How often PostgreSQL is looked at when nothing is expected, and when something is.
@@ -63,7 +64,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 const LOOK_IN_A_HURRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
-pub enum ServerError {
+pub(crate) enum ServerError {
     #[error("this node has no PostgreSQL")]
     None,
     #[error("PostgreSQL does not run")]
@@ -115,13 +116,15 @@ pub enum ServerError {
     #[error(transparent)]
     Making(#[from] pgherd_postgres::MakingError),
     #[error(transparent)]
+    Rewind(#[from] rewind::RewindError),
+    #[error(transparent)]
     Tls(#[from] pgherd_postgres::sql::TlsError),
 }
 
 type Result<T, E = ServerError> = std::result::Result<T, E>;
 
 #[derive(Clone)]
-pub struct Server {
+pub(crate) struct Server {
     inner: Option<Arc<Inner>>,
 }
 
@@ -157,18 +160,20 @@ struct Known {
     /// The end of WAL on a standby that receives nothing, and the replay position that it was read for.
     idle: Option<(Option<Lsn>, Copy)>,
     begins: BTreeMap<Timeline, Vec<(Timeline, Lsn)>>,
+    /// Where replay stands, and the timeline that this server has streamed: together they are a place in WAL.
     replayed: Option<Lsn>,
+    streamed: Option<Timeline>,
     last: Option<Postgres>,
 }
 
 /// The position that a vote claims.
 #[derive(Clone, Debug)]
-pub struct SealedEnd {
-    pub timeline: Timeline,
-    pub lsn: Lsn,
-    pub begins: Vec<(Timeline, Lsn)>,
+pub(crate) struct SealedEnd {
+    pub(crate) timeline: Timeline,
+    pub(crate) lsn: Lsn,
+    pub(crate) begins: Vec<(Timeline, Lsn)>,
     /// False for a copy that could not even start.
-    pub consistent: bool,
+    pub(crate) consistent: bool,
 }
 
 impl From<&EndOfWal> for SealedEnd {
@@ -184,12 +189,12 @@ impl From<&EndOfWal> for SealedEnd {
 }
 
 impl Server {
-    pub fn none() -> Server {
+    pub(crate) fn none() -> Server {
         Server { inner: None }
     }
 
     /// Describes this node's PostgreSQL, without touching it.
-    pub async fn open(
+    pub(crate) async fn open(
         file: &AgentFile,
         node: &NodeSpec,
         stored: &HerdSpec,
@@ -242,18 +247,18 @@ impl Server {
         self.inner.as_ref().ok_or(ServerError::None)
     }
 
-    pub fn instance(&self) -> Option<&Instance> {
+    pub(crate) fn instance(&self) -> Option<&Instance> {
         self.inner.as_ref().map(|inner| &inner.instance)
     }
 
     /// The postmaster that runs, for the fence.
-    pub fn postmaster(&self) -> Option<i32> {
+    pub(crate) fn postmaster(&self) -> Option<i32> {
         let inner = self.inner.as_ref()?;
         inner.running().filter(|server| !server.is_dead()).map(|server| server.pid())
     }
 
     /// Looks at PostgreSQL over and over, at once when it dies, and tells the loop.
-    pub async fn watch(self, mut hurry: watch::Receiver<bool>, events: mpsc::Sender<Event>) {
+    pub(crate) async fn watch(self, mut hurry: watch::Receiver<bool>, events: mpsc::Sender<Event>) {
         let Ok(inner) = self.inner() else { return };
         let mut spec = inner.spec.clone();
         let mut configured = None;
@@ -288,7 +293,7 @@ impl Server {
         }
     }
 
-    pub async fn init_db(&self) -> Result<()> {
+    pub(crate) async fn init_db(&self) -> Result<()> {
         let inner = self.inner()?;
         clone::remove_leftovers(&inner.instance).await?;
         let settings = inner.settings(None)?;
@@ -298,7 +303,7 @@ impl Server {
 
     /// Starts it as a standby that connects to nobody, admits nobody, and under whose list nothing is
     /// acknowledged, should it ever be promoted by mistake.
-    pub async fn start_sealed(&self) -> Result<()> {
+    pub(crate) async fn start_sealed(&self) -> Result<()> {
         let inner = self.inner()?;
         inner.forget();
         let files = inner.files.lock().await;
@@ -314,12 +319,27 @@ impl Server {
         Ok(())
     }
 
-    pub async fn stop_cleanly(&self, within: Duration) -> Result<()> {
-        self.stop(StopMode::Fast, within).await
+    pub(crate) async fn stop_cleanly(&self, within: Duration) -> Result<()> {
+        let frozen = self.postmaster().is_some_and(is_frozen);
+        // A frozen postmaster hears no request; waiting for its answer would only lengthen the outage.
+        self.stop(if frozen { StopMode::Kill } else { StopMode::Fast }, within).await
+    }
+
+    /// Whether a new session is let in, which a frozen or starved server does not do however well its standing
+    /// sessions answer. Any answer counts, a refusal too.
+    pub(crate) async fn lets_in(&self, within: Duration) -> bool {
+        let Ok(inner) = self.inner() else { return true };
+        let Some(server) = inner.running().filter(|server| !server.is_dead()) else { return true };
+        if !matches!(server.status(), Ok(Some(process::Status::Ready))) {
+            return true;
+        }
+        let target = Target::Local { instance: inner.instance.clone(), role: roles::SUPERUSER.to_owned() };
+        let asked = Monitor::new(target).probe_new(within).await;
+        !matches!(asked, Err(pgherd_postgres::Error::Deadline { .. }))
     }
 
     /// Immediately, by force after a second, and returns when nothing of it is left.
-    pub async fn stop_now(&self) -> Result<()> {
+    pub(crate) async fn stop_now(&self) -> Result<()> {
         self.stop(StopMode::Immediate, KILL_WITHIN).await
     }
 
@@ -342,7 +362,7 @@ impl Server {
     }
 
     /// Not one more byte of the old term, durably; remembers what this copy holds.
-    pub async fn seal(&self) -> Result<()> {
+    pub(crate) async fn seal(&self) -> Result<()> {
         let inner = self.inner()?;
         let running = inner.running().filter(|server| !server.is_dead());
         let known = inner.replayed();
@@ -370,7 +390,7 @@ impl Server {
 
     /// The position for a vote: that of the seal, or read anew for a copy that was sealed in another life of
     /// this agent.
-    pub async fn sealed_end(&self) -> Result<SealedEnd> {
+    pub(crate) async fn sealed_end(&self) -> Result<SealedEnd> {
         let inner = self.inner()?;
         if let Some(end) = inner.known().sealed.clone() {
             return Ok(end);
@@ -383,7 +403,7 @@ impl Server {
     }
 
     /// Streams from another sealed copy up to `until`, and seals again.
-    pub async fn catch_up(
+    pub(crate) async fn catch_up(
         &self,
         source: &NodeName,
         from: (&str, u16),
@@ -416,7 +436,7 @@ impl Server {
     }
 
     /// Leaves recovery on exactly `timeline`, under a list that is proven in force before.
-    pub async fn promote(&self, timeline: Timeline, list: &SyncList) -> Result<()> {
+    pub(crate) async fn promote(&self, timeline: Timeline, list: &SyncList) -> Result<()> {
         let inner = self.inner()?;
         let server = inner.live()?;
         server.ready(PROMOTE_WITHIN).await?;
@@ -446,7 +466,7 @@ impl Server {
     }
 
     /// The herd's own roles, and the databases and owners of the specification. Can be repeated.
-    pub async fn create_roles(&self, spec: &HerdSpec, cluster: &NodeName) -> Result<()> {
+    pub(crate) async fn create_roles(&self, spec: &HerdSpec, cluster: &NodeName) -> Result<()> {
         let inner = self.inner()?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
         let verifier = |role| Ok::<_, ServerError>(Verifier::of(&Secret::new(inner.password(role)?)));
@@ -468,7 +488,7 @@ impl Server {
         Ok(())
     }
 
-    pub async fn follow(&self, upstream: &NodeName, from: (&str, u16), member: Option<&Member>, term: Term) -> Result<()> {
+    pub(crate) async fn follow(&self, upstream: &NodeName, from: (&str, u16), member: Option<&Member>, term: Term) -> Result<()> {
         let inner = self.inner()?;
         let member = member.ok_or_else(|| ServerError::NotEnlisted(inner.node.clone()))?;
         let server = inner.live()?;
@@ -485,7 +505,7 @@ impl Server {
 
     /// Returns when every commit that begins from now on waits as `list` says, and every WAL sender counts
     /// by it.
-    pub async fn set_sync_list(&self, list: &SyncList) -> Result<()> {
+    pub(crate) async fn set_sync_list(&self, list: &SyncList) -> Result<()> {
         let inner = self.inner()?;
         let server = inner.live()?;
         inner.known().proven = None;
@@ -510,14 +530,14 @@ impl Server {
         Ok(())
     }
 
-    pub async fn write_marker(&self) -> Result<Lsn> {
+    pub(crate) async fn write_marker(&self) -> Result<Lsn> {
         let inner = self.inner()?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
         Ok(observe::marker(&session, "durability rule", SQL_WITHIN).await?)
     }
 
     /// Opens or closes the gate; closing ends the clients' sessions too.
-    pub async fn set_gate(&self, open: bool) -> Result<()> {
+    pub(crate) async fn set_gate(&self, open: bool) -> Result<()> {
         let inner = self.inner()?;
         let server = inner.live()?;
         let gate = if open { Gate::Open } else { Gate::Closed };
@@ -538,6 +558,18 @@ impl Server {
             }
         }
         drop(files);
+        if open {
+            // Copies that have parted can be rewound only to a source with a checkpoint on its timeline, which
+            // PostgreSQL spreads over minutes unless it is asked.
+            let instance = inner.instance.clone();
+            tokio::spawn(async move {
+                if let Ok(session) = Session::local(&instance, roles::SUPERUSER, SQL_WITHIN).await
+                    && let Err(error) = observe::checkpoint(&session, CHECKPOINT_WITHIN).await
+                {
+                    tracing::info!(%error, "the checkpoint after the promotion has failed");
+                }
+            });
+        }
         if !open {
             let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
             let query = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
@@ -549,13 +581,13 @@ impl Server {
         Ok(())
     }
 
-    pub async fn checkpoint(&self) -> Result<()> {
+    pub(crate) async fn checkpoint(&self) -> Result<()> {
         let inner = self.inner()?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
         Ok(observe::checkpoint(&session, CHECKPOINT_WITHIN).await?)
     }
 
-    pub async fn terminate(&self, pid: u32) -> Result<()> {
+    pub(crate) async fn terminate(&self, pid: u32) -> Result<()> {
         let inner = self.inner()?;
         let pid = i32::try_from(pid).unwrap_or(0);
         inner.monitor.lock().await.terminate(pid, SQL_WITHIN).await?;
@@ -563,7 +595,7 @@ impl Server {
     }
 
     /// Gives `node` its slot, and drops those of its former incarnations, which nobody will use again.
-    pub async fn create_slot(&self, node: &NodeName) -> Result<()> {
+    pub(crate) async fn create_slot(&self, node: &NodeName) -> Result<()> {
         let inner = self.inner()?;
         let record = inner.record();
         let member = record.member(node).ok_or_else(|| ServerError::NotEnlisted(node.clone()))?;
@@ -579,7 +611,7 @@ impl Server {
         Ok(())
     }
 
-    pub async fn clone_from(&self, source: &NodeName, from: (&str, u16)) -> Result<()> {
+    pub(crate) async fn clone_from(&self, source: &NodeName, from: (&str, u16)) -> Result<()> {
         let inner = self.inner()?;
         let member = inner.record().member(&inner.node);
         inner.forget();
@@ -617,17 +649,47 @@ impl Server {
     }
 
     /// `true`: the copy is good to follow. `false`: it cannot be rewound and has been removed.
-    pub async fn rewind(&self, source: &NodeName, from: (&str, u16)) -> Result<bool> {
+    pub(crate) async fn rewind(&self, source: &NodeName, from: (&str, u16)) -> Result<bool> {
         let inner = self.inner()?;
-        let _ = (source, from);
-        process::ensure_gone(&inner.instance, KILL_WITHIN).await?;
         inner.forget();
-        clone::discard(&inner.instance).await?;
-        Ok(false)
+        let order = rewind::RewindOrder {
+            source: inner.remote(source, from, secrets::REWIND).await?,
+            deadline: REWIND_WITHIN,
+        };
+        let settings = inner.settings(None)?;
+        let deadline = tokio::time::Instant::now() + CHECKPOINT_WITHIN;
+        let rewound = loop {
+            let (progress, _) = watch::channel(clone::Progress::default());
+            match rewind::rewind(&inner.instance, &settings, &order, progress).await {
+                // The source asked for one when its gate opened.
+                Err(rewind::RewindError::NotCheckpointed { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                outcome => break outcome?,
+            }
+        };
+        inner.set_running(None);
+        match rewound {
+            rewind::Rewound::NotNeeded { .. } => Ok(true),
+            rewind::Rewound::Rewound { fork, source_timeline, saved } => {
+                tracing::info!(
+                    %fork, %source_timeline,
+                    saved_bytes = saved.bytes, saved_commits = saved.commits, saved_in = %saved.dir.display(),
+                    "rewound; what that erased is kept beside the data directory"
+                );
+                Ok(true)
+            }
+            rewind::Rewound::CannotRewind { why, saved } => {
+                let saved_in = saved.map(|saved| saved.dir.display().to_string());
+                tracing::info!(why, saved_in, "cannot be rewound, and is cloned anew");
+                clone::discard(&inner.instance).await?;
+                Ok(false)
+            }
+        }
     }
 
     /// Commits a heartbeat and returns when it was acknowledged, with the moment at which it was begun.
-    pub async fn heartbeat(&self, within: Duration) -> Result<pgherd_core::types::Instant> {
+    pub(crate) async fn heartbeat(&self, within: Duration) -> Result<pgherd_core::types::Instant> {
         let inner = self.inner()?;
         let mut heart = inner.heart.lock().await;
         let (before, began) = (clock::now(), tokio::time::Instant::now());
@@ -641,7 +703,7 @@ impl Server {
         }
     }
 
-    pub async fn look(&self) -> Seen {
+    pub(crate) async fn look(&self) -> Seen {
         match &self.inner {
             Some(inner) => inner.look().await,
             None => Seen {
@@ -764,6 +826,13 @@ impl Inner {
             tls: self.tls.clone(),
         })
     }
+}
+
+/// Stopped by a signal or a debugger, says the kernel.
+fn is_frozen(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    matches!(state, Some("T" | "t"))
 }
 
 fn tls_files(file: &AgentFile) -> TlsFiles {

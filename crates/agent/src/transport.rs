@@ -8,7 +8,7 @@ use pgherd_dcs::{Transport, TransportError};
 
 use crate::peers::Peers;
 
-pub struct OverApi(pub Peers);
+pub(crate) struct OverApi(pub Peers);
 
 impl Transport for OverApi {
     fn call(

@@ -13,7 +13,7 @@ use crate::paths;
 use crate::pki::ServerTls;
 
 /// Ends the listeners when it is dropped.
-pub struct Listening {
+pub(crate) struct Listening {
     _stop: watch::Sender<bool>,
 }
 
@@ -24,7 +24,7 @@ impl Drop for Listening {
 }
 
 /// Binds everything first, so that a port in use stops the agent before it has begun anything.
-pub async fn serve<B: Backend>(
+pub(crate) async fn serve<B: Backend>(
     file: &AgentFile,
     tls: Arc<ServerTls>,
     backend: Arc<B>,

@@ -112,6 +112,11 @@ impl Inner {
     }
 
     async fn standby(&self, view: &View) -> Postgres {
+        let streaming = view.receiver.as_ref().filter(|receiver| receiver.status.as_deref() == Some("streaming"));
+        if let Some(timeline) = streaming.and_then(|receiver| receiver.timeline) {
+            self.begins(timeline).await;
+            self.known().streamed = Some(timeline);
+        }
         self.known().replayed = view.replay_lsn;
         let receiving = view.receiver.as_ref().is_some_and(|receiver| receiver.status.as_deref() == Some("streaming"));
         let copy = if receiving {
@@ -137,7 +142,7 @@ impl Inner {
         {
             return Some(copy.clone());
         }
-        let known = view.replay_lsn.map(|lsn| Boundary { timeline: view.timeline, lsn });
+        let known = self.replayed();
         let instance = self.instance.clone();
         match blocking_read(move || wal::end_of_wal(&instance, known)).await {
             Ok(end) => {
@@ -155,12 +160,12 @@ impl Inner {
     /// A place up to which WAL is known to be whole.
     pub(super) fn replayed(&self) -> Option<Boundary> {
         let known = self.known();
-        match &known.last {
-            Some(Postgres::Standby(standby)) => {
-                known.replayed.map(|lsn| Boundary { timeline: standby.copy.timeline, lsn })
-            }
-            _ => None,
-        }
+        let (streamed, lsn) = (known.streamed?, known.replayed?);
+        // What was replayed may lie before the fork of the timeline that is streamed. A boundary on the wrong
+        // timeline would hide everything behind the fork, and the vote would claim too little.
+        let begins = known.begins.get(&streamed)?;
+        let of = begins.iter().filter(|(_, begin)| *begin < lsn).map(|(timeline, _)| *timeline).max();
+        of.map(|timeline| Boundary { timeline, lsn })
     }
 
     async fn look_at_files(&self) -> Postgres {

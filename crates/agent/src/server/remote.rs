@@ -4,21 +4,21 @@ use super::*;
 
 /// Standing sessions to other nodes, one each.
 #[derive(Clone)]
-pub struct Remote {
+pub(crate) struct Remote {
     password: String,
     tls: Option<TlsIdentity>,
     monitors: Arc<tokio::sync::Mutex<BTreeMap<NodeName, ((String, u16), Monitor)>>>,
 }
 
 impl Remote {
-    pub async fn new(file: &AgentFile, secrets: &Secrets) -> Result<Remote> {
+    pub(crate) async fn new(file: &AgentFile, secrets: &Secrets) -> Result<Remote> {
         let password = secrets.password(secrets::MONITOR).ok_or(ServerError::NoPassword(secrets::MONITOR))?;
         let tls = TlsIdentity::load(&tls_files(file)).await?;
         Ok(Remote { password: password.to_owned(), tls: Some(tls), monitors: Arc::default() })
     }
 
     /// A trivial command on the standing session, or on a new one.
-    pub async fn probe(&self, node: &NodeName, host: &str, port: u16, within: Duration) -> Result<Probe> {
+    pub(crate) async fn probe(&self, node: &NodeName, host: &str, port: u16, within: Duration) -> Result<Probe> {
         let place = (host.to_owned(), port);
         let mut monitors = self.monitors.lock().await;
         if monitors.get(node).is_none_or(|(at, _)| *at != place) {
