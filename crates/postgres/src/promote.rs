@@ -110,21 +110,30 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
         return Err(PromoteError::NotAStandby);
     }
 
-    sync_names::set(instance, Some(server), &order.names).await?;
-    sync_names::prove(server, &order.names, deadline).await?;
-    let list = began.elapsed();
-
-    {
+    let listed = async {
+        sync_names::set(instance, Some(server), &order.names).await?;
+        sync_names::prove(server, &order.names, deadline).await?;
+        Ok(began.elapsed())
+    };
+    let reserved = {
         let (instance, reserved) = (instance.clone(), order.timeline);
         blocking("reserving a timeline", FILES, move || {
             let current = newest_timeline(&instance)?;
             history::reserve(&instance.pg_wal(), current, reserved)?;
-            let note = format!("{reserved}\n");
-            durable::write(&note_path(&instance), note.as_bytes(), durable::PRIVATE)?;
-            Ok::<_, ReserveError>(())
+            // Not synced: it is for an agent that dies, and a machine that dies takes the promotion with it.
+            let note = note_path(&instance);
+            std::fs::write(&note, format!("{reserved}\n")).map_err(Error::io("write", note))?;
+            Ok::<_, PromoteError>(())
         })
-        .await?;
-    }
+    };
+    let list = match tokio::try_join!(listed, reserved) {
+        Ok((list, ())) => list,
+        Err(error) => {
+            let instance = instance.clone();
+            blocking("giving up a promotion", FILES, move || forget_pending(&instance)).await?;
+            return Err(error);
+        }
+    };
 
     match after_trigger(server, order, deadline).await {
         Ok(promoted) => {

@@ -328,8 +328,9 @@ async fn list(instance: &Instance, dir: &Path, end: &EndOfWal, from: Lsn) -> Res
         .stdout(out)
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    let child = command.spawn().map_err(Error::io("run", &program))?;
     let output = within("listing what is erased", LISTING, async {
-        command.output().await.map_err(Error::io("run", &program))
+        child.wait_with_output().await.map_err(Error::io("wait for", &program))
     })
     .await?;
     if !output.status.success() {

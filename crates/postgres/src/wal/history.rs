@@ -6,7 +6,6 @@
 //!
 //! Hazard: two promotions with one number leave two histories that no tool tells apart (S3).
 
-use std::fmt::Write;
 use std::path::Path;
 
 use pgherd_core::types::{Lsn, Timeline};
@@ -165,10 +164,9 @@ pub fn reserve(pg_wal: &Path, current: Timeline, reserved: Timeline) -> Result<(
     for number in current.0 + 1..reserved.0 {
         let path = history_path(pg_wal, Timeline(number));
         if !path.exists() {
-            let mut text = String::new();
-            writeln!(text, "# timeline {number} was reserved and has no history")
-                .expect("a String takes any text");
-            durable::write(&path, text.as_bytes(), durable::PRIVATE)?;
+            // Synced with the directory when PostgreSQL writes the real one; and one that is empty does as well.
+            let text = format!("# timeline {number} was reserved and has no history\n");
+            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
         }
     }
     Ok(())

@@ -292,7 +292,7 @@ impl Drop for Herd {
     }
 }
 
-fn show_logs(node: &Instance) {
+pub(crate) fn show_logs(node: &Instance) {
     for file in std::fs::read_dir(&node.log_dir).into_iter().flatten().flatten() {
         let text = std::fs::read_to_string(file.path()).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();

@@ -68,3 +68,55 @@ story! {
         }
     }
 }
+
+/// Not a test of right and wrong: prints what the steps of a failover take on this machine.
+async fn measure(pointed_early: bool) {
+    let herd = Herd::new().await;
+    let nodes = herd.cluster("a", &["b", "c"]).await;
+    let [a, b, c] = &nodes[..] else { unreachable!() };
+    herd.wait_for(a, 1, &[&b.member, &c.member]).await;
+    a.session().await.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+    let (winner, loser) = (b, c);
+    a.server.stop(StopMode::Fast, SOON).await.unwrap();
+    let began = Instant::now();
+    let (on_winner, on_loser) = tokio::join!(
+        seal(winner.instance(), Some(&winner.server), None, SOON),
+        seal(loser.instance(), Some(&loser.server), None, SOON),
+    );
+    let (on_winner, _) = (on_winner.unwrap(), on_loser.unwrap());
+    let sealed = began.elapsed();
+    let names = SyncNames::Any { needed: 1, members: vec![loser.member.clone()] };
+    let order = Order { timeline: Timeline(3), at_least: on_winner.end.lsn, names };
+    let point = async || {
+        herd.follow(loser.instance(), Some(&loser.server), winner.instance(), &loser.member).await;
+    };
+    // The slot is there before, as in a herd.
+    pgherd_postgres::slots::ensure(&winner.session().await, &loser.member, SOON).await.unwrap();
+    let promoted = if pointed_early {
+        tokio::join!(promote(&winner.server, &order, SOON), point()).0.unwrap()
+    } else {
+        let promoted = promote(&winner.server, &order, SOON).await.unwrap();
+        point().await;
+        promoted
+    };
+    let pointed = began.elapsed();
+    winner.session().await.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    let committed = began.elapsed();
+    eprintln!(
+        "early {pointed_early}: sealed {sealed:?}, {:?}, pointed at {pointed:?}, commit at {committed:?}",
+        promoted.took
+    );
+    if std::env::var_os("PGHERD_TEST_SHOW_LOGS").is_some() {
+        crate::harness::show_logs(winner.instance());
+        crate::harness::show_logs(loser.instance());
+    }
+}
+
+story! {
+    #[ignore = "a measurement"]
+    async fn how_long_a_failover_takes() {
+        for early in [false, true, false, true, false, true] {
+            measure(early).await;
+        }
+    }
+}

@@ -69,8 +69,8 @@ story! {
         let outcome = rewind(a.instance(), &settings(), &order, no_progress()).await.unwrap();
         let Rewound::Rewound { saved, source_timeline, fork } = outcome else { panic!("{outcome:?}") };
         assert_eq!(source_timeline, Timeline(4));
-        assert_eq!((saved.commits, saved.from), (Some(7), fork));
         let listing = std::fs::read_to_string(saved.dir.join("erased.txt")).unwrap();
+        assert_eq!((saved.commits, saved.from), (Some(7), fork), "{saved:?} {listing}");
         assert_eq!(listing.matches("desc: INSERT").count(), 7, "{listing}");
         assert!(is_sealed_on_disk(a.instance()).unwrap());
         let conf = std::fs::read_to_string(a.instance().data_dir.join("postgresql.conf")).unwrap();
