@@ -1,0 +1,188 @@
+//! `pgherd psql`: psql with the right addresses, and without a password in its arguments or environment.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use pgherd_agent::files::herd;
+use pgherd_agent::local;
+use pgherd_api::status::{Cluster, Member, Role};
+
+use crate::args::Global;
+use crate::connect::Agents;
+use crate::failure::Failure;
+use crate::output::print_line;
+
+/// A node that is gone must not hold up the next one for long.
+const CONNECT_TIMEOUT_S: u32 = 3;
+
+/// Run psql on the primary, wherever it is
+///
+/// The password comes from a file that only this user can read; it is in no argument and no environment.
+#[derive(Debug, Args)]
+pub(crate) struct PsqlArgs {
+    /// Connect to this node, whatever its role
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Print the connection string and run nothing
+    #[arg(long, conflicts_with = "arguments")]
+    print: bool,
+    /// Database [default: the first one of the herd file]
+    #[arg(short, long, value_name = "NAME")]
+    database: Option<String>,
+    /// Role [default: the owner of that database]
+    #[arg(short = 'U', long, value_name = "NAME")]
+    user: Option<String>,
+    /// What else psql is given, after --
+    #[arg(last = true, value_name = "ARGUMENT")]
+    arguments: Vec<std::ffi::OsString>,
+}
+
+pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> {
+    let agents = Agents::find(global)?;
+    let status = agents.call(async |client| client.status().await).await?;
+    let cluster = super::cluster(&status, global.cluster.as_deref())?;
+    let (database, user) = database_and_user(&args, &agents, cluster).await?;
+    let files = local::client_files(&global.dir()?);
+    let conninfo = conninfo(cluster, args.node.as_deref(), &database, &user, &files)?;
+    if args.print {
+        return print_line(&conninfo);
+    }
+    let psql = find_psql()?;
+    // Takes the place of this process, and returns only if that failed.
+    let error = std::process::Command::new(&psql).arg(conninfo).args(args.arguments).exec();
+    Err(Failure::io("run", &psql, &error))
+}
+
+/// What was asked for, else what the herd file names first.
+async fn database_and_user(
+    args: &PsqlArgs,
+    agents: &Agents,
+    cluster: &Cluster,
+) -> Result<(String, String), Failure> {
+    if let (Some(database), Some(user)) = (&args.database, &args.user) {
+        return Ok((database.clone(), user.clone()));
+    }
+    let stored = agents.call(async |client| client.spec().await).await?;
+    let read = herd::read("the herd's specification", &stored.text)?;
+    let mut databases = read
+        .spec
+        .clusters
+        .iter()
+        .filter(|known| known.name.as_str() == cluster.name)
+        .flat_map(|known| &known.databases)
+        .map(|known| (known.name.as_str().to_owned(), known.owner.as_str().to_owned()));
+    let found = match &args.database {
+        Some(wanted) => databases.find(|(name, _)| name == wanted),
+        None => databases.next(),
+    };
+    match (found, &args.database, &args.user) {
+        (Some((database, owner)), _, user) => Ok((database, user.clone().unwrap_or(owner))),
+        (None, Some(database), None) => {
+            Err(Failure::usage(format!("the herd file names no owner of database \"{database}\""))
+                .hint("name a role with --user"))
+        }
+        (None, _, _) => {
+            Err(Failure::usage(format!("the herd file names no database of cluster {}", cluster.name))
+                .hint("name one with --database and --user"))
+        }
+    }
+}
+
+pub(super) fn conninfo(
+    cluster: &Cluster,
+    node: Option<&str>,
+    database: &str,
+    user: &str,
+    files: &local::ClientFiles,
+) -> Result<String, Failure> {
+    let mut members: Vec<&Member> = match node {
+        Some(node) => {
+            super::known_node(cluster, node)?;
+            cluster.members.iter().filter(|member| member.name == node).collect()
+        }
+        None => {
+            let mut all: Vec<&Member> = cluster.members.iter().collect();
+            // The primary first saves a round trip to each standby before it.
+            all.sort_by_key(|member| member.role != Role::Primary);
+            all
+        }
+    };
+    members.retain(|member| member.port.is_some());
+    if members.is_empty() {
+        return Err(Failure::usage("there is no PostgreSQL on that node"));
+    }
+    let joined = |part: &dyn Fn(&Member) -> String| {
+        members.iter().map(|member| part(member)).collect::<Vec<_>>().join(",")
+    };
+    let mut pairs = vec![
+        ("host", joined(&|member| member.host.clone())),
+        ("port", joined(&|member| member.port.map_or(String::new(), |port| port.to_string()))),
+        ("dbname", database.to_owned()),
+        ("user", user.to_owned()),
+        ("connect_timeout", CONNECT_TIMEOUT_S.to_string()),
+    ];
+    if node.is_none() {
+        pairs.push(("target_session_attrs", "read-write".to_owned()));
+    }
+    if let Some(passfile) = &files.passfile {
+        pairs.push(("passfile", passfile.display().to_string()));
+    }
+    match &files.ca {
+        Some(ca) => {
+            pairs.push(("sslmode", "verify-ca".to_owned()));
+            pairs.push(("sslrootcert", ca.display().to_string()));
+        }
+        None => pairs.push(("sslmode", "require".to_owned())),
+    }
+    Ok(pairs.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join(" "))
+}
+
+/// As libpq wants values that are not plain words.
+fn quoted(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./,:".contains(&byte);
+    if !value.is_empty() && value.bytes().all(plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// On the path, else beside a server of this machine.
+fn find_psql() -> Result<PathBuf, Failure> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|dir| dir.join("psql"));
+    let beside_servers = local::postgres_bin_dirs().into_iter().map(|dir| dir.join("psql"));
+    on_path.chain(beside_servers).find(|candidate| is_file(candidate)).ok_or_else(|| {
+        Failure::failed("psql is not installed")
+            .because("it is not on the path, and beside no server of this machine")
+            .hint("on Debian: apt-get install postgresql-client")
+            .hint("pgherd psql --print prints the connection string for another client")
+    })
+}
+
+fn is_file(path: &Path) -> bool {
+    path.is_file()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::status::tests::example;
+
+    #[test]
+    fn all_nodes_are_named_with_the_primary_first() {
+        let cluster = example().clusters.remove(0);
+        let files = local::ClientFiles { passfile: Some("/var/lib/pgherd/pgpass".into()), ca: None };
+        assert_eq!(
+            conninfo(&cluster, None, "app", "app", &files).unwrap(),
+            "host=127.0.0.1,127.0.0.1,127.0.0.1 port=21000,21008,21004 dbname=app user=app connect_timeout=3 \
+             target_session_attrs=read-write passfile=/var/lib/pgherd/pgpass sslmode=require"
+        );
+        let ca = local::ClientFiles { passfile: None, ca: Some("/my herd/ca.pem".into()) };
+        assert_eq!(
+            conninfo(&cluster, Some("b"), "it's", "app", &ca).unwrap(),
+            r"host=127.0.0.1 port=21004 dbname='it\'s' user=app connect_timeout=3 sslmode=verify-ca sslrootcert='/my herd/ca.pem'"
+        );
+        assert_eq!(conninfo(&cluster, Some("z"), "app", "app", &ca).unwrap_err().exit_code(), 2);
+    }
+}
