@@ -145,6 +145,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     let (stored, secrets) = first_content(&mut view).await?;
     let me = identity.node.clone();
     remember_spec(&file.state_dir, &stored.spec);
+    keep_passfile(&file.state_dir, &stored.spec, &secrets);
     let cluster = own_cluster(&stored.spec, &me);
     let durable = DurableFile::open(&file.state_dir)?;
 
@@ -370,6 +371,12 @@ fn remember_spec(state_dir: &Path, spec: &HerdSpec) {
     let written = serde_json::to_vec(spec).map_err(io::Error::other).and_then(|text| write_synced(&path, &text, 0o600));
     if let Err(error) = written {
         tracing::warn!(%error, path = %path.display(), "cannot keep the specification for the next start");
+    }
+}
+
+fn keep_passfile(state_dir: &Path, spec: &HerdSpec, secrets: &Secrets) {
+    if let Err(error) = crate::local::passfile::keep(state_dir, spec, secrets) {
+        tracing::warn!(%error, "cannot write the passfile for clients on this host");
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DurableError {
+pub enum DurableError {
     #[error("{doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} does not read as this node's state: {why}")]

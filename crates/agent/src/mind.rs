@@ -11,7 +11,7 @@ use pgherd_core::observation::{
     Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
 };
 use pgherd_core::record::Record;
-use pgherd_core::spec::{ClusterSpec, HerdSpec};
+use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 use pgherd_dcs::Revision;
 
@@ -81,10 +81,6 @@ impl PeerMind {
 }
 
 impl Mind {
-    pub(crate) fn cluster_spec(&self) -> Option<&ClusterSpec> {
-        self.spec.cluster(&self.cluster)
-    }
-
     pub(crate) fn record(&self) -> Option<&Record> {
         self.record.as_ref().map(|(record, _)| record)
     }

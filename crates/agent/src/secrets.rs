@@ -32,8 +32,8 @@ impl Secrets {
         let owners = spec.clusters.iter().flat_map(|cluster| &cluster.databases);
         let owners = owners.map(|database| database.owner.as_str());
         for role in [SUPERUSER, REPLICATION, REWIND, MONITOR].into_iter().chain(owners) {
-            if !secrets.contains_key(&password_key(role)) {
-                secrets.insert(password_key(role), password()?);
+            if let std::collections::btree_map::Entry::Vacant(missing) = secrets.entry(password_key(role)) {
+                missing.insert(password()?);
             }
         }
         Ok(Secrets(secrets))

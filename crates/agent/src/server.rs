@@ -64,7 +64,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 const LOOK_IN_A_HURRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ServerError {
+pub enum ServerError {
     #[error("this node has no PostgreSQL")]
     None,
     #[error("PostgreSQL does not run")]

@@ -76,7 +76,7 @@ pub enum SetupError {
     #[error("no listed member of the herd answered: {last}")]
     NobodyAnswers { last: String },
     #[error(transparent)]
-    Refused(CallError),
+    Refused(Box<CallError>),
     #[error("the herd's answer to the join does not fit: {0}")]
     Answer(String),
 }
@@ -197,7 +197,7 @@ pub async fn join(joining: &Joining, dirs: &Directories) -> Result<Identity, Set
         let answer = match client.join(&request).await {
             Ok(answer) => answer,
             Err(error @ CallError::Answered { http_status: 400..=499, .. }) => {
-                return Err(SetupError::Refused(error));
+                return Err(SetupError::Refused(Box::new(error)));
             }
             Err(error) => {
                 last = format!("{member}: {error}");

@@ -86,7 +86,10 @@ impl Reader {
             self.send(LogSource::Postgres, &piece.text).await?;
             position = Some(piece.next);
         }
-        while follow {
+        if !follow {
+            return Some(());
+        }
+        loop {
             tokio::select! {
                 () = self.sender.closed() => return None,
                 () = tokio::time::sleep(FOLLOW_EVERY) => {}
@@ -102,7 +105,6 @@ impl Reader {
                 position = Some(piece.next);
             }
         }
-        Some(())
     }
 
     async fn send(&self, source: LogSource, text: &str) -> Option<()> {

@@ -2,12 +2,15 @@
 
 use super::*;
 
+/// A standing session and where it leads.
+type Standing = ((String, u16), Monitor);
+
 /// Standing sessions to other nodes, one each.
 #[derive(Clone)]
 pub(crate) struct Remote {
     password: String,
     tls: Option<TlsIdentity>,
-    monitors: Arc<tokio::sync::Mutex<BTreeMap<NodeName, ((String, u16), Monitor)>>>,
+    monitors: Arc<tokio::sync::Mutex<BTreeMap<NodeName, Standing>>>,
 }
 
 impl Remote {
