@@ -179,8 +179,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it as a standby and returns when it holds its data directory; connections come later, see
-    /// [`Server::ready`].
+    /// Starts it as a standby and returns when it holds its data directory and its sockets; connections come later,
+    /// see [`Server::ready`].
     pub async fn start(instance: &Instance, deadline: Duration) -> Result<Server, StartError> {
         let until = Instant::now() + deadline;
         let prepared = {
@@ -203,7 +203,7 @@ impl Server {
         });
 
         loop {
-            if server.postmaster_pid()?.is_some_and(|file| file.pid == pid) {
+            if server.status()?.is_some() {
                 let noted = server.clone();
                 blocking("noting the start", FILES, move || sync_names::note_start(&noted)).await?;
                 return Ok(server);
