@@ -52,7 +52,7 @@ const PICTURE_WITHIN: Duration = Duration::from_secs(2);
 /// How old the picture behind the health paths may be.
 const HEALTH_EVERY: Duration = Duration::from_millis(200);
 
-pub struct AgentBackend {
+pub(crate) struct AgentBackend {
     pub(crate) raft: RaftStore,
     pub(crate) store: Store,
     pub(crate) events: mpsc::Sender<Event>,
@@ -81,12 +81,17 @@ impl AgentBackend {
         }
     }
 
+    fn sight<'a>(&self, picture: &'a Picture, store: &'a pgherd_dcs::Health) -> view::Sight<'a> {
+        let certificate_expires = None;
+        view::Sight { picture, store, certificate_expires, now: jiff::Timestamp::now() }
+    }
+
     /// Keeps the health paths' picture fresh, for ever.
     pub(crate) async fn refresh_health(self: Arc<Self>) {
         loop {
             if let Ok(picture) = self.picture().await {
-                let health = self.raft.health().borrow().clone();
-                self.health.store(Some(Arc::new(view::health(&picture, &health))));
+                let store = self.raft.health().borrow().clone();
+                self.health.store(Some(Arc::new(view::health(&self.sight(&picture, &store)))));
             }
             tokio::time::sleep(HEALTH_EVERY).await;
         }
@@ -126,21 +131,24 @@ pub(crate) fn refused(error: &AgreedError) -> Error {
 impl Backend for AgentBackend {
     async fn status(&self) -> Answer<Status> {
         let picture = self.picture().await?;
-        Ok(view::status(&picture, &self.raft.health().borrow()))
+        Ok(view::status(&self.sight(&picture, &self.raft.health().borrow())))
     }
 
     async fn history(&self, query: HistoryQuery) -> Answer<History> {
-        Ok(view::history(&*self.picture().await?, &query))
+        let picture = self.picture().await?;
+        let cluster = self.cluster(&picture, query.cluster.as_deref())?;
+        let record = picture.record.as_ref().ok_or_else(|| Error::of(Code::NotReady))?;
+        Ok(view::history(&cluster, record, &query))
     }
 
     async fn explain(&self) -> Answer<Explain> {
         let picture = self.picture().await?;
-        Ok(view::explain(&picture, &self.raft.health().borrow()))
+        Ok(view::explain(&self.sight(&picture, &self.raft.health().borrow())))
     }
 
     async fn check(&self) -> Answer<CheckReport> {
         let picture = self.picture().await?;
-        Ok(view::check(&picture, &self.raft.health().borrow()))
+        Ok(view::check(&self.sight(&picture, &self.raft.health().borrow())))
     }
 
     async fn spec(&self) -> Answer<Spec> {

@@ -12,35 +12,35 @@ use pgherd_core::observation::{Report, Running};
 use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gossip {
-    pub version: u32,
-    pub node: NodeName,
+pub(crate) struct Gossip {
+    pub(crate) version: u32,
+    pub(crate) node: NodeName,
     /// A report about another cluster's data would mislead; a wrong herd is refused by the certificate.
-    pub cluster: NodeName,
+    pub(crate) cluster: NodeName,
     #[serde(default)]
-    pub term: Term,
+    pub(crate) term: Term,
     #[serde(default)]
-    pub running: Is,
+    pub(crate) running: Is,
     #[serde(default)]
-    pub timeline: Option<Timeline>,
+    pub(crate) timeline: Option<Timeline>,
     #[serde(default)]
-    pub flush_lsn: Option<Lsn>,
+    pub(crate) flush_lsn: Option<Lsn>,
     #[serde(default)]
-    pub holder_probe_failing: Option<FailingProbe>,
+    pub(crate) holder_probe_failing: Option<FailingProbe>,
     #[serde(default)]
-    pub wants_rebuild: bool,
+    pub(crate) wants_rebuild: bool,
     #[serde(default)]
-    pub damage: Option<String>,
+    pub(crate) damage: Option<String>,
     #[serde(default)]
-    pub show: Show,
+    pub(crate) show: Show,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Is {
+pub(crate) enum Is {
     #[default]
     Unknown,
     Nothing,
@@ -49,37 +49,37 @@ pub enum Is {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailingProbe {
-    pub node: NodeName,
-    pub for_ms: u64,
+pub(crate) struct FailingProbe {
+    pub(crate) node: NodeName,
+    pub(crate) for_ms: u64,
 }
 
 /// For `status`, `explain` and `check`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Show {
-    pub reason_code: String,
-    pub reason: String,
+pub(crate) struct Show {
+    pub(crate) reason_code: String,
+    pub(crate) reason: String,
     /// For how long it has been so.
-    pub for_ms: u64,
-    pub state: Option<pgherd_api::status::State>,
-    pub upstream: Option<NodeName>,
-    pub replay_lag_ms: Option<u64>,
+    pub(crate) for_ms: u64,
+    pub(crate) state: Option<pgherd_api::status::State>,
+    pub(crate) upstream: Option<NodeName>,
+    pub(crate) replay_lag_ms: Option<u64>,
     /// Up to which position a standby's readers see.
-    pub replay_lsn: Option<Lsn>,
-    pub pending_restart: Option<bool>,
-    pub gate_open: bool,
+    pub(crate) replay_lsn: Option<Lsn>,
+    pub(crate) pending_restart: Option<bool>,
+    pub(crate) gate_open: bool,
     /// Whether the fence would stop PostgreSQL if this agent froze; `None` where there is none.
-    pub fence_armed: Option<bool>,
+    pub(crate) fence_armed: Option<bool>,
     /// Generation of the specification that this agent follows.
-    pub spec_generation: u64,
+    pub(crate) spec_generation: u64,
     /// Of the program.
-    pub version: String,
+    pub(crate) version: String,
 }
 
 impl Gossip {
     /// Of an agent that knows nothing yet, not even its cluster.
-    pub fn silent(node: &NodeName) -> Gossip {
+    pub(crate) fn silent(node: &NodeName) -> Gossip {
         Gossip {
             version: VERSION,
             node: node.clone(),
@@ -95,7 +95,7 @@ impl Gossip {
         }
     }
 
-    pub fn to_report(&self) -> Report {
+    pub(crate) fn to_report(&self) -> Report {
         Report {
             term: self.term,
             running: match self.running {

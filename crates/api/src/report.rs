@@ -40,6 +40,10 @@ pub struct HistoryEntry {
 pub enum Event {
     Bootstrap,
     Election,
+    /// The elected node is primary.
+    Promoted,
+    /// Clients are let in.
+    GateOpened,
     Failover,
     ForcedFailover,
     Switchover,

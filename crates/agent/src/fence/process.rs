@@ -28,8 +28,8 @@ use crate::clock;
 
 /// Connections that wait to be accepted. There is one agent.
 const BACKLOG: i32 = 4;
-/// A disarmed fence that no agent wants ends after this long.
-const IDLE: Duration = Duration::from_secs(30);
+/// A fence whose agent died before it connected ends after this long.
+const UNCLAIMED: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FenceError {
@@ -61,7 +61,9 @@ struct Fence {
     /// Holds until an agent's loop has written its first one.
     inherited: Option<Deadline>,
     watch: Watch,
-    idle_since: Instant,
+    started: Instant,
+    /// An agent has been there.
+    claimed: bool,
     retired: bool,
 }
 
@@ -85,7 +87,8 @@ pub fn run() -> Result<(), FenceError> {
         beats: None,
         inherited: None,
         watch: Watch::new(now),
-        idle_since: now,
+        started: now,
+        claimed: false,
         retired: false,
     };
     match fence.wait().map_err(|source| FenceError::Wait { source })? {
@@ -116,10 +119,9 @@ impl Fence {
                 Verdict::Fire => return Ok(self.armed.take()),
                 Verdict::Wait(pause) => pause,
             };
-            if self.armed.is_some() || self.agent.is_some() {
-                self.idle_since = now;
-            }
-            if self.armed.is_none() && (self.retired || now.since(self.idle_since) >= IDLE) {
+            // With nothing to guard it is of no use to a later agent, which starts its own as fast.
+            let abandoned = self.agent.is_none() && (self.claimed || now.since(self.started) >= UNCLAIMED);
+            if self.armed.is_none() && (self.retired || abandoned) {
                 return Ok(None);
             }
             let mut polled = vec![PollFd::new(&self.listener, PollFlags::IN)];
@@ -144,7 +146,7 @@ impl Fence {
     /// The newest agent is the agent.
     fn accept(&mut self) {
         while let Ok(agent) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            self.agent = Some(agent);
+            (self.agent, self.claimed) = (Some(agent), true);
         }
     }
 

@@ -432,6 +432,7 @@ fn a_disarmed_fence_never_fires() {
     });
     scene.kill_agent();
     scene.stays_alive(GRACE * 2);
+    assert_eq!(fences(scene.dir.path()), [0; 0], "one without a purpose ends with its agent");
 }
 
 #[test]

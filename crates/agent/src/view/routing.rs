@@ -1,0 +1,70 @@
+//! The routing table for the proxies, and what is left of its proof.
+
+use pgherd_api::routing::{Proof, RoutingStandby, RoutingTable, RoutingTarget};
+use pgherd_api::status::Gate;
+use pgherd_core::spec::NodeSpec;
+use pgherd_core::types::Instant;
+
+use super::{Sight, milliseconds, status};
+
+/// A table, and when its proof began.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Routes {
+    /// As of the moment of the picture. Hosts stand as the herd file has them.
+    pub(crate) table: RoutingTable,
+    pub(crate) proven: Instant,
+}
+
+/// `None` while nothing proves that the term is open, or nobody holds one.
+///
+/// The store's word is worth as much here as on the holder: it says that the term was open when it was asked.
+/// The holder's heartbeat proves the same, to the holder alone.
+pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
+    let (picture, record, cluster) = (sight.picture, sight.record()?, sight.cluster()?);
+    let holder = &sight.reign()?.holder.node;
+    let of_store = picture.confirmed.map(|at| (at, Proof::Store));
+    let of_voters = picture.heartbeat.filter(|_| holder == sight.me()).map(|at| (at, Proof::Heartbeat));
+    let (proven, proof) = match (of_store, of_voters) {
+        (Some(store), Some(voters)) => {
+            if voters.0 > store.0 {
+                voters
+            } else {
+                store
+            }
+        }
+        (proof, None) | (None, proof) => proof?,
+    };
+    let left = picture.spec.times.lease.checked_sub(picture.now.since(proven))?;
+    let gate_open = sight.gate_open();
+    let standbys = cluster.nodes.iter().filter(|node| sight.in_read_pool(node) && sight.streams(&node.name));
+    let table = RoutingTable {
+        herd_id: herd_id.to_owned(),
+        cluster: cluster.name.to_string(),
+        term: record.term.0,
+        gate: if gate_open { Gate::Open } else { Gate::Closed },
+        primary: cluster.node(holder).filter(|_| gate_open).map(target),
+        standbys: standbys.map(|node| standby(sight, node)).collect(),
+        proof,
+        valid_for_ms: milliseconds(left),
+    };
+    Some(Routes { table, proven })
+}
+
+fn target(node: &NodeSpec) -> RoutingTarget {
+    RoutingTarget {
+        node: node.name.to_string(),
+        address: node.host.clone(),
+        port: node.port,
+        socket_dir: None,
+    }
+}
+
+fn standby<'a>(sight: &Sight<'a>, node: &'a NodeSpec) -> RoutingStandby {
+    let seen = sight.seen(&node.name);
+    RoutingStandby {
+        target: target(node),
+        replay_lsn: seen.says.and_then(|says| says.show.replay_lsn).map(|lsn| lsn.to_string()),
+        lag_bytes: status::lag_bytes(sight, seen),
+        weight: 1,
+    }
+}
