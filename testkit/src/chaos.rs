@@ -160,6 +160,7 @@ impl Iterator for Schedule {
 pub fn strike(herd: &Herd, step: &Step) -> Result<(), String> {
     let net = herd.net();
     let until = Instant::now() + step.lasts;
+    // sleep: the fault lasts as long as the schedule says.
     let pass = || std::thread::sleep(until.saturating_duration_since(Instant::now()));
     let resolve = |target: &Target| match target {
         Target::Host(host) => Ok(host.clone()),
@@ -281,8 +282,10 @@ pub fn strike(herd: &Herd, step: &Step) -> Result<(), String> {
             let pause = step.lasts / (2 * times);
             for _ in 0..*times {
                 let fault = net.isolate(&host);
+                // sleep: as long as the link is down in this flap.
                 std::thread::sleep(pause);
                 net.lift(fault);
+                // sleep: as long as it is up.
                 std::thread::sleep(pause);
             }
         }

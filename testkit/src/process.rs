@@ -186,6 +186,7 @@ pub(crate) fn kill_all(find: impl Fn() -> Vec<Process>) {
         for process in &found {
             process.signal(Signal::KILL);
         }
+        // sleep: between two looks for processes that were forked meanwhile.
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -203,6 +203,7 @@ impl Shared {
     }
 
     async fn pace(&self, asked_at: Instant) {
+        // sleep: the pace of a client is part of the plan.
         tokio::time::sleep_until((asked_at + self.plan.pace).into()).await;
     }
 

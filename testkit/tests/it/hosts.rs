@@ -32,6 +32,7 @@ fn assert_stands_still(processes: &[&Process]) {
     let ticks =
         || processes.iter().map(|process| process.cpu_ticks().expect("it is there")).collect::<Vec<_>>();
     let before = ticks();
+    // sleep: time in which a process that runs would use some ticks.
     std::thread::sleep(Duration::from_millis(150));
     assert_eq!(ticks(), before);
 }
@@ -118,6 +119,7 @@ fn a_crashed_host_says_no_goodbye_and_is_silent_until_the_power_is_back() {
     assert_eq!(probe().unwrap_err().kind(), ErrorKind::TimedOut);
     net.power_on("a");
     assert_eq!(probe().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // sleep: time for a retransmission, which must not come.
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(state(&connection), Err(ErrorKind::WouldBlock), "a dead process said goodbye after all");
     // Who talks to the rebooted host learns that it knows nothing of the connection.
@@ -161,6 +163,7 @@ fn a_disk_fills_up_hangs_and_goes_on() {
     disk.hang();
     let log = a.dir().join("dd.log");
     let writer = write("hanging").log_to(&log).spawn();
+    // sleep: many times what the write takes on a healthy disk.
     std::thread::sleep(Duration::from_millis(200));
     assert!(writer.is_alive(), "a write to a hanging disk came back");
     disk.resume();
