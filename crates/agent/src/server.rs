@@ -154,8 +154,8 @@ struct Known {
     proven: Option<SyncList>,
     /// The end of WAL at the last seal.
     sealed: Option<SealedEnd>,
-    /// The end of WAL of a stopped server, which no longer changes, and the reading of it.
-    stopped: Option<Copy>,
+    /// What the files tell of a server that is stopped, or not open for queries yet, and the reading of it.
+    at_rest: Option<Copy>,
     reading: Option<tokio::task::JoinHandle<std::result::Result<EndOfWal, pgherd_postgres::Error>>>,
     /// The end of WAL on a standby that receives nothing, and the replay position that it was read for.
     idle: Option<(Option<Lsn>, Copy)>,

@@ -45,7 +45,7 @@ impl Inner {
 
     async fn look_at_running(&self, server: &process::Server, seen: &mut Seen) {
         if !matches!(server.status(), Ok(Some(process::Status::Ready))) {
-            seen.postgres = Postgres::Starting;
+            seen.postgres = self.look_at_starting().await;
             return;
         }
         let view = self.monitor.lock().await.view(SQL_WITHIN).await;
@@ -67,6 +67,19 @@ impl Inner {
             seen.list = self.list_in_force(&view);
             seen.gate_open = self.gate_in_force().await;
             seen.postgres = self.primary(&view).await;
+        }
+    }
+
+    /// A server that is not open for queries yet. It is a standby, as everything that is started here is, and
+    /// one that was rewound or crashed may need WAL from its upstream before it opens: so it must be possible
+    /// to point it there, by what its files tell.
+    async fn look_at_starting(&self) -> Postgres {
+        match self.copy_at_rest().await {
+            Some(copy) if copy.end.is_some() => {
+                let follows = self.known().follows.clone();
+                Postgres::Standby(Standby { copy, follows, receiving: false, diverged: false })
+            }
+            _ => Postgres::Starting,
         }
     }
 
@@ -172,8 +185,14 @@ impl Inner {
         if !self.instance.has_data() {
             return Postgres::Absent;
         }
-        if let Some(copy) = self.known().stopped.clone() {
-            return Postgres::Stopped(copy);
+        self.copy_at_rest().await.map_or(Postgres::Unknown, Postgres::Stopped)
+    }
+
+    /// What the files tell while no server answers: once for each life of it. The end of WAL may take a while
+    /// to find, and giving a term back does not need it: so it is read beside, and unknown until then.
+    async fn copy_at_rest(&self) -> Option<Copy> {
+        if let Some(copy) = self.known().at_rest.clone() {
+            return Some(copy);
         }
         let instance = self.instance.clone();
         let read = blocking_read(move || {
@@ -182,9 +201,8 @@ impl Inner {
         });
         let Ok((system, timeline)) = read.await else {
             tracing::warn!("cannot read pg_control");
-            return Postgres::Unknown;
+            return None;
         };
-        // The end may take a while to find, and giving a term back does not need it: so it is read beside.
         let unread = Copy { system: Some(system), timeline, end: None, begins: Vec::new() };
         let begun = self.known().reading.take();
         let mut reading = begun.unwrap_or_else(|| {
@@ -194,17 +212,17 @@ impl Inner {
         match tokio::time::timeout(READING_MAY_DELAY, &mut reading).await {
             Ok(Ok(Ok(end))) => {
                 let copy = copy_of(&end, Some(system));
-                self.known().stopped = Some(copy.clone());
-                Postgres::Stopped(copy)
+                self.known().at_rest = Some(copy.clone());
+                Some(copy)
             }
             Ok(Ok(Err(error))) => {
                 tracing::warn!(%error, "cannot find the end of WAL");
-                Postgres::Stopped(unread)
+                Some(unread)
             }
-            Ok(Err(_)) => Postgres::Stopped(unread),
+            Ok(Err(_)) => Some(unread),
             Err(_) => {
                 self.known().reading = Some(reading);
-                Postgres::Stopped(unread)
+                Some(unread)
             }
         }
     }
