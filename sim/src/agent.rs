@@ -59,6 +59,7 @@ impl World {
         self.after(first, Event::ReportTick { node, life });
         self.after(second, Event::ConfirmTick { node, life });
         self.after(MS, Event::HeartbeatTick { node, life });
+        self.replica_starts(node);
         self.watch_soon(node);
         self.think_within(node, 2 * MS);
     }

@@ -84,6 +84,12 @@ pub fn record_changed(world: &mut World, by: usize, before: &Record, after: &Rec
             world.oracle.lossy_lines.insert(reign.timeline);
         }
     }
+    if let Some(rules) = &after.rules
+        && rules.in_force().all(|rule| rule.needed == 0 && rule.members.len() > 1)
+    {
+        // From here on nothing is promised, until commits wait again.
+        world.oracle.protected = None;
+    }
     match proposal {
         Proposal::Vote { vote, .. } if vote.standing == Standing::Sealed => {
             timelines::voted(world, vote);

@@ -105,13 +105,14 @@ impl World {
     /// Draws the faults of this schedule, between `from` and `until`.
     pub fn plan_faults(&mut self, from: Time, until: Time) {
         let bursts = self.span(2, 4);
-        for _ in 0..bursts {
-            let start = self.span(from, until);
-            let count = self.span(1, 3);
+        for burst in 0..bursts {
+            let start = self.span(from, until - SECOND);
+            let least = if burst == 0 { 2 } else { 1 };
+            let count = self.span(least, 3);
             let focus = self.random.index(self.nodes.len());
             let mut at = start;
             for _ in 0..count {
-                self.plan_one(at, focus);
+                self.plan_one(at.min(until - MS), focus);
                 at += self.span_or((10 * MS, 1500 * MS), 3, (MS, 60 * MS));
             }
         }
@@ -512,7 +513,7 @@ impl World {
             pid: server.pids,
             node: claims,
             incarnation,
-            streaming: false,
+            streaming: true,
             flush: None,
             list: Rc::clone(&server.loaded),
         });

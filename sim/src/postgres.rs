@@ -182,6 +182,7 @@ impl World {
         server.loaded = Rc::clone(&server.list_on_disk);
         server.waits_enforced = server.loaded.waits();
         server.gate_open = false;
+        server.diverged = false;
         server.touch();
         let generation = server.generation;
         self.after(takes, Event::Started { node, generation });
@@ -264,6 +265,9 @@ impl World {
         if self.nodes[node].postgres.runs() {
             self.cease(node);
             self.nodes[node].postgres.state = State::Stopped;
+        }
+        if !self.nodes[node].postgres.has_copy() {
+            return;
         }
         let flushed = self.nodes[node].postgres.durable_end();
         let settled = self.wal.settle(flushed);

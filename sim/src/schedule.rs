@@ -269,7 +269,9 @@ impl World {
             rule.members.iter().filter(|member| able(member)).count() >= rule.seals_needed(record.holder())
         });
         let nobody = matches!(election::tally(&record, true), Tally::Wait(Waiting::NobodyElectable));
-        if winnable && !nobody {
+        let forced = record.election.as_ref().and_then(|election| election.forced.as_ref());
+        let lost = forced.and_then(|node| self.index(node)).is_some_and(|node| self.member(node).is_none());
+        if winnable && !nobody && !lost {
             return;
         }
         let best = (0..self.nodes.len())

@@ -5,6 +5,7 @@
 //! was made from; a confirmation is linearizable. Not assumed: that an answer arrives, that a replica is
 //! fresh, that the store answers at all.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use pgherd_core::record::{Cause, Proposal, Record, Refusal};
@@ -17,6 +18,8 @@ use crate::world::{Event, InFlight, MS, SECOND, Time, World, micros};
 
 /// A proposal is given up after this long, and made again by a later decision if it is still right.
 const GIVE_UP: Time = 2 * SECOND;
+/// Changes by which a replica that starts again may be behind what it had shown before.
+const PAST: usize = 12;
 /// One attempt is given up after this long.
 const ATTEMPT: Time = 600 * MS;
 
@@ -27,11 +30,20 @@ pub struct Store {
     pub up: bool,
     pub slow: Time,
     pub writes: u64,
+    /// What replicas that are behind may still show.
+    past: VecDeque<(Rc<Record>, u64)>,
 }
 
 impl Default for Store {
     fn default() -> Store {
-        Store { record: Rc::new(Record::empty()), revision: 0, up: true, slow: 0, writes: 0 }
+        Store {
+            record: Rc::new(Record::empty()),
+            revision: 0,
+            up: true,
+            slow: 0,
+            writes: 0,
+            past: VecDeque::new(),
+        }
     }
 }
 
@@ -163,6 +175,10 @@ impl World {
     /// The record changes, for everyone at once; who learns of it when is another matter.
     pub fn commit(&mut self, by: usize, next: Rc<Record>, proposal: &Proposal) {
         let before = std::mem::replace(&mut self.store.record, Rc::clone(&next));
+        self.store.past.push_back((Rc::clone(&before), self.store.revision));
+        if self.store.past.len() > PAST {
+            self.store.past.pop_front();
+        }
         self.store.revision += 1;
         self.store.writes += 1;
         match proposal {
@@ -179,6 +195,20 @@ impl World {
         checkers::record_changed(self, by, &before, &next, proposal);
         for node in 0..self.nodes.len() {
             self.watch_soon(node);
+        }
+    }
+
+    /// An agent starts: its replica may show less than it did, or nothing yet.
+    pub fn replica_starts(&mut self, node: usize) {
+        let Some((_, known)) = self.nodes[node].view else { return };
+        if self.random.once_in(8) {
+            self.nodes[node].view = None;
+        } else if self.random.once_in(3) {
+            let older: Vec<_> = self.store.past.iter().filter(|(_, revision)| *revision < known).collect();
+            if !older.is_empty() {
+                let chosen = older[self.random.index(older.len())].clone();
+                self.nodes[node].view = Some(chosen);
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Memory, PendingRule};
+use crate::ha::{Memory, PendingRule, heard_lately, standby};
 use crate::observation::{Observation, Primary, Running, Sender, SyncList};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign, Rule};
@@ -76,9 +76,9 @@ pub fn step(
 
     let Some(target) = &rules.next else {
         memory.rule_pending = None;
-        let desired = desired(seen, record, reign, &rules.current, primary, &voters);
+        let desired = desired(now, seen, record, reign, &rules.current, primary, &voters);
         if desired != rules.current {
-            return Some(propose(term, desired));
+            return Some(propose(term, rules.current.towards(&desired, &holder.node)));
         }
         let list = list_of(&rules.current, holder);
         return (seen.local.list.as_ref() != Some(&list)).then(|| set_list(term, list, &rules.current));
@@ -89,7 +89,7 @@ pub fn step(
         _ => PendingRule { change: rules.change, since: now, from: primary.flush_lsn },
     };
     memory.rule_pending = Some(pending);
-    let desired = desired(seen, record, reign, &rules.current, primary, &voters);
+    let desired = desired(now, seen, record, reign, &rules.current, primary, &voters);
     if is_alone(&desired) && desired != *target && desired != rules.current {
         return Some(propose(term, desired));
     }
@@ -111,10 +111,11 @@ pub fn step(
     }
     let patient = now.since(pending.since) < UNDO_RULE_AFTER;
     if !patient && !voters.could_prove(target) {
-        if desired != *target && desired != rules.current && voters.could_prove(&desired) {
-            return Some(propose(term, desired));
+        let instead = target.towards(&desired, &holder.node);
+        if instead != *target && instead != rules.current && voters.could_prove(&instead) {
+            return Some(propose(term, instead));
         }
-        if voters.could_prove(&rules.current) {
+        if rules.current.members.contains(holder) && voters.could_prove(&rules.current) {
             return Some((vec![Action::Propose(Proposal::UndoRule { term })], Reason::UndoingRule {}));
         }
     }
@@ -149,7 +150,7 @@ struct Voters {
     caught_up: BTreeSet<Member>,
     /// Not streaming for [`DROP_VOTER_AFTER`].
     lost: BTreeSet<Member>,
-    /// Not streaming for [`GONE_AFTER`].
+    /// Not streaming for [`GONE_AFTER`], and its agent is silent.
     gone: BTreeSet<Member>,
     /// Their copy is worthless and will be rewritten once it has no vote.
     to_rebuild: BTreeSet<Member>,
@@ -196,7 +197,9 @@ impl Voters {
             let long = memory.missing_since.iter().filter(|(_, since)| now.since(**since) >= span);
             long.map(|(member, _)| member.clone()).collect()
         };
-        let (lost, gone) = (missing_for(DROP_VOTER_AFTER), missing_for(GONE_AFTER));
+        let (lost, mut gone) = (missing_for(DROP_VOTER_AFTER), missing_for(GONE_AFTER));
+        // Whose agent answers is on its way back, even if a long copy has to come first.
+        gone.retain(|member| !heard_lately(now, seen, &member.node));
         let to_rebuild = known
             .iter()
             .filter(|member| *member != holder)
@@ -231,6 +234,7 @@ impl Voters {
 
 /// The rule that fits the voters as they are.
 fn desired(
+    now: Instant,
     seen: &Observation<'_>,
     record: &Record,
     reign: &Reign,
@@ -251,6 +255,12 @@ fn desired(
         seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
             && record.member(&member.node).as_ref() == Some(member)
     };
+    // By the file it streams from another standby, which is there for it.
+    let belongs_elsewhere = |member: &Member| {
+        let node = seen.spec.node(&member.node);
+        let upstream = node.map_or(&holder.node, |node| seen.spec.upstream(node, &holder.node));
+        *upstream != holder.node && standby::serves(now, seen, reign, upstream)
+    };
     let mut members: BTreeSet<Member> = current
         .members
         .iter()
@@ -264,7 +274,7 @@ fn desired(
     // its copy may be the one that the next election needs.
     let dispensable = |member: &Member| {
         let barred = record.nodes.get(&member.node).is_some_and(|node| node.barred.is_some());
-        voters.lost.contains(member) || barred
+        voters.lost.contains(member) || barred || belongs_elsewhere(member)
     };
     let kept: BTreeSet<Member> =
         members.iter().filter(|member| *member == holder || !dispensable(member)).cloned().collect();
@@ -281,21 +291,30 @@ fn desired(
     }
     // One copy waits to be rebuilt, and without it too few can count: it must first lose its vote, and until
     // it is back nothing can be acknowledged. Whoever else can still confirm what it holds does so before.
+    let counted = |member: &Member| record.rules.as_ref().is_some_and(|rules| rules.involve(member));
     let can_count = |member: &&Member| {
         *member != holder
             && in_spec(member)
             && !voters.gone.contains(*member)
-            && !voters.to_rebuild.contains(*member)
+            && (counted(member) || !belongs_elsewhere(member))
+            && !(voters.to_rebuild.contains(*member) && counted(member))
     };
     let too_few = live < wanted && voters.known.iter().filter(can_count).count() < wanted;
     if too_few && wanted > 0 && !voters.to_rebuild.is_empty() {
         let others = members.iter().filter(|member| *member != holder);
-        let confirmed = |member: &Member| has_flushed(primary, member, reign.promoted_at);
+        let confirmed = |member: &Member| {
+            let report = seen.peers.get(&member.node).and_then(|peer| peer.report.as_ref());
+            let by_report = report.is_some_and(|report| {
+                report.timeline == Some(reign.timeline) && report.flush_lsn >= Some(reign.promoted_at)
+            });
+            by_report || has_flushed(primary, member, reign.promoted_at)
+        };
         let settled = others.into_iter().all(|member| voters.gone.contains(member) || confirmed(member));
         return if settled { alone(needed) } else { current.clone() };
     }
     if members.len() <= needed {
-        alone(needed)
+        // Too few to be a rule, and more may come: nobody loses its vote meanwhile.
+        if current.members.contains(holder) { current.clone() } else { alone(needed) }
     } else {
         Rule { needed: u32::try_from(needed).unwrap_or(u32::MAX), members }
     }

@@ -12,7 +12,7 @@ use crate::action::{Action, Duties};
 use crate::observation::{Busy, Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Rule};
-use crate::types::{Instant, Lsn, Member, Term, Timeline};
+use crate::types::{Instant, Lsn, Member, NodeName, Term, Timeline};
 
 pub mod bootstrap;
 pub mod election;
@@ -46,6 +46,9 @@ pub struct Memory {
     /// The newest proof that this node held the open term, and the timeline it reigned on. It outlives the
     /// term where the incumbent wins again: nobody else reigned in between.
     pub proven: Option<(Timeline, Instant)>,
+    /// The store has confirmed a record since this agent started. Before that its replica may show less than
+    /// what this node has acted on in an earlier life, a former rule for one.
+    pub confirmed: bool,
 }
 
 /// A change of the durability rule as the primary first saw it.
@@ -117,6 +120,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     };
     remember(memory, now, record);
     lease::remember(memory, seen, record);
+    memory.confirmed |= seen.store.confirmed.is_some();
     let has_postgres = seen.spec.node(seen.me).is_some();
 
     let newest = record.election.as_ref().map_or(record.term, |election| election.term);
@@ -134,6 +138,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     } else if record.system.is_none() || record.reign.is_none() {
         bootstrap::decide(now, seen, record)
     } else if record.holder().is_some_and(|holder| holder.node == *seen.me) {
+        if !memory.confirmed {
+            return holding(Decision::new(Goal::Hold, Reason::RecordUnconfirmed {}, now), memory, now, seen, record);
+        }
         primary::decide(memory, now, seen, record)
     } else {
         standby::decide(memory, now, seen, record)
@@ -151,6 +158,17 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     if let Some(busy) = seen.local.busy {
         while_busy(&mut decision, busy);
     }
+    holding(decision, memory, now, seen, record)
+}
+
+/// What goes on beside any decision: the holder proves its term, everyone else probes the holder.
+fn holding(
+    mut decision: Decision,
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+) -> Decision {
     let holds = record.holder().is_some_and(|holder| holder.node == *seen.me);
     if holds && matches!(seen.local.postgres, Postgres::Primary(_)) {
         decision.duties.prove_term = true;
@@ -159,7 +177,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
             decision = decision.again(now, stop_at.since(now));
         }
     }
-    decision.duties.probe_holder = record.holder().is_some_and(|holder| holder.node != *seen.me);
+    decision.duties.probe_holder = record.holder().is_some() && !holds;
     decision
 }
 
@@ -240,19 +258,24 @@ fn copy_of(postgres: &Postgres) -> Option<&crate::observation::Copy> {
     }
 }
 
-/// For each reserved number below `timeline`, where it left its parent, for the `.history` files that make
-/// PostgreSQL choose exactly `timeline`.
+/// For each number below `timeline`, where it left its parent as far as that is known, for the `.history`
+/// files that make PostgreSQL choose exactly `timeline`. Numbers that nobody reserved are among them: a person
+/// may have promoted a server onto one.
 fn lower_lines(record: &Record, timeline: Timeline) -> BTreeMap<Timeline, Option<(Timeline, Lsn)>> {
-    let below = record.lines.iter().filter(|line| line.timeline < timeline && line.timeline > Timeline(1));
-    below.map(|line| (line.timeline, line.parent.zip(line.begin))).collect()
+    let numbers = (2..timeline.0).map(Timeline);
+    numbers.map(|number| (number, record.line(number).and_then(|line| line.parent.zip(line.begin)))).collect()
 }
 
 /// Nodes that answer this agent, itself among them.
-fn answering(now: Instant, seen: &Observation<'_>) -> BTreeSet<crate::types::NodeName> {
-    let heard = seen.peers.iter().filter(|(_, peer)| {
-        peer.heard.is_some_and(|heard| now.since(heard) < seen.times.suspect + peer.round_trip)
-    });
-    heard.map(|(node, _)| node.clone()).chain([seen.me.clone()]).collect()
+fn answering(now: Instant, seen: &Observation<'_>) -> BTreeSet<NodeName> {
+    let heard = seen.peers.keys().filter(|node| heard_lately(now, seen, node));
+    heard.cloned().chain([seen.me.clone()]).collect()
+}
+
+pub(crate) fn heard_lately(now: Instant, seen: &Observation<'_>, node: &NodeName) -> bool {
+    let peer = seen.peers.get(node);
+    let heard = peer.and_then(|peer| Some((peer.heard?, peer.round_trip)));
+    heard.is_some_and(|(heard, round_trip)| now.since(heard) < seen.times.suspect + round_trip)
 }
 
 fn voters_missing(rule: &Rule, have: u32) -> bool {

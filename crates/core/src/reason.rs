@@ -34,6 +34,7 @@ reasons! {
     // The store and this node itself.
     StoreNeverRead {} = "store-never-read",
     RecordBehind { term: Term } = "record-behind",
+    RecordUnconfirmed {} = "record-unconfirmed",
     Occupied { with: Busy } = "occupied",
     LookingAtPostgres {} = "looking-at-postgres",
     Witnessing {} = "witnessing",
@@ -103,6 +104,9 @@ impl fmt::Display for Reason {
             StoreNeverRead {} => write!(f, "has not reached the store yet, and begins nothing before"),
             RecordBehind { term } => {
                 write!(f, "has already taken part in term {term}, and waits for news of it from the store")
+            }
+            RecordUnconfirmed {} => {
+                write!(f, "waits until the store confirms that what it shows since the start is its newest word")
             }
             Occupied { with } => write!(f, "{}", with.gerund()),
             LookingAtPostgres {} => write!(f, "is looking at its PostgreSQL"),

@@ -9,6 +9,7 @@
 //! This is also the stored format, the one place in this crate where an internal type is one: see
 //! docs/decisions/2026-11-21-record-is-the-stored-format.md. [`Record::VERSION`] guards it.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -217,6 +218,38 @@ impl Rule {
 
     pub fn contains_node(&self, node: &NodeName) -> bool {
         self.members.iter().any(|member| member.node == *node)
+    }
+
+    /// May PostgreSQL's list go from the one of this rule straight to that of `next`?
+    ///
+    /// WAL senders take a new list one after the other. In between each counts by the number that it has itself
+    /// loaded, among all who find themselves in the list that *they* have loaded. So a commit can be released by
+    /// the smaller number of standbys out of both lists together; and any such set must satisfy one of the two
+    /// rules, which are both in force. From 2 of (b, d) to 2 of (b, c) it would not: c and d together release a
+    /// commit, and b, which lacks it, could be elected under either rule.
+    pub fn blends_into(&self, next: &Rule, primary: &NodeName) -> bool {
+        let list = |rule: &Rule| -> BTreeSet<Member> {
+            if rule.needed == 0 { BTreeSet::new() } else { rule.voters(primary).cloned().collect() }
+        };
+        let (before, after) = (list(self), list(next));
+        if before.is_empty() || after.is_empty() {
+            return true;
+        }
+        match self.needed.cmp(&next.needed) {
+            Ordering::Less => after.is_subset(&before),
+            Ordering::Greater => before.is_subset(&after),
+            Ordering::Equal => self.needed == 1 || after.is_subset(&before) || before.is_subset(&after),
+        }
+    }
+
+    /// The next rule on the way from this one to `wanted`, such that no two lists on it can be mistaken for
+    /// one another: who comes is added first, and who goes is left out last.
+    pub fn towards(&self, wanted: &Rule, primary: &NodeName) -> Rule {
+        if self.blends_into(wanted, primary) {
+            return wanted.clone();
+        }
+        let members = self.members.union(&wanted.members).cloned().collect();
+        Rule { members, needed: self.needed.min(wanted.needed) }
     }
 }
 
@@ -496,7 +529,9 @@ impl Record {
     }
 
     fn enlist(&mut self, node: &NodeName, from: Incarnation) -> Result<(), Refusal> {
-        if self.nodes.get(node).map_or(Incarnation(0), |entry| entry.incarnation) != from {
+        // During an election this copy may have voted, or be the one that an operator named.
+        let known = self.nodes.get(node).map_or(Incarnation(0), |entry| entry.incarnation);
+        if known != from || self.election.is_some() {
             return Err(Refusal::Stale);
         }
         if self.rules.as_ref().is_some_and(|rules| rules.involve_node(node)) {
@@ -602,8 +637,9 @@ impl Record {
         let seen = election.votes.values().map(|vote| vote.timeline);
         let highest = self.lines.iter().map(|line| line.timeline).chain(seen).max().unwrap_or_default();
         let timeline = Timeline(highest.0 + 1);
-        // Only a forced winner can come from a timeline that nobody reserved; nobody else's history is its own.
-        let parent = self.line(vote.timeline).map(|line| line.timeline);
+        // Only a forced winner can come from a timeline of nobody's term; nobody else's history is its own.
+        let line = self.line(vote.timeline).filter(|line| line.term == vote.position.term);
+        let parent = line.map(|line| line.timeline);
         self.lines.push(Line { timeline, term, parent, begin: None });
         let predecessor_gone = self.reign.take().is_none_or(|old| {
             let vote = election.votes.get(&old.holder.node).filter(|vote| vote.member == old.holder);
@@ -672,6 +708,9 @@ impl Record {
         }
         if !rule.members.contains(&holder) {
             return Err(Refusal::Unsafe("the primary is a member of its rule"));
+        }
+        if !rules.target().blends_into(rule, &holder.node) {
+            return Err(Refusal::Unsafe("two lists of standbys at once would count what no rule allows"));
         }
         if alone {
             // Whatever was acknowledged under a change that is given up here is on the primary, without which

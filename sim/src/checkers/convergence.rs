@@ -10,6 +10,8 @@ use crate::world::{Event, MS, SECOND, World};
 
 /// From the end of the last fault until all is well.
 pub const BOUND: u64 = 90 * SECOND;
+/// A run with fewer commits says little.
+const COMMITS_AT_LEAST: u64 = 50;
 /// It must stay well for this long.
 const STEADY: u64 = SECOND;
 const EVERY: u64 = 200 * MS;
@@ -71,6 +73,9 @@ pub fn lacks(world: &World) -> Option<String> {
         if behind {
             return Some(format!("{name} lacks what was acknowledged"));
         }
+    }
+    if world.clients.attempts < COMMITS_AT_LEAST {
+        return Some("clients have hardly been there".to_owned());
     }
     match world.oracle.final_commit {
         Some(before) if world.clients.acknowledged <= before => Some("nothing is acknowledged".to_owned()),

@@ -9,7 +9,7 @@ use crate::world::{SECOND, World};
 const LOST_AFTER: u64 = 9 * SECOND;
 
 fn counts(world: &World, node: usize) -> bool {
-    world.spec.node(&world.nodes[node].name).is_some_and(|node| node.voter_candidate())
+    world.first_spec.node(&world.nodes[node].name).is_some_and(|node| node.voter_candidate())
 }
 
 pub fn begins(world: &mut World, node: usize) {
@@ -28,16 +28,17 @@ pub fn begins(world: &mut World, node: usize) {
     }
     let data: Vec<usize> =
         (0..world.nodes.len()).filter(|other| *other != node && counts(world, *other)).collect();
+    let present = data.iter().filter(|other| world.is_in_spec(**other)).count();
     let holders = data.iter().filter(|other| world.member(**other).is_some() && holds(**other)).count();
     let lost = data
         .iter()
         .filter(|other| {
             let there = &world.nodes[**other];
             let silent = world.now.saturating_sub(there.streamed_at) > LOST_AFTER;
-            world.member(**other).is_none() || (silent && !there.postgres.is_primary() && !holds(**other))
+            world.member(**other).is_none() || (silent && !holds(**other))
         })
         .count();
-    let needed = (rules.target().needed as usize + 1).min(data.len()).saturating_sub(lost).max(1);
+    let needed = (rules.target().needed as usize + 1).min(present).saturating_sub(lost).max(1);
     if holders < needed {
         let detail = format!(
             "{} rewrites its copy while {holders} others hold {}, and {needed} must",

@@ -64,8 +64,10 @@ fn enough_are_sealed(world: &mut World, before: &Record, election: &Election) {
                 let there = &world.nodes[node];
                 let still_the_copy = world.member(node) == Some(&vote.member);
                 let server = &there.postgres;
+                // What a person promotes afterwards receives nothing of the old term either.
+                let reigns = server.is_primary() && world.wal.hand(server.hand).term.is_some();
                 let lets_go = server.receiver.is_none()
-                    && !server.is_primary()
+                    && !reigns
                     && !(server.state == State::Promoting && server.promoted_by_agent);
                 !still_the_copy || (lets_go && there.agent.local.durable.sealed >= Some(election.term))
             })

@@ -10,6 +10,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::observation::Copy;
 use crate::record::{Position, Record, Standing, Vote};
 use crate::types::{Lsn, Member, NodeName, Term, Timeline};
 
@@ -145,6 +146,12 @@ pub fn winnable(record: &Record, answering: &BTreeSet<NodeName>) -> bool {
         let present = rule.members.iter().filter(|member| answering.contains(&member.node)).count();
         present >= rule.seals_needed(record.holder())
     })
+}
+
+/// Does `copy` end on a timeline that counts?
+pub fn is_known(record: &Record, adopted: &BTreeMap<Timeline, Term>, copy: &Copy) -> bool {
+    let end = copy.end.unwrap_or_default();
+    position(record, adopted, copy.timeline, end, &copy.begins).1
 }
 
 /// What a copy that ends at `end` on `timeline` is worth, and whether its end is on a known timeline.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::action::Action;
 use crate::durability::{self, flushed_by, list_of};
-use crate::ha::{Decision, Goal, Memory, lease, lower_lines, switchover, voters_missing};
-use crate::observation::{Busy, Observation, Postgres, Primary, Standby};
+use crate::ha::{Decision, Goal, Memory, election, lease, lower_lines, switchover, voters_missing};
+use crate::observation::{Busy, Copy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Reign};
 use crate::types::{Instant, Member, Term, Timeline};
@@ -53,9 +53,11 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
         Postgres::Starting | Postgres::Standby(_) if local.durable.promoting.is_some() => {
             stop(Reason::WithdrawingPromotion { term })
         }
-        // It was promoted and died before it could say so. This timeline has been begun; no promotion gives
-        // the same number again.
-        Postgres::Stopped(copy) | Postgres::Standby(Standby { copy, .. }) if copy.timeline >= reign.timeline => {
+        // It was promoted, by its agent or by a person, and died before that could be recorded. No promotion
+        // gives the same number again, and what was written meanwhile is nobody's term.
+        Postgres::Stopped(copy) | Postgres::Standby(Standby { copy, .. })
+            if copy.timeline >= reign.timeline || !may_be_promoted(seen, record, reign, copy) =>
+        {
             give_back(now, seen, term, Cause::Crash, Reason::GivingBack { term, cause: Cause::Crash })
         }
         Postgres::Stopped(_) => {
@@ -71,6 +73,13 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
 fn adopted(seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
     let line = record.line(reign.timeline).map(|line| line.term);
     line.is_some() && seen.local.durable.adopted.get(&reign.timeline).copied() == line
+}
+
+/// Does this copy still end on a timeline that the store knows, and that this node went onto for its term? One
+/// that an operator forced from a timeline of nobody's is led from wherever it is.
+fn may_be_promoted(seen: &Observation<'_>, record: &Record, reign: &Reign, copy: &Copy) -> bool {
+    let forced_from_nowhere = record.line(reign.timeline).is_some_and(|line| line.parent.is_none());
+    forced_from_nowhere || election::is_known(record, &seen.local.durable.adopted, copy)
 }
 
 fn cause_of_the_end(memory: &Memory, seen: &Observation<'_>, record: &Record) -> Cause {

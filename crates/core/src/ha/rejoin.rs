@@ -8,14 +8,21 @@
 
 use crate::action::Action;
 use crate::ha::election;
-use crate::ha::{Decision, Goal, copy_of};
+use crate::ha::standby::serves;
+use crate::ha::{Decision, Goal, Memory, copy_of, heard_lately};
 use crate::observation::{Copy, Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign};
-use crate::types::{Incarnation, Instant};
+use crate::types::{Incarnation, Instant, Timeline};
 
 /// The step towards a copy that can follow; `None` if this one can.
-pub fn decide(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> Option<Decision> {
+pub fn decide(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    reign: &Reign,
+) -> Option<Decision> {
     let local = seen.local;
     let enlisted = record.member(seen.me);
     let is_members_copy = local.durable.member.is_some() && local.durable.member == enlisted;
@@ -40,13 +47,18 @@ pub fn decide(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Rei
     // A copy that is worth nothing already can be written once there is something to write.
     let destroys =
         is_members_copy && !local.durable.rebuilding && !matches!(local.postgres, Postgres::Absent);
-    if !reign.promoted || (destroys && !safe_elsewhere(seen, record, reign)) {
+    if !reign.promoted || (destroys && !is_next(now, seen, record, reign)) {
         return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
     }
+    if !memory.confirmed {
+        return Some(Decision { reason: Reason::RecordUnconfirmed {}, ..decision });
+    }
     // An incarnation that this directory already has, or had, is not the one that may be written.
-    let fresh = enlisted
-        .as_ref()
-        .filter(|member| local.durable.member.as_ref() != Some(*member) || local.durable.rebuilding);
+    let own = local.durable.member.as_ref().map(|member| member.incarnation);
+    let fresh = enlisted.as_ref().filter(|member| {
+        own.is_none_or(|own| member.incarnation > own)
+            || (local.durable.rebuilding && own == Some(member.incarnation))
+    });
     let Some(member) = fresh else {
         let from = enlisted.map_or(Incarnation(0), |member| member.incarnation);
         let enlist = Proposal::Enlist { node: seen.me.clone(), from };
@@ -63,12 +75,33 @@ pub fn decide(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Rei
     Some(decision.act(Action::BecomeMember { member: member.clone(), rebuild: true }).act(last))
 }
 
-/// The new primary leads and, where a third copy exists, enough others have confirmed everything too: that
-/// is what its gate waits for. Where no third copy is left, its own is what there is.
-fn safe_elsewhere(seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
-    let copies = seen.spec.nodes.iter().filter(|node| node.voter_candidate()).count();
+/// May this copy be destroyed now, given that no rule counts it?
+///
+/// A rule of several members was proven without this copy, so its members have all that was acknowledged. Under
+/// a rule of the primary alone, what is left elsewhere may be the second copy of a commit: then one goes at a
+/// time, and the least worthy first, because it is a whole one again before the next goes.
+fn is_next(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
+    let holder = &reign.holder.node;
     let alone = record.rules.as_ref().is_some_and(|rules| rules.current.members.len() == 1);
-    reign.gate_opened || copies <= 2 || alone
+    if !alone || seen.spec.durability.needed() == 0 {
+        return true;
+    }
+    // A timeline that nobody reserved is a person's promotion, and worth nothing.
+    let reserved = |timeline: &Timeline| record.line(*timeline).is_some();
+    let own = copy_of(&seen.local.postgres).filter(|copy| reserved(&copy.timeline));
+    let own = own.map(|copy| (copy.timeline, copy.end));
+    let candidates = seen.spec.nodes.iter().filter(|node| node.voter_candidate() && node.name != *holder);
+    let (mut whole, mut less_worthy) = (0, false);
+    for node in candidates.filter(|node| node.name != *seen.me && heard_lately(now, seen, &node.name)) {
+        let Some(report) = seen.peers.get(&node.name).and_then(|peer| peer.report.as_ref()) else { continue };
+        let theirs = report.timeline.filter(reserved).map(|timeline| (timeline, report.flush_lsn));
+        let upstream = seen.spec.upstream(node, holder);
+        let counts = upstream == holder || !serves(now, seen, reign, upstream);
+        whole += usize::from(!report.wants_rebuild && counts);
+        less_worthy |= report.wants_rebuild && (theirs, &node.name) < (own, seen.me);
+    }
+    // Enough whole ones will be a rule of several members in a moment.
+    whole < seen.spec.durability.needed() && !less_worthy
 }
 
 enum Fit {

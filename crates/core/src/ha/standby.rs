@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Decision, Goal, Memory, rejoin};
+use crate::ha::{Decision, Goal, Memory, heard_lately, rejoin};
 use crate::observation::{Observation, Postgres, Running, Standby};
 use crate::reason::Reason;
 use crate::record::{Record, Reign};
 use crate::types::{Instant, NodeName};
 
-pub fn decide(_memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
+pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
     let Some(reign) = &record.reign else {
         return Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now);
     };
@@ -24,7 +24,7 @@ pub fn decide(_memory: &Memory, now: Instant, seen: &Observation<'_>, record: &R
         }
         _ => {}
     }
-    if let Some(rebuild) = rejoin::decide(now, seen, record, reign) {
+    if let Some(rebuild) = rejoin::decide(memory, now, seen, record, reign) {
         return rebuild;
     }
     match &local.postgres {
@@ -49,7 +49,7 @@ fn follow(
         let reason = Reason::WaitingForPromotion { term, holder: reign.holder.node.clone() };
         return Decision::new(Goal::Standby, reason, now);
     }
-    let upstream = upstream(now, seen, &reign.holder.node);
+    let upstream = upstream(now, seen, record, reign);
     let sealed_for_later = seen.local.durable.sealed.is_some();
     let pointed = standby.follows.as_ref() == Some(&(upstream.clone(), term)) && !sealed_for_later;
     if !pointed {
@@ -65,13 +65,22 @@ fn follow(
     Decision::new(Goal::Standby, reason, now)
 }
 
-/// The node that the file says, while it is a live standby; else the holder.
-fn upstream(now: Instant, seen: &Observation<'_>, holder: &NodeName) -> NodeName {
-    let Some(node) = seen.spec.node(seen.me) else { return holder.clone() };
-    let wanted = seen.spec.upstream(node, holder);
-    let live = seen.peers.get(wanted).is_some_and(|peer| {
-        let fresh = peer.heard.is_some_and(|heard| now.since(heard) < seen.times.suspect);
-        fresh && peer.report.as_ref().is_some_and(|report| report.running == Running::Standby)
-    });
-    if live { wanted.clone() } else { holder.clone() }
+/// The node that the file says, while that one serves; else the holder. A node that commits are counting on
+/// stays with the holder until the rule goes on without it.
+fn upstream(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> NodeName {
+    let holder = &reign.holder.node;
+    let counted = record.rules.as_ref().is_some_and(|rules| rules.involve_node(seen.me));
+    let wanted = seen.spec.node(seen.me).map_or(holder, |node| seen.spec.upstream(node, holder));
+    if !counted && serves(now, seen, reign, wanted) { wanted.clone() } else { holder.clone() }
+}
+
+/// Is `node` a live standby that has what this reign writes, so that another one can stream from it?
+pub(crate) fn serves(now: Instant, seen: &Observation<'_>, reign: &Reign, node: &NodeName) -> bool {
+    let report = seen.peers.get(node).and_then(|peer| peer.report.as_ref());
+    heard_lately(now, seen, node)
+        && report.is_some_and(|report| {
+            report.running == Running::Standby
+                && report.timeline == Some(reign.timeline)
+                && !report.wants_rebuild
+        })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
 use crate::ha::election::{self, Tally, Waiting};
-use crate::ha::{Decision, Goal, Memory};
+use crate::ha::{Decision, Goal, Memory, copy_of};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Election, Position, Proposal, Record, Standing, Vote};
@@ -59,13 +59,21 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
                     .act(Action::Seal { term })
                     .act(Action::Vote { term, template: template(seen, record, &member) });
             }
-            if mine.is_none_or(|vote| vote.standing != Standing::Sealed) {
+            if mine.is_none_or(|vote| vote.standing != Standing::Sealed || is_outdated(seen, record, vote)) {
                 return Decision::new(Goal::Sealed, Reason::Voting { term }, now)
                     .act(Action::Vote { term, template: template(seen, record, &member) });
             }
             sealed_and_voted(memory, now, seen, record, election, &member)
         }
     }
+}
+
+/// A bar that came or went since this vote was cast is told: it decides who may lead.
+fn is_outdated(seen: &Observation<'_>, record: &Record, vote: &Vote) -> bool {
+    let now = template(seen, record, &vote.member);
+    let known = copy_of(&seen.local.postgres)
+        .is_some_and(|copy| election::is_known(record, &seen.local.durable.adopted, copy));
+    known && (now.electable, now.priority) != (vote.electable, vote.priority)
 }
 
 /// The holder of the closed term that is still a healthy primary says so and wins.
