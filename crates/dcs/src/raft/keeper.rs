@@ -18,7 +18,7 @@ use super::network::Peers;
 use super::types::{Metrics, Raft};
 use crate::store::{Health, Kind, MemberHealth, Role};
 
-/// The log is compacted when it has grown beyond this, however few entries that is.
+/// The log is compacted when it has grown beyond this, however few entries that is, and then none are kept.
 const MAX_LOG_BYTES: usize = 8 * 1024 * 1024;
 
 pub(super) fn start(
@@ -47,7 +47,6 @@ async fn keep(
     let mut removed = peers.removed.subscribe();
     let mut beat = tokio::time::interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut compacting = None;
     loop {
         let running = tokio::select! {
             changed = metrics.changed() => changed.is_ok(),
@@ -58,11 +57,9 @@ async fn keep(
                 if leads && raft.trigger().heartbeat().await.is_err() {
                     tracing::debug!("raft stopped before a heartbeat");
                 }
-                let snapshot = metrics.borrow_watched().snapshot;
-                if log.bytes() > MAX_LOG_BYTES && compacting != Some(snapshot) {
-                    // At most one attempt per snapshot: the bytes may be in entries that are not applied yet.
-                    compacting = Some(snapshot);
-                    drop(raft.trigger().snapshot().await);
+                if log.bytes() > MAX_LOG_BYTES {
+                    let now = metrics.borrow_watched().clone();
+                    compact(&raft, &now).await;
                 }
                 true
             }
@@ -76,6 +73,18 @@ async fn keep(
         if !running {
             return;
         }
+    }
+}
+
+/// One step: what a snapshot covers goes, and when that is gone already, a new snapshot is made.
+async fn compact(raft: &Raft, metrics: &Metrics) {
+    let asked = match metrics.snapshot {
+        Some(snapshot) if metrics.purged < metrics.snapshot => raft.trigger().purge_log(snapshot.index).await,
+        _ if metrics.snapshot < metrics.last_applied => raft.trigger().snapshot().await,
+        _ => Ok(()),
+    };
+    if let Err(error) = asked {
+        tracing::debug!(%error, "raft stopped before its log was compacted");
     }
 }
 

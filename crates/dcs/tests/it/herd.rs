@@ -27,6 +27,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> b
     let started = Instant::now();
     while !condition().await {
         assert!(started.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
+        // sleep: between two looks.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -95,6 +96,7 @@ impl Transport for End {
         let swallowed = async move |wires: &Wires, from: &NodeName, to: &NodeName| {
             let cut = wires.is_cut(from, to);
             if cut {
+                // sleep: a cut swallows a call for as long as the caller waits.
                 tokio::time::sleep(timeout).await;
             }
             cut
@@ -102,6 +104,7 @@ impl Transport for End {
         async move {
             let delay = *wires.delay.lock().unwrap();
             if !delay.is_zero() {
+                // sleep: the delay of the wire.
                 tokio::time::sleep(delay / 2).await;
             }
             if swallowed(&wires, &own, &peer).await {
@@ -115,6 +118,7 @@ impl Transport for End {
             let caller = own.clone();
             let answer = tokio::spawn(async move { there.handle(&caller, rpc, &body).await }).await.unwrap();
             if !delay.is_zero() {
+                // sleep: the delay of the wire.
                 tokio::time::sleep(delay / 2).await;
             }
             if swallowed(&wires, &peer, &own).await || wires.loses(rpc) {

@@ -203,6 +203,9 @@ async fn round_trips_longer_than_a_heartbeat_change_nothing() {
     let term = herd.health(&leader).raft_term;
     let revision = herd.store(&leader).commit(Transaction::new().put("k", "1"), TIMEOUT).await.unwrap();
     herd.wires.set_delay(Duration::from_millis(240));
+    // A quiet time longer than the leader's lease, in which only heartbeats can keep it.
+    tokio::time::sleep(times.election).await;
+    herd.store(&leader).commit(Transaction::new().put("other", "0"), times.election).await.unwrap();
     let until = Instant::now() + times.election * 3;
     while Instant::now() < until {
         for node in ABC {

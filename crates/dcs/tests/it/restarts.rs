@@ -111,6 +111,26 @@ async fn members_that_join_after_a_compaction_get_the_snapshot() {
     assert!(bytes < 64 * 1024 * 1024, "3000 small commits over 1.6 MB of state left a file of {bytes} bytes");
 }
 
+/// Entries are counted, and weighed as well: a thousand of the largest would not fit into anybody's memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_but_large_entries_are_compacted_too() {
+    let mut herd = Herd::new(&ABC).await;
+    for round in 0..60_u8 {
+        let put = Transaction::new().put("large", vec![round; 200_000]);
+        herd.store("a").commit(put, TIMEOUT).await.unwrap();
+    }
+    let seen = herd.store("a").read(&Keys::All, TIMEOUT).await.unwrap();
+    eventually("somebody new is given the snapshot instead of twelve megabytes of log", async || {
+        herd.join("d", "a").await;
+        assert_eq!(herd.store("d").read(&Keys::All, PATIENCE).await.unwrap(), seen);
+        herd.stop("d").await;
+        herd.raft("a").remove_member(&name("d"), TIMEOUT).await.unwrap();
+        herd.wipe("d");
+        herd.wires.last_sent("snapshot").is_some()
+    })
+    .await;
+}
+
 /// The writer of the next test. Alone it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_that_is_killed() {
