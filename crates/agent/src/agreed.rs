@@ -86,7 +86,10 @@ pub fn parse<T: DeserializeOwned>(key: &str, entry: &Entry) -> Result<T, AgreedE
 }
 
 /// The value of `key` in a snapshot, with its revision.
-pub fn value<T: DeserializeOwned>(snapshot: &Snapshot, key: &str) -> Result<Option<(T, Revision)>, AgreedError> {
+pub fn value<T: DeserializeOwned>(
+    snapshot: &Snapshot,
+    key: &str,
+) -> Result<Option<(T, Revision)>, AgreedError> {
     let Some(entry) = snapshot.get(key) else { return Ok(None) };
     Ok(Some((parse(key, entry)?, entry.revision)))
 }

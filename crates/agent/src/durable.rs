@@ -95,12 +95,13 @@ impl DurableFile {
             promoting: next.promoting,
             rebuilding: next.rebuilding,
         };
-        let text = serde_json::to_vec_pretty(&stored).map_err(|error| DurableError::Malformed {
+        let text = serde_json::to_vec_pretty(&stored)
+            .map_err(|error| DurableError::Malformed { path: self.path.clone(), why: error.to_string() })?;
+        write_synced(&self.path, &text, 0o600).map_err(|source| DurableError::Io {
+            doing: "write",
             path: self.path.clone(),
-            why: error.to_string(),
+            source,
         })?;
-        write_synced(&self.path, &text, 0o600)
-            .map_err(|source| DurableError::Io { doing: "write", path: self.path.clone(), source })?;
         self.now = next;
         Ok(())
     }
@@ -112,7 +113,8 @@ pub(crate) fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

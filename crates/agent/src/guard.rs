@@ -49,7 +49,8 @@ impl Guard {
             _ => {}
         }
         // Only once it has been seen to be no primary: a decision that merely lacks the duty proves nothing.
-        let harmless = matches!(mind.postgres, Postgres::Standby(_) | Postgres::Stopped(_) | Postgres::Absent);
+        let harmless =
+            matches!(mind.postgres, Postgres::Standby(_) | Postgres::Stopped(_) | Postgres::Absent);
         // One that an earlier agent armed is disarmed too.
         if harmless && mind.busy.is_none() {
             self.armed = None;

@@ -1,28 +1,35 @@
+//! ACTS: the daemon of a node. It observes, asks `core` what to do, and does it.
+//!
+//! [`daemon`] wires everything; `main_loop` is the one loop; `execute` does what was decided to PostgreSQL, and
+//! `server` is how it and the looks at PostgreSQL use the driver. [`local`] is the supervisor of `pgherd up`,
+//! [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
+//!
+//! Left out: decisions. What cannot be read off an action must not be done.
 
-pub mod http;
-pub mod metrics;
-pub mod pki;
+pub mod agreed;
+mod backend;
+mod clock;
+pub mod daemon;
+mod durable;
+mod duties;
+mod execute;
 pub mod fence;
 pub mod files;
-pub mod agreed;
-mod clock;
-mod durable;
 mod gossip;
+mod guard;
 mod history;
+pub mod http;
 pub mod identity;
+pub mod local;
+mod main_loop;
+pub mod metrics;
 mod mind;
 pub mod paths;
 mod peers;
+pub mod pki;
 mod secrets;
+mod server;
 pub mod setup;
 mod transport;
 mod view;
 mod wire;
-mod backend;
-pub mod daemon;
-mod duties;
-mod execute;
-mod guard;
-mod main_loop;
-mod server;
-pub mod local;

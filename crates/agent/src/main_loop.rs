@@ -36,13 +36,26 @@ pub(crate) enum Event {
     /// The local view of the store changed.
     Store(Snapshot),
     /// The store was asked, from `asked` on, whether the record is still at `revision`.
-    Confirmed { revision: Revision, asked: Instant, unchanged: Option<bool> },
+    Confirmed {
+        revision: Revision,
+        asked: Instant,
+        unchanged: Option<bool>,
+    },
     /// A heartbeat that was begun then was acknowledged by enough voters.
-    Heartbeat { term: Term, begun: Instant },
+    Heartbeat {
+        term: Term,
+        begun: Instant,
+    },
     /// Another agent was heard; with a round trip if this one asked.
-    Heard { round_trip: Option<Duration>, gossip: Box<Gossip> },
+    Heard {
+        round_trip: Option<Duration>,
+        gossip: Box<Gossip>,
+    },
     /// The probes of the holder's PostgreSQL.
-    Probed { node: NodeName, failing_since: Option<Instant> },
+    Probed {
+        node: NodeName,
+        failing_since: Option<Instant>,
+    },
     /// The local PostgreSQL was looked at, after everything that had been done to it by then.
     Seen(Box<Seen>),
     /// The executor begins an action, or has ended its list.
@@ -215,7 +228,9 @@ impl MainLoop {
     fn read_store(&mut self, snapshot: &Snapshot) {
         match agreed::record(snapshot, &self.mind.cluster) {
             Ok(record) => self.mind.record = Some(record),
-            Err(error) => tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it"),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it")
+            }
         }
         match agreed::value::<agreed::StoredSpec>(snapshot, agreed::SPEC) {
             Ok(Some((stored, _))) => {
@@ -223,7 +238,9 @@ impl MainLoop {
                 self.mind.spec_generation = stored.generation;
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(%error, "cannot read the specification; the one before stays in force"),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the specification; the one before stays in force")
+            }
         }
     }
 

@@ -170,9 +170,9 @@ impl Mind {
             show: Show {
                 reason_code: decision.map(|decision| decision.reason.code().to_owned()).unwrap_or_default(),
                 reason: decision.map(|decision| decision.reason.to_string()).unwrap_or_default(),
-                for_ms: self.reason_since.map_or(0, |since| {
-                    u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX)
-                }),
+                for_ms: self
+                    .reason_since
+                    .map_or(0, |since| u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX)),
                 state: Some(self.state()),
                 upstream: match &self.postgres {
                     Postgres::Standby(standby) => standby.follows.as_ref().map(|(node, _)| node.clone()),
@@ -199,9 +199,8 @@ impl Mind {
                 (Running::Primary, Some(primary.copy.timeline), Some(primary.flush_lsn))
             }
         };
-        let failing = self.probe.as_ref().and_then(|(node, since)| {
-            since.map(|since| (node.clone(), now.since(since)))
-        });
+        let failing =
+            self.probe.as_ref().and_then(|(node, since)| since.map(|since| (node.clone(), now.since(since))));
         Report {
             term: self.durable.term,
             running,

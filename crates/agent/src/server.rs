@@ -25,8 +25,8 @@ use pgherd_postgres::process::{Found, StopMode};
 use pgherd_postgres::sql::{Session, TlsIdentity};
 use pgherd_postgres::wal::{Boundary, EndOfWal};
 use pgherd_postgres::{
-    Installation, Instance, InstanceSpec, Secret, TlsFiles, Verifier, clone, conf, control, disk, follow, hba,
-    initdb, observe, process, promote, rewind, roles, seal, slots, sync_names, wal,
+    Installation, Instance, InstanceSpec, Secret, TlsFiles, Verifier, clone, conf, control, disk, follow,
+    hba, initdb, observe, process, promote, rewind, roles, seal, slots, sync_names, wal,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -178,7 +178,8 @@ pub(crate) struct SealedEnd {
 
 impl From<&EndOfWal> for SealedEnd {
     fn from(end: &EndOfWal) -> SealedEnd {
-        let begins = end.history.timelines().filter_map(|timeline| Some((timeline, end.history.begin_of(timeline)?)));
+        let begins =
+            end.history.timelines().filter_map(|timeline| Some((timeline, end.history.begin_of(timeline)?)));
         SealedEnd {
             timeline: end.timeline,
             lsn: end.lsn,
@@ -272,7 +273,9 @@ impl Server {
             if runs && configured.as_ref() != Some(&wanted) {
                 match inner.configure_running().await {
                     Ok(()) => configured = Some(wanted),
-                    Err(error) => tracing::warn!(%error, "cannot bring PostgreSQL's configuration up to date"),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot bring PostgreSQL's configuration up to date")
+                    }
                 }
             }
             let pause = if *hurry.borrow_and_update() { LOOK_IN_A_HURRY } else { LOOK_EVERY };
@@ -309,7 +312,8 @@ impl Server {
         let files = inner.files.lock().await;
         seal::seal(&inner.instance, None, None, SEAL_WITHIN).await?;
         let instance = inner.instance.clone();
-        let limits = blocking_read(move || control::ControlFile::read(&instance.control_file())).await?.limits;
+        let limits =
+            blocking_read(move || control::ControlFile::read(&instance.control_file())).await?.limits;
         conf::write(&inner.instance, &inner.settings(Some(limits))?).await?;
         hba::write(&inner.instance, Gate::Closed, &inner.hba_lines()).await?;
         sync_names::set(&inner.instance, None, &SyncNames::Nobody).await?;
@@ -440,11 +444,8 @@ impl Server {
         let inner = self.inner()?;
         let server = inner.live()?;
         server.ready(PROMOTE_WITHIN).await?;
-        let order = promote::Order {
-            timeline,
-            at_least: self.sealed_end().await?.lsn,
-            names: names_of(list),
-        };
+        let order =
+            promote::Order { timeline, at_least: self.sealed_end().await?.lsn, names: names_of(list) };
         let promoted = promote::promote(&server, &order, PROMOTE_WITHIN).await.inspect_err(|_| {
             if server.is_dead() {
                 inner.set_running(None);
@@ -488,7 +489,13 @@ impl Server {
         Ok(())
     }
 
-    pub(crate) async fn follow(&self, upstream: &NodeName, from: (&str, u16), member: Option<&Member>, term: Term) -> Result<()> {
+    pub(crate) async fn follow(
+        &self,
+        upstream: &NodeName,
+        from: (&str, u16),
+        member: Option<&Member>,
+        term: Term,
+    ) -> Result<()> {
         let inner = self.inner()?;
         let member = member.ok_or_else(|| ServerError::NotEnlisted(inner.node.clone()))?;
         let server = inner.live()?;
@@ -576,7 +583,10 @@ impl Server {
                          WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid() \
                          AND usename <> ALL (ARRAY['postgres', 'pgherd_monitor', 'pgherd_rewind', 'pgherd_replication'])";
             let ended = session.batch_execute(query).await;
-            ended.map_err(|error| ServerError::Sql { doing: "end its clients' sessions", what: error.to_string() })?;
+            ended.map_err(|error| ServerError::Sql {
+                doing: "end its clients' sessions",
+                what: error.to_string(),
+            })?;
         }
         Ok(())
     }
@@ -662,7 +672,9 @@ impl Server {
             let (progress, _) = watch::channel(clone::Progress::default());
             match rewind::rewind(&inner.instance, &settings, &order, progress).await {
                 // The source asked for one when its gate opened.
-                Err(rewind::RewindError::NotCheckpointed { .. }) if tokio::time::Instant::now() < deadline => {
+                Err(rewind::RewindError::NotCheckpointed { .. })
+                    if tokio::time::Instant::now() < deadline =>
+                {
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
                 outcome => break outcome?,
@@ -760,7 +772,8 @@ impl Inner {
         let spec = self.spec.borrow();
         let cluster = spec.cluster(&self.cluster);
         let node = cluster.and_then(|cluster| cluster.node(&self.node));
-        let parameters = cluster.zip(node).map(|(cluster, node)| cluster.parameters(node)).unwrap_or_default();
+        let parameters =
+            cluster.zip(node).map(|(cluster, node)| cluster.parameters(node)).unwrap_or_default();
         let volume = self.instance.wal_dir.as_ref().unwrap_or(&self.instance.private_dir);
         Ok(Settings {
             parameters,
@@ -806,7 +819,13 @@ impl Inner {
         Ok(())
     }
 
-    async fn upstream(&self, node: &NodeName, from: (&str, u16), member: &Member, slot: bool) -> Result<Upstream> {
+    async fn upstream(
+        &self,
+        node: &NodeName,
+        from: (&str, u16),
+        member: &Member,
+        slot: bool,
+    ) -> Result<Upstream> {
         let (host, port) = from;
         Ok(Upstream { node: node.clone(), address: resolve(host).await?, port, member: member.clone(), slot })
     }

@@ -23,7 +23,9 @@ use pgherd_dcs::{Found, RaftStore, Store, Transaction, Transport, TransportError
 use crate::agreed::{self, AgreedError, Herd, Secrets, StoredSpec};
 use crate::identity::{Identity, IdentityError};
 use crate::peers;
-use crate::pki::{Authority, CA_VALIDITY, Credentials, CredentialsError, IssueError, JoinToken, NODE_VALIDITY};
+use crate::pki::{
+    Authority, CA_VALIDITY, Credentials, CredentialsError, IssueError, JoinToken, NODE_VALIDITY,
+};
 use crate::pki::{NewKey, NodeSubject, TokenMalformed};
 
 /// How long a listed host has to answer before `init` takes it for unused.
@@ -84,7 +86,9 @@ pub enum SetupError {
 impl SetupError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            SetupError::NotInFile { .. } => "add the node to the herd file, or name one that is in it".to_owned(),
+            SetupError::NotInFile { .. } => {
+                "add the node to the herd file, or name one that is in it".to_owned()
+            }
             SetupError::AlreadyMember { .. } => "start it with: pgherd agent".to_owned(),
             SetupError::SomebodyAnswers { .. } => {
                 "if that is the herd this node belongs to, join it: run `pgherd token` there, and start this \
@@ -129,14 +133,12 @@ pub async fn init(spec: &HerdSpec, node: &NodeName, dirs: &Directories) -> Resul
     let store = Store::from(raft.clone());
     let secrets =
         Secrets::generate(spec, authority.certificate_pem(), &key).map_err(|_| SetupError::Random)?;
-    let herd = Herd { format: 1, name: spec.name.clone(), id: herd_id.clone(), generation: raft.generation() };
+    let herd =
+        Herd { format: 1, name: spec.name.clone(), id: herd_id.clone(), generation: raft.generation() };
     let first = Transaction::new()
         .require_absent(agreed::HERD)
         .put(agreed::HERD, agreed::to_json(agreed::HERD, &herd)?)
-        .put(
-            agreed::SPEC,
-            agreed::to_json(agreed::SPEC, &StoredSpec { generation: 1, spec: spec.clone() })?,
-        )
+        .put(agreed::SPEC, agreed::to_json(agreed::SPEC, &StoredSpec { generation: 1, spec: spec.clone() })?)
         .put(agreed::SECRETS, agreed::to_json(agreed::SECRETS, &secrets)?);
     let written = store.commit(first, STORE_WITHIN).await.map_err(AgreedError::from);
     raft.shutdown().await;
@@ -261,7 +263,10 @@ pub fn store_config(
         name: node.clone(),
         address: address.to_owned(),
         host: host.to_owned(),
-        times: pgherd_dcs::Times { heartbeat: spec.times.raft_heartbeat, election: spec.times.raft_election_max },
+        times: pgherd_dcs::Times {
+            heartbeat: spec.times.raft_heartbeat,
+            election: spec.times.raft_election_max,
+        },
     }
 }
 

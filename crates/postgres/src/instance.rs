@@ -10,6 +10,9 @@ use pgherd_core::types::NodeName;
 
 use crate::installation::Installation;
 
+/// The file in a data directory by which a running PostgreSQL is found, for those who can only stop one.
+pub const POSTMASTER_PID: &str = "postmaster.pid";
+
 /// The kernel's `sun_path` has 108 bytes, and the last one is the terminator.
 pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -122,7 +125,7 @@ impl Instance {
     }
 
     pub fn postmaster_pid_file(&self) -> PathBuf {
-        self.data_dir.join("postmaster.pid")
+        self.data_dir.join(POSTMASTER_PID)
     }
 
     pub fn standby_signal(&self) -> PathBuf {

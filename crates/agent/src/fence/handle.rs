@@ -448,7 +448,7 @@ async fn prepare(arming: &Arc<Arming>) -> Result<Arm, String> {
     let arming = Arc::clone(arming);
     let looked = tokio::task::spawn_blocking(move || {
         let directory = fs::metadata(&arming.data_dir).map_err(|error| failed(&arming.data_dir, &error))?;
-        let pid_file = arming.data_dir.join("postmaster.pid");
+        let pid_file = arming.data_dir.join(pgherd_postgres::instance::POSTMASTER_PID);
         let pid_text = fs::read_to_string(&pid_file).map_err(|error| failed(&pid_file, &error))?;
         Ok(Arm {
             term: arming.term.0,

@@ -104,6 +104,7 @@ async fn live_as_agent(plan_file: &Path) {
         let status = handle.status().borrow().clone();
         let armed = status.armed.map(|term| term.0);
         replace(&dir.join("told"), &Told { agent: std::process::id(), fence: status.pid, armed });
+        // sleep: an agent's loop turns so often.
         tokio::time::sleep(BEAT_EVERY).await;
     }
 }
@@ -223,6 +224,7 @@ impl Scene {
         let until = Instant::now() + span;
         while Instant::now() < until {
             assert_eq!(self.processes(), PROCESSES, "PostgreSQL was killed");
+            // sleep: between two looks at what must stay.
             std::thread::sleep(BEAT_EVERY);
         }
         assert!(self.heard.try_recv().is_err(), "a release was sent");
@@ -260,6 +262,7 @@ fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option<T>) -
             return found;
         }
         assert!(Instant::now() < deadline, "not in time: {what}");
+        // sleep: between two looks.
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -450,9 +453,11 @@ fn agent_and_fence_that_resume_together_go_on() {
     let fence = scene.until_armed();
     signal(scene.agent_pid(), Signal::STOP);
     signal(fence, Signal::STOP);
+    // sleep: the silence that is tested.
     std::thread::sleep(GRACE + Duration::from_secs(1));
     // The fence first, which is the harder case.
     signal(fence, Signal::CONT);
+    // sleep: the head start that is tested.
     std::thread::sleep(Duration::from_millis(300));
     signal(scene.agent_pid(), Signal::CONT);
     scene.stays_alive(GRACE);
@@ -464,6 +469,7 @@ fn an_agent_killed_at_any_point_of_its_start_leaves_one_fence_that_counts() {
     let mut scene = Scene::new();
     for ms in [0, 3, 8, 15, 25, 40, 60, 90, 130, 200] {
         scene.start_agent(Wish::Armed);
+        // sleep: the moment of the kill is what varies.
         std::thread::sleep(Duration::from_millis(ms));
         scene.kill_agent();
     }

@@ -64,11 +64,14 @@ impl Board {
         let _watchers = self.shared.events.send(event);
     }
 
-    /// What has been told so far, and from then on everything.
+    /// How things stand, and from then on everything. How they came to stand so is told only while the herd is
+    /// not healthy yet: then it is what somebody waits for.
     pub fn watch(&self) -> Subscription {
         let past = self.shared.past.lock().unwrap_or_else(PoisonError::into_inner);
         let status = past.status.clone().map(|status| Event::Status { status });
-        let missed = past.lines.iter().cloned().chain(status).chain(past.marks.iter().cloned()).collect();
+        let healthy = past.marks.iter().any(|mark| matches!(mark, Event::Healthy { .. }));
+        let lines = past.lines.iter().filter(|_| !healthy).cloned();
+        let missed = lines.chain(status).chain(past.marks.iter().cloned()).collect();
         Subscription { missed, events: self.shared.events.subscribe() }
     }
 
@@ -117,14 +120,17 @@ mod tests {
         let board = Board::default();
         let mut early = board.watch();
         board.tell(Event::step(&"a", "initdb"));
-        board.tell(Event::Healthy { after_ms: 5 });
         let mut late = board.watch();
+        board.tell(Event::Healthy { after_ms: 5 });
+        let mut later = board.watch();
         board.tell(Event::Stopped);
         for watcher in [&mut early, &mut late] {
             assert_eq!(watcher.next().await, Some(Event::step(&"a", "initdb")));
             assert_eq!(watcher.next().await, Some(Event::Healthy { after_ms: 5 }));
             assert_eq!(watcher.next().await, Some(Event::Stopped));
         }
+        assert_eq!(later.next().await, Some(Event::Healthy { after_ms: 5 }));
+        assert_eq!(later.next().await, Some(Event::Stopped));
         drop(board);
         assert_eq!(early.next().await, None);
     }

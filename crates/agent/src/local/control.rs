@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::LocalError;
 use super::board::Board;
@@ -23,6 +25,8 @@ const MAX_REQUEST_BYTES: u64 = 4096;
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// The supervisor has the lock before it has the socket.
 const SOCKET_WITHIN: Duration = Duration::from_secs(10);
+/// For watchers to read how it ended.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,14 +58,38 @@ pub(super) fn listen(home: &Home) -> Result<UnixListener, LocalError> {
     Ok(listener)
 }
 
-/// Answers everybody who comes, until it is dropped.
-pub(super) async fn serve(listener: UnixListener, board: Board) {
+/// Answers everybody who comes.
+#[derive(Debug)]
+pub(super) struct Server {
+    accepting: JoinHandle<()>,
+    /// Closed when the last connection is.
+    connections: mpsc::Receiver<()>,
+}
+
+impl Server {
+    pub(super) fn start(listener: UnixListener, board: Board) -> Server {
+        let (connection, connections) = mpsc::channel(1);
+        Server { accepting: tokio::spawn(accept(listener, board, connection)), connections }
+    }
+
+    /// Takes nobody new, and lets those who watch read the last event.
+    pub(super) async fn finish(mut self) {
+        self.accepting.abort();
+        // One that does not read is not waited for.
+        let _late = tokio::time::timeout(LAST_WORDS_WITHIN, self.connections.recv()).await;
+    }
+}
+
+async fn accept(listener: UnixListener, board: Board, connection: mpsc::Sender<()>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let board = board.clone();
+                let (board, open) = (board.clone(), connection.clone());
                 // A watcher who goes away ends only its own task.
-                tokio::spawn(async move { answer(stream, board).await });
+                tokio::spawn(async move {
+                    answer(stream, board).await;
+                    drop(open);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the supervisor's socket");
@@ -172,7 +200,7 @@ mod tests {
     async fn whoever_attaches_sees_the_events_and_can_ask_for_the_stop() {
         let (_dir, home) = home();
         let board = Board::default();
-        let serving = tokio::spawn(serve(listen(&home).unwrap(), board.clone()));
+        let server = Server::start(listen(&home).unwrap(), board.clone());
         board.tell(Event::herd("begins"));
         let mut watcher = attach(&home, Ask::Watch).await.unwrap();
         assert_eq!(watcher.next().await, Some(Event::herd("begins")));
@@ -180,26 +208,26 @@ mod tests {
         let mut stopper = attach(&home, Ask::Stop).await.unwrap();
         board.asked_to_stop().await;
         board.tell(Event::Stopped);
+        server.finish().await;
         assert_eq!(stopper.next().await, Some(Event::herd("begins")));
         for attached in [&mut watcher, &mut stopper] {
             assert_eq!(attached.next().await, Some(Event::Stopped));
             assert_eq!(attached.next().await, None);
         }
-        serving.abort();
     }
 
     #[tokio::test]
     async fn noise_on_the_socket_stops_nothing() {
         let (_dir, home) = home();
         let board = Board::default();
-        let serving = tokio::spawn(serve(listen(&home).unwrap(), board.clone()));
+        let server = Server::start(listen(&home).unwrap(), board.clone());
         let mut stream = UnixStream::connect(home.socket()).await.unwrap();
         stream.write_all(b"{\"ask\":\"explode\"}\n").await.unwrap();
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty());
         assert!(tokio::time::timeout(Duration::from_millis(20), board.asked_to_stop()).await.is_err());
-        serving.abort();
+        server.finish().await;
     }
 
     #[test]

@@ -54,11 +54,16 @@ pub(super) fn changes(before: Option<&Status>, after: &Status) -> Vec<Event> {
         for member in &cluster.members {
             let old = old.and_then(|old| old.members.iter().find(|old| old.name == member.name));
             let text = told(member);
-            if old.map(told).as_ref() != Some(&text) {
+            // One that has not begun yet is no news.
+            let silent = old.is_none() && member.state == State::Unreachable;
+            if !silent && old.map(told).as_ref() != Some(&text) {
                 events.push(Event::Step { node: Some(member.name.clone()), text });
             }
         }
         let said = sentence(cluster);
+        if old.is_none() && cluster.primary.is_none() {
+            continue;
+        }
         if old.map(sentence).as_ref() != Some(&said) {
             events.push(Event::herd(said));
         }
@@ -197,6 +202,10 @@ mod tests {
         let before = status();
         assert_eq!(changes(Some(&before), &before), []);
         assert_eq!(changes(None, &before).len(), 4, "three nodes and the cluster");
+        let mut beginning = status();
+        beginning.clusters[0].primary = None;
+        beginning.clusters[0].members[1].state = State::Unreachable;
+        assert_eq!(changes(None, &beginning).len(), 2, "what has not begun is no news");
         let mut after = status();
         after.clusters[0].members[1].state = State::Cloning;
         after.clusters[0].members[1].reason = "cloning 42 %".to_owned();

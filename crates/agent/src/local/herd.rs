@@ -72,14 +72,20 @@ pub(super) async fn must_have_postgres(spec: &HerdSpec) -> Result<(), LocalError
     Ok(())
 }
 
-/// The same herd with every node on this machine, at the ports it has here. A node without ports keeps what
-/// its file says: it is not of this herd, and the agents will say so.
+/// The same herd with every node on this machine, at the ports it has here, and open to clients of this
+/// machine as its own hosts would be to theirs. A node without ports keeps what its file says: it is not of
+/// this herd, and the agents will say so.
 pub(super) fn mapped(mut spec: HerdSpec, ports: &Ports) -> HerdSpec {
     for node in spec.clusters.iter_mut().flat_map(|cluster| &mut cluster.nodes) {
         if let Some(ports) = ports.nodes.get(&node.name) {
             HOST.clone_into(&mut node.host);
             (node.port, node.api_port) = (ports.postgres, ports.api);
         }
+    }
+    for cluster in &mut spec.clusters {
+        let lacking = HBA.iter().filter(|line| !cluster.postgres.hba.iter().any(|present| present == *line));
+        let lacking: Vec<String> = lacking.map(|line| (*line).to_owned()).collect();
+        cluster.postgres.hba.extend(lacking);
     }
     for witness in &mut spec.witnesses {
         if let Some(ports) = ports.nodes.get(&witness.name) {
@@ -118,8 +124,11 @@ mod tests {
         assert!(names_other_hosts(&spec));
         let nodes: Vec<NodeName> = spec.agents().map(|(name, _, _)| name.clone()).collect();
         let (ports, _claim) = Ports::choose(&nodes).unwrap();
+        spec.clusters[0].postgres.hba = vec!["host all all 192.168.122.0/24 scram-sha-256".to_owned()];
         let mut mapped = mapped(spec.clone(), &ports);
         assert!(!names_other_hosts(&mapped));
+        assert_eq!(super::mapped(mapped.clone(), &ports), mapped, "once is enough");
+        assert_eq!(mapped.clusters[0].postgres.hba.split_off(1), HBA, "clients are on this machine, too");
         for (mapped, node) in mapped.clusters[0].nodes.iter_mut().zip(&spec.clusters[0].nodes) {
             assert_eq!(mapped.api_port, mapped.port + 1);
             (mapped.host, mapped.port, mapped.api_port) = (node.host.clone(), node.port, node.api_port);

@@ -149,7 +149,8 @@ pub(super) fn postgres_stands_in(data_dir: &Path) -> bool {
 /// Signals the postmaster, which passes it on; a kill, and whatever has no postmaster, goes to all.
 pub(super) fn signal_postgres_in(data_dir: &Path, signal: Signal) {
     let family = postgres_in(data_dir);
-    let pid_file = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
+    let pid_file =
+        fs::read_to_string(data_dir.join(pgherd_postgres::instance::POSTMASTER_PID)).unwrap_or_default();
     let postmaster = pid_file.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
     let chosen = match postmaster.filter(|pid| family.contains(pid)) {
         Some(postmaster) if signal != Signal::KILL => vec![postmaster],

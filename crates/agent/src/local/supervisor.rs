@@ -99,11 +99,18 @@ impl Supervisor {
 
     /// Brings the herd up and keeps it up until it is asked to stop; then stops it in order.
     pub async fn run(self) -> Result<(), LocalError> {
-        let outcome = self.keep_up().await;
-        self.board.tell(match &outcome {
-            Ok(()) => Event::Stopped,
-            Err(error) => Event::Failed { message: error.to_string(), hint: error.hint() },
+        let prepared = Account::to_change_to().and_then(|account| {
+            self.home.make(account.as_ref())?;
+            Ok((account, control::listen(&self.home)?))
         });
+        let (account, listener) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return self.ended(Err(error)),
+        };
+        let server = control::Server::start(listener, self.board.clone());
+        let outcome = self.keep_up(account).await;
+        let outcome = self.ended(outcome);
+        server.finish().await;
         outcome
     }
 
@@ -111,6 +118,10 @@ impl Supervisor {
     /// runs are started first: only they know how to stop it.
     pub async fn stop(self) -> Result<(), LocalError> {
         let outcome = self.stop_what_runs().await;
+        self.ended(outcome)
+    }
+
+    fn ended(&self, outcome: Result<(), LocalError>) -> Result<(), LocalError> {
         self.board.tell(match &outcome {
             Ok(()) => Event::Stopped,
             Err(error) => Event::Failed { message: error.to_string(), hint: error.hint() },
@@ -118,18 +129,8 @@ impl Supervisor {
         outcome
     }
 
-    async fn keep_up(&self) -> Result<(), LocalError> {
-        let account = Account::to_change_to()?;
-        self.home.make(account.as_ref())?;
-        let serving = tokio::spawn(control::serve(control::listen(&self.home)?, self.board.clone()));
-        let settled = self.settle(account).await;
-        let Settled { agents, nodes, _claim } = match settled {
-            Ok(settled) => settled,
-            Err(error) => {
-                serving.abort();
-                return Err(error);
-            }
-        };
+    async fn keep_up(&self, account: Option<Account>) -> Result<(), LocalError> {
+        let Settled { agents, nodes, _claim } = self.settle(account).await?;
         program::remove_unused(&self.home, &agents.program);
 
         let registry = Registry::default();
@@ -159,9 +160,7 @@ impl Supervisor {
         for node in &nodes {
             forget(&self.home.pid_file(node));
         }
-        stopped?;
-        drop(serving);
-        Ok(())
+        stopped
     }
 
     async fn stop_what_runs(&self) -> Result<(), LocalError> {

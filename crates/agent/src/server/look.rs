@@ -125,13 +125,15 @@ impl Inner {
     }
 
     async fn standby(&self, view: &View) -> Postgres {
-        let streaming = view.receiver.as_ref().filter(|receiver| receiver.status.as_deref() == Some("streaming"));
+        let streaming =
+            view.receiver.as_ref().filter(|receiver| receiver.status.as_deref() == Some("streaming"));
         if let Some(timeline) = streaming.and_then(|receiver| receiver.timeline) {
             self.begins(timeline).await;
             self.known().streamed = Some(timeline);
         }
         self.known().replayed = view.replay_lsn;
-        let receiving = view.receiver.as_ref().is_some_and(|receiver| receiver.status.as_deref() == Some("streaming"));
+        let receiving =
+            view.receiver.as_ref().is_some_and(|receiver| receiver.status.as_deref() == Some("streaming"));
         let copy = if receiving {
             Some(Copy {
                 system: Some(view.system_id),

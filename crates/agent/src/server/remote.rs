@@ -21,7 +21,13 @@ impl Remote {
     }
 
     /// A trivial command on the standing session, or on a new one.
-    pub(crate) async fn probe(&self, node: &NodeName, host: &str, port: u16, within: Duration) -> Result<Probe> {
+    pub(crate) async fn probe(
+        &self,
+        node: &NodeName,
+        host: &str,
+        port: u16,
+        within: Duration,
+    ) -> Result<Probe> {
         let place = (host.to_owned(), port);
         let mut monitors = self.monitors.lock().await;
         if monitors.get(node).is_none_or(|(at, _)| *at != place) {

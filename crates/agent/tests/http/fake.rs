@@ -187,6 +187,7 @@ impl Backend for Fake {
         self.note(format!("{from}: report"));
         let slow_ms = self.slow_ms.load(Ordering::Relaxed);
         if slow_ms > 0 {
+            // sleep: a backend that is slow on purpose.
             tokio::time::sleep(Duration::from_millis(slow_ms)).await;
         }
         Ok(body)

@@ -52,6 +52,7 @@ async fn half_open_connections_do_not_cut_off_the_herd() {
     let deadline = Instant::now() + Duration::from_secs(15);
     while let Err(error) = newcomer.status().await {
         assert!(Instant::now() < deadline, "no way in after the handshake deadline: {error:?}");
+        // sleep: between two attempts.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -155,6 +156,7 @@ fn child_without_descriptors() {
         // One for the client's side. Its counterpart finds none.
         hoard.pop();
         let waiting = tokio::spawn(async move { client.status().await });
+        // sleep: the accept must be seen to fail for a while.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(std::fs::File::open("/dev/null").is_err(), "a descriptor is left, so nothing was tried");
         assert!(!waiting.is_finished(), "it was served without a descriptor");

@@ -38,6 +38,7 @@ impl Wire {
                 count.fetch_add(1, Ordering::SeqCst);
                 let mut is_cut = is_cut.clone();
                 tokio::spawn(async move {
+                    // sleep: the delay of the wire.
                     tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                     drop(is_cut.wait_for(|cut| !cut).await);
                     let mut far = TcpStream::connect(target).await.unwrap();

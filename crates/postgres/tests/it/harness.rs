@@ -346,6 +346,7 @@ pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<
             return found;
         }
         assert!(began.elapsed() < SOON, "not within {SOON:?}: {what}");
+        // sleep: between two looks.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -57,6 +57,7 @@ story! {
         assert!(sealed.alive);
         // Also when replay goes on, and asks for WAL again.
         resume_replay(&nodes[1].session().await, SOON).await.unwrap();
+        // sleep: time in which a broken seal would let more in.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(end_of_wal(nodes[1].instance(), None).unwrap().lsn, sealed.end.lsn);
     }
