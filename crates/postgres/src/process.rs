@@ -39,6 +39,8 @@ const START_POLL: Duration = Duration::from_millis(2);
 const GONE_POLL: Duration = Duration::from_millis(2);
 /// After a SIGQUIT PostgreSQL's own patience with its children is 5 s; ours is shorter.
 const IMMEDIATE_STOP: Duration = Duration::from_secs(1);
+/// For the log collector, when all others are gone.
+const LAST_LINES: Duration = Duration::from_millis(100);
 /// The startup log is cut before a start when it is longer.
 const STARTUP_LOG_MAX_BYTES: u64 = 1 << 20;
 /// Of the logs, how much an error quotes.
@@ -209,7 +211,13 @@ impl Server {
                 return Ok(server);
             }
             if server.postmaster.ended_within(START_POLL).await {
-                return Err(server.failed(prepared.log_from));
+                // Its log collector ends a moment later and still writes down why.
+                let left = ensure_gone(instance, IMMEDIATE_STOP).await;
+                let failed = server.failed(prepared.log_from);
+                return Err(match left {
+                    Ok(_) => failed,
+                    Err(error) => Error::Answer { what: format!("{failed}; {error}") }.into(),
+                });
             }
             if Instant::now() >= until {
                 let log = quote(instance, prepared.log_from);
@@ -345,6 +353,7 @@ impl Server {
 /// How [`ensure_gone`] found things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone {
+    /// Without a log collector, which ends by itself behind all others.
     pub killed: usize,
 }
 
@@ -355,6 +364,7 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
     let shm = PostmasterPid::read(instance)?.and_then(|file| file.shm_id);
     let mut killed = std::collections::BTreeSet::new();
     let mut empty_looks = 0;
+    let mut only_logger_since = None;
     while empty_looks < 2 {
         let seen = proc::of_data_dir(&instance.data_dir)?;
         let late = Instant::now() >= until;
@@ -363,6 +373,14 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
             continue;
         }
         empty_looks = 0;
+        // It has no shared memory and writes nothing but logs, the last lines of all others among them.
+        if seen.iter().all(is_logger) {
+            let since = *only_logger_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < LAST_LINES {
+                tokio::time::sleep(GONE_POLL).await;
+                continue;
+            }
+        }
         if late {
             let state = |process: &proc::Seen| char::from(process.state);
             let left = seen
@@ -383,8 +401,11 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
         for process in seen {
             let Some(held) = Process::open(process.pid)? else { continue };
             let same = proc::look(process.pid).is_some_and(|now| now.command == process.command);
-            if same && held.signal(Signal::KILL)? {
-                killed.insert(process.pid.as_raw_nonzero());
+            let logger = is_logger(&process);
+            if same && (!logger || only_logger_since.is_some()) && held.signal(Signal::KILL)? {
+                if !logger {
+                    killed.insert(process.pid.as_raw_nonzero());
+                }
                 dying.push(held);
             }
         }
@@ -411,6 +432,10 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
         }
         _ => Ok(Gone { killed: killed.len() }),
     }
+}
+
+fn is_logger(process: &proc::Seen) -> bool {
+    process.is_postgres() && process.title().ends_with("logger")
 }
 
 struct Prepared {
