@@ -121,6 +121,7 @@ fn takes(command: &str) -> &'static [&'static str] {
 
 /// What a command line asks for.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in the life of the program")]
 pub(crate) enum Line {
     Run(Cli),
     NotBuilt(String),

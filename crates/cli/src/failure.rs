@@ -200,7 +200,7 @@ impl From<SetupError> for Failure {
     fn from(error: SetupError) -> Failure {
         let hint = error.hint();
         let failure = match error {
-            SetupError::Refused(call) => return call.into(),
+            SetupError::Refused(call) => return (*call).into(),
             // A second herd, or somebody else's files: the rules say no, and nothing was changed.
             SetupError::AlreadyMember { .. }
             | SetupError::SomebodyAnswers { .. }

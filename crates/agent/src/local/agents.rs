@@ -124,7 +124,7 @@ impl Agents {
             {
                 return Ok(Some(running));
             }
-            for pid in process::of_command(&bin_dir, &node_dir, "agent") {
+            for pid in process::of_command(&bin_dir, Some(&node_dir), "agent") {
                 if let Some(running) = Running::open(pid)? {
                     return Ok(Some(running));
                 }
@@ -358,11 +358,10 @@ mod tests {
 
         // A program of ours in a's directory, that nobody noted.
         let placed = agents.home.bin_dir().join("pgherd-x");
-        fs::copy("/bin/bash", &placed).unwrap();
-        let script = agents.home.node_dir(&a).join("agent");
-        fs::write(&script, "while :; do sleep 1; done").unwrap();
+        fs::copy("/usr/bin/tail", &placed).unwrap();
+        fs::write(agents.home.node_dir(&a).join("agent"), "").unwrap();
         let mut ours = std::process::Command::new(&placed)
-            .arg("agent")
+            .args(["agent", "-f"])
             .current_dir(agents.home.node_dir(&a))
             .spawn()
             .unwrap();

@@ -117,11 +117,12 @@ fn all_pids() -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Processes whose program lies in `bin_dir`, that stand in `dir`, and were started as `command`.
-pub(super) fn of_command(bin_dir: &Path, dir: &Path, command: &str) -> Vec<i32> {
+/// Processes whose program lies in `bin_dir`, that were started as `command`, and that stand in `dir` if one is
+/// named.
+pub(super) fn of_command(bin_dir: &Path, dir: Option<&Path>, command: &str) -> Vec<i32> {
     let ours = |pid: &i32| {
         program(*pid).is_some_and(|program| program.starts_with(bin_dir))
-            && stands_in(*pid, dir)
+            && dir.is_none_or(|dir| stands_in(*pid, dir))
             && arguments(*pid).get(1).is_some_and(|argument| argument == command)
     };
     all_pids().into_iter().filter(ours).collect()
@@ -203,17 +204,17 @@ mod tests {
         let pid = child.id().cast_signed();
         // The kernel lets the parent go on a moment before the child's arguments can be read.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while of_command(&bin, dir.path(), "60") != [pid] {
+        while of_command(&bin, Some(dir.path()), "60") != [pid] {
             assert!(std::time::Instant::now() < deadline, "{:?}", arguments(pid));
         }
-        assert!(of_command(&bin, dir.path(), "61").is_empty());
-        assert!(of_command(&bin, &bin, "60").is_empty());
+        assert!(of_command(&bin, Some(dir.path()), "61").is_empty());
+        assert!(of_command(&bin, Some(&bin), "60").is_empty());
         fs::remove_file(bin.join("pgherd-x")).unwrap();
-        assert_eq!(of_command(&bin, dir.path(), "60"), [pid], "an upgrade removed its program");
+        assert_eq!(of_command(&bin, Some(dir.path()), "60"), [pid], "an upgrade removed its program");
         assert!(!programs_in_use(&bin).is_empty());
         assert!(!postgres_stands_in(dir.path()));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(of_command(&bin, dir.path(), "60").is_empty());
+        assert!(of_command(&bin, Some(dir.path()), "60").is_empty());
     }
 }

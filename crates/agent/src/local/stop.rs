@@ -4,11 +4,12 @@
 //! its last WAL. Only then the standbys, and when no PostgreSQL is left the agents, all at once: an agent
 //! that went earlier would look to the others like a failure to act on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_api::Client;
+use pgherd_api::status::State;
 use pgherd_core::types::NodeName;
 use rustix::process::Signal;
 
@@ -27,6 +28,10 @@ const ORPHAN_STEPS: [(Signal, Duration); 3] = [
     (Signal::QUIT, Duration::from_secs(5)),
     (Signal::KILL, Duration::from_secs(10)),
 ];
+/// For an agent to see what has happened to its PostgreSQL.
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
+/// For fences to see that nobody needs them any more.
+const FENCES_WITHIN: Duration = Duration::from_secs(3);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -40,7 +45,11 @@ pub(super) struct Target {
     pub(super) agent: Option<Arc<Running>>,
 }
 
-pub(super) async fn in_order(targets: &[Target], tell: &impl Fn(Event)) -> Result<(), LocalError> {
+pub(super) async fn in_order(
+    targets: &[Target],
+    bin_dir: &Path,
+    tell: &impl Fn(Event),
+) -> Result<(), LocalError> {
     let primary = primary_of(targets).await;
     let is_primary = |target: &&Target| primary.as_deref() == Some(target.node.as_str());
     for target in targets.iter().filter(is_primary) {
@@ -55,7 +64,34 @@ pub(super) async fn in_order(targets: &[Target], tell: &impl Fn(Event)) -> Resul
         .filter(|target| process::postgres_stands_in(&target.data_dir))
         .map(|target| target.node.to_string())
         .collect();
-    if left.is_empty() { Ok(()) } else { Err(LocalError::StillRunning { nodes: left }) }
+    if !left.is_empty() {
+        return Err(LocalError::StillRunning { nodes: left });
+    }
+    end_fences(bin_dir).await;
+    Ok(())
+}
+
+/// With every PostgreSQL of the herd gone a fence has nothing left to guard. Most see that themselves; one
+/// that was left armed would wait for agents to tell, which are gone too.
+async fn end_fences(bin_dir: &Path) {
+    let gone = async {
+        while !process::of_command(bin_dir, None, "fence").is_empty() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    if tokio::time::timeout(FENCES_WITHIN, gone).await.is_ok() {
+        return;
+    }
+    for pid in process::of_command(bin_dir, None, "fence") {
+        match Running::open(pid) {
+            Ok(Some(fence)) if fence.runs_program_in(bin_dir) => {
+                tracing::info!(pid, "ends a fence that nobody needs any more");
+                fence.signal(Signal::KILL);
+                fence.ended_within(AGENT_WITHIN).await;
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The primary, as the first agent that answers knows it.
@@ -81,15 +117,26 @@ async fn stop_postgres(target: &Target, within: Duration, tell: &impl Fn(Event))
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
-    match tokio::time::timeout(within, gone).await {
-        Ok(()) => tell(Event::step(&target.node, "PostgreSQL is stopped")),
-        Err(_) => {
-            tell(Event::trouble(
-                &target.node,
-                format!("PostgreSQL has not stopped in {} s", within.as_secs()),
-            ));
-        }
+    if tokio::time::timeout(within, gone).await.is_err() {
+        return tell(Event::trouble(
+            &target.node,
+            format!("PostgreSQL has not stopped in {} s", within.as_secs()),
+        ));
     }
+    // An agent that has seen it itself has let its fence go; one that was ended before has not.
+    let seen = async {
+        while !says_stopped(target).await {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let _in_time = tokio::time::timeout(SEEN_WITHIN, seen).await;
+    tell(Event::step(&target.node, "PostgreSQL is stopped"));
+}
+
+async fn says_stopped(target: &Target) -> bool {
+    let Ok(status) = target.client.within(ANSWER_WITHIN).status().await else { return false };
+    let mut members = status.clusters.iter().flat_map(|cluster| &cluster.members);
+    members.any(|member| member.name == target.node.as_str() && member.state == State::Stopped)
 }
 
 async fn end_agent(target: &Target, tell: &impl Fn(Event)) {

@@ -156,7 +156,7 @@ impl Supervisor {
         self.board.tell(Event::Stopping);
         tasks.shutdown().await;
         let targets = targets(&agents, &registry)?;
-        let stopped = stop::in_order(&targets, &|event| self.board.tell(event)).await;
+        let stopped = stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await;
         for node in &nodes {
             forget(&self.home.pid_file(node));
         }
@@ -188,7 +188,7 @@ impl Supervisor {
         }
         self.wait_for_sockets(&agents, &registry).await;
         let targets = targets(&agents, &registry)?;
-        stop::in_order(&targets, &|event| self.board.tell(event)).await?;
+        stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await?;
         for node in &nodes {
             forget(&self.home.pid_file(node));
         }

@@ -1,0 +1,218 @@
+//! Herds on this machine, from the first `up` to the last `down`. Those that need root say so in their names.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::herd::{Herd, is_root, kill, owner, wait_for};
+
+/// The promise of the README: healthy in under a minute.
+const HEALTHY_WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn as_root_a_herd_survives_its_primary_and_loses_nothing() {
+    assert!(is_root(), "this test needs root");
+    let herd = Herd::new();
+    let begun = Instant::now();
+    let said = herd.up();
+    assert!(begun.elapsed() < HEALTHY_WITHIN, "{:?}", begun.elapsed());
+    assert!(said.contains("pgherd psql") && said.contains("passfile="), "how to connect: {said}");
+    let status = herd.wait_whole();
+    assert_eq!(status["herd"], "local");
+    assert_eq!(status["clusters"][0]["primary"], "a");
+    assert_eq!(
+        status["clusters"][0]["durability"],
+        json!(
+            {"mode": "quorum", "needed": 1, "voters": ["b", "c"], "degraded": false}
+        )
+    );
+
+    // PostgreSQL and agents are not root's, and passwords are nobody else's.
+    assert_ne!(owner(&herd.dir.join("a/data")), 0);
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(herd.dir.join("pgpass")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    let password = std::fs::read_to_string(herd.dir.join("pgpass")).unwrap();
+    let password = password.trim().rsplit(':').next().unwrap();
+    for process in herd.processes() {
+        let arguments = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&arguments).contains(password), "{process:?}");
+    }
+
+    herd.sql("create table kept (n int primary key)").unwrap();
+    herd.sql("insert into kept values (1)").unwrap();
+    kill(herd.postmaster("a").unwrap(), Signal::KILL).unwrap();
+    let successor = wait_for("another primary", || match herd.primary()? {
+        primary if primary == "a" => Err("still a".to_owned()),
+        primary => Ok(primary),
+    });
+    wait_for("writes", || herd.sql("insert into kept values (2) on conflict do nothing"));
+    assert_eq!(herd.sql("select string_agg(n::text, ',' order by n) from kept").unwrap(), "1,2");
+    herd.wait_whole();
+
+    let history = herd.run(&["history"]);
+    assert!(history.contains(&format!("{successor} is primary on timeline")), "{history}");
+    let explained = herd.run(&["explain"]);
+    assert!(explained.contains(&format!("streams from {successor}")), "{explained}");
+    wait_for("all checks to pass", || {
+        let check = herd.output(&["check"]);
+        if check.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&check.stdout).into_owned()) }
+    });
+
+    // Refused as long as a is about to count again and does not yet.
+    wait_for("the switchover", || {
+        let output = herd.output(&["switchover", "--to", "a", "--yes"]);
+        match output.status.code() {
+            Some(0) => Ok(()),
+            Some(3) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            other => panic!("{other:?}: {}", String::from_utf8_lossy(&output.stderr)),
+        }
+    });
+    wait_for("a to be primary again", || match herd.primary()? {
+        primary if primary == "a" => Ok(()),
+        other => Err(other),
+    });
+    wait_for("writes after the switchover", || {
+        herd.sql("insert into kept values (3) on conflict do nothing")
+    });
+    herd.wait_whole();
+
+    herd.run(&["down"]);
+    herd.wait_gone();
+    herd.up();
+    assert_eq!(herd.sql("select count(*) from kept").unwrap(), "3");
+    herd.run(&["down"]);
+    herd.wait_gone();
+}
+
+#[test]
+fn as_root_nothing_depends_on_the_supervisor() {
+    assert!(is_root(), "this test needs root");
+    let herd = Herd::new();
+    // Two at the same moment make one herd.
+    let another =
+        herd.command(&["up", "--detach"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    herd.up();
+    let another = another.wait_with_output().unwrap();
+    assert!(another.status.success(), "{}", String::from_utf8_lossy(&another.stderr));
+    assert_eq!(herd.processes().iter().filter(|process| process.command == "up").count(), 1);
+    herd.wait_whole();
+
+    let supervisor = herd.supervisor().unwrap();
+    let agents = || ["a", "b", "c"].map(|node| herd.agent(node).unwrap());
+    let (before, postmaster) = (agents(), herd.postmaster("a").unwrap());
+    kill(supervisor, Signal::KILL).unwrap();
+    wait_for("the supervisor to be gone", || match herd.supervisor() {
+        Err(_) => Ok(()),
+        Ok(pid) => Err(pid.to_string()),
+    });
+    herd.sql("create table kept (n int)").unwrap();
+    herd.up();
+    assert_ne!(herd.supervisor().unwrap(), supervisor);
+    assert_eq!(agents(), before, "taken over, not started again");
+
+    // A dead agent is started again, and takes over its PostgreSQL.
+    let dead = herd.agent("a").unwrap();
+    kill(dead, Signal::KILL).unwrap();
+    wait_for("another agent of a", || match herd.agent("a")? {
+        pid if pid == dead => Err("not gone yet".to_owned()),
+        pid => Ok(pid),
+    });
+    herd.wait_whole();
+    assert_eq!(herd.postmaster("a").unwrap(), postmaster, "PostgreSQL went on");
+    assert_eq!(herd.primary().unwrap(), "a");
+
+    // Without a supervisor, and with an agent gone beside it, `down` does the planned stop itself.
+    kill(herd.supervisor().unwrap(), Signal::KILL).unwrap();
+    kill(herd.agent("c").unwrap(), Signal::KILL).unwrap();
+    herd.run(&["down"]);
+    herd.wait_gone();
+    for node in ["a", "b", "c"] {
+        let state = std::process::Command::new("/usr/lib/postgresql/15/bin/pg_controldata")
+            .arg(herd.dir.join(node).join("data"))
+            .output()
+            .unwrap();
+        let state = String::from_utf8(state.stdout).unwrap();
+        let state = state.lines().find(|line| line.starts_with("Database cluster state")).unwrap();
+        assert!(state.ends_with("shut down") || state.ends_with("shut down in recovery"), "{node}: {state}");
+    }
+
+    // What is not ours is not removed, and then neither is anything else.
+    std::fs::write(herd.dir.join("diary.txt"), "dear diary").unwrap();
+    let refused = herd.output(&["down", "--delete", "--yes"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(herd.dir.join("a/data/PG_VERSION").exists());
+    std::fs::remove_file(herd.dir.join("diary.txt")).unwrap();
+    let unasked = herd.output(&["down", "--delete"]);
+    assert_eq!(unasked.status.code(), Some(2), "nobody can be asked here");
+    herd.run(&["down", "--delete", "--yes"]);
+    assert!(!herd.dir.exists());
+}
+
+/// Root becomes postgres for this one; everybody else stays who they are.
+#[test]
+fn an_ordinary_user_has_a_herd_too_from_a_file_made_for_other_hosts() {
+    let herd = Herd::of_an_ordinary_user();
+    let file = herd.dir.parent().unwrap().join("shop.toml");
+    let text = |needed: &str| {
+        format!(
+            "name = \"shop\"\n[postgres]\nversion = 15\nparameters = {{ work_mem = \"{needed}\" }}\n\
+             [[witness]]\nname = \"w\"\nhost = \"192.0.2.40\"\n[[cluster]]\nname = \"main\"\n\
+             [[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n[[cluster.node]]\nname = \"b\"\nhost = \"192.0.2.2\"\n\
+             [[cluster.database]]\nname = \"orders\"\nowner = \"clerk\"\n"
+        )
+    };
+    std::fs::write(&file, text("4MB")).unwrap();
+    let up = ["up", "--detach", "--herd", file.to_str().unwrap()];
+    let said = herd.output(&up);
+    let told = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.success(), "{told}");
+    assert!(told.contains("127.0.0.1"), "it says where the hosts are: {told}");
+    herd.wait_whole();
+    let who = wait_for("clients", || herd.sql("select current_user || ' in ' || current_database()"));
+    assert_eq!(who, "clerk in orders");
+    let owners: Vec<u32> = ["a/data", "pgpass"].iter().map(|path| owner(&herd.dir.join(path))).collect();
+    assert!(owners.iter().all(|owner| *owner == owner_of_base(&herd)), "{owners:?}");
+
+    // The store rules: another file is told of and not followed, until it is applied.
+    std::fs::write(&file, text("8MB")).unwrap();
+    herd.run(&["down"]);
+    herd.wait_gone();
+    let told = String::from_utf8_lossy(&herd.output(&up).stderr).into_owned();
+    assert!(told.contains("differs from what the herd follows"), "{told}");
+    herd.wait_whole();
+    assert_eq!(herd.sql("show work_mem").unwrap(), "4MB");
+    herd.run(&["apply", "--herd", file.to_str().unwrap()]);
+    wait_for("the parameter", || match herd.sql("show work_mem")? {
+        value if value == "8MB" => Ok(()),
+        other => Err(other),
+    });
+    herd.run(&["down", "--delete", "--yes"]);
+    herd.wait_gone();
+    assert!(!herd.dir.exists());
+}
+
+fn owner_of_base(herd: &Herd) -> u32 {
+    owner(herd.dir.parent().unwrap())
+}
+
+#[test]
+fn a_missing_postgresql_is_told_with_the_way_to_get_it() {
+    let herd = Herd::new();
+    let file = herd.dir.parent().unwrap().join("herd.toml");
+    let text = "name = \"shop\"\n[postgres]\nversion = 14\n[[cluster]]\nname = \"main\"\ndurability = \"async\"\n\
+                [[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n";
+    std::fs::write(&file, text).unwrap();
+    if std::path::Path::new("/usr/lib/postgresql/14/bin/initdb").exists() {
+        std::fs::write(&file, text.replace("version = 14", "bin_dir = \"/nonexistent\"")).unwrap();
+    }
+    let refused = herd.output(&["up", "--herd", file.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("hint: "), "{told}");
+    assert!(herd.processes().is_empty());
+    assert!(!herd.dir.join("ports.json").exists(), "nothing was begun");
+}
