@@ -306,8 +306,9 @@ impl World {
         }
         let number = server.next_number(own);
         let from = server.end();
-        let promoting = self.nodes[node].agent.local.durable.promoting;
-        let term = promoting.filter(|(_, asked)| *asked == number).map(|(term, _)| term);
+        // The node that won this number is the only one that has adopted it before anything was written on it,
+        // so a person who promotes just that node onto it does what the agent was about to do.
+        let term = self.nodes[node].agent.local.durable.adopted.get(&number).copied();
         let hand = self.wal.promote(from, number, term, node);
         let server = &mut self.nodes[node].postgres;
         server.hand = hand;

@@ -36,6 +36,7 @@ use crate::http::backend::{Answer, Backend};
 use crate::http::health::HealthView;
 use crate::identity::Identity;
 use crate::main_loop::{Event, Picture};
+use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::pki::OperatorName;
 use crate::view;
@@ -43,14 +44,13 @@ use crate::view;
 mod changes;
 mod joining;
 mod logs;
+mod shown;
 mod specification;
 
 /// A question to the store or the loop that takes longer has failed.
 const WITHIN: Duration = Duration::from_secs(5);
 /// The loop answers at its next turn; one that does not is stuck.
 const PICTURE_WITHIN: Duration = Duration::from_secs(2);
-/// How old the picture behind the health paths may be.
-const HEALTH_EVERY: Duration = Duration::from_millis(200);
 
 pub(crate) struct AgentBackend {
     pub(crate) raft: RaftStore,
@@ -63,6 +63,10 @@ pub(crate) struct AgentBackend {
     /// PEM, of the herd's authority.
     pub(crate) authorities: String,
     pub(crate) health: ArcSwapOption<HealthView>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) routes: watch::Sender<Option<view::Routes>>,
+    /// When this node's own certificate ends.
+    pub(crate) certificate_expires: jiff::Timestamp,
     pub(crate) changes: Mutex<BTreeMap<String, Change>>,
     /// Known once the specification has been read; a witness has none.
     pub(crate) instance: std::sync::OnceLock<pgherd_postgres::Instance>,
@@ -82,19 +86,8 @@ impl AgentBackend {
     }
 
     fn sight<'a>(&self, picture: &'a Picture, store: &'a pgherd_dcs::Health) -> view::Sight<'a> {
-        let certificate_expires = None;
+        let certificate_expires = Some(self.certificate_expires);
         view::Sight { picture, store, certificate_expires, now: jiff::Timestamp::now() }
-    }
-
-    /// Keeps the health paths' picture fresh, for ever.
-    pub(crate) async fn refresh_health(self: Arc<Self>) {
-        loop {
-            if let Ok(picture) = self.picture().await {
-                let store = self.raft.health().borrow().clone();
-                self.health.store(Some(Arc::new(view::health(&self.sight(&picture, &store)))));
-            }
-            tokio::time::sleep(HEALTH_EVERY).await;
-        }
     }
 
     /// The cluster that is meant: the only one, or the one that is named.
@@ -188,8 +181,7 @@ impl Backend for AgentBackend {
     }
 
     async fn routing(&self) -> Answer<BoxStream<'static, RoutingTable>> {
-        // No proxy reads it in this version, and a table without its proof must not be served.
-        Err(Error::new(Code::RouteUnknown, "routing tables are served from the version on that has the proxy"))
+        Ok(self.stream_routes())
     }
 
     async fn token_create(&self, operator: &OperatorName, request: TokenRequest) -> Answer<Token> {
@@ -204,7 +196,11 @@ impl Backend for AgentBackend {
         self.renew_certificate(node, request).await
     }
 
-    async fn operator_add(&self, operator: &OperatorName, request: OperatorRequest) -> Answer<OperatorAnswer> {
+    async fn operator_add(
+        &self,
+        operator: &OperatorName,
+        request: OperatorRequest,
+    ) -> Answer<OperatorAnswer> {
         self.add_operator(operator, request).await
     }
 

@@ -23,13 +23,13 @@ use crate::agreed::{self, AgreedError, Secrets, StoredSpec};
 use crate::backend::AgentBackend;
 use crate::durable::{DurableError, DurableFile, write_synced};
 use crate::execute::{Executor, Workshop};
-use crate::guard::Guard;
 use crate::files::agent::AgentFile;
+use crate::guard::Guard;
 use crate::identity::{Identity, IdentityError};
 use crate::main_loop::{self, Assigned, Event, MainLoop, Wiring};
+use crate::metrics::Metrics;
 use crate::mind::{Deeds, Mind};
 use crate::peers::Peers;
-use crate::metrics::Metrics;
 use crate::pki::{Credentials, CredentialsError, Paths, ServerTls};
 use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
@@ -92,8 +92,11 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
     let tls = Arc::new(ServerTls::new(&credentials)?);
     let metrics = Arc::new(Metrics::new(identity.herd.as_str(), None, identity.node.as_str()));
     let authority = Paths::of(&dirs.pki()).authority;
-    let authorities = fs::read_to_string(&authority)
-        .map_err(|source| DaemonError::Io { doing: "read", path: authority, source })?;
+    let authorities = fs::read_to_string(&authority).map_err(|source| DaemonError::Io {
+        doing: "read",
+        path: authority,
+        source,
+    })?;
     let backend = Arc::new(AgentBackend {
         raft: raft.clone(),
         store: store.clone(),
@@ -104,12 +107,15 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
         state_dir: state_dir.clone(),
         authorities: authorities.clone(),
         health: Default::default(),
+        metrics: Arc::clone(&metrics),
+        routes: watch::channel(None).0,
+        certificate_expires: credentials.expires(),
         changes: Default::default(),
         instance: Default::default(),
     });
     let listening =
         wire::serve(&file, tls, Arc::clone(&backend), metrics).await.map_err(DaemonError::Listen)?;
-    let refreshing = tokio::spawn(Arc::clone(&backend).refresh_health());
+    let refreshing = tokio::spawn(Arc::clone(&backend).keep_shown());
 
     tokio::pin!(stop);
     let outcome = tokio::select! {
@@ -140,7 +146,20 @@ struct Work {
 }
 
 async fn work(work: Work) -> Result<(), DaemonError> {
-    let Work { file, identity, credentials, authorities, backend, raft, store, peers, sender, events, gossip, own_gossip } = work;
+    let Work {
+        file,
+        identity,
+        credentials,
+        authorities,
+        backend,
+        raft,
+        store,
+        peers,
+        sender,
+        events,
+        gossip,
+        own_gossip,
+    } = work;
     let mut view = store.watch();
     let (stored, secrets) = first_content(&mut view).await?;
     let me = identity.node.clone();
@@ -217,7 +236,13 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         tokio::spawn(main_loop.run()),
         tokio::spawn(follow_store(view, spec_sender, file.state_dir.clone(), sender.clone())),
         tokio::spawn(peers.gossip(spec.clone(), own_gossip, sender.clone())),
-        tokio::spawn(duties::confirm(store.clone(), cluster.clone(), duties.clone(), spec.clone(), sender.clone())),
+        tokio::spawn(duties::confirm(
+            store.clone(),
+            cluster.clone(),
+            duties.clone(),
+            spec.clone(),
+            sender.clone(),
+        )),
         tokio::spawn(tend_store(raft, store, cluster, me, order)),
     ];
     let mut tasks = Vec::from(tasks);
@@ -368,7 +393,8 @@ fn remembered_spec(state_dir: &Path) -> Option<HerdSpec> {
 
 fn remember_spec(state_dir: &Path, spec: &HerdSpec) {
     let path = state_dir.join("spec.json");
-    let written = serde_json::to_vec(spec).map_err(io::Error::other).and_then(|text| write_synced(&path, &text, 0o600));
+    let written =
+        serde_json::to_vec(spec).map_err(io::Error::other).and_then(|text| write_synced(&path, &text, 0o600));
     if let Err(error) = written {
         tracing::warn!(%error, path = %path.display(), "cannot keep the specification for the next start");
     }

@@ -42,6 +42,7 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         Proposal::Found { .. }
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }
+        | Proposal::Unvote { .. }
         | Proposal::ProposeRule { .. } => return None,
     })
 }

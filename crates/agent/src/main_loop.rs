@@ -229,7 +229,7 @@ impl MainLoop {
         match agreed::record(snapshot, &self.mind.cluster) {
             Ok(record) => self.mind.record = Some(record),
             Err(error) => {
-                tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it")
+                tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it");
             }
         }
         match agreed::value::<agreed::StoredSpec>(snapshot, agreed::SPEC) {
@@ -239,7 +239,7 @@ impl MainLoop {
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot read the specification; the one before stays in force")
+                tracing::error!(%error, "cannot read the specification; the one before stays in force");
             }
         }
     }

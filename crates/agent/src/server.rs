@@ -274,7 +274,7 @@ impl Server {
                 match inner.configure_running().await {
                     Ok(()) => configured = Some(wanted),
                     Err(error) => {
-                        tracing::warn!(%error, "cannot bring PostgreSQL's configuration up to date")
+                        tracing::warn!(%error, "cannot bring PostgreSQL's configuration up to date");
                     }
                 }
             }

@@ -119,11 +119,17 @@ impl<'a> Sight<'a> {
         says.flush_lsn.filter(|_| says.running == Is::Primary)
     }
 
-    /// Clients may use the primary. Of one that is not heard the record's word counts: a dead agent does not
-    /// shut clients out.
+    /// Clients may use the primary. The holder knows it of itself. For the others the record's word counts,
+    /// which is there sooner than the next report, and which a dead agent does not take back: it shuts no
+    /// client out.
     fn gate_open(&self) -> bool {
         let Some(reign) = self.reign().filter(|reign| reign.gate_opened) else { return false };
-        self.seen(&reign.holder.node).says.is_none_or(|says| says.show.gate_open)
+        let holder = self.seen(&reign.holder.node);
+        match holder.says {
+            Some(says) if holder.name == self.me() => says.show.gate_open,
+            Some(says) => says.running != Is::Nothing,
+            None => true,
+        }
     }
 
     /// The rule that PostgreSQL's list expresses.

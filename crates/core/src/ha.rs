@@ -116,7 +116,7 @@ impl Decision {
 pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Decision {
     memory.started.get_or_insert(now);
     let Some(record) = seen.store.record else {
-        return lease::without_record(memory, now, seen);
+        return lease::hold(memory, now, seen, Reason::StoreNeverRead {});
     };
     remember(memory, now, record);
     lease::remember(memory, seen, record);
@@ -130,7 +130,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
         ending
     } else if seen.local.durable.term > newest {
         // This node's view of the store lags behind what it has itself promised.
-        Decision::new(Goal::Hold, Reason::RecordBehind { term: seen.local.durable.term }, now)
+        lease::hold(memory, now, seen, Reason::RecordBehind { term: seen.local.durable.term })
     } else if seen.local.stopping {
         stopped(memory, now, seen, record, Reason::OperatorStopped {})
     } else if record.election.is_some() {
@@ -139,7 +139,13 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
         bootstrap::decide(now, seen, record)
     } else if record.holder().is_some_and(|holder| holder.node == *seen.me) {
         if !memory.confirmed {
-            return holding(Decision::new(Goal::Hold, Reason::RecordUnconfirmed {}, now), memory, now, seen, record);
+            return holding(
+                Decision::new(Goal::Hold, Reason::RecordUnconfirmed {}, now),
+                memory,
+                now,
+                seen,
+                record,
+            );
         }
         primary::decide(memory, now, seen, record)
     } else {
@@ -172,7 +178,7 @@ fn holding(
     let holds = record.holder().is_some_and(|holder| holder.node == *seen.me);
     if holds && matches!(seen.local.postgres, Postgres::Primary(_)) {
         decision.duties.prove_term = true;
-        decision.duties.fence = Some(record.term);
+        decision.duties.fence = Some(record.term.max(seen.local.durable.term));
         if let Some(stop_at) = lease::stop_at(memory, seen, record) {
             decision = decision.again(now, stop_at.since(now));
         }
@@ -226,7 +232,13 @@ fn without_postgres(memory: &Memory, now: Instant, seen: &Observation<'_>, recor
 
 /// PostgreSQL is to be down here. The holder gives its term back, so that another can lead; and a copy that
 /// is down for good reasons still votes, because it may hold what nobody else who answers does.
-fn stopped(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record, reason: Reason) -> Decision {
+fn stopped(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    reason: Reason,
+) -> Decision {
     let decision = Decision::new(Goal::Stopped, reason.clone(), now);
     let holds = record.election.is_none() && record.holder() == seen.local.durable.member.as_ref();
     match seen.local.postgres {
@@ -234,13 +246,20 @@ fn stopped(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Recor
             let decision = decision
                 .act(Action::SetGate { term: seen.local.durable.term, open: false })
                 .act(Action::StopCleanly);
-            if holds { decision.act(primary::release(seen, record.term, Cause::Stop, false)) } else { decision }
+            if holds {
+                decision.act(primary::release(seen, record.term, Cause::Stop, false))
+            } else {
+                decision
+            }
         }
         Postgres::Starting | Postgres::Standby(_) => decision.act(Action::StopCleanly),
         Postgres::Remains => decision.act(Action::StopNow),
-        Postgres::Stopped(_) if holds => decision.act(primary::release(seen, record.term, Cause::Stop, false)),
+        Postgres::Stopped(_) if holds => {
+            decision.act(primary::release(seen, record.term, Cause::Stop, false))
+        }
         Postgres::Stopped(_) if record.election.is_some() => {
-            let mut vote = Decision { reason, goal: Goal::Stopped, ..voting::decide(memory, now, seen, record) };
+            let mut vote =
+                Decision { reason, goal: Goal::Stopped, ..voting::decide(memory, now, seen, record) };
             vote.actions.retain(|action| matches!(action, Action::Seal { .. } | Action::Vote { .. }));
             vote
         }

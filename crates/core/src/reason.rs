@@ -106,7 +106,10 @@ impl fmt::Display for Reason {
                 write!(f, "has already taken part in term {term}, and waits for news of it from the store")
             }
             RecordUnconfirmed {} => {
-                write!(f, "waits until the store confirms that what it shows since the start is its newest word")
+                write!(
+                    f,
+                    "waits until the store confirms that what it shows since the start is its newest word"
+                )
             }
             Occupied { with } => write!(f, "{}", with.gerund()),
             LookingAtPostgres {} => write!(f, "is looking at its PostgreSQL"),

@@ -338,6 +338,11 @@ pub enum Proposal {
         term: Term,
         vote: Vote,
     },
+    /// A node takes its vote back because the copy it spoke of is gone.
+    Unvote {
+        term: Term,
+        node: NodeName,
+    },
     /// Ends the election. `patient`: no further vote is expected in time.
     Decide {
         term: Term,
@@ -470,6 +475,10 @@ impl Record {
             Proposal::Force { term, to, by } => next.force(*term, to, by)?,
             Proposal::Gone { term, holder } => next.gone(*term, holder)?,
             Proposal::Vote { term, vote } => next.vote(*term, vote)?,
+            Proposal::Unvote { term, node } => {
+                let election = next.election.as_mut().filter(|election| election.term == *term);
+                election.ok_or(Refusal::Stale)?.votes.remove(node).ok_or(Refusal::Stale)?;
+            }
             Proposal::Decide { term, winner, patient } => next.decide(*term, winner, *patient)?,
             Proposal::Promoted { term, begin, at } => next.promoted(*term, *begin, *at)?,
             Proposal::GateOpened { term } => {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is tests, their shared functions too")]
 
+mod herd;
 mod hosts;
 mod net;
 mod plain;

@@ -43,7 +43,10 @@ impl AgentBackend {
             return Err(Error::new(Code::ChangeInProgress, "the primary does not admit clients yet"));
         }
         if to.as_ref() == Some(&reign.holder.node) {
-            return Err(Error::new(Code::TargetNotElectable, format!("{} is the primary", reign.holder.node)));
+            return Err(Error::new(
+                Code::TargetNotElectable,
+                format!("{} is the primary", reign.holder.node),
+            ));
         }
         may_lead(&picture.spec, record, to.as_ref())?;
         let order = Switchover { term: record.term, to: to.clone() };
@@ -76,7 +79,8 @@ impl AgentBackend {
     ) -> Answer<Change> {
         let picture = self.picture().await?;
         let cluster = self.cluster(&picture, request.cluster.as_deref())?;
-        let cancelled = agreed::propose(&self.store, &cluster, &Proposal::Switchover { order: None }, WITHIN).await;
+        let cancelled =
+            agreed::propose(&self.store, &cluster, &Proposal::Switchover { order: None }, WITHIN).await;
         cancelled.map_err(|error| match error {
             agreed::AgreedError::Refused(_) => {
                 Error::new(Code::ChangeUnknown, "no switchover waits, or it has handed over already")
@@ -86,7 +90,9 @@ impl AgentBackend {
         tracing::info!(%operator, "the switchover was cancelled");
         let mut changes = self.changes();
         let running = changes.values_mut().find(|change| {
-            change.kind == ChangeKind::Switchover && change.cluster == cluster.as_str() && !change.state.is_over()
+            change.kind == ChangeKind::Switchover
+                && change.cluster == cluster.as_str()
+                && !change.state.is_over()
         });
         let cancelled = match running {
             Some(change) => {
@@ -189,7 +195,8 @@ impl AgentBackend {
                 ));
                 change.state = ChangeState::Failed;
             }
-        } else if change.kind == ChangeKind::Switchover && record.term == begun && record.switchover.is_none() {
+        } else if change.kind == ChangeKind::Switchover && record.term == begun && record.switchover.is_none()
+        {
             change.state = ChangeState::Cancelled;
         }
         if change.state.is_over() {

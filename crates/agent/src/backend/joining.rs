@@ -9,17 +9,17 @@ use pgherd_api::join::{
 };
 use pgherd_api::peer::Fenced;
 use pgherd_api::{Code, Error};
-use pgherd_core::record::{Cause, Proposal};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::{CommitError, Keys, Transaction};
 
 use super::{AgentBackend, WITHIN, local_view, refused, secrets};
 use crate::agreed::{self, AgreedError, StoredSpec};
+use crate::fence::{self, ReceiveError};
 use crate::http::backend::Answer;
 use crate::peers;
 use crate::pki::{
-    Authority, IssueError, JoinToken, NODE_VALIDITY, NodeSubject, OperatorName, TokenRecord, TokenRefused, Use,
-    key_of_request, verify_fenced,
+    Authority, IssueError, JoinToken, NODE_VALIDITY, NodeSubject, OperatorName, TokenRecord, TokenRefused,
+    Use, key_of_request,
 };
 
 /// Longest life of a join token: long enough to set up a rack, short enough that a forgotten one dies.
@@ -50,8 +50,8 @@ impl AgentBackend {
     /// Admits a node. Every step can be repeated with the same token and key, so that an answer that was lost
     /// costs nothing.
     pub(super) async fn admit(&self, request: JoinRequest) -> Answer<JoinAnswer> {
-        let token = JoinToken::parse(&request.token)
-            .map_err(|error| Error::of(Code::TokenInvalid).because(error))?;
+        let token =
+            JoinToken::parse(&request.token).map_err(|error| Error::of(Code::TokenInvalid).because(error))?;
         if token.herd_id != self.identity.herd_id {
             return Err(Error::of(Code::HerdMismatch));
         }
@@ -123,7 +123,11 @@ impl AgentBackend {
         }
     }
 
-    pub(super) async fn renew_certificate(&self, node: &NodeName, request: RenewRequest) -> Answer<RenewAnswer> {
+    pub(super) async fn renew_certificate(
+        &self,
+        node: &NodeName,
+        request: RenewRequest,
+    ) -> Answer<RenewAnswer> {
         let (spec, _) = self.stored_spec()?;
         let authority = self.authority()?;
         let certificate = issue_node(&authority, &request.csr, node, &request.hosts, &spec)?;
@@ -135,17 +139,19 @@ impl AgentBackend {
         operator: &OperatorName,
         request: OperatorRequest,
     ) -> Answer<OperatorAnswer> {
-        let name: OperatorName = request
-            .name
-            .parse()
-            .map_err(|error: pgherd_core::types::Malformed| Error::of(Code::RequestMalformed).because(error))?;
+        let name: OperatorName = request.name.parse().map_err(|error: pgherd_core::types::Malformed| {
+            Error::of(Code::RequestMalformed).because(error)
+        })?;
         let (spec, _) = self.stored_spec()?;
         let authority = self.authority()?;
         let now = Timestamp::now();
         let valid_for = Duration::from_secs(request.valid_for_s);
-        let certificate =
-            authority.issue_operator(&request.csr, &name, now, valid_for).map_err(|error| not_granted(&error))?;
-        let expires = now + SignedDuration::try_from(valid_for).unwrap_or_default();
+        let certificate = authority
+            .issue_operator(&request.csr, &name, now, valid_for)
+            .map_err(|error| not_granted(&error))?;
+        // Nothing that is issued outlives the authority.
+        let expires = SignedDuration::try_from(valid_for).ok().and_then(|span| now.checked_add(span).ok());
+        let expires = expires.unwrap_or(authority.expires()).min(authority.expires());
         tracing::info!(by = %operator, %name, %expires, "made an operator's certificate");
         let urls = spec.agents().map(|(_, host, port)| format!("https://{}", peers::address(host, port)));
         Ok(OperatorAnswer {
@@ -161,34 +167,15 @@ impl AgentBackend {
     pub(super) async fn take_fenced(&self, message: Fenced) -> Answer<()> {
         let authorities = crate::pki::certificates(&self.authorities)
             .map_err(|error| Error::of(Code::Internal).because(error))?;
-        let (member, term) = verify_fenced(&message, &self.identity.herd_id, &authorities, Timestamp::now())
-            .map_err(|error| Error::of(Code::SignatureInvalid).because(error))?;
-        let cluster: NodeName = message
-            .cluster
-            .parse()
-            .map_err(|error: pgherd_core::types::Malformed| Error::of(Code::RequestMalformed).because(error))?;
-        let view = self.store.read(&Keys::one(agreed::cluster_key(&cluster)), WITHIN).await;
-        let view = view.map_err(|error| refused(&error.into()))?;
-        let (record, _) = agreed::record(&view, &cluster).map_err(|error| refused(&error))?;
-        if record.holder() != Some(&member) || record.term != term {
-            return Err(Error::of(Code::TermStale));
-        }
-        let proposal = match &record.election {
-            Some(election) => Proposal::Gone { term: election.term, holder: member.clone() },
-            None => Proposal::Open {
-                term,
-                cause: Cause::Fenced,
-                by: member.node.clone(),
-                released: true,
-                poisoned: false,
-            },
-        };
-        tracing::info!(%member, %term, "the fence stopped PostgreSQL and gave its term back");
-        match agreed::propose(&self.store, &cluster, &proposal, WITHIN).await {
-            // Somebody else has heard it too.
-            Ok(()) | Err(AgreedError::Refused(_)) => Ok(()),
-            Err(error) => Err(refused(&error)),
-        }
+        let (herd_id, me) = (&self.identity.herd_id, &self.identity.node);
+        fence::receive(&message, herd_id, &authorities, me, &self.store, WITHIN).await.map_err(|error| {
+            match error {
+                ReceiveError::Refused(_) => Error::of(Code::SignatureInvalid).because(error),
+                ReceiveError::Cluster(_) => Error::of(Code::RequestMalformed).because(error),
+                ReceiveError::TermOver { .. } => Error::of(Code::TermStale).because(error),
+                ReceiveError::Agreed(error) => refused(&error),
+            }
+        })
     }
 
     fn authority(&self) -> Answer<Authority> {

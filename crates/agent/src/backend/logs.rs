@@ -52,8 +52,8 @@ impl AgentBackend {
     async fn logs_of(&self, name: &str, query: &LogsQuery) -> Answer<BoxStream<'static, LogLine>> {
         let (spec, _) = self.stored_spec()?;
         let found = spec.agents().find(|(node, _, _)| node.as_str() == name);
-        let (node, host, port) = found
-            .ok_or_else(|| Error::new(Code::NodeUnknown, format!("the herd has no node {name}")))?;
+        let (node, host, port) =
+            found.ok_or_else(|| Error::new(Code::NodeUnknown, format!("the herd has no node {name}")))?;
         let client = self.peers.client(node, &peers::address(host, port));
         let lines = client.logs(query).await.map_err(|error| error.to_error())?;
         let lines = stream::unfold(lines, |mut lines| async move {

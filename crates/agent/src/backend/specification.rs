@@ -37,14 +37,13 @@ impl AgentBackend {
         if changes.is_empty() {
             return Ok(Applied { generation, changes });
         }
-        let stored = agreed::update(&self.store, agreed::SPEC, WITHIN, |seen: Option<StoredSpec>| {
-            match seen {
+        let stored =
+            agreed::update(&self.store, agreed::SPEC, WITHIN, |seen: Option<StoredSpec>| match seen {
                 Some(seen) if seen.generation == generation => {
                     Ok(StoredSpec { generation: generation + 1, spec: new.clone() })
                 }
                 _ => Err(ApplyError::Stale),
-            }
-        });
+            });
         let stored = stored.await.map_err(|error| match error {
             ApplyError::Stale => Error::of(Code::GenerationStale),
             ApplyError::Agreed(error) => refused(&error),

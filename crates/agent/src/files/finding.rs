@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_place_past_the_end_or_in_the_middle_of_a_letter_is_still_shown() {
-        let backwards = std::ops::Range { start: 2, end: 1 };
+        let backwards = Range { start: 2, end: 1 };
         for span in [0..0, 1..1, 1..2, 99..100, backwards] {
             assert!(shown("ä", span).contains("herd.toml:1:"));
         }

@@ -1,5 +1,7 @@
 //! The routing table for the proxies, and what is left of its proof.
 
+use std::time::Duration;
+
 use pgherd_api::routing::{Proof, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_core::spec::NodeSpec;
@@ -13,6 +15,16 @@ pub(crate) struct Routes {
     /// As of the moment of the picture. Hosts stand as the herd file has them.
     pub(crate) table: RoutingTable,
     pub(crate) proven: Instant,
+    lease: Duration,
+}
+
+impl Routes {
+    /// The table with what is left of its proof now; `None` once that has run out.
+    pub(crate) fn table_at(mut self, now: Instant) -> Option<RoutingTable> {
+        let left = self.lease.checked_sub(now.since(self.proven)).filter(|left| !left.is_zero())?;
+        self.table.valid_for_ms = milliseconds(left);
+        Some(self.table)
+    }
 }
 
 /// `None` while nothing proves that the term is open, or nobody holds one.
@@ -34,7 +46,8 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         }
         (proof, None) | (None, proof) => proof?,
     };
-    let left = picture.spec.times.lease.checked_sub(picture.now.since(proven))?;
+    let lease = picture.spec.times.lease;
+    let left = lease.checked_sub(picture.now.since(proven))?;
     let gate_open = sight.gate_open();
     let standbys = cluster.nodes.iter().filter(|node| sight.in_read_pool(node) && sight.streams(&node.name));
     let table = RoutingTable {
@@ -47,7 +60,7 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         proof,
         valid_for_ms: milliseconds(left),
     };
-    Some(Routes { table, proven })
+    Some(Routes { table, proven, lease })
 }
 
 fn target(node: &NodeSpec) -> RoutingTarget {

@@ -507,6 +507,12 @@ fn another_agent_routes_by_the_stores_word() {
     let table = routes(&moment.sight(), "4f1c").unwrap().table;
     assert_eq!((table.proof, table.valid_for_ms), (pgherd_api::routing::Proof::Store, 2_800));
     assert_eq!(table.primary.unwrap().node, "a");
+    // The record says that the gate is open; the report from before that is still the newest.
+    let mut moment = moment;
+    moment.says("a").show.gate_open = false;
+    assert_eq!(routes(&moment.sight(), "4f1c").unwrap().table.gate, Gate::Open);
+    moment.says("a").running = Is::Nothing;
+    assert_eq!(routes(&moment.sight(), "4f1c").unwrap().table.gate, Gate::Closed);
 }
 
 #[test]

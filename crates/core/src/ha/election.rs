@@ -128,6 +128,23 @@ fn choose(record: &Record, votes: &[&Vote]) -> Tally {
     Tally::CatchUp { candidate: candidate.member.clone(), source: source.member.clone(), until: highest }
 }
 
+/// From whom `member` can take what it lacks to lead: one of the most advanced, that goes on where it ends, and
+/// rather one that answers.
+pub fn source_for(record: &Record, member: &Member, answers: impl Fn(&NodeName) -> bool) -> Option<NodeName> {
+    let (election, rules) = (record.election.as_ref()?, record.rules.as_ref()?);
+    let own = election.votes.get(&member.node).filter(|vote| vote.member == *member && vote.electable)?;
+    let counts = |vote: &&Vote| {
+        vote.standing == Standing::Sealed
+            && record.member(&vote.member.node).as_ref() == Some(&vote.member)
+            && rules.involve(&vote.member)
+    };
+    let highest = election.votes.values().filter(counts).map(|vote| vote.position).max()?;
+    let sources = election.votes.values().filter(counts);
+    let sources = sources.filter(|vote| vote.position == highest && own.position < highest);
+    let usable = sources.filter(|source| continues(source, own)).map(|source| &source.member.node);
+    usable.max_by_key(|node| (answers(node), Reverse(*node))).cloned()
+}
+
 /// Does the history of `source` contain everything that `copy` holds?
 fn continues(source: &Vote, copy: &Vote) -> bool {
     if source.timeline == copy.timeline {

@@ -68,9 +68,10 @@ pub fn ending(
     Some(Decision::new(Goal::Stopped, reason, now).act(Action::StopNow))
 }
 
-/// Before the store was read nothing is begun; but a primary that nobody confirms is not read for ever.
-pub fn without_record(memory: &Memory, now: Instant, seen: &Observation<'_>) -> Decision {
-    let mut hold = Decision::new(Goal::Hold, Reason::StoreNeverRead {}, now);
+/// While the store has not been read, or shows less than what this node has taken part in, nothing is begun; but
+/// a primary that nobody confirms is not read for ever.
+pub fn hold(memory: &Memory, now: Instant, seen: &Observation<'_>, why: Reason) -> Decision {
+    let mut hold = Decision::new(Goal::Hold, why, now);
     let Postgres::Primary(_) = seen.local.postgres else { return hold };
     hold.duties.prove_term = true;
     let heartbeat = seen.local.heartbeat.map(|(_, begun)| begun);

@@ -34,7 +34,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
             give_back(now, seen, term, Cause::Damage, Reason::DataGone { term })
         }
         // A promotion by hand takes the same next number; what it wrote is nobody's term.
-        Postgres::Primary(primary) if primary.copy.timeline == reign.timeline && adopted(seen, record, reign) => {
+        Postgres::Primary(primary)
+            if primary.copy.timeline == reign.timeline && adopted(seen, record, reign) =>
+        {
             reigning(memory, now, seen, record, reign, primary)
         }
         Postgres::Primary(_) => stop(Reason::StrayPrimary { term }),
@@ -147,7 +149,10 @@ fn reigning(
         return damaged(now, seen, term);
     }
     // A connection that does not stream yet has not taken its slot either, and acknowledges nothing.
-    let impostor = primary.senders.iter().find(|sender| sender.streaming && !sender.genuine && claims_a_member(record, sender));
+    let impostor = primary
+        .senders
+        .iter()
+        .find(|sender| sender.streaming && !sender.genuine && claims_a_member(record, sender));
     if let Some(impostor) = impostor {
         decision.reason = Reason::CuttingImpostor { claimed: impostor.member.clone() };
         return decision.act(Action::CutSender { term, pid: impostor.pid });

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
 use crate::ha::election::{self, Tally, Waiting};
-use crate::ha::{Decision, Goal, Memory, copy_of};
+use crate::ha::{Decision, Goal, Memory, copy_of, heard_lately};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Election, Position, Proposal, Record, Standing, Vote};
@@ -17,6 +17,8 @@ use crate::types::{Instant, Member};
 /// The winner ends the election itself; another does it only if the winner has not after this long, so that
 /// not everybody writes the same decision.
 pub const OTHERS_DECIDE_AFTER: Duration = Duration::from_millis(150);
+/// If the best candidate has not taken what it lacks by then, everyone who can tries to.
+pub const OTHERS_CATCH_UP_AFTER: Duration = Duration::from_secs(4);
 
 pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
     let Some(election) = &record.election else {
@@ -26,20 +28,24 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
     let local = seen.local;
     let member =
         local.durable.member.clone().filter(|member| record.member(seen.me).as_ref() == Some(member));
+    let mine = election.votes.get(seen.me);
+    let no_vote = || {
+        // What this node said in the name of a copy that is gone would keep the others waiting for it.
+        let unvote = mine.map(|_| Action::Propose(Proposal::Unvote { term, node: seen.me.clone() }));
+        Decision::new(Goal::Sealed, Reason::NoVote { term }, now).acts(unvote)
+    };
     let Some(member) = member.filter(|_| !local.durable.rebuilding) else {
         // A copy under construction neither votes nor is in anybody's way, but a stray primary is.
-        let decision = Decision::new(Goal::Sealed, Reason::NoVote { term }, now);
         return match local.postgres {
-            Postgres::Primary(_) | Postgres::Remains => decision.act(Action::StopNow),
-            _ => decision,
+            Postgres::Primary(_) | Postgres::Remains => no_vote().act(Action::StopNow),
+            _ => no_vote(),
         };
     };
     let stop = |reason| Decision::new(Goal::Sealed, reason, now).act(Action::StopNow);
-    let mine = election.votes.get(seen.me);
 
     match &local.postgres {
         Postgres::Unknown => Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now),
-        Postgres::Absent => Decision::new(Goal::Sealed, Reason::NoVote { term }, now),
+        Postgres::Absent => no_vote(),
         Postgres::Remains => stop(Reason::ClearingRemains {}),
         Postgres::Primary(primary) if may_go_on(seen, record, election, &member, primary.copy.timeline) => {
             let decision = Decision::new(Goal::Primary, Reason::VotedRunning { term }, now);
@@ -133,20 +139,27 @@ fn sealed_and_voted(
         Decision::new(Goal::Sealed, Reason::Voting { term }, now).again(now, Duration::from_millis(50));
     let waits = |reason: Reason| Decision { reason, ..decision.clone() };
     match election::tally(record, patience_is_over(memory, now, election)) {
-        Tally::CatchUp { candidate, source, until } if candidate == *member => {
-            if let Postgres::Stopped(_) = seen.local.postgres {
-                return waits(Reason::StartingSealed {}).act(Action::StartSealed);
-            }
-            waits(Reason::CatchingUpToLead { term, source: source.node.clone(), until })
-                .act(Action::CatchUp { term, source: source.node, until: until.lsn })
-                .act(Action::Vote { term, template: template(seen, record, member) })
-        }
-        Tally::CatchUp { candidate, source, .. } => {
-            let decision = waits(Reason::WaitingForCatchUp { term, candidate: candidate.node });
-            match seen.local.postgres {
-                // The source serves its WAL; for that it must run, still sealed.
-                Postgres::Stopped(_) if source == *member => decision.act(Action::StartSealed),
-                _ => decision,
+        Tally::CatchUp { candidate, until, .. } => {
+            let long = memory.election_seen.is_some_and(|(_, at)| now.since(at) >= OTHERS_CATCH_UP_AFTER);
+            let own_turn = candidate == *member || long;
+            match election::source_for(record, member, |node| heard_lately(now, seen, node)) {
+                Some(source) if own_turn => {
+                    if let Postgres::Stopped(_) = seen.local.postgres {
+                        return waits(Reason::StartingSealed {}).act(Action::StartSealed);
+                    }
+                    waits(Reason::CatchingUpToLead { term, source: source.clone(), until })
+                        .act(Action::CatchUp { term, source, until: until.lsn })
+                        .act(Action::Vote { term, template: template(seen, record, member) })
+                }
+                _ => {
+                    let decision = waits(Reason::WaitingForCatchUp { term, candidate: candidate.node });
+                    let own = election.votes.get(seen.me).map(|vote| vote.position);
+                    match seen.local.postgres {
+                        // A source serves its WAL; for that it must run, still sealed.
+                        Postgres::Stopped(_) if own == Some(until) => decision.act(Action::StartSealed),
+                        _ => decision,
+                    }
+                }
             }
         }
         Tally::Wait(Waiting::Votes { missing }) => waits(Reason::WaitingForVotes { term, missing }),
