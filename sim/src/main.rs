@@ -54,7 +54,10 @@ fn main() -> ExitCode {
     let well = if let Some(seed) = arguments.replay {
         replay(seed, &arguments)
     } else if arguments.variants {
-        Breakage::ALL.iter().map(|breakage| variant(*breakage, &arguments)).fold(true, std::ops::BitAnd::bitand)
+        Breakage::ALL
+            .iter()
+            .map(|breakage| variant(*breakage, &arguments))
+            .fold(true, std::ops::BitAnd::bitand)
     } else if let Some(breakage) = arguments.variant {
         variant(breakage, &arguments)
     } else {

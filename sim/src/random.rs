@@ -21,7 +21,10 @@ impl Random {
         Random { state: 0, still: true }
     }
 
-    #[expect(clippy::should_implement_trait, reason = "a source of numbers that never ends is no iterator to its users")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a source of numbers that never ends is no iterator to its users"
+    )]
     pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.state;

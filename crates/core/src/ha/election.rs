@@ -97,7 +97,15 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
     if !settled {
         return Tally::Wait(Waiting::Better { missing });
     }
-    choose(record, if without_holder { &others } else { &sealed })
+    if without_holder {
+        let chosen = choose(record, &others);
+        // Rather than let another one catch up first, the stopped holder leads again, if it can.
+        let holder_can_lead = sealed.iter().any(|vote| holder == Some(&vote.member) && vote.electable);
+        if !holder_can_lead || matches!(chosen, Tally::Winner(_)) {
+            return chosen;
+        }
+    }
+    choose(record, &sealed)
 }
 
 /// The most advanced of `votes` that may lead; where that one may not, the best one that can be made so.
@@ -128,21 +136,19 @@ fn choose(record: &Record, votes: &[&Vote]) -> Tally {
     Tally::CatchUp { candidate: candidate.member.clone(), source: source.member.clone(), until: highest }
 }
 
-/// From whom `member` can take what it lacks to lead: one of the most advanced, that goes on where it ends, and
-/// rather one that answers.
-pub fn source_for(record: &Record, member: &Member, answers: impl Fn(&NodeName) -> bool) -> Option<NodeName> {
-    let (election, rules) = (record.election.as_ref()?, record.rules.as_ref()?);
-    let own = election.votes.get(&member.node).filter(|vote| vote.member == *member && vote.electable)?;
-    let counts = |vote: &&Vote| {
-        vote.standing == Standing::Sealed
-            && record.member(&vote.member.node).as_ref() == Some(&vote.member)
-            && rules.involve(&vote.member)
-    };
-    let highest = election.votes.values().filter(counts).map(|vote| vote.position).max()?;
-    let sources = election.votes.values().filter(counts);
-    let sources = sources.filter(|vote| vote.position == highest && own.position < highest);
-    let usable = sources.filter(|source| continues(source, own)).map(|source| &source.member.node);
-    usable.max_by_key(|node| (answers(node), Reverse(*node))).cloned()
+/// From whom `member` can take WAL up to `until` to lead: somebody who ends there and goes on where it ends
+/// itself, and rather one that answers.
+pub fn source_for(
+    record: &Record,
+    member: &Member,
+    until: Position,
+    answers: impl Fn(&NodeName) -> bool,
+) -> Option<NodeName> {
+    let votes = &record.election.as_ref()?.votes;
+    let own = votes.get(&member.node).filter(|vote| vote.member == *member && vote.electable)?;
+    let sources = votes.values().filter(|vote| vote.standing == Standing::Sealed && vote.position == until);
+    let usable = sources.filter(|source| own.position < until && continues(source, own));
+    usable.map(|source| &source.member.node).max_by_key(|node| (answers(node), Reverse(*node))).cloned()
 }
 
 /// Does the history of `source` contain everything that `copy` holds?

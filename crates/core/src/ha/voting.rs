@@ -142,7 +142,7 @@ fn sealed_and_voted(
         Tally::CatchUp { candidate, until, .. } => {
             let long = memory.election_seen.is_some_and(|(_, at)| now.since(at) >= OTHERS_CATCH_UP_AFTER);
             let own_turn = candidate == *member || long;
-            match election::source_for(record, member, |node| heard_lately(now, seen, node)) {
+            match election::source_for(record, member, until, |node| heard_lately(now, seen, node)) {
                 Some(source) if own_turn => {
                     if let Postgres::Stopped(_) = seen.local.postgres {
                         return waits(Reason::StartingSealed {}).act(Action::StartSealed);
