@@ -55,7 +55,7 @@ pub struct Settings {
     pub parameters: BTreeMap<String, String>,
     /// A delayed standby: it applies this long after the primary has committed, and sends no feedback.
     pub apply_delay: Option<Duration>,
-    /// See [`slot_cap_bytes`].
+    /// See [`slot_cap_bytes`]; never less than its least.
     pub max_slot_wal_keep_bytes: u64,
     /// What the data directory's primary had; a standby with less refuses to start. `None` before initdb.
     pub at_least: Option<Limits>,
@@ -363,7 +363,10 @@ pub fn generate(instance: &Instance, settings: &Settings) -> Result<(String, Vec
     set("ssl_key_file", path(&instance.tls.key));
     set("ssl_ca_file", path(&instance.tls.ca));
     set("password_encryption", "scram-sha-256".into());
-    set("max_slot_wal_keep_size", format!("{}MB", settings.max_slot_wal_keep_bytes >> 20));
+    set(
+        "max_slot_wal_keep_size",
+        format!("{}MB", settings.max_slot_wal_keep_bytes.max(SLOT_CAP_MIN_BYTES) >> 20),
+    );
     set("wal_log_hints", if settings.data_checksums { "off" } else { "on" }.into());
     set("wal_receiver_create_temp_slot", "off".into());
     // PostgreSQL is read by this program, too.
@@ -505,6 +508,12 @@ pub async fn overrides(instance: &Instance) -> Result<Vec<Override>> {
         Ok(found)
     })
     .await
+}
+
+/// True if one of `names` is set to something in `postgresql.auto.conf`. Blocks.
+pub(crate) fn auto_conf_sets(instance: &Instance, names: &[&str]) -> Result<bool> {
+    let text = durable::read_text(&instance.data_dir.join(AUTO_CONF))?.unwrap_or_default();
+    Ok(parse(&text).iter().any(|(name, value)| names.contains(&name.as_str()) && !value.is_empty()))
 }
 
 /// Takes settings out of `postgresql.auto.conf`, durably; returns those that were there. Blocks.

@@ -80,7 +80,7 @@ pub async fn follow(
         server.reload()?;
         // PostgreSQL changes its upstream when replay next waits for WAL. One that is paused, or waits for a reader,
         // would go on with the old one for as long.
-        for receiver in receivers::of(server)? {
+        for receiver in receivers::of(server, FILES).await? {
             receiver.signal(Signal::TERM)?;
         }
     }

@@ -94,7 +94,8 @@ impl Seen {
         self.command == COMMAND
     }
 
-    /// What PostgreSQL shows in a process list: `postgres: a: walreceiver streaming 0/3000148`.
+    /// What PostgreSQL shows in a process list: `postgres: a: walreceiver streaming 0/3000148`. Reading it takes a lock
+    /// of that process's memory, and can hang where that waits for a disk.
     pub(crate) fn title(&self) -> String {
         let bytes = fs::read(proc_path(self.pid, "cmdline")).unwrap_or_default();
         let text: Vec<u8> = bytes.into_iter().map(|byte| if byte == 0 { b' ' } else { byte }).collect();

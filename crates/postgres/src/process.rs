@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use crate::conf;
+use crate::control::ControlFile;
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
@@ -153,14 +154,25 @@ impl GoneError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
     pub pid: i32,
+    /// The kernel's letter: `D` waits for a disk, `T` is frozen.
     pub state: char,
-    pub title: String,
+    pub command: String,
+}
+
+impl Left {
+    fn of(process: &proc::Seen) -> Left {
+        Left {
+            pid: process.pid.as_raw_nonzero().get(),
+            state: char::from(process.state),
+            command: String::from_utf8_lossy(&process.command).into_owned(),
+        }
+    }
 }
 
 fn left_list(left: &[Left]) -> String {
     let each = left
         .iter()
-        .map(|process| format!("{} \"{}\" in state {}", process.pid, process.title, process.state));
+        .map(|process| format!("{} ({}) in state {}", process.pid, process.command, process.state));
     each.collect::<Vec<_>>().join(", ")
 }
 
@@ -211,7 +223,7 @@ impl Server {
                 return Ok(server);
             }
             if server.postmaster.ended_within(START_POLL).await {
-                // Its log collector ends a moment later and still writes down why.
+                last_lines(instance).await?;
                 let left = ensure_gone(instance, IMMEDIATE_STOP).await;
                 let failed = server.failed(prepared.log_from);
                 return Err(match left {
@@ -319,24 +331,27 @@ impl Server {
 
     /// Stops it, harder after each deadline, and returns when every process of it is gone.
     pub async fn stop(&self, mode: StopMode, deadline: Duration) -> Result<Stopped, GoneError> {
-        let mut how = Stopped::Cleanly;
+        let mut how = Stopped::Killed;
         if mode == StopMode::Fast {
             self.postmaster.signal(Signal::INT)?;
-            if !self.postmaster.ended_within(deadline).await {
+            if self.postmaster.ended_within(deadline).await {
+                let path = self.instance.control_file();
+                let control = blocking("reading pg_control", FILES, move || ControlFile::read(&path)).await?;
+                if control.state.stopped_cleanly() {
+                    how = Stopped::Cleanly;
+                }
+            }
+        }
+        if mode != StopMode::Kill && how != Stopped::Cleanly {
+            self.postmaster.signal(Signal::QUIT)?;
+            if self.postmaster.ended_within(IMMEDIATE_STOP).await {
                 how = Stopped::Immediately;
             }
         }
-        if mode == StopMode::Immediate || how == Stopped::Immediately {
-            how = Stopped::Immediately;
-            self.postmaster.signal(Signal::QUIT)?;
-            if !self.postmaster.ended_within(IMMEDIATE_STOP).await {
-                how = Stopped::Killed;
-            }
+        if how != Stopped::Killed {
+            last_lines(&self.instance).await?;
         }
-        let gone = ensure_gone(&self.instance, deadline.max(IMMEDIATE_STOP)).await?;
-        if mode == StopMode::Kill || (gone.killed > 0 && how == Stopped::Cleanly) {
-            how = Stopped::Killed;
-        }
+        ensure_gone(&self.instance, deadline.max(IMMEDIATE_STOP)).await?;
         Ok(how)
     }
 
@@ -353,7 +368,6 @@ impl Server {
 /// How [`ensure_gone`] found things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone {
-    /// Without a log collector, which ends by itself behind all others.
     pub killed: usize,
 }
 
@@ -361,36 +375,22 @@ pub struct Gone {
 /// only then, a stale `postmaster.pid` is removed. Works on a frozen server, and where nothing runs.
 pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone, GoneError> {
     let until = Instant::now() + deadline;
-    let shm = PostmasterPid::read(instance)?.and_then(|file| file.shm_id);
+    let shm = {
+        let instance = instance.clone();
+        blocking("reading postmaster.pid", deadline, move || PostmasterPid::read(&instance)).await?
+    }
+    .and_then(|file| file.shm_id);
     let mut killed = std::collections::BTreeSet::new();
     let mut empty_looks = 0;
-    let mut only_logger_since = None;
     while empty_looks < 2 {
-        let seen = proc::of_data_dir(&instance.data_dir)?;
-        let late = Instant::now() >= until;
+        let seen = look(instance, until).await?;
         if seen.is_empty() {
             empty_looks += 1;
             continue;
         }
         empty_looks = 0;
-        // It has no shared memory and writes nothing but logs, the last lines of all others among them.
-        if seen.iter().all(is_logger) {
-            let since = *only_logger_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < LAST_LINES {
-                tokio::time::sleep(GONE_POLL).await;
-                continue;
-            }
-        }
-        if late {
-            let state = |process: &proc::Seen| char::from(process.state);
-            let left = seen
-                .iter()
-                .map(|process| Left {
-                    pid: process.pid.as_raw_nonzero().get(),
-                    state: state(process),
-                    title: process.title(),
-                })
-                .collect();
+        if Instant::now() >= until {
+            let left = seen.iter().map(Left::of).collect();
             return Err(GoneError::ProcessesLeft {
                 data_dir: instance.data_dir.clone(),
                 after: deadline,
@@ -401,11 +401,8 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
         for process in seen {
             let Some(held) = Process::open(process.pid)? else { continue };
             let same = proc::look(process.pid).is_some_and(|now| now.command == process.command);
-            let logger = is_logger(&process);
-            if same && (!logger || only_logger_since.is_some()) && held.signal(Signal::KILL)? {
-                if !logger {
-                    killed.insert(process.pid.as_raw_nonzero());
-                }
+            if same && held.signal(Signal::KILL)? {
+                killed.insert(process.pid.as_raw_nonzero());
                 dying.push(held);
             }
         }
@@ -434,8 +431,20 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
     }
 }
 
-fn is_logger(process: &proc::Seen) -> bool {
-    process.is_postgres() && process.title().ends_with("logger")
+/// Looks for processes on a thread of its own: to compare directories can hang with the disk they are on.
+async fn look(instance: &Instance, until: Instant) -> Result<Vec<proc::Seen>> {
+    let data_dir = instance.data_dir.clone();
+    let left = until.saturating_duration_since(Instant::now()).max(IMMEDIATE_STOP);
+    blocking("looking for PostgreSQL's processes", left, move || proc::of_data_dir(&data_dir)).await
+}
+
+/// The log collector ends by itself behind all others, and has then written down why they did.
+async fn last_lines(instance: &Instance) -> Result<()> {
+    let until = Instant::now() + LAST_LINES;
+    while Instant::now() < until && !look(instance, until).await?.is_empty() {
+        tokio::time::sleep(GONE_POLL).await;
+    }
+    Ok(())
 }
 
 struct Prepared {

@@ -24,6 +24,7 @@ use crate::control::{ControlFile, State};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
+use crate::observe::resume_replay;
 use crate::process::{GoneError, Server, ensure_gone};
 use crate::receivers::{self, Kind};
 use crate::sync_names::{self, SyncError};
@@ -112,7 +113,9 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
 
     let listed = async {
         sync_names::set(instance, Some(server), &order.names).await?;
-        sync_names::prove(server, &order.names, deadline).await?;
+        let session = sync_names::prove(server, &order.names, deadline).await?;
+        // The trigger ends a pause, too, but only when PostgreSQL next looks, which it does once a second.
+        resume_replay(&session, deadline).await?;
         Ok(began.elapsed())
     };
     let reserved = {
@@ -152,7 +155,7 @@ async fn after_trigger(server: &Server, order: &Order, deadline: Duration) -> Re
     let instance = server.instance();
     let triggered = Instant::now();
     let mut ended = BTreeSet::new();
-    end_sessions(server, &mut ended)?;
+    end_sessions(server, &mut ended).await?;
     let trigger = instance.data_dir.join("promote");
     std::fs::write(&trigger, "").map_err(Error::io("create", &trigger))?;
     server.signal(Signal::USR1)?;
@@ -219,7 +222,7 @@ async fn wait(
             return Err(PromoteError::TooSlow { after: deadline });
         }
         if sessions_ended.elapsed() >= END_SESSIONS_EVERY {
-            end_sessions(server, ended)?;
+            end_sessions(server, ended).await?;
             sessions_ended = Instant::now();
         }
         tokio::time::sleep(POLL).await;
@@ -227,8 +230,8 @@ async fn wait(
 }
 
 /// Ends every session but pgherd's own.
-fn end_sessions(server: &Server, ended: &mut BTreeSet<i32>) -> Result<()> {
-    for (kind, seen) in receivers::children(server)? {
+async fn end_sessions(server: &Server, ended: &mut BTreeSet<i32>) -> Result<()> {
+    for (kind, seen) in receivers::children(server, FILES).await? {
         if kind == Kind::Session
             && let Some(process) = receivers::hold(&seen)?
             && process.signal(Signal::TERM)?

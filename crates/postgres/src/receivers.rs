@@ -3,9 +3,11 @@
 //! Leaves out: what to do with them. Hazard: a child that was just forked has no title yet; who looks for WAL
 //! receivers has to wait until it has one.
 
+use std::time::Duration;
+
 use rustix::process::Pid;
 
-use crate::error::Result;
+use crate::error::{Result, blocking};
 use crate::proc::{self, Process, Seen};
 use crate::process::Server;
 
@@ -41,29 +43,37 @@ const OWN: [&str; 13] = [
     "walwriter",
 ];
 
-/// The postmaster's children.
-pub(crate) fn children(server: &Server) -> Result<Vec<(Kind, Seen)>> {
-    let prefix = format!("postgres: {}: ", server.instance().node);
-    let mut found = Vec::new();
-    for child in proc::children_of(server.postmaster().pid)? {
-        let title = child.title();
-        // An empty command line is that of a process which is just ending.
-        if !title.is_empty() {
-            found.push((kind(&title, &prefix), child));
+/// The postmaster's children. Reads titles, hence on a thread of its own.
+pub(crate) async fn children(server: &Server, deadline: Duration) -> Result<Vec<(Kind, Seen)>> {
+    let prefix = prefix(server);
+    let postmaster = server.postmaster().pid;
+    blocking("looking for PostgreSQL's processes", deadline, move || {
+        let mut found = Vec::new();
+        for child in proc::children_of(postmaster)? {
+            let title = child.title();
+            // An empty command line is that of a process which is just ending.
+            if !title.is_empty() {
+                found.push((kind(&title, &prefix), child));
+            }
         }
-    }
-    Ok(found)
+        Ok(found)
+    })
+    .await
 }
 
 /// The WAL receivers that are visible now.
-pub(crate) fn of(server: &Server) -> Result<Vec<Process>> {
+pub(crate) async fn of(server: &Server, deadline: Duration) -> Result<Vec<Process>> {
     let mut held = Vec::new();
-    for (kind, seen) in children(server)? {
+    for (kind, seen) in children(server, deadline).await? {
         if kind == Kind::WalReceiver {
             held.extend(hold(&seen)?);
         }
     }
     Ok(held)
+}
+
+fn prefix(server: &Server) -> String {
+    format!("postgres: {}: ", server.instance().node)
 }
 
 /// Holds a process, if it is still the one that was seen.

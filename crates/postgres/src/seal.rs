@@ -8,8 +8,8 @@
 //! 1. `primary_conninfo` and `restore_command` are emptied on disk, so that no start connects anywhere;
 //! 2. the upstream's passfile is removed, durably: a receiver that is started from here on cannot authenticate,
 //!    whatever connection string it is given;
-//! 3. every receiver that exists after that is ended and its exit seen; one that was forked and shows no title yet
-//!    is waited for. A receiver that dies flushes what it has first.
+//! 3. every receiver that exists just after that is ended and its exit seen; a process that was forked and shows no
+//!    title yet is waited for until it does. A receiver that dies flushes what it has first.
 //!
 //! When no receiver is left that could have read the passfile, what is on disk is all that this node will ever hold
 //! of the old term, and its end is read and synced. If that is not so within [`RECEIVERS_END`], the whole server is
@@ -17,14 +17,16 @@
 //!
 //! Leaves out: the term and the vote. Hazard: a seal that lets one more acknowledgement out loses that commit.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::conf::{self, read_blocking, write_blocking};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
+use crate::proc::{self, Process};
 use crate::process::{GoneError, Server, ensure_gone};
 use crate::receivers::{self, Kind};
 use crate::wal::{self, Boundary, EndOfWal};
@@ -100,17 +102,21 @@ pub async fn seal(
     Ok(Sealed { alive, end, removed, receivers, took: began.elapsed() })
 }
 
-/// True if nothing on disk would let this node connect to anybody: what a start relies on before the store has told
-/// it the term. Blocks.
+/// Makes a stopped server's next start connect to nobody: what is done before each start, until the store has told the
+/// node the term (rule 3). Not a vote; that takes [`seal`].
+pub async fn disconnect(instance: &Instance, deadline: Duration) -> Result<Vec<String>> {
+    let instance = instance.clone();
+    blocking("forgetting the upstream", deadline, move || on_disk(&instance, None)).await
+}
+
+/// True if nothing on disk would let this node connect to anybody. Blocks.
 pub fn is_sealed_on_disk(instance: &Instance) -> Result<bool> {
     let managed = read_blocking(instance)?;
-    Ok(managed.primary_conninfo.is_empty()
-        && managed.restore_command.is_empty()
-        && !instance.passfile().exists())
+    let empty = managed.primary_conninfo.is_empty() && managed.restore_command.is_empty();
+    Ok(empty && !instance.passfile().exists() && !conf::auto_conf_sets(instance, &UNDOING)?)
 }
 
 fn on_disk(instance: &Instance, server: Option<&Server>) -> Result<Vec<String>> {
-    // A data directory that is only being made holds nothing to seal, and nothing to count.
     let sealed = read_blocking(instance)?.sealed();
     write_blocking(instance, &sealed)?;
     let removed = conf::remove_from_auto_conf(instance, &UNDOING)?;
@@ -129,43 +135,59 @@ fn on_disk(instance: &Instance, server: Option<&Server>) -> Result<Vec<String>> 
 }
 
 /// Ends every receiver that can have read the passfile. `false`: not in time, or the server died.
+///
+/// Those are the ones that the first look finds, or that become receivers from what it finds: whatever is forked later
+/// is forked behind the removal of the passfile. A later receiver is ended as well, for quiet, but not waited for.
 async fn end_receivers(server: &Server, ended: &mut usize) -> Result<bool> {
     let until = Instant::now() + RECEIVERS_END;
+    let mut waited_for: Option<HashMap<Pid, Process>> = None;
     loop {
         if server.is_dead() {
             return Ok(false);
         }
-        let mut busy = false;
-        let mut ending = Vec::new();
-        for (kind, seen) in receivers::children(server)? {
+        let left = until.saturating_duration_since(Instant::now());
+        let children = match receivers::children(server, left.max(POLL)).await {
+            // Titles that cannot be read are those of processes that wait for a disk.
+            Err(Error::Deadline { .. }) => return Ok(false),
+            other => other?,
+        };
+        let first = waited_for.is_none();
+        let waiting = waited_for.get_or_insert_default();
+        let mut restoring = false;
+        for (kind, seen) in children {
             match kind {
                 Kind::WalReceiver => {
-                    busy = true;
                     if let Some(process) = receivers::hold(&seen)? {
                         process.signal(Signal::TERM)?;
-                        ending.push(process);
+                        *ended += 1;
+                        if first {
+                            waiting.insert(seen.pid, process);
+                        }
                     }
                 }
-                Kind::Nascent => busy = true,
+                Kind::Nascent => {
+                    if first && let Some(process) = receivers::hold(&seen)? {
+                        waiting.insert(seen.pid, process);
+                    }
+                }
                 // A restore command that runs may still bring a segment of the old term.
-                Kind::Startup => busy |= !crate::proc::children_of(seen.pid)?.is_empty(),
-                Kind::Own | Kind::Monitor | Kind::Session => {}
+                Kind::Startup => restoring |= !proc::children_of(seen.pid)?.is_empty(),
+                Kind::Own | Kind::Monitor | Kind::Session => {
+                    // It was nascent, and has become something that receives nothing.
+                    waiting.remove(&seen.pid);
+                }
             }
         }
-        if !busy {
+        waiting.retain(|_, process| !process.has_ended());
+        if waiting.is_empty() && !restoring {
             return Ok(true);
-        }
-        for process in &ending {
-            let left = until.saturating_duration_since(Instant::now());
-            if process.ended_within(left).await {
-                *ended += 1;
-            }
         }
         if Instant::now() >= until {
             return Ok(false);
         }
-        if ending.is_empty() {
-            tokio::time::sleep(POLL).await;
+        match waiting.values().next() {
+            Some(process) => drop(process.ended_within(POLL).await),
+            None => tokio::time::sleep(POLL).await,
         }
     }
 }

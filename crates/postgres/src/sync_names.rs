@@ -78,18 +78,19 @@ pub async fn set(instance: &Instance, server: Option<&Server>, names: &SyncNames
     }
 }
 
-/// Returns when `names` is in force for every commit that begins from now on, WAL senders aside.
-pub async fn prove(server: &Server, names: &SyncNames, deadline: Duration) -> Result<(), SyncError> {
+/// Returns when `names` is in force for every commit that begins from now on, WAL senders aside; with the superuser's
+/// session that it took.
+pub async fn prove(server: &Server, names: &SyncNames, deadline: Duration) -> Result<Session, SyncError> {
     within("proving synchronous_standby_names", deadline, async {
         let session = shown(server, names, deadline).await?;
         if !names.waits() {
-            return Ok(());
+            return Ok(session);
         }
         let who = Postmaster::of(server);
         let instance = server.instance().clone();
         let noted = blocking("reading a note", FILES, move || Note::read(&instance)).await?;
         match noted {
-            Some(Note::InForce(noted)) if Some(&noted) == who.as_ref() => return Ok(()),
+            Some(Note::InForce(noted)) if Some(&noted) == who.as_ref() => return Ok(session),
             // The list was there when the server started. Once the checkpointer is seen in its main loop it has
             // passed the place where it first reads the configuration.
             Some(Note::Started(noted)) if Some(&noted) == who.as_ref() => {
@@ -103,7 +104,7 @@ pub async fn prove(server: &Server, names: &SyncNames, deadline: Duration) -> Re
             let instance = server.instance().clone();
             blocking("writing a note", FILES, move || Note::InForce(who).write(&instance)).await?;
         }
-        Ok(())
+        Ok(session)
     })
     .await
 }

@@ -1,14 +1,15 @@
 //! A standby becomes the primary, and the others follow it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use pgherd_core::types::Timeline;
+use pgherd_core::types::{Lsn, Timeline};
 use pgherd_postgres::conf::SyncNames;
-use pgherd_postgres::follow;
-use pgherd_postgres::process::StopMode;
-use pgherd_postgres::promote::{Order, pending, promote};
+use pgherd_postgres::process::{Status, StopMode, ensure_gone};
+use pgherd_postgres::promote::{Order, PromoteError, pending, promote};
 use pgherd_postgres::seal::seal;
 use pgherd_postgres::wal::end_of_wal;
+use pgherd_postgres::{Instance, InstanceSpec, MakingError, follow};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Herd, SOON, ask, story, until, upstream};
 
@@ -117,6 +118,92 @@ story! {
     async fn how_long_a_failover_takes() {
         for early in [false, true, false, true, false, true] {
             measure(early).await;
+        }
+    }
+}
+
+story! {
+    async fn neither_a_reader_nor_a_pause_holds_a_promotion_up() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b", "c"]).await;
+        let [a, b, c] = &nodes[..] else { unreachable!() };
+        // On b replay waits for a reader for ever; on c it is paused.
+        let on_b = b.session().await;
+        on_b.batch_execute("ALTER SYSTEM SET max_standby_streaming_delay = -1").await.unwrap();
+        on_b.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let reader = crate::sealing::conflict(a, b).await;
+        c.session().await.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        a.session().await.batch_execute("SET synchronous_commit = local; CREATE TABLE t AS SELECT 7 AS id").await.unwrap();
+        a.server.stop(StopMode::Fast, SOON).await.unwrap();
+
+        for (node, timeline) in [(b, 3), (c, 4)] {
+            let sealed = seal(node.instance(), Some(&node.server), None, SOON).await.unwrap();
+            assert!(sealed.alive);
+            let order = Order { timeline: Timeline(timeline), at_least: sealed.end.lsn, names: SyncNames::Empty };
+            let promoted = promote(&node.server, &order, SOON).await.unwrap();
+            eprintln!("promoted in {:?}", promoted.took);
+            assert_eq!(promoted.fork, sealed.end.lsn, "all that was received was replayed");
+            assert_eq!(ask(&node.session().await, "SELECT id FROM t").await, "7");
+        }
+        assert!(reader.simple_query("SELECT 1").await.is_err(), "its session was ended");
+    }
+}
+
+story! {
+    async fn a_promotion_that_does_not_give_what_was_decided_leaves_no_primary() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let b = &nodes[1];
+        let sealed = seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+        let taken = Order { timeline: Timeline(2), at_least: sealed.end.lsn, names: SyncNames::Nobody };
+        let refused = promote(&b.server, &taken, SOON).await;
+        assert!(matches!(refused, Err(PromoteError::Reserve(_))), "{refused:?}");
+        assert!(!b.server.is_dead(), "nothing was begun");
+
+        let more = Order { timeline: Timeline(3), at_least: Lsn(sealed.end.lsn.0 + 8), names: SyncNames::Nobody };
+        let short = promote(&b.server, &more, SOON).await;
+        assert!(matches!(short, Err(PromoteError::FellShort { .. })), "{short:?}");
+        assert!(b.server.is_dead());
+
+        // It was promoted, though, and is started as a standby on that timeline.
+        let again = crate::harness::start(b.instance()).await;
+        let frozen = Order { timeline: Timeline(4), at_least: Lsn(0), names: SyncNames::Nobody };
+        kill_process(Pid::from_raw(again.pid()).unwrap(), Signal::STOP).unwrap();
+        let slow = promote(&again, &frozen, Duration::from_millis(500)).await;
+        assert!(slow.is_err(), "{slow:?}");
+        ensure_gone(b.instance(), SOON).await.unwrap();
+        assert_eq!(pending(b.instance()).unwrap(), None);
+        assert_eq!(crate::harness::start(b.instance()).await.status().unwrap(), Some(Status::Ready));
+    }
+}
+
+story! {
+    async fn wal_on_a_volume_of_its_own_is_made_cloned_and_removed() {
+        let herd = Herd::new().await;
+        let on_own_volume = |instance: &Instance| {
+            let wal_dir = Some(instance.private_dir.with_file_name("wal"));
+            Instance::new(InstanceSpec { wal_dir, ..InstanceSpec::clone(instance) }).unwrap()
+        };
+        let a = on_own_volume(&herd.node("a").await);
+        pgherd_postgres::initdb::initdb(&a, &crate::harness::settings(), &herd.secrets.superuser, SOON).await.unwrap();
+        let server = crate::harness::start(&a).await;
+        let order = Order { timeline: Timeline(2), at_least: Lsn(0), names: SyncNames::Empty };
+        promote(&server, &order, SOON).await.unwrap();
+        let session = crate::harness::superuser(&a).await;
+        pgherd_postgres::roles::ensure_own(&session, &herd.own_roles(), SOON).await.unwrap();
+
+        let b = on_own_volume(&herd.node("b").await);
+        for _ in 0..2 {
+            let order = herd.clone_order(&a, None).await;
+            let progress = tokio::sync::watch::Sender::new(Default::default());
+            pgherd_postgres::clone::clone(&b, &crate::harness::settings(), &order, progress).await.unwrap();
+            assert!(std::fs::symlink_metadata(b.pg_wal()).unwrap().is_symlink());
+            assert!(b.wal_dir.as_ref().unwrap().join("pg_wal").read_dir().unwrap().count() > 0);
+            let server = crate::harness::start(&b).await;
+            assert!(matches!(pgherd_postgres::clone::discard(&b).await, Err(MakingError::Running { .. })));
+            server.stop(StopMode::Fast, SOON).await.unwrap();
+            pgherd_postgres::clone::discard(&b).await.unwrap();
+            assert!(!b.data_dir.exists() && !b.wal_dir.as_ref().unwrap().join("pg_wal").exists());
         }
     }
 }

@@ -64,7 +64,7 @@ story! {
 }
 
 /// Opens a snapshot on the standby that replay has to wait for.
-async fn conflict(primary: &Node, standby: &Node) -> Session {
+pub(crate) async fn conflict(primary: &Node, standby: &Node) -> Session {
     let write = primary.session().await;
     write
         .batch_execute("CREATE TABLE held (id int); INSERT INTO held SELECT generate_series(1, 100)")
@@ -138,5 +138,78 @@ story! {
         // Sealed again, it says the same.
         let again = seal(b.instance(), None, None, SOON).await.unwrap();
         assert_eq!((again.alive, again.end.lsn), (false, sealed.end.lsn));
+    }
+}
+
+story! {
+    async fn what_the_startup_process_still_remembers_is_of_no_use_to_it() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let [a, b] = &nodes[..] else { unreachable!() };
+        let remembered = ask(&b.session().await, "SHOW primary_conninfo").await;
+        let sealed = seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+
+        // As if it had not read its configuration: the old connection string is in force again.
+        let conf = b.instance().data_dir.join("pgherd.conf");
+        let text = std::fs::read_to_string(&conf).unwrap();
+        let old = text.replace("primary_conninfo = ''", &format!("primary_conninfo = '{remembered}'"));
+        assert_ne!(old, text);
+        std::fs::write(&conf, old).unwrap();
+        b.server.reload().unwrap();
+        until("a receiver was refused", async || {
+            let logged = pgherd_postgres::logs::tail(b.instance(), 50).await.unwrap()?.text;
+            logged.contains("no password supplied").then_some(())
+        })
+        .await;
+        let session = a.session().await;
+        let commit = session.batch_execute("CREATE TABLE t ()");
+        assert!(tokio::time::timeout(WATCH, commit).await.is_err(), "a commit was acknowledged after the seal");
+        assert_eq!(end_of_wal(b.instance(), None).unwrap().lsn, sealed.end.lsn);
+    }
+}
+
+story! {
+    async fn a_standby_whose_restore_command_hangs_is_sealed_dead_and_alter_system_does_not_undo_a_seal() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let b = &nodes[1];
+        let session = b.session().await;
+        ask(&session, "ALTER SYSTEM SET restore_command = 'sleep 60'").await;
+        ask(&session, "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'").await;
+        ask(&session, "SELECT pg_reload_conf()").await;
+        until("it tries to restore", async || {
+            let title = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event ILIKE '%restore%'";
+            (ask(&session, title).await == "1").then_some(())
+        })
+        .await;
+        assert!(!is_sealed_on_disk(b.instance()).unwrap());
+        let began = Instant::now();
+        let mut sealed = seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+        eprintln!("sealed dead in {:?}", began.elapsed());
+        sealed.removed.sort();
+        assert_eq!(sealed.removed, ["primary_conninfo", "restore_command"]);
+        assert!(!sealed.alive && is_sealed_on_disk(b.instance()).unwrap());
+    }
+}
+
+story! {
+    async fn sessions_that_come_and_go_do_not_hold_a_seal_up() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let b = &nodes[1];
+        let mut storm = Vec::new();
+        for _ in 0..8 {
+            let instance = b.instance().clone();
+            storm.push(tokio::spawn(async move {
+                while let Ok(session) = Session::local(&instance, "postgres", SOON).await {
+                    session.simple_query("SELECT 1").await.ok();
+                }
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let sealed = seal_and_watch(&nodes[0], b).await;
+        eprintln!("sealed in {:?}", sealed.took);
+        assert!(sealed.alive);
+        storm.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
