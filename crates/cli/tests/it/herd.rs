@@ -27,6 +27,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<T, String
         match look() {
             Ok(found) => return found,
             Err(why) if Instant::now() > deadline => panic!("waited {SOON:?} for {what}: {why}"),
+            // sleep: between two looks at the condition
             Err(_) => std::thread::sleep(LOOK_EVERY),
         }
     }
@@ -222,6 +223,7 @@ impl Drop for Herd {
                 return;
             }
             left.iter().for_each(|process| drop(kill(process.pid, Signal::KILL)));
+            // sleep: a process that was forked during this round is found by the next
             std::thread::sleep(LOOK_EVERY);
         }
     }

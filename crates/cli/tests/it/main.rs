@@ -1,6 +1,10 @@
 //! The program as a person runs it: its command line, and a herd on this machine.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "all of this is tests, their shared functions too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "all of this is tests, their shared functions too"
+)]
 
 mod command_line;
 mod herd;
