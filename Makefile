@@ -41,6 +41,7 @@ verify:
 
 fix:
 	@cargo run --locked -q -p xtask -- fix
+	@PGHERD_UPDATE_GOLDEN=1 cargo test --locked -q -p pgherd --test it golden
 
 test: packages-for-tests
 	@SIM_SCHEDULES=$(SIM_SCHEDULES) bash .ci/test quick
