@@ -112,6 +112,7 @@ async fn a_follower_that_returns_does_not_disturb_the_leader() {
     // It has stood for election in vain: calls from the outside have failed for several election times.
     let calls = || herd.health(lonely).members.iter().filter(|member| member.trouble.is_some()).count();
     eventually("the lonely follower asks for votes", async || calls() == 2).await;
+    // sleep: nothing may happen in this time.
     tokio::time::sleep(herd.times.election * 3).await;
     assert_eq!(herd.health(lonely).raft_term, term, "nobody granted, so the term must stand");
     herd.heal();
@@ -204,6 +205,7 @@ async fn round_trips_longer_than_a_heartbeat_change_nothing() {
     let revision = herd.store(&leader).commit(Transaction::new().put("k", "1"), TIMEOUT).await.unwrap();
     herd.wires.set_delay(Duration::from_millis(240));
     // A quiet time longer than the leader's lease, in which only heartbeats can keep it.
+    // sleep: the quiet time itself.
     tokio::time::sleep(times.election).await;
     herd.store(&leader).commit(Transaction::new().put("other", "0"), times.election).await.unwrap();
     let until = Instant::now() + times.election * 3;

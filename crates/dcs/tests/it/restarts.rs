@@ -202,6 +202,7 @@ async fn measure_commit_latency_and_idle_cpu() {
         }
     }
     let (cpu, calls) = (cpu_ms(), herd.wires.calls.load(std::sync::atomic::Ordering::Relaxed));
+    // sleep: what is measured is a rest.
     tokio::time::sleep(Duration::from_secs(20)).await;
     let (cpu, calls) = (cpu_ms() - cpu, herd.wires.calls.load(std::sync::atomic::Ordering::Relaxed) - calls);
     println!("idle, three members: {} ms of CPU and {} calls a second", cpu as f64 / 20.0, calls / 20);

@@ -206,6 +206,7 @@ story! {
                 }
             }));
         }
+        // sleep: the load must have begun.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let sealed = seal_and_watch(&nodes[0], b).await;
         eprintln!("sealed in {:?}", sealed.took);
