@@ -4,7 +4,8 @@
 //! Columns: fault | decided by | script | test. `decided by` names functions in backticks, by their path in
 //! `core` (`ha::election::result`) or with the crate before it (`agent::execute::seal`). `script` names files
 //! of `crates/core/testdata/`. `test` names files with or without a function (`testkit/tests/it/ha.rs::b01`).
-//! Several are separated by commas; a dash stands for none, which only a test may have.
+//! Several are separated by commas; a dash in the last two stands for what is not written yet. A fault that
+//! nothing decides is no row.
 
 use super::source::Source;
 use super::{Complaint, File};
@@ -141,19 +142,19 @@ mod tests {
     fn rows_name_what_exists() {
         let good = "| host lost | `ha::election::result`, `record::Record::apply`, `agent::execute::seal` | `lost-host.txt` | `testkit/tests/it/ha.rs::b01_lost_host` |";
         assert_eq!(told(good), Vec::<String>::new());
-        let dash = "| host lost | `ha::election::result` | `lost-host.txt` | – |";
+        let dash = "| host lost | `ha::election::result` | – | – |";
         assert_eq!(told(dash), Vec::<String>::new());
         assert_eq!(told(""), ["3: the table of faults has no rows"]);
         assert_eq!(
             told(
-                "| x | `ha::election::gone` | `gone.txt` | `testkit/tests/it/ha.rs::gone` |\n| y | – | – | |\n| z |"
+                "| x | `ha::election::gone` | `gone.txt` | `testkit/tests/it/ha.rs::gone` |\n| y | – | | |\n| z |"
             ),
             [
                 "5: no function is called ha::election::gone",
                 "5: there is no script crates/core/testdata/gone.txt",
                 "5: there is no test testkit/tests/it/ha.rs::gone",
                 "6: the row names no function in backticks",
-                "6: the row names no script in backticks",
+                "6: the row names no script in backticks, and no dash says so",
                 "6: the row names no test in backticks, and no dash says so",
                 "7: the row has not four cells",
             ]
