@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use pgherd_api::Status;
-use pgherd_api::status::{Cluster, Gate, Member, Role, State, Sync};
+use pgherd_api::status::{Cluster, DurabilityMode, Gate, Member, Role, State, Sync};
 use serde::{Deserialize, Serialize};
 
 /// Also a line on the supervisor's socket: a later version only adds variants and fields.
@@ -130,7 +130,9 @@ pub(super) fn missing(status: &Status) -> Vec<String> {
                 Role::Standby => {
                     // One that follows another standby streams and cannot count.
                     let cascades = member.upstream != cluster.primary;
-                    member.state == State::Streaming && (cascades || voters.contains(member.name.as_str()))
+                    let counts = voters.contains(member.name.as_str()) && member.sync == Some(Sync::Quorum);
+                    let needs_to = cluster.durability.mode == DurabilityMode::Quorum && !cascades;
+                    member.state == State::Streaming && (counts || !needs_to)
                 }
                 Role::Delayed => member.state == State::Streaming,
                 Role::Witness | Role::Keeper => member.state != State::Unreachable,
@@ -187,6 +189,17 @@ mod tests {
         assert_eq!(with(&|status| status.clusters[0].members[1].state = State::Cloning), ["b r"]);
         assert_eq!(with(&|status| status.store.leader = None), ["the store has no leader"]);
         assert_eq!(with(&|status| status.store.members[0].reachable = Some(false)).len(), 1);
+    }
+
+    #[test]
+    fn without_a_quorum_streaming_is_enough() {
+        let mut status = status();
+        status.clusters[0].members[1].sync = Some(Sync::Potential);
+        assert_eq!(missing(&status).len(), 1);
+        status.clusters[0].durability.mode = DurabilityMode::Async;
+        status.clusters[0].durability.voters.clear();
+        status.clusters[0].members[1].sync = Some(Sync::Async);
+        assert!(missing(&status).is_empty());
     }
 
     #[test]

@@ -117,12 +117,25 @@ fn shown(line: &LogLine, style: Style) -> String {
     let text = plain(&line.text.replace('\t', "    "));
     let (at, text) = match &line.at {
         Some(at) => {
-            let rest = text.strip_prefix(at.as_str()).unwrap_or(&text).trim_start().to_owned();
+            let rest = without_time(&text, at).to_owned();
             (format!("{} ", style.paint(Tone::Faint, &plain(at))), rest)
         }
         None => (String::new(), text),
     };
     format!("{at}{}  {text}", style.paint(Tone::Strong, &format!("{} {source:8}", plain(&line.node))))
+}
+
+/// The line without the time that it begins with, as agents write it, or as PostgreSQL does: with a space, and
+/// the zone behind it.
+fn without_time<'a>(text: &'a str, at: &str) -> &'a str {
+    if let Some(rest) = text.strip_prefix(at) {
+        return rest.trim_start();
+    }
+    let spaced = at.trim_end_matches('Z').replacen('T', " ", 1);
+    match text.strip_prefix(&spaced) {
+        Some(rest) => rest.trim_start().split_once(' ').map_or("", |(_zone, rest)| rest),
+        None => text,
+    }
 }
 
 #[cfg(test)]
@@ -156,6 +169,13 @@ mod tests {
             text: "2026-11-21T01:43:56Z  INFO holds term 2".to_owned(),
         };
         assert_eq!(shown(&line, Style::PLAIN), "2026-11-21T01:43:56Z a agent     INFO holds term 2");
+        let postgres = LogLine {
+            source: LogSource::Postgres,
+            at: Some("2026-11-21T02:29:52.434Z".to_owned()),
+            text: "2026-11-21 02:29:52.434 UTC [6157] LOG:  ready".to_owned(),
+            ..line.clone()
+        };
+        assert_eq!(shown(&postgres, Style::PLAIN), "2026-11-21T02:29:52.434Z a postgres  [6157] LOG:  ready");
         let without = LogLine { at: None, source: LogSource::Postgres, text: "\u{1b}[2J".to_owned(), ..line };
         assert_eq!(shown(&without, Style::PLAIN), "a postgres  \u{fffd}[2J");
     }
