@@ -1,15 +1,16 @@
 //! The embedded store: one Raft group of the herd's agents, with openraft inside and nothing of it outside.
 //!
-//! This file makes and opens members and carries the operations of [`Store`](crate::Store) to the leader. The rest:
-//! `disk` and `log` keep what was promised, `state_machine` applies it, `network` and `wire` talk to the other
-//! members, `serve` answers them, `change` alters the membership, `keeper` watches over health and heartbeats.
+//! This file makes and opens members and carries the operations of [`Store`](crate::Store) to the leader. The
+//! rest: `disk` and `log` keep what was promised, `state_machine` applies it, `network` and `wire` talk to
+//! the other members, `serve` answers them, `change` alters the membership, `keeper` watches over health and
+//! heartbeats.
 //!
 //! Left out: connections and certificates (the agent's [`Transport`]), and what the keys mean.
 //!
 //! Hazards, and where each is met. A member without its memory must not vote: its number is bound to its disk
-//! (`members`, `serve`). An operation whose answer was lost must not happen twice: every retry has the number of the
-//! first attempt (`state_machine`). A leader that was replaced must not answer reads: it asks a majority first,
-//! after it got the question ([`RaftStore::read`], [`RaftStore::confirm`]).
+//! (`members`, `serve`). An operation whose answer was lost must not happen twice: every retry has the number
+//! of the first attempt (`state_machine`). A leader that was replaced must not answer reads: it asks a
+//! majority first, after it got the question ([`RaftStore::read`], [`RaftStore::confirm`]).
 
 mod change;
 mod disk;
@@ -52,8 +53,8 @@ pub use self::change::Arrangement;
 pub use self::members::{Candidate, DiskId, MAX_VOTERS, choose_voters};
 pub use self::network::{MAX_RPC_BYTES, Transport, TransportError};
 
-/// The founder's number. A join gets the log index of its own entry, and index 1 is the founder's first entry as
-/// leader.
+/// The founder's number. A join gets the log index of its own entry, and index 1 is the founder's first entry
+/// as leader.
 const FOUNDER: u64 = 1;
 /// Of a herd whose store was never made anew.
 const FIRST_GENERATION: u64 = 1;
@@ -85,8 +86,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     pub heartbeat: Duration,
-    /// A voter that has heard nothing from a leader stands for election after at most this time, and not before
-    /// 85 % of it.
+    /// A voter that has heard nothing from a leader stands for election after at most this time, and not
+    /// before 85 % of it.
     pub election: Duration,
 }
 
@@ -96,10 +97,10 @@ impl Default for Times {
     }
 }
 
-/// Times as openraft counts them. A follower stands for election after the leader's lease and a random part of
-/// another one, so that `lease` is half of [`Times::election`]. openraft has one number for the interval between
-/// heartbeats and for how long the answer to one may take; so it gets the second, and `keeper` sends the
-/// heartbeats: otherwise a round trip longer than a heartbeat would end every lease.
+/// Times as openraft counts them. A follower stands for election after the leader's lease and a random part
+/// of another one, so that `lease` is half of [`Times::election`]. openraft has one number for the interval
+/// between heartbeats and for how long the answer to one may take; so it gets the second, and `keeper` sends
+/// the heartbeats: otherwise a round trip longer than a heartbeat would end every lease.
 #[derive(Clone, Copy, Debug)]
 struct Timing {
     heartbeat: Duration,
@@ -678,7 +679,8 @@ fn raft_config(herd: &str, timing: Timing) -> Result<openraft::Config, OpenError
         purge_batch_size: ENTRIES_KEPT / 5,
         // A member that was away must not end a healthy leader's term by coming back.
         enable_pre_vote: Some(true),
-        // The commit point on the disk may be old; a leader restored from it could answer reads with old state.
+        // The commit point on the disk may be old; a leader restored from it could answer reads with old
+        // state.
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };

@@ -28,8 +28,9 @@ pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 pub const MAX_OPERATIONS: usize = 128;
 /// Keys and values of one transaction together; below etcd's limit for a request.
 pub const MAX_TRANSACTION_BYTES: usize = 1024 * 1024;
-/// Keys in the store. This and the next are checked where a transaction enters, not where it is applied, so that
-/// limits may differ between versions; transactions in flight together may overshoot them by their own size.
+/// Keys in the store. This and the next are checked where a transaction enters, not where it is applied, so
+/// that limits may differ between versions; transactions in flight together may overshoot them by their own
+/// size.
 pub const MAX_KEYS: usize = 10_000;
 /// Keys and values in the store together; every member holds them in memory.
 pub const MAX_STORE_BYTES: usize = 32 * 1024 * 1024;
@@ -296,8 +297,8 @@ pub struct MemberHealth {
     pub address: String,
     pub host: String,
     pub voter: bool,
-    /// When this member last answered or called, as this handle saw it; `None`: not since the start. A follower
-    /// hears only from the leader, so ask the leader ([`RaftStore::survey`]) about the others.
+    /// When this member last answered or called, as this handle saw it; `None`: not since the start. A
+    /// follower hears only from the leader, so ask the leader ([`RaftStore::survey`]) about the others.
     pub last_contact: Option<Instant>,
     /// Why it does not answer this handle's member, if that is so now.
     pub trouble: Option<String>,

@@ -1,9 +1,9 @@
 //! Changes of the membership, and of the leader.
 //!
-//! All of it is done by the leader, one change at a time, and can be asked for twice. Left out: who should vote
-//! (`members::choose_voters`). Hazard: a change that the present voters cannot carry through blocks every later
-//! one, and one that the voters to be cannot carry stops the store; so both majorities must be there before a
-//! change of voters begins.
+//! All of it is done by the leader, one change at a time, and can be asked for twice. Left out: who should
+//! vote (`members::choose_voters`). Hazard: a change that the present voters cannot carry through blocks
+//! every later one, and one that the voters to be cannot carry stops the store; so both majorities must be
+//! there before a change of voters begins.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant as StdInstant};
@@ -40,8 +40,8 @@ pub enum Arrangement {
 }
 
 impl RaftStore {
-    /// Takes a directory in as a learner; [`RaftStore::arrange`] makes it a voter. Asked at any member. A member
-    /// of the same name with another disk is removed, if it is silent: that disk is gone.
+    /// Takes a directory in as a learner; [`RaftStore::arrange`] makes it a voter. Asked at any member. A
+    /// member of the same name with another disk is removed, if it is silent: that disk is gone.
     pub async fn add_member(&self, request: JoinRequest, timeout: Duration) -> Result<Joined, StoreError> {
         match self.lead(&Op::AddMember(request), Instant::now() + timeout).await {
             Ok(Led::Joined(joined)) => Ok(joined),
@@ -86,8 +86,9 @@ impl RaftStore {
         Ok(surveyed.into_iter().map(member).collect())
     }
 
-    /// Makes those vote who should, given the members' names in the order of the herd file. To be called over and
-    /// over on every node: it acts only on the leader, and finishes what an earlier leader left half done.
+    /// Makes those vote who should, given the members' names in the order of the herd file. To be called over
+    /// and over on every node: it acts only on the leader, and finishes what an earlier leader left half
+    /// done.
     pub async fn arrange(&self, order: &[NodeName], timeout: Duration) -> Arrangement {
         self.inner.arrange(order, Instant::now() + timeout).await
     }
@@ -132,8 +133,8 @@ impl Inner {
             Ok(Err(RaftError::Fatal(error))) => return Led::Unavailable { why: error.to_string() },
             Err(_) => return Led::Unavailable { why: self.no_majority() },
         };
-        // Only as the same leader: `serve` takes a membership that lies behind a number and lacks it for proof of
-        // a removal, so no other membership may come in between.
+        // Only as the same leader: `serve` takes a membership that lies behind a number and lacks it for
+        // proof of a removal, so no other membership may come in between.
         let leader = Precondition::CommittedLeaderId { committed_leader_id: number.leader_id };
         let member = Member { name, address, host, disk: disk.clone() };
         let learner = ChangeMembers::AddNodes(BTreeMap::from([(number.index, member)]));
@@ -215,8 +216,8 @@ impl Inner {
                 None => return Led::Refused { why: format!("{to} does not vote in the store") },
             }
         };
-        // From here on the leader takes no more writes. Were the other one gone or late, nobody would, until the
-        // next election.
+        // From here on the leader takes no more writes. Were the other one gone or late, nobody would, until
+        // the next election.
         if !self.there(id, self.timing.answer) {
             return Led::Unavailable { why: format!("{to} is silent") };
         }

@@ -1,12 +1,14 @@
-//! One redb file and the thread that writes it: the log, the vote, the commit point, the snapshot, the identity.
+//! One redb file and the thread that writes it: the log, the vote, the commit point, the snapshot, the
+//! identity.
 //!
 //! Everything is read once, at the start; afterwards memory answers reads (`log`, `state_machine`) and this
-//! thread only writes, in the order asked. Jobs that have piled up share one fsync. A job is done when its data
-//! is on the disk, or, where a loss would only cost time (the commit point, a purge), when it is written.
+//! thread only writes, in the order asked. Jobs that have piled up share one fsync. A job is done when its
+//! data is on the disk, or, where a loss would only cost time (the commit point, a purge), when it is
+//! written.
 //!
-//! Hazard: an answer before the fsync. A vote or an entry that was promised and is forgotten breaks Raft. After
-//! the first error nothing is written any more: redb refuses, and so does this file, because after a failed
-//! fsync the kernel may report success for pages that it has dropped.
+//! Hazard: an answer before the fsync. A vote or an entry that was promised and is forgotten breaks Raft.
+//! After the first error nothing is written any more: redb refuses, and so does this file, because after a
+//! failed fsync the kernel may report success for pages that it has dropped.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -233,7 +235,6 @@ fn run(
         if let Err(why) = &result
             && failed.borrow().is_none()
         {
-            tracing::error!(path = %path.display(), why, "the disk of the raft log failed, this member stops");
             failed.send_replace(Some(format!("the disk of the raft log failed: {}: {why}", path.display())));
         }
         for job in batch {

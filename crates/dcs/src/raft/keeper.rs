@@ -1,7 +1,8 @@
-//! One task beside each member: sends heartbeats, keeps the log small, knows the health and says what changed.
+//! One task beside each member: sends heartbeats, keeps the log small, knows the health and says what
+//! changed.
 //!
-//! Left out: elections and replication (openraft). Hazard: silence. A member that cannot take part any more must show
-//! in [`Health::failed`], because everything else goes on looking as it did.
+//! Left out: elections and replication (openraft). Hazard: silence. A member that cannot take part any more
+//! must show in [`Health::failed`], because everything else goes on looking as it did.
 
 use std::sync::Arc;
 
@@ -64,12 +65,13 @@ async fn keep(
                 true
             }
         };
-        let now = {
+        let (now, was_removed) = {
             let metrics = metrics.borrow_watched();
-            let failed = disk_failed.borrow().clone().or_else(|| removed.borrow().clone());
-            health(&metrics, &peers, failed)
+            let removal = removed.borrow().clone().or_else(|| removal(&metrics, &peers));
+            let was_removed = removal.is_some();
+            (health(&metrics, &peers, disk_failed.borrow().clone().or(removal)), was_removed)
         };
-        publish(&sender, now);
+        publish(&sender, now, was_removed);
         if !running {
             return;
         }
@@ -88,7 +90,8 @@ async fn compact(raft: &Raft, metrics: &Metrics) {
     }
 }
 
-fn publish(sender: &watch::Sender<Health>, now: Health) {
+/// Says what changed. A removal was somebody's will; any other end needs a person.
+fn publish(sender: &watch::Sender<Health>, now: Health, was_removed: bool) {
     sender.send_if_modified(|health| {
         let changed = *health != now;
         if health.leader != now.leader {
@@ -106,11 +109,24 @@ fn publish(sender: &watch::Sender<Health>, now: Health) {
             tracing::info!(voters, learners, "raft members");
         }
         if let (None, Some(why)) = (&health.failed, &now.failed) {
-            tracing::error!(why, "this member of the store takes no part any more");
+            if was_removed {
+                tracing::warn!(why, "this member takes no part in the store any more");
+            } else {
+                tracing::error!(why, "this member takes no part in the store any more");
+            }
         }
         *health = now;
         changed
     });
+}
+
+/// The sentence, if the membership that this member has seen last is one without it, made after its join.
+fn removal(metrics: &Metrics, peers: &Peers) -> Option<String> {
+    let own = &peers.own;
+    let committed = &metrics.committed_membership_config;
+    let after_the_join = committed.log_id().is_some_and(|log_id| own.id < log_id.index);
+    let gone = after_the_join && committed.membership().get_node(&own.id).is_none();
+    gone.then(|| format!("{} with raft id {} was removed", own.name, own.id))
 }
 
 fn health(metrics: &Metrics, peers: &Peers, failed: Option<String>) -> Health {
@@ -131,12 +147,8 @@ fn health(metrics: &Metrics, peers: &Peers, failed: Option<String>) -> Health {
             trouble: contact.trouble(),
         }
     });
-    let committed = &metrics.committed_membership_config;
-    let was_removed = committed.log_id().is_some_and(|log_id| own.id < log_id.index)
-        && committed.membership().get_node(&own.id).is_none();
-    let failed = failed
-        .or_else(|| was_removed.then(|| format!("{} with raft id {} was removed", own.name, own.id)))
-        .or_else(|| metrics.running_state.as_ref().err().map(|error| format!("raft stopped: {error}")));
+    let failed =
+        failed.or_else(|| metrics.running_state.as_ref().err().map(|error| format!("raft stopped: {error}")));
     let leader = metrics.current_leader.filter(|_| failed.is_none());
     let role = match metrics.state {
         _ if failed.is_some() => Role::Stopped,

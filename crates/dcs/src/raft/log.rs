@@ -1,10 +1,10 @@
 //! The Raft log: a copy in memory that answers every read, and the disk behind it.
 //!
-//! Compaction keeps the log to about a thousand entries (`raft.rs` has the limits), so the copy is small, and a
-//! slow disk never delays a read. Left out: what entries mean.
+//! Compaction keeps the log to about a thousand entries (`raft.rs` has the limits), so the copy is small, and
+//! a slow disk never delays a read. Left out: what entries mean.
 //!
-//! Hazard: a hole, or an entry acknowledged before it is on the disk. Writes reach the disk in the order of the
-//! calls; `append` reports through its callback, everything else returns when it is done.
+//! Hazard: a hole, or an entry acknowledged before it is on the disk. Writes reach the disk in the order of
+//! the calls; `append` reports through its callback, everything else returns when it is done.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -155,8 +155,8 @@ impl RaftLogStorage<TypeConfig> for Log {
         Ok(())
     }
 
-    /// Not durable by itself: the next entry takes it along, and a commit point that is too low only means that
-    /// a restarted member learns from the leader how far it may apply.
+    /// Not durable by itself: the next entry takes it along, and a commit point that is too low only means
+    /// that a restarted member learns from the leader how far it may apply.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(log_id) = committed else { return Ok(()) };
         self.copy().committed = committed;

@@ -1,8 +1,9 @@
 //! Who belongs to the store, and who of them votes.
 //!
-//! Left out: changing the membership (`raft.rs` does it, on the leader). Hazard: an identity used twice. A member
-//! that forgot what it acknowledged, under the number it had before, can outvote those who remember; therefore
-//! a number is bound to the disk it was given for, and a disk that lost its contents has another [`DiskId`].
+//! Left out: changing the membership (`raft.rs` does it, on the leader). Hazard: an identity used twice. A
+//! member that forgot what it acknowledged, under the number it had before, can outvote those who remember;
+//! therefore a number is bound to the disk it was given for, and a disk that lost its contents has another
+//! [`DiskId`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -64,8 +65,8 @@ pub struct Candidate {
     pub alive: bool,
 }
 
-/// The voters: the largest odd number up to [`MAX_VOTERS`], the living before the silent, distinct hosts first,
-/// in the order given.
+/// The voters: the largest odd number up to [`MAX_VOTERS`], the living before the silent, distinct hosts
+/// first, in the order given.
 pub fn choose_voters(candidates: &[Candidate]) -> BTreeSet<NodeName> {
     let size = candidates.len().min(MAX_VOTERS);
     let size = if size.is_multiple_of(2) { size.saturating_sub(1) } else { size };

@@ -1,8 +1,9 @@
 //! Calls from this member to the others: openraft's RPCs over the transport that the agent gave.
 //!
-//! Left out: connections, TLS, names to addresses (the agent). Hazards: a `pre_vote` that is granted without asking
-//! (openraft's default) makes pre-vote void; an unreachable member must be an error here, never an answer. And
-//! what this file says about a member ends up in `status`, so trouble is recorded once, where it is seen.
+//! Left out: connections, TLS, names to addresses (the agent). Hazards: a `pre_vote` that is granted without
+//! asking (openraft's default) makes pre-vote void; an unreachable member must be an error here, never an
+//! answer. And what this file says about a member ends up in `status`, so trouble is recorded once, where it
+//! is seen.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +26,8 @@ use super::record::Bytes;
 use super::types::{RaftSnapshot, TypeConfig, Vote};
 use super::wire::{self, Envelope, Receiver, Refusal, RefusalCode, Rpc, Sender};
 
-/// Largest RPC body: an append of [`super::log::MAX_APPEND_BYTES`] and one more entry, where every byte of its
-/// values needs six in JSON. The agent's limit for a request must not be lower.
+/// Largest RPC body: an append of [`super::log::MAX_APPEND_BYTES`] and one more entry, where every byte of
+/// its values needs six in JSON. The agent's limit for a request must not be lower.
 pub const MAX_RPC_BYTES: usize = 16 * 1024 * 1024;
 const SNAPSHOT_PART_BYTES: usize = 512 * 1024;
 /// Between attempts to replicate to a member that does not answer. Constant, because a member that comes back
@@ -36,11 +37,12 @@ const TROUBLE_FADES: Duration = Duration::from_secs(5);
 
 /// Carries one RPC to another member.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends `body` for `rpc` to the member `peer`, whose address when it joined was `address`, and returns the
-    /// bytes that [`RaftStore::handle`](super::RaftStore::handle) returned there.
+    /// Sends `body` for `rpc` to the member `peer`, whose address when it joined was `address`, and returns
+    /// the bytes that [`RaftStore::handle`](super::RaftStore::handle) returned there.
     ///
     /// The certificate must name `peer`. A call that is dropped or runs into `timeout` should not tear down a
-    /// connection that is only slow: at a round trip of 300 ms, making it again takes longer than most calls may.
+    /// connection that is only slow: at a round trip of 300 ms, making it again takes longer than most calls
+    /// may.
     fn call(
         &self,
         peer: &NodeName,
@@ -79,8 +81,8 @@ pub(super) struct Contact {
 }
 
 impl Contact {
-    /// Why it does not answer now. A member calls only whom it has something to tell; an old failure, or one from
-    /// before the last sign of life, says nothing.
+    /// Why it does not answer now. A member calls only whom it has something to tell; an old failure, or one
+    /// from before the last sign of life, says nothing.
     pub(super) fn trouble(&self) -> Option<String> {
         let (at, why) = self.failed.as_ref()?;
         let stale = at.elapsed() > TROUBLE_FADES || self.heard.is_some_and(|heard| heard > *at);

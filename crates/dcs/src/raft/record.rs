@@ -1,10 +1,11 @@
 //! The form in which log entries, votes, memberships and state leave this process, version 1.
 //!
 //! The log on disk and the RPC bodies share these types. A record on disk is one byte of version and JSON; an
-//! RPC body has its version in its envelope (`wire`). Fields are only ever added, with a default; anything else
-//! is a new version, and `testdata/` keeps bytes of every version that was ever written.
+//! RPC body has its version in its envelope (`wire`). Fields are only ever added, with a default; anything
+//! else is a new version, and `testdata/` keeps bytes of every version that was ever written.
 //!
-//! Hazard: a record misread is a vote or a commit forgotten. What does not parse is an error, never a default.
+//! Hazard: a record misread is a vote or a commit forgotten. What does not parse is an error, never a
+//! default.
 
 use std::sync::Arc;
 
@@ -23,9 +24,7 @@ pub(super) const VERSION: u8 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
-    #[error(
-        "{what} has format version {version}, this program reads up to {VERSION}: it was written by a newer one"
-    )]
+    #[error("{what} has format version {version} of a newer program, this one reads up to {VERSION}")]
     Newer { what: &'static str, version: u8 },
     #[error("{what} is damaged: {why}")]
     Damaged { what: &'static str, why: String },

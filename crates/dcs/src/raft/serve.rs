@@ -1,8 +1,8 @@
 //! Answers the RPCs of other members.
 //!
 //! Every check of who speaks to whom is here, before a body is parsed. Left out: authentication of the
-//! connection (the agent), which gives the caller's name. Hazard: taking part on behalf of a member that is not
-//! what it was: a wiped disk, a removed member, a herd that was made anew.
+//! connection (the agent), which gives the caller's name. Hazard: taking part on behalf of a member that is
+//! not what it was: a wiped disk, a removed member, a herd that was made anew.
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
@@ -25,8 +25,8 @@ pub(super) struct Incoming {
 }
 
 impl RaftStore {
-    /// Answers the call of another member: `caller` is the name in its certificate, `rpc` and `body` are what its
-    /// transport was given. The bytes go back whatever they say; refusals are among them.
+    /// Answers the call of another member: `caller` is the name in its certificate, `rpc` and `body` are what
+    /// its transport was given. The bytes go back whatever they say; refusals are among them.
     pub async fn handle(&self, caller: &NodeName, rpc: &str, body: &[u8]) -> Vec<u8> {
         let inner = &*self.inner;
         let admitted = match (inner.admit(caller, rpc, body), Rpc::named(rpc)) {
@@ -84,9 +84,9 @@ impl Inner {
                 return refuse(RefusalCode::Sender, why);
             }
             Some(_) => {}
-            // A number is a log index, and its join is the next membership after it; so a membership that lies
-            // behind the number and lacks it was made after its removal. An append may still come from a leader
-            // that is removing itself, or reach a member that is late.
+            // A number is a log index, and its join is the next membership after it; so a membership that
+            // lies behind the number and lacks it was made after its removal. An append may still come from a
+            // leader that is removing itself, or reach a member that is late.
             None => {
                 let removed = membership.log_id().is_some_and(|log_id| from.id < log_id.index);
                 if removed && rpc != Rpc::Append.name() && rpc != Rpc::Snapshot.name() {

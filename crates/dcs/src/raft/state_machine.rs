@@ -88,8 +88,8 @@ impl StateMachine {
         self.applied.send_replace(applied);
     }
 
-    /// Keeps the newest snapshot. One that was being built while a newer one was installed must not replace it:
-    /// the log between the two is gone.
+    /// Keeps the newest snapshot. One that was being built while a newer one was installed must not replace
+    /// it: the log between the two is gone.
     async fn save(&self, meta: SnapshotMeta, bytes: Arc<Vec<u8>>) -> io::Result<()> {
         let written = {
             let mut inner = self.inner();

@@ -1,6 +1,6 @@
 //! The names under which this crate uses openraft's types. They stay inside `raft`: what is written to disk
-//! (`record`) or sent (`wire`) has types of its own, and openraft is built without serde, so that the compiler
-//! keeps it so.
+//! (`record`) or sent (`wire`) has types of its own, and openraft is built without serde, so that the
+//! compiler keeps it so.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,11 +1,12 @@
 //! The bodies of the RPCs between members, version 1: JSON in an envelope that says who speaks to whom.
 //!
-//! The envelope carries the herd, its generation, and both ends' number and disk, and every one of them is checked
-//! before the body is looked at: an RPC that reaches the wrong process, a member of a store that was given up,
-//! or a disk that lost its contents is refused with a sentence, never half understood.
+//! The envelope carries the herd, its generation, and both ends' number and disk, and every one of them is
+//! checked before the body is looked at: an RPC that reaches the wrong process, a member of a store that was
+//! given up, or a disk that lost its contents is refused with a sentence, never half understood.
 //!
-//! Left out: how bytes travel and who may send them (the agent: mutual TLS). Hazard: a field lost in conversion.
-//! `transfer` in a vote request is the one that nobody would miss until leadership is handed over.
+//! Left out: how bytes travel and who may send them (the agent: mutual TLS). Hazard: a field lost in
+//! conversion. `transfer` in a vote request is the one that nobody would miss until leadership is handed
+//! over.
 
 use pgherd_core::types::NodeName;
 use serde::de::DeserializeOwned;

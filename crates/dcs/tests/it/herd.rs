@@ -81,7 +81,8 @@ pub(crate) struct End {
 }
 
 impl Transport for End {
-    /// A cut wire swallows what is sent, like a dropped packet: the caller learns nothing until its time is up.
+    /// A cut wire swallows what is sent, like a dropped packet: the caller learns nothing until its time is
+    /// up.
     fn call(
         &self,
         peer: &NodeName,
