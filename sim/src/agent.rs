@@ -114,7 +114,7 @@ impl World {
         let now = self.nodes[node].clock.local(self.now);
         let crashes = self.crashes.iter().filter(|at| self.now - **at < CRASH_WINDOW).count();
         let spec = Rc::clone(&self.spec);
-        let Node { name, agent, view, .. } = &mut self.nodes[node];
+        let Node { name, agent, view, clock, .. } = &mut self.nodes[node];
         let record = view.as_ref().map(|(record, _)| &**record);
         let term = record.map(|record| record.term);
         let observation = Observation {
@@ -137,7 +137,8 @@ impl World {
         let proof = record.filter(|_| table);
         let proof = proof.and_then(|record| lease::proven(&agent.memory, &observation, record, record.term));
         if let Some(breakage) = self.breakage {
-            breakage::distort(breakage, &mut agent.memory, &observation, &mut decision);
+            let opened = clock.local(self.store.opened_at);
+            breakage::distort(breakage, &mut agent.memory, &observation, opened, &mut decision);
         }
         if let Some(proven) = proof {
             leases::right_given(self, node, proven, now);
@@ -400,7 +401,7 @@ impl World {
         self.after(renew, Event::HeartbeatTick { node, life });
     }
 
-    fn heartbeat(&mut self, node: usize, life: u32) {
+    pub fn heartbeat(&mut self, node: usize, life: u32) {
         let Node { agent, postgres, clock, view, .. } = &self.nodes[node];
         if agent.life != life || !agent.duties.prove_term || postgres.state != State::Primary {
             return;
@@ -521,7 +522,10 @@ pub fn forget_deeds(local: &mut Local) {
 impl World {
     pub fn list_is_in_effect(&self, node: usize) -> bool {
         let server = &self.nodes[node].postgres;
-        let Some(proven) = &self.nodes[node].agent.local.list else { return true };
+        let careless = self.broken(Breakage::EmptyList) || self.broken(Breakage::MarkerJudgedByCommit);
+        let Some(proven) = self.nodes[node].agent.local.list.as_ref().filter(|_| !careless) else {
+            return true;
+        };
         server.loaded.core == *proven
             && server.senders.iter().filter(|s| s.link.is_some()).all(|sender| sender.list.core == *proven)
     }

@@ -10,7 +10,7 @@ use pgherd_core::ha::{Decision, Memory, election};
 use pgherd_core::observation::{Observation, Postgres};
 use pgherd_core::reason::Reason;
 use pgherd_core::record::{Position, Proposal, Record};
-use pgherd_core::types::{Lsn, Term, Timeline};
+use pgherd_core::types::{Instant, Lsn, Term, Timeline};
 
 macro_rules! breakages {
     ($($variant:ident = $name:literal,)+) => {
@@ -87,11 +87,12 @@ pub fn rewrite(breakage: Breakage, before: &Record, proposal: &Proposal, mut nex
             let parent = next.lines.last().and_then(|line| line.parent);
             if let (Some(parent), Some(mut line)) = (parent, next.lines.pop()) {
                 line.timeline = Timeline(parent.0 + 1);
-                next.lines.retain(|other| other.timeline < line.timeline);
+                next.lines.retain(|other| other.timeline != line.timeline);
                 if let Some(reign) = &mut next.reign {
                     reign.timeline = line.timeline;
                 }
                 next.lines.push(line);
+                next.lines.sort_by_key(|line| line.timeline);
             }
         }
         _ => {}
@@ -109,7 +110,10 @@ pub fn position(
     begins: &[(Timeline, Lsn)],
 ) -> (Position, bool) {
     match breakage {
-        Breakage::PositionByLsnOnly => (Position { term: Term(0), lsn: end }, true),
+        Breakage::PositionByLsnOnly => {
+            let term = record.lines.last().map_or(Term(0), |line| line.term);
+            (Position { term, lsn: end }, true)
+        }
         Breakage::PositionByTimelineNumber | Breakage::ReusedTimelineNumber => {
             (Position { term: Term(u64::from(timeline.0)), lsn: end }, true)
         }
@@ -117,8 +121,14 @@ pub fn position(
     }
 }
 
-/// What a broken `decide` would have answered.
-pub fn distort(breakage: Breakage, memory: &mut Memory, seen: &Observation<'_>, decision: &mut Decision) {
+/// What a broken `decide` would have answered. `opened`: when the last election was.
+pub fn distort(
+    breakage: Breakage,
+    memory: &mut Memory,
+    seen: &Observation<'_>,
+    opened: Instant,
+    decision: &mut Decision,
+) {
     let Some(record) = seen.store.record else { return };
     let holds = record.holder().is_some_and(|holder| holder.node == *seen.me);
     match breakage {
@@ -128,9 +138,21 @@ pub fn distort(breakage: Breakage, memory: &mut Memory, seen: &Observation<'_>, 
                 decision.actions.insert(0, Action::SetGate { term: record.term, open: true });
             }
         }
+        Breakage::NamePublishedBeforeItCaughtUp => {
+            if matches!(decision.reason, Reason::ProvingRule { .. }) {
+                decision.actions = finish(record);
+            }
+        }
+        Breakage::MarkerJudgedByCommit => {
+            // What the executor reports of a COMMIT that came back at once.
+            let returned = seen.local.marker.as_ref().is_some_and(|(_, end)| *end == RETURNED);
+            if returned && matches!(decision.reason, Reason::ProvingRule { .. }) {
+                decision.actions = finish(record);
+            }
+        }
         Breakage::GateCountedFromTheOpening => {
-            if let Some((term, at)) = memory.election_seen {
-                memory.reign_seen = Some((term, at));
+            if let Some((term, _)) = memory.election_seen {
+                memory.reign_seen = Some((term, opened));
             }
         }
         Breakage::RecloneOfANeededCopy => {
@@ -147,6 +169,16 @@ pub fn distort(breakage: Breakage, memory: &mut Memory, seen: &Observation<'_>, 
         }
         _ => {}
     }
+}
+
+/// Where a marker ends whose COMMIT returned, for a build that looks at nothing else.
+pub const RETURNED: Lsn = Lsn(u64::MAX);
+
+fn finish(record: &Record) -> Vec<Action> {
+    let rules = record.rules.as_ref();
+    let change = rules.and_then(|rules| Some((rules.next.clone()?, rules.change)));
+    let finish = |(rule, change)| Proposal::FinishRule { term: record.term, rule, change };
+    change.map(finish).map(Action::Propose).into_iter().collect()
 }
 
 /// Names that occur more than once would make `--variant` ambiguous.

@@ -13,7 +13,7 @@ use pgherd_core::record::{Proposal, Record, Standing};
 use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 
 use crate::agent::forget_deeds;
-use crate::breakage::Breakage;
+use crate::breakage::{Breakage, RETURNED};
 use crate::checkers::{destruction, gates, terms};
 use crate::postgres::{Conninfo, State};
 use crate::story;
@@ -304,6 +304,7 @@ impl World {
 
     fn seal(&mut self, node: usize, term: Term) -> Step {
         match (self.stage(node), self.nodes[node].postgres.state) {
+            (0, State::Promoting) if self.broken(Breakage::LatePromotion) => Step::Next(MS),
             (0, State::Primary | State::Promoting | State::Remains | State::Stopping | State::Absent) => {
                 Step::Failed("only a standby or a stopped copy can be sealed")
             }
@@ -492,9 +493,17 @@ impl World {
                     return Step::Again(POLL / 3);
                 }
                 self.begin_promotion(node, true);
+                self.nodes[node].agent.stage_until = self.now + 300 * MS;
                 Step::Next(20 * MS)
             }
             _ => match state {
+                State::Promoting
+                    if self.broken(Breakage::LatePromotion)
+                        && self.now > self.nodes[node].agent.stage_until =>
+                {
+                    self.remember(node, |durable| durable.promoting = None);
+                    Step::Failed("PostgreSQL takes its time")
+                }
                 State::Promoting => Step::Again(POLL),
                 State::Primary => {
                     let number = self.wal.hand(self.nodes[node].postgres.hand).number;
@@ -522,7 +531,9 @@ impl World {
     }
 
     fn follow(&mut self, node: usize, term: Term, upstream: &NodeName, timeline: Timeline) -> Step {
-        if self.nodes[node].postgres.state != State::Standby {
+        let late =
+            self.nodes[node].postgres.state == State::Promoting && self.broken(Breakage::LatePromotion);
+        if self.nodes[node].postgres.state != State::Standby && !late {
             return Step::Failed("only a standby can follow");
         }
         if self.durable(node).promoting.is_some() && !self.broken(Breakage::LatePromotion) {
@@ -551,6 +562,7 @@ impl World {
         server.conninfo = Some(Conninfo { upstream, term, timeline });
         server.diverged = false;
         server.touch();
+        terms::took_part(self, node);
         let late = self.span(MS, 20 * MS);
         self.connect_soon(node, late);
         Step::Done
@@ -629,14 +641,9 @@ impl World {
         if server.flushed < at {
             return Step::Again(POLL);
         }
-        let mut end = wal::lsn(at);
-        if self.broken(Breakage::NamePublishedBeforeItCaughtUp)
-            || self.broken(Breakage::MarkerJudgedByCommit)
-                && !(server.loaded.waits() && server.waits_enforced)
-        {
-            // Whoever streams at all counts as having it.
-            end = Lsn::ZERO;
-        }
+        let returned = list.needed == 0 || !(server.loaded.waits() && server.waits_enforced);
+        let end =
+            if returned && self.broken(Breakage::MarkerJudgedByCommit) { RETURNED } else { wal::lsn(at) };
         self.nodes[node].agent.local.marker = Some((list.clone(), end));
         Step::Done
     }

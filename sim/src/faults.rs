@@ -20,6 +20,8 @@ pub struct Fault {
     pub other: usize,
     /// Undone already, or nothing to undo.
     pub over: bool,
+    /// It strikes this node, whoever holds the term.
+    aimed: bool,
     /// How often it will strike again.
     repeats: u8,
 }
@@ -63,6 +65,8 @@ kinds! {
     CutReplication = ("cut-replication", 6),
     CutOneWay = ("cut-one-way", 5),
     CutPair = ("cut-pair", 5),
+    /// The network of the agents and the store is cut, that of PostgreSQL is not.
+    CutManagement = ("cut-management", 5),
     CutStore = ("cut-store", 7),
     LoseStore = ("lose-store", 4),
     SlowStore = ("slow-store", 4),
@@ -97,7 +101,7 @@ impl Kind {
 
 impl Fault {
     pub fn new(at: Time, lasts: Time, kind: Kind, node: usize, other: usize) -> Fault {
-        Fault { at, lasts, kind, node, other, over: false, repeats: 3 }
+        Fault { at, lasts, kind, node, other, over: false, aimed: false, repeats: 3 }
     }
 }
 
@@ -122,6 +126,15 @@ impl World {
         }
     }
 
+    /// One more fault, at exactly this node.
+    pub fn plan_fault(&mut self, within: Time, lasts: Time, kind: Kind, node: usize) {
+        let index = self.faults.len();
+        let mut fault = Fault::new(self.now + within, lasts, kind, node, node);
+        fault.aimed = true;
+        self.faults.push(fault);
+        self.after(within, Event::Fault { index });
+    }
+
     fn plan_one(&mut self, at: Time, focus: usize) {
         let total: u64 = Kind::ALL.iter().map(|kind| kind.weight()).sum();
         let mut draw = self.random.below(total);
@@ -133,7 +146,11 @@ impl World {
             }
             draw -= candidate.weight();
         }
-        let lasts = self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND));
+        let lasts = match kind {
+            // Shorter than `agent_grace` it would change nothing.
+            Kind::CutManagement => self.span(5 * SECOND, 16 * SECOND),
+            _ => self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND)),
+        };
         let node = if self.random.once_in(3) { focus } else { self.random.index(self.nodes.len()) };
         let other = self.random.index(self.nodes.len());
         self.faults.push(Fault::new(at, lasts, kind, node, other));
@@ -142,6 +159,9 @@ impl World {
     /// Half of the time the target is whoever holds the term when the fault strikes.
     fn aim(&mut self, index: usize) -> usize {
         let planned = self.faults[index].node;
+        if self.faults[index].aimed {
+            return planned;
+        }
         let holder = self.store.record.holder().and_then(|holder| self.index(&holder.node));
         let node = match holder {
             Some(holder) if self.random.once_in(2) => holder,
@@ -190,6 +210,14 @@ impl World {
                 self.network.cut(Layer::Agents, node, other, true);
             }
             Kind::CutPair => self.cut_pair(node, other, true),
+            Kind::CutManagement => {
+                self.cut_management(node, true);
+                // When its silence has lasted long enough for an election, another one hears of that late.
+                let grace = crate::world::micros(self.times.agent_grace);
+                let (from, lasts) =
+                    (self.span(grace - SECOND, grace + SECOND / 2), self.span(SECOND, 4 * SECOND));
+                self.plan_fault(from, lasts, Kind::CutStore, other);
+            }
             Kind::CutStore => self.network.store_cut[node] += 1,
             Kind::LoseStore => self.store.up = false,
             Kind::SlowStore => self.store.slow = self.span(50 * MS, 700 * MS),
@@ -251,6 +279,7 @@ impl World {
                 self.network.cut(Layer::Agents, node, other, false);
             }
             Kind::CutPair => self.cut_pair(node, other, false),
+            Kind::CutManagement => self.cut_management(node, false),
             Kind::CutStore => {
                 let cuts = &mut self.network.store_cut[node];
                 *cuts = cuts.saturating_sub(1);
@@ -264,7 +293,10 @@ impl World {
                 }
             }
             Kind::Damage => self.cure(node),
-            Kind::ChangeNeeded | Kind::RemoveNode => self.spec = Rc::clone(&self.first_spec),
+            Kind::ChangeNeeded | Kind::RemoveNode => {
+                let first = Rc::clone(&self.first_spec);
+                self.new_spec(first);
+            }
             Kind::PauseReplay => self.nodes[node].slow.replay_paused = false,
             Kind::HangWal => self.unhang(node),
             Kind::SlowCheckpointer => self.nodes[node].slow.checkpointer = false,
@@ -302,7 +334,10 @@ impl World {
         for fault in &mut self.faults {
             fault.over = true;
         }
-        self.spec = Rc::clone(&self.first_spec);
+        if !Rc::ptr_eq(&self.spec, &self.first_spec) {
+            let first = Rc::clone(&self.first_spec);
+            self.new_spec(first);
+        }
         self.network.heal();
         (self.store.up, self.store.slow) = (true, 0);
         for node in 0..self.nodes.len() {
@@ -362,6 +397,9 @@ impl World {
     }
 
     pub fn freeze_node(&mut self, node: usize, span: Time) {
+        // At the worst moment: a proof is under way, and its answer comes after the thaw.
+        let life = self.nodes[node].agent.life;
+        self.heartbeat(node, life);
         let now = self.now;
         let there = &mut self.nodes[node];
         there.frozen_until = there.frozen_until.max(now + span);
@@ -370,8 +408,12 @@ impl World {
     }
 
     pub fn isolate(&mut self, node: usize, on: bool) {
-        self.cut_all(node, Layer::Agents, on);
+        self.cut_management(node, on);
         self.cut_all(node, Layer::Replication, on);
+    }
+
+    pub fn cut_management(&mut self, node: usize, on: bool) {
+        self.cut_all(node, Layer::Agents, on);
         let cuts = &mut self.network.store_cut[node];
         *cuts = if on { *cuts + 1 } else { cuts.saturating_sub(1) };
     }
@@ -479,7 +521,7 @@ impl World {
             0 => Durability::Async,
             needed => Durability::Quorum { needed, degrade_after },
         };
-        self.new_spec(spec);
+        self.new_spec(Rc::new(spec));
     }
 
     fn remove_node(&mut self, node: usize) {
@@ -488,12 +530,13 @@ impl World {
         spec.nodes.retain(|node| node.name != name && node.follow.as_ref() != Some(&name));
         let electable = spec.nodes.iter().filter(|node| node.electable()).count();
         if electable > spec.durability.needed().max(1) {
-            self.new_spec(spec);
+            self.new_spec(Rc::new(spec));
         }
     }
 
-    fn new_spec(&mut self, spec: pgherd_core::spec::ClusterSpec) {
-        self.spec = Rc::new(spec);
+    fn new_spec(&mut self, spec: Rc<pgherd_core::spec::ClusterSpec>) {
+        self.spec = spec;
+        self.spec_changed_at = self.now;
         for node in 0..self.nodes.len() {
             self.think_within(node, 20 * MS);
         }

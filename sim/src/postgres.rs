@@ -14,6 +14,7 @@ use std::rc::Rc;
 use pgherd_core::types::{Instant, Term, Timeline};
 
 use crate::breakage::Breakage;
+use crate::faults::Kind;
 use crate::wal::Point;
 use crate::world::{Event, List, MS, SECOND, Time, World};
 
@@ -282,6 +283,9 @@ impl World {
         self.nodes[node].postgres.promoted_by_agent = by_agent;
         let slow = std::mem::take(&mut self.nodes[node].slow.promotion);
         let takes = if slow {
+            // While it hangs the node is cut off, and comes back before it has ended.
+            let (from, until) = (self.span(50 * MS, SECOND), self.span(2 * SECOND, 6 * SECOND));
+            self.plan_fault(from, until, Kind::Isolate, node);
             self.span(SECOND, 30 * SECOND)
         } else {
             self.span_or((80 * MS, 150 * MS), 10, (200 * MS, 3 * SECOND))

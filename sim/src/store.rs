@@ -30,6 +30,7 @@ pub struct Store {
     pub up: bool,
     pub slow: Time,
     pub writes: u64,
+    pub opened_at: Time,
     /// What replicas that are behind may still show.
     past: VecDeque<(Rc<Record>, u64)>,
 }
@@ -42,6 +43,7 @@ impl Default for Store {
             up: true,
             slow: 0,
             writes: 0,
+            opened_at: 0,
             past: VecDeque::new(),
         }
     }
@@ -181,6 +183,9 @@ impl World {
         }
         self.store.revision += 1;
         self.store.writes += 1;
+        if before.election.is_none() && next.election.is_some() {
+            self.store.opened_at = self.now;
+        }
         match proposal {
             Proposal::Open { cause: Cause::Crash, .. } => self.crashes.push(self.now),
             Proposal::Decide { .. } => {

@@ -271,6 +271,7 @@ pub struct World {
     pub breakage: Option<Breakage>,
     pub times: Times,
     pub spec: Rc<ClusterSpec>,
+    pub spec_changed_at: Time,
     /// What operators go back to.
     pub first_spec: Rc<ClusterSpec>,
     pub nodes: Vec<Node>,
@@ -306,6 +307,7 @@ impl World {
             times,
             first_spec: Rc::new(spec.clone()),
             spec: Rc::new(spec),
+            spec_changed_at: 0,
             nodes,
             wal: Wal::default(),
             links: Vec::new(),

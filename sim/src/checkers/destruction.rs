@@ -1,12 +1,15 @@
 //! No copy is rewritten that somebody may still need: no rule counts it, and enough others hold everything.
 //!
-//! "Enough" is `needed` + 1, or everyone else where there are not so many; nodes that are lost (no copy, or
-//! silent for long) are losses that the promise has already paid for.
+//! "Enough" is `needed` + 1, or everyone else where there are not so many; nodes that are lost (no copy, silent
+//! for long, a disk that hangs) are losses that the promise has already paid for.
 
 use crate::world::{SECOND, World};
 
 /// A node that has not streamed for this long counts as lost: a little less than core's own patience.
 const LOST_AFTER: u64 = 9 * SECOND;
+
+/// Who counts follows from the specification, and a change of that takes a moment to reach everybody.
+const SETTLED_AFTER: u64 = 3 * SECOND;
 
 fn counts(world: &World, node: usize) -> bool {
     world.first_spec.node(&world.nodes[node].name).is_some_and(|node| node.voter_candidate())
@@ -22,8 +25,15 @@ pub fn begins(world: &mut World, node: usize) {
         return;
     }
     let Some(protected) = world.oracle.protected else { return };
+    if world.now.saturating_sub(world.spec_changed_at) < SETTLED_AFTER {
+        return;
+    }
     let holds = |node: usize| world.wal.holds(world.nodes[node].postgres.durable_end(), protected);
-    if !holds(node) {
+    // A copy that a person promoted was lost when that was done: what it holds counts up to there only, and
+    // the others cannot know how far that is.
+    let end = world.wal.settle(world.nodes[node].postgres.end());
+    let stray = world.wal.number(end).0 > 1 && world.wal.hand(end.hand).term.is_none();
+    if !holds(node) || stray {
         return;
     }
     let data: Vec<usize> =
@@ -35,7 +45,8 @@ pub fn begins(world: &mut World, node: usize) {
         .filter(|other| {
             let there = &world.nodes[**other];
             let silent = world.now.saturating_sub(there.streamed_at) > LOST_AFTER;
-            world.member(**other).is_none() || (silent && !holds(**other))
+            let away = silent || there.slow.wal_hangs;
+            world.member(**other).is_none() || (away && !holds(**other))
         })
         .count();
     let needed = (rules.target().needed as usize + 1).min(present).saturating_sub(lost).max(1);

@@ -3,6 +3,7 @@
 use pgherd_core::record::Vote;
 use pgherd_core::types::Timeline;
 
+use crate::checkers::terms;
 use crate::world::World;
 
 const INVARIANT: &str = "a timeline number means one thing";
@@ -23,6 +24,7 @@ pub fn two_meanings(world: &mut World, standby: usize, upstream: usize) {
 /// A vote counts WAL under a term that did not write it.
 pub fn voted(world: &mut World, vote: &Vote) {
     let Some(node) = world.index(&vote.member.node) else { return };
+    terms::took_part(world, node);
     let end = world.wal.settle(world.nodes[node].postgres.end());
     let wrote = world.wal.hand(end.hand);
     let counted = world.store.record.line(wrote.number).is_some_and(|line| line.term == vote.position.term);
