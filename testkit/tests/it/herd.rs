@@ -27,6 +27,7 @@ fn all_is_well(herd: &Herd, workload: Workload) -> Verdict {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b01_three_nodes_come_up_by_themselves_and_take_writes() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -39,6 +40,7 @@ fn b01_three_nodes_come_up_by_themselves_and_take_writes() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b03_a_killed_postmaster_means_failover_at_once() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -55,6 +57,7 @@ fn b03_a_killed_postmaster_means_failover_at_once() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b05_a_killed_agent_that_comes_back_adopts_its_postgresql() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -71,6 +74,7 @@ fn b05_a_killed_agent_that_comes_back_adopts_its_postgresql() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b06_the_primarys_host_loses_power() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -83,6 +87,7 @@ fn b06_the_primarys_host_loses_power() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b10_a_planned_switchover_under_load_loses_nothing() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -98,6 +103,7 @@ fn b10_a_planned_switchover_under_load_loses_nothing() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b13_every_node_has_been_primary() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -116,6 +122,7 @@ fn b13_every_node_has_been_primary() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b17_all_hosts_lose_power_and_come_back_in_any_order() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -130,6 +137,7 @@ fn b17_all_hosts_lose_power_and_come_back_in_any_order() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b18_a_primary_alone_stops_serving_before_the_majority_goes_on() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
@@ -151,6 +159,7 @@ fn b18_a_primary_alone_stops_serving_before_the_majority_goes_on() {
 }
 
 #[test]
+#[ignore = "takes minutes and a machine of its own: make test-full"]
 fn b21_without_replication_commits_wait_and_nobody_is_promoted() {
     let _alone = alone();
     let herd = Herd::of(&["a", "b", "c"]).start();
