@@ -124,10 +124,6 @@ impl Instance {
         self.data_dir.join("global/pg_control")
     }
 
-    pub fn postmaster_pid_file(&self) -> PathBuf {
-        self.data_dir.join(POSTMASTER_PID)
-    }
-
     pub fn standby_signal(&self) -> PathBuf {
         self.data_dir.join("standby.signal")
     }

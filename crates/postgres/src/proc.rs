@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -21,34 +21,68 @@ const COMMAND: &[u8] = b"postgres";
 
 /// A process, held so that its number cannot come to mean another.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(crate) struct Held {
     pub(crate) pid: Pid,
-    fd: AsyncFd<OwnedFd>,
+    fd: OwnedFd,
 }
 
-impl Process {
+impl Held {
     /// `None` if it is gone already.
-    pub(crate) fn open(pid: Pid) -> Result<Option<Process>> {
+    pub(crate) fn open(pid: Pid) -> Result<Option<Held>> {
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(fd) => {
-                #[allow(unsafe_code)]
-                // SAFETY: an OwnedFd names one open descriptor until it is dropped, and it is dropped with the AsyncFd.
-                let registered =
-                    unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-                let fd =
-                    registered.map_err(|refused| Error::io("watch", proc_path(pid, ""))(refused.into()))?;
-                Ok(Some(Process { pid, fd }))
-            }
+            Ok(fd) => Ok(Some(Held { pid, fd })),
             Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(errno) => Err(Error::io("watch", proc_path(pid, ""))(errno.into())),
         }
     }
 
-    /// Returns once it has ended. A zombie has.
+    /// `false` if it was gone already.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<bool> {
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(errno) => Err(Error::io("signal", proc_path(self.pid, ""))(errno.into())),
+        }
+    }
+
+    /// Waits on this thread until it has ended. A zombie has.
+    pub(crate) fn wait(&self, deadline: Duration) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        let timeout = Timespec::try_from(deadline).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+        matches!(poll(&mut polled, Some(&timeout)), Ok(ready) if ready > 0)
+    }
+}
+
+impl AsRawFd for Held {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// The same on a runtime.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    held: AsyncFd<Held>,
+}
+
+impl Process {
+    /// `None` if it is gone already.
+    pub(crate) fn open(pid: Pid) -> Result<Option<Process>> {
+        let Some(held) = Held::open(pid)? else { return Ok(None) };
+        #[allow(unsafe_code)]
+        // SAFETY: an OwnedFd names one open descriptor until it is dropped, and it is dropped with the AsyncFd.
+        let registered = unsafe { AsyncFd::register_with_interest(held, tokio::io::Interest::READABLE) };
+        let held = registered.map_err(|refused| Error::io("watch", proc_path(pid, ""))(refused.into()))?;
+        Ok(Some(Process { pid, held }))
+    }
+
+    /// Returns once it has ended.
     pub(crate) async fn ended(&self) {
         // A pidfd becomes readable when its process ends and stays so; the only other way out is a runtime that
         // shuts down, and then nobody is left to be told.
-        if self.fd.readable().await.is_err() {
+        if self.held.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -58,19 +92,12 @@ impl Process {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut polled = [PollFd::new(self.fd.get_ref(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut polled, Some(&now)), Ok(ready) if ready > 0)
+        self.held.get_ref().wait(Duration::ZERO)
     }
 
     /// `false` if it was gone already.
     pub(crate) fn signal(&self, signal: Signal) -> Result<bool> {
-        match pidfd_send_signal(self.fd.get_ref(), signal) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::SRCH) => Ok(false),
-            Err(errno) => Err(Error::io("signal", proc_path(self.pid, ""))(errno.into())),
-        }
+        self.held.get_ref().signal(signal)
     }
 }
 

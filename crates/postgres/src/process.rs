@@ -15,7 +15,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,11 +28,12 @@ use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
 use crate::logs;
-use crate::proc::{self, Process};
+use crate::proc::{self, Held, Process};
 use crate::rewind;
 use crate::sync_names;
-use crate::wal::history;
+use crate::wal::{self, history};
 
+const POSTMASTER_PID: &str = "postmaster.pid";
 /// How often `postmaster.pid` is looked at while a server starts. There is no event to wait for that PostgreSQL
 /// gives in every version.
 const START_POLL: Duration = Duration::from_millis(2);
@@ -243,7 +244,7 @@ impl Server {
     pub async fn find(instance: &Instance) -> Result<Found> {
         let looked = instance.clone();
         let (running, others) = blocking("looking for PostgreSQL", FILES, move || {
-            let file = PostmasterPid::read(&looked)?;
+            let file = PostmasterPid::read(&looked.data_dir)?;
             let seen = proc::of_data_dir(&looked.data_dir)?;
             let main = file.filter(|file| seen.iter().any(|process| process.pid == file.pid));
             Ok::<_, Error>((main, seen))
@@ -356,7 +357,7 @@ impl Server {
     }
 
     fn postmaster_pid(&self) -> Result<Option<PostmasterPid>> {
-        Ok(PostmasterPid::read(&self.instance)?.filter(|file| file.pid == self.postmaster.pid))
+        Ok(PostmasterPid::read(&self.instance.data_dir)?.filter(|file| file.pid == self.postmaster.pid))
     }
 
     fn failed(&self, log_from: u64) -> StartError {
@@ -374,16 +375,22 @@ pub struct Gone {
 /// Kills every process of this PostgreSQL and returns when they are gone and their shared memory is free. Then, and
 /// only then, a stale `postmaster.pid` is removed. Works on a frozen server, and where nothing runs.
 pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone, GoneError> {
+    let data_dir = instance.data_dir.clone();
+    blocking("killing PostgreSQL", deadline + IMMEDIATE_STOP, move || {
+        ensure_gone_blocking(&data_dir, deadline)
+    })
+    .await
+}
+
+/// The same for a program without a runtime: the fence.
+pub fn ensure_gone_blocking(data_dir: &Path, deadline: Duration) -> Result<Gone, GoneError> {
     let until = Instant::now() + deadline;
-    let shm = {
-        let instance = instance.clone();
-        blocking("reading postmaster.pid", deadline, move || PostmasterPid::read(&instance)).await?
-    }
-    .and_then(|file| file.shm_id);
+    let file = data_dir.join(POSTMASTER_PID);
+    let shm = PostmasterPid::read(data_dir)?.and_then(|file| file.shm_id);
     let mut killed = std::collections::BTreeSet::new();
     let mut empty_looks = 0;
     while empty_looks < 2 {
-        let seen = look(instance, until).await?;
+        let seen = proc::of_data_dir(data_dir)?;
         if seen.is_empty() {
             empty_looks += 1;
             continue;
@@ -391,15 +398,12 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
         empty_looks = 0;
         if Instant::now() >= until {
             let left = seen.iter().map(Left::of).collect();
-            return Err(GoneError::ProcessesLeft {
-                data_dir: instance.data_dir.clone(),
-                after: deadline,
-                left,
-            });
+            return Err(GoneError::ProcessesLeft { data_dir: data_dir.to_owned(), after: deadline, left });
         }
         let mut dying = Vec::new();
         for process in seen {
-            let Some(held) = Process::open(process.pid)? else { continue };
+            let Some(held) = Held::open(process.pid)? else { continue };
+            // Held first, compared after: the number can have changed hands since the look.
             let same = proc::look(process.pid).is_some_and(|now| now.command == process.command);
             if same && held.signal(Signal::KILL)? {
                 killed.insert(process.pid.as_raw_nonzero());
@@ -407,22 +411,17 @@ pub async fn ensure_gone(instance: &Instance, deadline: Duration) -> Result<Gone
             }
         }
         for process in &dying {
-            process.ended_within(GONE_POLL).await;
+            process.wait(GONE_POLL);
         }
     }
     if let Some(id) = shm {
         while let Some(attached) = proc::attached_to_shm(id)?.filter(|attached| *attached > 0) {
             if Instant::now() >= until {
-                return Err(GoneError::SharedMemoryHeld {
-                    data_dir: instance.data_dir.clone(),
-                    id,
-                    attached,
-                });
+                return Err(GoneError::SharedMemoryHeld { data_dir: data_dir.to_owned(), id, attached });
             }
-            tokio::time::sleep(GONE_POLL).await;
+            std::thread::sleep(GONE_POLL);
         }
     }
-    let file = instance.postmaster_pid_file();
     match fs::remove_file(&file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("remove", &file)(error).into())
@@ -468,7 +467,7 @@ fn prepare(instance: &Instance) -> Result<Prepared, StartError> {
     }
     // Nobody runs here, so the file is stale; after a reboot its number may belong to anyone, and PostgreSQL would
     // refuse to start.
-    let stale = PostmasterPid::read(instance)?;
+    let stale = PostmasterPid::read(&instance.data_dir)?;
     if let Some(attached) =
         stale.and_then(|file| file.shm_id).and_then(|id| proc::attached_to_shm(id).transpose())
     {
@@ -478,13 +477,14 @@ fn prepare(instance: &Instance) -> Result<Prepared, StartError> {
             return Err(Error::Answer { what }.into());
         }
     }
-    durable::remove(&instance.postmaster_pid_file())?;
+    durable::remove(&data_dir.join(POSTMASTER_PID))?;
 
     durable::touch(&instance.standby_signal())?;
     for leftover in ["recovery.signal", "promote", "fallback_promote"] {
         durable::remove(&data_dir.join(leftover))?;
     }
     history::drop_unused_placeholders(&instance.pg_wal())?;
+    wal::uncover(instance)?;
 
     let path = instance.startup_log();
     fs::create_dir_all(&instance.log_dir).map_err(Error::io("create", &instance.log_dir))?;
@@ -537,8 +537,8 @@ pub(crate) struct PostmasterPid {
 
 impl PostmasterPid {
     /// `None` where there is no file, or one that a starting server has not filled yet.
-    pub(crate) fn read(instance: &Instance) -> Result<Option<PostmasterPid>> {
-        Ok(durable::read_text(&instance.postmaster_pid_file())?.and_then(|text| PostmasterPid::parse(&text)))
+    pub(crate) fn read(data_dir: &Path) -> Result<Option<PostmasterPid>> {
+        Ok(durable::read_text(&data_dir.join(POSTMASTER_PID))?.and_then(|text| PostmasterPid::parse(&text)))
     }
 
     fn parse(text: &str) -> Option<PostmasterPid> {
@@ -562,7 +562,7 @@ impl PostmasterPid {
 
 /// What the logs say about a start: what came before the log collector ran, and the collector's newest file.
 fn quote(instance: &Instance, startup_log_from: u64) -> String {
-    let tail = |path: &std::path::Path, from: u64| -> io::Result<String> {
+    let tail = |path: &Path, from: u64| -> io::Result<String> {
         let mut file = fs::File::open(path)?;
         let end = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(end.saturating_sub(QUOTED_BYTES).max(from.min(end))))?;

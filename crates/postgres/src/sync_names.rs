@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use pgherd_core::types::Member;
 
-use crate::conf::{SyncNames, read_blocking, write_blocking};
+use crate::conf::{AUTO_CONF, SyncNames, read_blocking, write_blocking};
 use crate::durable;
 use crate::error::{Error, Result, blocking, within};
 use crate::instance::Instance;
@@ -82,7 +82,15 @@ pub async fn set(instance: &Instance, server: Option<&Server>, names: &SyncNames
 /// session that it took.
 pub async fn prove(server: &Server, names: &SyncNames, deadline: Duration) -> Result<Session, SyncError> {
     within("proving synchronous_standby_names", deadline, async {
-        let session = shown(server, names, deadline).await?;
+        let session = match shown(server, names, deadline).await {
+            Ok(session) => session,
+            Err(error) => {
+                // Another list is in force, perhaps an empty one: what was known of the flag is void.
+                let instance = server.instance().clone();
+                blocking("removing a note", FILES, move || durable::remove(&note_path(&instance))).await?;
+                return Err(error);
+            }
+        };
         if !names.waits() {
             return Ok(session);
         }
@@ -220,8 +228,11 @@ impl Note {
 /// Called when a server was started; a list that is empty leaves no note. Blocks.
 pub(crate) fn note_start(server: &Server) -> Result<()> {
     let instance = server.instance();
+    let waits = read_blocking(instance)?.synchronous_standby_names.waits();
+    // ALTER SYSTEM wins over what we wrote.
+    let altered = durable::read_text(&instance.data_dir.join(AUTO_CONF))?.unwrap_or_default();
     match Postmaster::of(server) {
-        Some(who) if read_blocking(instance)?.synchronous_standby_names.waits() => {
+        Some(who) if waits && !altered.contains("synchronous_standby_names") => {
             Note::Started(who).write(instance)
         }
         _ => durable::remove(&note_path(instance)).map(drop),

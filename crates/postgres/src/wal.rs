@@ -102,14 +102,17 @@ pub struct EndOfWal {
     pub lsn: Lsn,
     /// Where that record starts; `None` if none was read behind the boundary that the search began at.
     pub last_record: Option<Lsn>,
-    /// The newest line of history that descends from where this node has been; PostgreSQL follows it.
+    /// The line of history that the record is on. The end is that of the files: where another timeline forked off
+    /// before it, what lies behind the fork is counted all the same, and is for the caller to judge (rule 4).
     pub history: History,
+    /// The newest line of history that descends from where this node has been; a start follows it.
+    pub newest: Timeline,
     /// Behind the end the start of an unfinished record was found. Not counted in `lsn`.
     pub torn: bool,
     /// All that a restart needs to become consistent is there. False for a half-made clone or rewind.
     pub consistent: bool,
     /// The file of a newer timeline that ends before `lsn` although an older file of the same segment holds
-    /// everything up to it. PostgreSQL would read the newer one and stop too early; see [`uncover`].
+    /// everything up to it. PostgreSQL would read the newer one and stop too early; a start moves it away.
     pub covered_by: Option<PathBuf>,
     /// WAL read to find the end.
     pub bytes_read: u64,
@@ -164,7 +167,20 @@ fn find_end(
         }
         end
     };
-    let bytes_read = reader.bytes_read();
+    let mut bytes_read = reader.bytes_read();
+    let newest = history.timeline();
+    let (mut end, mut history) = (end, history);
+    // It stopped where a newer timeline forked off of which there is nothing here. The files may go on.
+    if end.timeline != newest && history.end_of(end.timeline) == Some(end.lsn) {
+        let own = History::read(&files.dir, end.timeline)?.unwrap_or(History::root(end.timeline));
+        let mut reader = Reader::new(files, &own);
+        let further = reader.read_to_end(Start::Boundary(end.lsn))?;
+        bytes_read += reader.bytes_read();
+        if further.last_record.is_some() {
+            end = further;
+            history = own;
+        }
+    }
     // Also what was replayed: a primary that crashed and came back as a standby replays WAL that nobody synced.
     sync(files, &history, control.checkpoint.min(end.lsn), end.lsn)?;
 
@@ -177,6 +193,7 @@ fn find_end(
         torn: matches!(end.stop, Stop::Torn),
         covered_by: end.covered_by,
         history,
+        newest,
         consistent,
         bytes_read,
     })
@@ -196,13 +213,31 @@ fn sync(files: &WalFiles, history: &History, from: Lsn, to: Lsn) -> Result<()> {
     durable::sync_dir(&files.dir)
 }
 
-/// Puts a shorter file of a newer timeline out of PostgreSQL's way, so that a start reads the older file that
-/// holds more. Such a file is left by a standby that was killed while it fetched the segment of a fork anew.
-/// Only for a stopped server. Blocks.
-pub fn uncover(end: &EndOfWal) -> Result<()> {
-    let Some(newer) = &end.covered_by else { return Ok(()) };
-    let aside = newer.with_extension("incomplete");
-    durable::rename(newer, &aside)
+/// Puts shorter files of newer timelines out of PostgreSQL's way, so that a start reads the older file that holds more.
+/// Such a file is left by a standby that was killed while it fetched the segment of a fork anew, which PostgreSQL does
+/// from the segment's beginning. Only for a stopped server. Blocks.
+pub(crate) fn uncover(instance: &Instance) -> Result<()> {
+    let control = ControlFile::read(&instance.control_file())?;
+    let files = WalFiles::of(instance, &control)?;
+    let history = History::newest_from(&files.dir, control.timeline(), control.checkpoint)?;
+    let mut newer_of = history.forks().iter().skip(1).map(|fork| fork.timeline).chain([history.timeline()]);
+    let mut differ = false;
+    for fork in history.forks() {
+        let newer = newer_of.next().unwrap_or(history.timeline());
+        let segment = files.segment_of(fork.end);
+        let length = (fork.end.0 % u64::from(files.segment_bytes)) as usize;
+        let newer = durable::read(&files.segment_path(newer, segment))?;
+        let older = durable::read(&files.segment_path(fork.timeline, segment))?;
+        // Up to the fork one is a copy of the other, where both are complete.
+        if let (Some(newer), Some(older)) = (newer, older) {
+            differ |= newer.get(..length) != older.get(..length);
+        }
+    }
+    if differ && let Some(newer) = end_of_wal(instance, None)?.covered_by {
+        tracing::info!(file = %newer.display(), "moved away: it was fetched in part, and an older file holds more");
+        durable::rename(&newer, &newer.with_extension("incomplete"))?;
+    }
+    Ok(())
 }
 
 /// Segments of `pg_wal` from a timeline, in order.

@@ -10,6 +10,7 @@ use pgherd_postgres::process::{StartError, StopMode};
 use pgherd_postgres::promote::{Order, promote};
 use pgherd_postgres::rewind::{RewindError, RewindOrder, Rewound, interrupted, rewind};
 use pgherd_postgres::seal::{is_sealed_on_disk, seal};
+use pgherd_postgres::wal::end_of_wal;
 use pgherd_postgres::{Instance, MakingError, Server, follow, roles, slots};
 use tokio::sync::watch;
 
@@ -45,6 +46,17 @@ story! {
         failover_with_a_lost_tail(a, b).await;
         let session = b.session().await;
         session.batch_execute("CREATE TABLE later (id int)").await.unwrap();
+
+        // What lies behind a fork is told, too: the caller knows which forks count.
+        let alone = end_of_wal(a.instance(), None).unwrap();
+        let fork = std::fs::copy(b.instance().pg_wal().join("00000004.history"), a.instance().pg_wal().join("00000004.history"));
+        fork.unwrap();
+        for unused in [2, 3] {
+            let name = format!("{unused:08X}.history");
+            std::fs::copy(b.instance().pg_wal().join(&name), a.instance().pg_wal().join(&name)).unwrap();
+        }
+        let told = end_of_wal(a.instance(), None).unwrap();
+        assert_eq!((told.timeline, told.lsn, told.newest), (Timeline(2), alone.lsn, Timeline(4)));
 
         let order = rewind_order(&herd, b.instance()).await;
         match rewind(a.instance(), &settings(), &order, no_progress()).await {
