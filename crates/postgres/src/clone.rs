@@ -1,6 +1,6 @@
 //! A data directory is copied from another node with `pg_basebackup`.
 //!
-//! It is made beside its place and put there when it is whole ([`crate::making`]); it gets this node's configuration
+//! It is made beside its place and put there when it is whole (module `making`); it gets this node's configuration
 //! with the gate closed and connects to nobody before it is told to. Leaves out: copies from a repository.
 //!
 //! Hazard: takes disk and network of its source; it can be throttled, and dropping the future ends it.

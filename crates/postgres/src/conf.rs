@@ -1,8 +1,8 @@
 //! PostgreSQL's configuration: all of `postgresql.conf` from the herd file and what safety needs, and the few
 //! settings that change while it runs in a file of their own.
 //!
-//! - On the command line: what nobody may change, `ALTER SYSTEM` included ([`on_the_command_line`]).
-//! - `postgresql.conf`: rewritten whole ([`write`]), after PostgreSQL itself has found no fault in it
+//! - On the command line: what nobody may change, `ALTER SYSTEM` included (`on_the_command_line`).
+//! - `postgresql.conf`: rewritten whole ([`write()`]), after PostgreSQL itself has found no fault in it
 //!   ([`validate`]).
 //! - `pgherd.conf`, included last: upstream, slot, restore command and the synchronous list ([`Managed`]).
 //! - `postgresql.auto.conf` belongs to `ALTER SYSTEM` and wins over both files: what it overrides is reported

@@ -240,7 +240,8 @@ impl Server {
         }
     }
 
-    /// Finds the server that an earlier agent started.
+    /// Finds the server that an earlier agent started. See [`crate::promote::pending`] for what that agent may have been
+    /// in the middle of.
     pub async fn find(instance: &Instance) -> Result<Found> {
         let looked = instance.clone();
         let (running, others) = blocking("looking for PostgreSQL", FILES, move || {

@@ -190,6 +190,27 @@ pub fn pending(instance: &Instance) -> Result<Option<Timeline>> {
     Ok(text.and_then(|text| text.trim().parse().ok()).map(Timeline))
 }
 
+/// Ends a promotion that an earlier agent began: waits for it as [`promote`] would have, and puts `standby.signal` back.
+/// Returns the control file of the primary; whether its timeline is the decided one is for the caller. Whatever fails
+/// ends with the server killed.
+pub async fn settle(server: &Server, deadline: Duration) -> Result<ControlFile, PromoteError> {
+    let instance = server.instance();
+    let settled = match wait(server, Instant::now(), deadline, &mut BTreeSet::new()).await {
+        Ok(control) => {
+            let kept = instance.clone();
+            blocking("ending a promotion", FILES, move || durable::touch(&kept.standby_signal())).await?;
+            Ok(control)
+        }
+        Err(error) => {
+            ensure_gone(instance, KILL).await?;
+            Err(error)
+        }
+    };
+    let instance = instance.clone();
+    blocking("ending a promotion", FILES, move || forget_pending(&instance)).await?;
+    settled
+}
+
 /// Forgets a begun promotion; only when PostgreSQL is stopped, or was seen to have ended it. Blocks.
 pub fn forget_pending(instance: &Instance) -> Result<()> {
     durable::remove(&note_path(instance)).map(drop)

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use pgherd_core::types::{Lsn, Timeline};
 use pgherd_postgres::conf::SyncNames;
-use pgherd_postgres::process::{Status, StopMode, ensure_gone};
-use pgherd_postgres::promote::{Order, PromoteError, pending, promote};
+use pgherd_postgres::process::{Found, Status, StopMode, ensure_gone};
+use pgherd_postgres::promote::{Order, PromoteError, pending, promote, settle};
 use pgherd_postgres::seal::seal;
 use pgherd_postgres::wal::end_of_wal;
-use pgherd_postgres::{Instance, InstanceSpec, MakingError, follow};
+use pgherd_postgres::{Instance, InstanceSpec, MakingError, Server, follow};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Herd, SOON, ask, story, until, upstream};
@@ -205,5 +205,29 @@ story! {
             pgherd_postgres::clone::discard(&b).await.unwrap();
             assert!(!b.data_dir.exists() && !b.wal_dir.as_ref().unwrap().join("pg_wal").exists());
         }
+    }
+}
+
+story! {
+    async fn a_promotion_whose_agent_died_is_ended_by_the_next() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let b = &nodes[1];
+        let sealed = seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+        // The agent dies at some moment of the promotion: here, when it has been triggered and PostgreSQL is slow.
+        let startup = ask(&b.session().await, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'").await;
+        let startup = Pid::from_raw(startup.parse().unwrap()).unwrap();
+        kill_process(startup, Signal::STOP).unwrap();
+        let order = Order { timeline: Timeline(5), at_least: sealed.end.lsn, names: SyncNames::Nobody };
+        let died = tokio::time::timeout(Duration::from_secs(2), promote(&b.server, &order, SOON)).await;
+        assert!(died.is_err(), "{died:?}");
+        assert_eq!(pending(b.instance()).unwrap(), Some(Timeline(5)));
+
+        kill_process(startup, Signal::CONT).unwrap();
+        let Found::Running(adopted) = Server::find(b.instance()).await.unwrap() else { panic!("it runs") };
+        let control = settle(&adopted, SOON).await.unwrap();
+        assert_eq!(control.timeline(), Timeline(5));
+        assert!(b.instance().standby_signal().exists());
+        assert_eq!(pending(b.instance()).unwrap(), None);
     }
 }
