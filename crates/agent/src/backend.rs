@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
@@ -41,11 +41,16 @@ use crate::peers::Peers;
 use crate::pki::OperatorName;
 use crate::view;
 
+pub(crate) use renewal::Renewal;
+
 mod changes;
 mod joining;
 mod logs;
+mod renewal;
 mod shown;
 mod specification;
+#[cfg(test)]
+mod tests;
 
 /// A question to the store or the loop that takes longer has failed.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -66,7 +71,7 @@ pub(crate) struct AgentBackend {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) routes: watch::Sender<Option<view::Routes>>,
     /// When this node's own certificate ends.
-    pub(crate) certificate_expires: jiff::Timestamp,
+    pub(crate) certificate_expires: ArcSwap<jiff::Timestamp>,
     pub(crate) changes: Mutex<BTreeMap<String, Change>>,
     /// Known once the specification has been read; a witness has none.
     pub(crate) instance: std::sync::OnceLock<pgherd_postgres::Instance>,
@@ -86,7 +91,7 @@ impl AgentBackend {
     }
 
     fn sight<'a>(&self, picture: &'a Picture, store: &'a pgherd_dcs::Health) -> view::Sight<'a> {
-        let certificate_expires = Some(self.certificate_expires);
+        let certificate_expires = Some(**self.certificate_expires.load());
         view::Sight { picture, store, certificate_expires, now: jiff::Timestamp::now() }
     }
 

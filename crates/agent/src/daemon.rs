@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pgherd_core::ha::Memory;
 use pgherd_core::observation::Postgres;
 use pgherd_core::spec::{HerdSpec, NodeSpec};
@@ -20,7 +21,7 @@ use pgherd_dcs::{RaftStore, Snapshot, Store};
 use tokio::sync::{mpsc, watch};
 
 use crate::agreed::{self, AgreedError, Secrets, StoredSpec};
-use crate::backend::AgentBackend;
+use crate::backend::{AgentBackend, Renewal};
 use crate::durable::{DurableError, DurableFile, write_synced};
 use crate::execute::{Executor, Workshop};
 use crate::files::agent::AgentFile;
@@ -77,7 +78,8 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
     make_private(&paths::log_dir(&state_dir))?;
     let dirs = Directories { state_dir: state_dir.clone(), raft_dir: file.raft_dir.clone() };
     let credentials = Credentials::load(&dirs.pki())?;
-    let peers = Peers::new(identity.node.clone(), Arc::new(credentials.client_tls()?));
+    let clients = Arc::new(credentials.client_tls()?);
+    let peers = Peers::new(identity.node.clone(), Arc::clone(&clients));
 
     let remembered = remembered_spec(&state_dir);
     let times_spec = remembered.clone().unwrap_or_else(|| no_spec(&identity));
@@ -109,13 +111,18 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
         health: Default::default(),
         metrics: Arc::clone(&metrics),
         routes: watch::channel(None).0,
-        certificate_expires: credentials.expires(),
+        certificate_expires: ArcSwap::from_pointee(credentials.expires()),
         changes: Default::default(),
         instance: Default::default(),
     });
-    let listening =
-        wire::serve(&file, tls, Arc::clone(&backend), metrics).await.map_err(DaemonError::Listen)?;
-    let refreshing = tokio::spawn(Arc::clone(&backend).keep_shown());
+    let listening = wire::serve(&file, Arc::clone(&tls), Arc::clone(&backend), metrics)
+        .await
+        .map_err(DaemonError::Listen)?;
+    let renewal = Renewal { pki_dir: dirs.pki(), server: tls, clients };
+    let keeping = [
+        tokio::spawn(Arc::clone(&backend).keep_shown()),
+        tokio::spawn(Arc::clone(&backend).keep_certificate(renewal)),
+    ];
 
     tokio::pin!(stop);
     let outcome = tokio::select! {
@@ -124,7 +131,9 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
             file, identity, credentials, authorities, backend, raft: raft.clone(), store, peers, sender, events, gossip, own_gossip,
         }) => outcome,
     };
-    refreshing.abort();
+    for task in keeping {
+        task.abort();
+    }
     drop(listening);
     raft.shutdown().await;
     outcome

@@ -40,7 +40,7 @@ pub use control::{Ask, Attachment, attach};
 pub use delete::{Remains, remains};
 pub use event::Event;
 pub use home::{ClientFiles, Home, Lock, client_files};
-pub use supervisor::{Options, Supervisor};
+pub use supervisor::{Options, Supervisor, differing_file};
 
 use crate::files::Findings;
 
@@ -75,6 +75,9 @@ pub enum LocalError {
     #[error(transparent)]
     PostgreSql(#[from] InstallationError),
 
+    #[error("{} was made by another user", .path.display())]
+    NotOurs { path: PathBuf },
+
     #[error("{what} failed: {output}")]
     Step { what: String, output: String },
 
@@ -93,6 +96,12 @@ pub enum LocalError {
     #[error("processes of {} did not end", .nodes.join(", "))]
     StillRunning { nodes: Vec<String> },
 }
+
+/// How to have a PostgreSQL without the package making a cluster of its own.
+const INSTALL: &str = "on Debian, as root:\n\
+    mkdir -p /etc/postgresql-common\n\
+    echo 'create_main_cluster = false' >> /etc/postgresql-common/createcluster.conf\n\
+    apt-get install postgresql";
 
 impl LocalError {
     fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> LocalError {
@@ -127,7 +136,11 @@ impl LocalError {
             LocalError::OutOfReach { user, .. } => {
                 format!("name a directory that {user} can reach with --dir, such as /var/lib/pgherd")
             }
+            LocalError::PostgreSql(InstallationError::NoneInstalled { .. }) => INSTALL.to_owned(),
             LocalError::PostgreSql(error) => return error.hint(),
+            LocalError::NotOurs { path } => {
+                format!("nothing of this herd may stand there; have {} removed", path.display())
+            }
             LocalError::Deadline { .. } => {
                 "pgherd explain says what it waits for, pgherd logs shows why".to_owned()
             }

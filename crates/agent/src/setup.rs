@@ -263,10 +263,7 @@ pub fn store_config(
         name: node.clone(),
         address: address.to_owned(),
         host: host.to_owned(),
-        times: pgherd_dcs::Times {
-            heartbeat: spec.times.raft_heartbeat,
-            election: spec.times.raft_election_max,
-        },
+        times: pgherd_dcs::Times { heartbeat: spec.times.raft_heartbeat, election: spec.times.raft_election },
     }
 }
 

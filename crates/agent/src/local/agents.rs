@@ -255,7 +255,7 @@ impl Agents {
                 command.env("HOME", &account.home).env("USER", &account.name);
             }
             None => {
-                for kept in ["HOME", "USER", "XDG_RUNTIME_DIR"] {
+                for kept in ["HOME", "USER"] {
                     if let Some(value) = std::env::var_os(kept) {
                         command.env(kept, value);
                     }

@@ -25,6 +25,8 @@ const MAX_REQUEST_BYTES: u64 = 4096;
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// The supervisor has the lock before it has the socket.
 const SOCKET_WITHIN: Duration = Duration::from_secs(10);
+/// The first line of an answer: whoever asked knows that somebody is awake at the other end.
+const HEARD: &[u8] = b"\n";
 /// For watchers to read how it ended.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -100,7 +102,7 @@ async fn accept(listener: UnixListener, board: Board, connection: mpsc::Sender<(
 }
 
 async fn answer(stream: UnixStream, board: Board) {
-    let (from, to) = stream.into_split();
+    let (from, mut to) = stream.into_split();
     let mut line = String::new();
     let mut from = BufReader::new(from.take(MAX_REQUEST_BYTES));
     let read = tokio::time::timeout(REQUEST_WITHIN, from.read_line(&mut line)).await;
@@ -111,6 +113,9 @@ async fn answer(stream: UnixStream, board: Board) {
     match request {
         Ok(Request { ask }) => {
             let subscription = board.watch();
+            if to.write_all(HEARD).await.is_err() {
+                return;
+            }
             if ask == Ask::Stop {
                 tracing::info!("asked to stop");
                 board.stop();
@@ -152,21 +157,33 @@ pub struct Attachment {
 
 /// Connects to the supervisor that holds the lock, waiting for its socket if it has just begun.
 pub async fn attach(home: &Home, ask: Ask) -> Result<Attachment, LocalError> {
+    attach_within(SOCKET_WITHIN, home, ask).await
+}
+
+async fn attach_within(deadline: Duration, home: &Home, ask: Ask) -> Result<Attachment, LocalError> {
+    let silent = || LocalError::SupervisorSilent { dir: home.dir().to_owned() };
+    let mut request = serde_json::to_vec(&Request { ask }).map_err(|_| silent())?;
+    request.push(b'\n');
     let connecting = async {
         loop {
-            if let Ok(stream) = UnixStream::connect(home.socket()).await {
-                return stream;
+            if let Ok(attachment) = request_on(home, &request).await {
+                return attachment;
             }
             tokio::time::sleep(TRY_AGAIN).await;
         }
     };
-    let silent = || LocalError::SupervisorSilent { dir: home.dir().to_owned() };
-    let stream = tokio::time::timeout(SOCKET_WITHIN, connecting).await.map_err(|_| silent())?;
-    let (from, mut to) = stream.into_split();
-    let mut request = serde_json::to_vec(&Request { ask }).map_err(|_| silent())?;
-    request.push(b'\n');
-    to.write_all(&request).await.map_err(|_| silent())?;
-    Ok(Attachment { lines: BufReader::new(from), _write: to })
+    tokio::time::timeout(deadline, connecting).await.map_err(|_| silent())
+}
+
+/// One that is frozen takes the connection, and never says that it has heard.
+async fn request_on(home: &Home, request: &[u8]) -> io::Result<Attachment> {
+    let (from, mut to) = UnixStream::connect(home.socket()).await?.into_split();
+    to.write_all(request).await?;
+    let mut lines = BufReader::new(from);
+    match lines.read_line(&mut String::new()).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(Attachment { lines, _write: to }),
+    }
 }
 
 impl Attachment {
@@ -214,6 +231,14 @@ mod tests {
             assert_eq!(attached.next().await, Some(Event::Stopped));
             assert_eq!(attached.next().await, None);
         }
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_takes_connections_and_is_silent_is_told_as_such() {
+        let (_dir, home) = home();
+        let _frozen = listen(&home).unwrap();
+        let refused = attach_within(Duration::from_millis(100), &home, Ask::Stop).await;
+        assert!(matches!(refused, Err(LocalError::SupervisorSilent { .. })), "{refused:?}");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use pgherd_core::types::NodeName;
@@ -108,7 +108,14 @@ impl Home {
         make_dir(&self.bin_dir(), mode)?;
         make_dir(&self.log_dir(), 0o700)?;
         make_dir(&self.dir.join("run"), 0o700)?;
-        make_dir(&self.socket_dir(), 0o700)
+        let sockets = self.socket_dir();
+        make_dir(&sockets, 0o700)?;
+        // In a shared place somebody else could have made it, to listen in.
+        let meta = fs::symlink_metadata(&sockets).map_err(LocalError::io("look at", &sockets))?;
+        if meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        Err(LocalError::NotOurs { path: sockets })
     }
 
     /// Makes a node's directory, for the user that its agent runs as.
@@ -170,7 +177,9 @@ pub struct ClientFiles {
 pub fn client_files(dir: &Path) -> ClientFiles {
     let home = Home::at(dir);
     let existing = |path: PathBuf| path.is_file().then_some(path);
-    ClientFiles { passfile: existing(home.passfile()), ca: existing(home.ca_file()) }
+    // In the state directory of a host's own agent the authority is with its certificates.
+    let ca = existing(home.ca_file()).or_else(|| existing(dir.join("pki").join("ca.pem")));
+    ClientFiles { passfile: existing(home.passfile()), ca }
 }
 
 #[cfg(test)]

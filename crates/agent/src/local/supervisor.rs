@@ -379,7 +379,9 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>) {
             if let Some(why) = lacking {
                 board.tell(Event::Trouble { node: None, text: format!("clients lack a password: {why}") });
             }
-            tell_differing_file(&agents, &board, &clients, herd_file.as_deref()).await;
+            if let Some(text) = differing_file(agents.home.dir(), herd_file.as_deref()).await {
+                board.tell(Event::Trouble { node: None, text });
+            }
             let after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             board.tell(Event::Healthy { after_ms });
             healthy = true;
@@ -412,29 +414,35 @@ async fn ask(clients: &[Client]) -> Option<Box<Status>> {
     None
 }
 
-/// The store rules. A file that says something else is only told of.
-async fn tell_differing_file(agents: &Agents, board: &Board, clients: &[Client], given: Option<&Path>) {
-    let own = agents.home.herd_file();
+/// The store rules. What a file says that the herd does not follow is told in a sentence, and not followed.
+/// `None` also where nobody can be asked.
+pub async fn differing_file(dir: &Path, given: Option<&Path>) -> Option<String> {
+    let home = Home::at(dir);
+    let ports = Ports::load(&home).ok()??;
+    let own = home.herd_file();
     let file = given.unwrap_or(&own);
-    let Ok(spec) = herd::read(file) else { return };
-    let text = files::herd::write(&herd::mapped(spec, &agents.ports));
-    let request = PlanRequest { text, file: Some(file.display().to_string()) };
-    for client in clients {
+    let shown = file.display();
+    let spec = match herd::read(file) {
+        Ok(spec) => spec,
+        Err(error) => return Some(format!("{shown} is not followed: {error}; pgherd validate tells more")),
+    };
+    let text = files::herd::write(&herd::mapped(spec, &ports));
+    let request = PlanRequest { text, file: Some(shown.to_string()) };
+    for node in ports.nodes.keys() {
+        let client = Client::unix(crate::paths::api_socket(&home.node_dir(node))).within(ANSWER_WITHIN);
         match client.plan(&request).await {
-            Ok(plan) if plan.changes.is_empty() => return,
+            Ok(plan) if plan.changes.is_empty() => return None,
             Ok(plan) => {
-                let text = format!(
-                    "{} differs from what the herd follows, in {} of its values; the herd goes on as it was. \
-                     pgherd plan --herd {} shows them, pgherd apply makes them so",
-                    file.display(),
+                return Some(format!(
+                    "{shown} differs from what the herd follows, in {} of its values; the herd goes on as it \
+                     was. pgherd plan --herd {shown} shows them, pgherd apply --herd {shown} makes them so",
                     plan.changes.len(),
-                    file.display()
-                );
-                return board.tell(Event::Trouble { node: None, text });
+                ));
             }
             Err(error) => tracing::debug!(%error, "cannot compare the herd file"),
         }
     }
+    None
 }
 
 fn enter(registry: &Registry, node: &NodeName, process: &AgentProcess) {

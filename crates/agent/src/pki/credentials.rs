@@ -179,6 +179,10 @@ impl Credentials {
         self.not_after.as_second() - now.as_second() < whole_s / 3
     }
 
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }

@@ -113,9 +113,9 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         vec!["host all all 10.0.0.0/8 scram-sha-256", "hostssl \"a b\" +c,d all md5 # why"],
         0..=2,
     );
-    let times = (2_500u64..3_500, 900u64..1_100).prop_map(|(lease_ms, election_ms)| Times {
+    let times = (2_500u64..3_500, 1_900u64..2_100).prop_map(|(lease_ms, election_ms)| Times {
         lease: Duration::from_millis(lease_ms),
-        raft_election_min: Duration::from_millis(election_ms),
+        raft_election: Duration::from_millis(election_ms),
         ..Times::default()
     });
     (times, nodes, parameters, durability, source, hba, prop::bool::ANY).prop_map(

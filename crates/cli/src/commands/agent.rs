@@ -52,6 +52,7 @@ pub(crate) fn run(args: AgentArgs, global: &Global) -> Result<(), Failure> {
     if !args.join.is_empty() {
         file.join.clone_from(&args.join);
     }
+    refuse_root("agent")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed("cannot start a runtime").because(error))?;
     runtime.block_on(async {
@@ -61,6 +62,16 @@ pub(crate) fn run(args: AgentArgs, global: &Global) -> Result<(), Failure> {
         }
         daemon::run(file, asked_to_end()?).await.map_err(Failure::from)
     })
+}
+
+/// PostgreSQL refuses to run as root, and says so only after an agent has made files that nobody else can read.
+pub(super) fn refuse_root(command: &str) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("pgherd {command} does not run as root"))
+        .because("PostgreSQL refuses root, and runs as the same user as its agent")
+        .hint(format!("runuser -u postgres -- pgherd {command} …")))
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C.

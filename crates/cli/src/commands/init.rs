@@ -38,6 +38,7 @@ pub(crate) async fn run(args: InitArgs, global: &Global) -> Result<(), Failure> 
         agents.find(|(name, _, _)| name.as_str() == node).map(|(_, _, port)| port)
     };
     let mut file = place.read_or_make(args.node.as_deref(), api_port)?;
+    super::agent::refuse_root("init")?;
     let identity = setup::init(&read.spec, &file.name, &dirs(&file)).await?;
     file.herd = identity.herd_id.parse().ok();
     place.write(&file)?;

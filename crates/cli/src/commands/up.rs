@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use pgherd_agent::local::{
     Ask, Attachment, Board, Event, Home, LocalError, Lock, Options, Subscription, Supervisor, attach,
+    differing_file,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -56,7 +57,15 @@ pub(crate) fn run(args: UpArgs, global: &Global) -> Result<(), Failure> {
     runtime.block_on(async {
         let home = Home::at(&options.dir);
         match Lock::take(&home)? {
-            None => watch_another(&home, args.detach).await,
+            None => {
+                note(&format!("the herd in {} is up already; this only watches", home.dir().display()));
+                if let Some(file) = &options.herd_file
+                    && let Some(differs) = differing_file(home.dir(), Some(file)).await
+                {
+                    note(&format!("warning: {differs}"));
+                }
+                watch_another(&home, args.detach).await
+            }
             Some(lock) => {
                 Supervisor::check(&options).await?;
                 if args.detach {
@@ -239,7 +248,6 @@ async fn until_healthy(mut attachment: Attachment, mut view: View) -> Result<(),
 /// There is a supervisor already: look over its shoulder.
 async fn watch_another(home: &Home, detach: bool) -> Result<(), Failure> {
     let mut attachment = attach(home, Ask::Watch).await?;
-    note(&format!("the herd in {} is up already; this only watches", home.dir().display()));
     if detach {
         return until_healthy(attachment, View::new(home.clone(), "pgherd down stops it")).await;
     }

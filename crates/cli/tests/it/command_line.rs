@@ -142,3 +142,19 @@ fn pages_of_the_manual_are_written() {
     assert!(page.contains("Hand over to another node") && page.contains("\\-\\-to"));
     assert!(!page.contains("\\-\\-herd"), "an option that means nothing to it");
 }
+
+#[test]
+fn as_root_no_agent_runs_and_no_herd_is_made() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let dir = tempfile::tempdir().unwrap();
+    let agent = format!("name = \"a\"\nstate_dir = \"{}\"\n", dir.path().display());
+    std::fs::write(dir.path().join("agent.toml"), agent).unwrap();
+    let herd = "name = \"shop\"\n[postgres]\nversion = 15\n[[cluster]]\nname = \"main\"\ndurability = \"async\"\n\
+                [[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n";
+    std::fs::write(dir.path().join("herd.toml"), herd).unwrap();
+    for command in [&["agent", "--config", "agent.toml"][..], &["init", "--config", "agent.toml"]] {
+        let said = transcript(dir.path(), command);
+        assert!(said.contains("does not run as root") && said.contains("exit code 2"), "{said}");
+    }
+    assert!(!dir.path().join("raft").exists());
+}

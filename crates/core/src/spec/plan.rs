@@ -33,7 +33,7 @@ pub enum Impact {
 pub struct Plan {
     pub changes: Vec<Change>,
     pub refusals: Vec<Refusal>,
-    /// What `pgherd restart` has to do afterwards, once for all changes of a cluster.
+    /// What has to be restarted afterwards, once for all changes of a cluster.
     pub restarts: Vec<Restart>,
 }
 
@@ -65,7 +65,7 @@ pub enum Effect {
     Clone {
         node: NodeName,
     },
-    /// Its vote is removed by a rule change first; its data stays on its host.
+    /// A rule change takes it out of the voters; its process, its data and its membership in the store stay.
     Leave {
         node: NodeName,
     },
@@ -78,13 +78,6 @@ pub enum Effect {
     },
     JoinStore {
         witness: NodeName,
-    },
-    LeaveStore {
-        witness: NodeName,
-    },
-    CreateDatabase {
-        database: SqlName,
-        owner: SqlName,
     },
     /// The file no longer asks for it; it stays.
     KeepDatabase {
@@ -103,8 +96,6 @@ impl Effect {
             | Effect::WhenAgentsStart
             | Effect::Rule
             | Effect::JoinStore { .. }
-            | Effect::LeaveStore { .. }
-            | Effect::CreateDatabase { .. }
             | Effect::KeepDatabase { .. } => Impact::None,
         }
     }
@@ -118,17 +109,17 @@ impl fmt::Display for Effect {
             Effect::Rule => write!(f, "the durability rule changes, without a moment under neither"),
             Effect::Reload { nodes } => write!(f, "reload {}", list(nodes)),
             Effect::PendingRestart { nodes } => write!(f, "pending on {} until restarted", list(nodes)),
-            Effect::Clone { node } => write!(f, "clone {node}, then let it count for commits"),
-            Effect::Leave { node } => {
-                write!(f, "remove {node}'s vote, stop it and drop its slots; its data stays on its host")
+            Effect::Clone { node } => {
+                write!(f, "{node} may join with a token; it is cloned, and then may count for commits")
             }
+            Effect::Leave { node } => write!(
+                f,
+                "{node} counts for no commit any more; stop its agent by hand, and mind that it keeps its vote in \
+                 the store"
+            ),
             Effect::Repoint { node } => write!(f, "point {node} at its upstream"),
             Effect::Delay { node } => write!(f, "reload {node}; a delayed node counts for no commit"),
             Effect::JoinStore { witness } => write!(f, "{witness} may join with a token"),
-            Effect::LeaveStore { witness } => write!(f, "take {witness} out of the store"),
-            Effect::CreateDatabase { database, owner } => {
-                write!(f, "create database {database}, and role {owner} if there is none")
-            }
             Effect::KeepDatabase { database } => {
                 write!(f, "none: database {database} stays; DROP DATABASE removes it")
             }
@@ -201,6 +192,12 @@ pub enum Refused {
         raised: Vec<String>,
         lowered: Vec<String>,
     },
+    WitnessRemoved,
+    /// Databases of the file are created with their cluster.
+    DatabaseAdded {
+        database: SqlName,
+        owner: SqlName,
+    },
     Owner {
         database: SqlName,
         owner: SqlName,
@@ -235,6 +232,10 @@ impl fmt::Display for Refused {
                 raised.join(" and "),
                 lowered.join(" and ")
             ),
+            Refused::WitnessRemoved => write!(f, "taking a witness out of the store is not built yet"),
+            Refused::DatabaseAdded { .. } => {
+                write!(f, "databases of the file are created with their cluster, and that has been")
+            }
             Refused::Owner { database, .. } => write!(f, "the owner of {database} is not changed by a file"),
         }
     }
@@ -255,6 +256,12 @@ impl Refused {
             }
             Refused::PrimaryUnknown => "pgherd status tells when the cluster has one".to_owned(),
             Refused::UpAndDown { .. } => "apply and restart one of the two first".to_owned(),
+            Refused::WitnessRemoved => {
+                "put it back; a witness that is off costs nothing but its vote".to_owned()
+            }
+            Refused::DatabaseAdded { database, owner } => format!(
+                "leave it out of the file, and run CREATE DATABASE \"{database}\" OWNER \"{owner}\" on the primary"
+            ),
             Refused::Owner { database, owner } => {
                 format!("run ALTER DATABASE \"{database}\" OWNER TO \"{owner}\", then apply the file")
             }
@@ -282,7 +289,7 @@ impl fmt::Display for Plan {
             writeln!(f, "{}\n    {effect}", headline(path, from.as_deref(), to.as_deref()))?;
         }
         for restart in &self.restarts {
-            writeln!(f, "then pgherd restart\n    {restart}")?;
+            writeln!(f, "to be restarted afterwards, in this order\n    {restart}")?;
         }
         for Refusal { path, from, to, why } in &self.refusals {
             let headline = headline(path, from.as_deref(), to.as_deref());
@@ -312,7 +319,7 @@ pub fn plan(old: &HerdSpec, new: &HerdSpec, primary_of: impl Fn(&NodeName) -> Op
         plan.refuse("name", Some(&old.name), Some(&new.name), Refused::HerdName);
     }
     for time in Time::ALL {
-        let raft = matches!(time, Time::RaftHeartbeat | Time::RaftElectionMin | Time::RaftElectionMax);
+        let raft = matches!(time, Time::RaftHeartbeat | Time::RaftElection);
         let effect = if raft { Effect::WhenAgentsStart } else { Effect::AtOnce };
         let (from, to) = (Span(old.times.get(time)), Span(new.times.get(time)));
         if from != to {
@@ -348,7 +355,7 @@ pub fn plan(old: &HerdSpec, new: &HerdSpec, primary_of: impl Fn(&NodeName) -> Op
     for was in &old.witnesses {
         let path = format!("witness.{}", was.name);
         let Some(is) = witness(new, was.name.clone()) else {
-            plan.change(path, Some(&was.host), NONE, Effect::LeaveStore { witness: was.name.clone() });
+            plan.refuse(path, Some(&was.host), NONE, Refused::WitnessRemoved);
             continue;
         };
         let (from, to) = (address(&was.host, was.api_port), address(&is.host, is.api_port));
@@ -415,9 +422,9 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
     }
     for database in &is.databases {
         if !was.databases.iter().any(|other| other.name == database.name) {
-            let effect =
-                Effect::CreateDatabase { database: database.name.clone(), owner: database.owner.clone() };
-            plan.change(format!("{root}.database.{}", database.name), NONE, Some(&database.owner), effect);
+            let why =
+                Refused::DatabaseAdded { database: database.name.clone(), owner: database.owner.clone() };
+            plan.refuse(format!("{root}.database.{}", database.name), NONE, Some(&database.owner), why);
         }
     }
 }
@@ -655,7 +662,7 @@ mod tests {
     pending on a, b, c, d until restarted
 ~ cluster.main.postgres.parameters.shared_buffers: 256MB -> 1GB
     pending on a, b, c, d until restarted
-then pgherd restart
+to be restarted afterwards, in this order
     restart d, c, b, then switch over from a and restart it
 "
         );
@@ -666,7 +673,7 @@ then pgherd restart
             }),
             "~ cluster.main.node.b.parameters.shared_buffers: 256MB -> 128MB
     pending on b until restarted
-then pgherd restart
+to be restarted afterwards, in this order
     restart b
 "
         );
@@ -700,9 +707,9 @@ then pgherd restart
                 spec.clusters[0].nodes.remove(3);
             }),
             "- cluster.main.node.d = 192.168.122.34:5432
-    remove d's vote, stop it and drop its slots; its data stays on its host
+    d counts for no commit any more; stop its agent by hand, and mind that it keeps its vote in the store
 + cluster.main.node.e = 192.168.122.35:5432
-    clone e, then let it count for commits
+    e may join with a token; it is cloned, and then may count for commits
 "
         );
         let removed = planned(|spec| {
@@ -754,7 +761,7 @@ then pgherd restart
         });
         assert_eq!(
             text,
-            "~ times.lease: 3s -> 4s
+            r#"~ times.lease: 3s -> 4s
     agents follow it at once
 ~ times.raft_heartbeat: 200ms -> 300ms
     each agent takes it at its next start
@@ -772,13 +779,13 @@ then pgherd restart
     reload a, b, c, d
 - cluster.main.database.testix = app
     none: database testix stays; DROP DATABASE removes it
-+ cluster.main.database.shop = app
-    create database shop, and role app if there is none
-- witness.w = 192.168.122.40
-    take w out of the store
 + witness.w2 = 192.168.122.41
     w2 may join with a token
-"
+refused: + cluster.main.database.shop = app
+    databases of the file are created with their cluster, and that has been; leave it out of the file, and run CREATE DATABASE "shop" OWNER "app" on the primary
+refused: - witness.w = 192.168.122.40
+    taking a witness out of the store is not built yet; put it back; a witness that is off costs nothing but its vote
+"#
         );
     }
 

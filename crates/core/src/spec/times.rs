@@ -46,11 +46,9 @@ pub struct Times {
     pub agent_grace: Duration,
     #[serde(rename = "raft_heartbeat_ms", with = "super::millis")]
     pub raft_heartbeat: Duration,
-    /// A Raft follower stands for election after a random silence between these two.
-    #[serde(rename = "raft_election_min_ms", with = "super::millis")]
-    pub raft_election_min: Duration,
-    #[serde(rename = "raft_election_max_ms", with = "super::millis")]
-    pub raft_election_max: Duration,
+    /// A member of the store that has heard nothing from the Raft leader stands for election after this at most.
+    #[serde(rename = "raft_election_ms", with = "super::millis")]
+    pub raft_election: Duration,
 }
 
 impl Default for Times {
@@ -61,8 +59,7 @@ impl Default for Times {
             suspect: Duration::from_millis(1500),
             agent_grace: Duration::from_secs(10),
             raft_heartbeat: Duration::from_millis(200),
-            raft_election_min: Duration::from_secs(1),
-            raft_election_max: Duration::from_secs(2),
+            raft_election: Duration::from_secs(2),
         }
     }
 }
@@ -75,20 +72,12 @@ pub enum Time {
     Suspect,
     AgentGrace,
     RaftHeartbeat,
-    RaftElectionMin,
-    RaftElectionMax,
+    RaftElection,
 }
 
 impl Time {
-    pub const ALL: [Time; 7] = [
-        Time::Lease,
-        Time::Renew,
-        Time::Suspect,
-        Time::AgentGrace,
-        Time::RaftHeartbeat,
-        Time::RaftElectionMin,
-        Time::RaftElectionMax,
-    ];
+    pub const ALL: [Time; 6] =
+        [Time::Lease, Time::Renew, Time::Suspect, Time::AgentGrace, Time::RaftHeartbeat, Time::RaftElection];
 
     pub fn key(self) -> &'static str {
         match self {
@@ -97,8 +86,7 @@ impl Time {
             Time::Suspect => "suspect",
             Time::AgentGrace => "agent_grace",
             Time::RaftHeartbeat => "raft_heartbeat",
-            Time::RaftElectionMin => "raft_election_min",
-            Time::RaftElectionMax => "raft_election_max",
+            Time::RaftElection => "raft_election",
         }
     }
 
@@ -110,8 +98,7 @@ impl Time {
             Time::Suspect => (200, 30_000),
             Time::AgentGrace => (2_000, 600_000),
             Time::RaftHeartbeat => (20, 5_000),
-            Time::RaftElectionMin => (100, 30_000),
-            Time::RaftElectionMax => (200, 60_000),
+            Time::RaftElection => (200, 60_000),
         };
         (Duration::from_millis(least_ms), Duration::from_millis(most_ms))
     }
@@ -126,9 +113,8 @@ pub enum TimesError {
     SuspectBeforeTwoRenewals { suspect: Duration, renew: Duration },
     SuspectNotBeforeLease { suspect: Duration, lease: Duration },
     GraceNotAfterLease { agent_grace: Duration, lease: Duration },
-    RaftHeartbeatTooSlow { heartbeat: Duration, election_min: Duration },
-    RaftElectionNotARange { election_min: Duration, election_max: Duration },
-    RaftElectionOutlivesLease { election_max: Duration, lease: Duration },
+    RaftHeartbeatTooSlow { heartbeat: Duration, election: Duration },
+    RaftElectionOutlivesLease { election: Duration, lease: Duration },
 }
 
 impl TimesError {
@@ -143,9 +129,7 @@ impl TimesError {
             }
             TimesError::GraceNotAfterLease { .. } => Time::AgentGrace,
             TimesError::RaftHeartbeatTooSlow { .. } => Time::RaftHeartbeat,
-            TimesError::RaftElectionNotARange { .. } | TimesError::RaftElectionOutlivesLease { .. } => {
-                Time::RaftElectionMax
-            }
+            TimesError::RaftElectionOutlivesLease { .. } => Time::RaftElection,
         }
     }
 }
@@ -189,24 +173,17 @@ impl fmt::Display for TimesError {
                 Span(*agent_grace),
                 Span(*lease)
             ),
-            TimesError::RaftHeartbeatTooSlow { heartbeat, election_min } => write!(
+            TimesError::RaftHeartbeatTooSlow { heartbeat, election } => write!(
                 f,
-                "raft_heartbeat is {}, more than a third of raft_election_min ({}): two lost heartbeats would \
-                 unseat the Raft leader",
+                "raft_heartbeat is {}, more than a quarter of raft_election ({}): two lost heartbeats would unseat \
+                 the Raft leader",
                 Span(*heartbeat),
-                Span(*election_min)
+                Span(*election)
             ),
-            TimesError::RaftElectionNotARange { election_min, election_max } => write!(
+            TimesError::RaftElectionOutlivesLease { election, lease } => write!(
                 f,
-                "raft_election_max is {}, not at least one and a half times raft_election_min ({}): candidates would \
-                 stand at the same moment and split the votes",
-                Span(*election_max),
-                Span(*election_min)
-            ),
-            TimesError::RaftElectionOutlivesLease { election_max, lease } => write!(
-                f,
-                "raft_election_max is {}, not less than lease ({}): a change of the Raft leader would end leases",
-                Span(*election_max),
+                "raft_election is {}, not less than lease ({}): a change of the Raft leader would end leases",
+                Span(*election),
                 Span(*lease)
             ),
         }
@@ -223,8 +200,7 @@ impl Times {
             Time::Suspect => self.suspect,
             Time::AgentGrace => self.agent_grace,
             Time::RaftHeartbeat => self.raft_heartbeat,
-            Time::RaftElectionMin => self.raft_election_min,
-            Time::RaftElectionMax => self.raft_election_max,
+            Time::RaftElection => self.raft_election,
         }
     }
 
@@ -235,8 +211,7 @@ impl Times {
             Time::Suspect => &mut self.suspect,
             Time::AgentGrace => &mut self.agent_grace,
             Time::RaftHeartbeat => &mut self.raft_heartbeat,
-            Time::RaftElectionMin => &mut self.raft_election_min,
-            Time::RaftElectionMax => &mut self.raft_election_max,
+            Time::RaftElection => &mut self.raft_election,
         } = to;
     }
 
@@ -258,20 +233,15 @@ impl Times {
             return strays;
         }
         let Times { lease, renew, suspect, agent_grace, .. } = *self;
-        let (heartbeat, election_min, election_max) =
-            (self.raft_heartbeat, self.raft_election_min, self.raft_election_max);
+        let (heartbeat, election) = (self.raft_heartbeat, self.raft_election);
         let relations = [
             (renew * 3 <= lease, TimesError::RenewTooSlow { renew, lease }),
             (STOP_BEFORE_LEASE_END + renew * 2 <= lease, TimesError::NoRoomToStop { renew, lease }),
             (suspect >= renew * 2, TimesError::SuspectBeforeTwoRenewals { suspect, renew }),
             (suspect < lease, TimesError::SuspectNotBeforeLease { suspect, lease }),
             (agent_grace > lease, TimesError::GraceNotAfterLease { agent_grace, lease }),
-            (heartbeat * 3 <= election_min, TimesError::RaftHeartbeatTooSlow { heartbeat, election_min }),
-            (
-                election_max * 2 >= election_min * 3,
-                TimesError::RaftElectionNotARange { election_min, election_max },
-            ),
-            (election_max < lease, TimesError::RaftElectionOutlivesLease { election_max, lease }),
+            (heartbeat * 4 <= election, TimesError::RaftHeartbeatTooSlow { heartbeat, election }),
+            (election < lease, TimesError::RaftElectionOutlivesLease { election, lease }),
         ];
         relations.into_iter().filter(|(holds, _)| !holds).map(|(_, error)| error).collect()
     }
@@ -310,9 +280,8 @@ mod tests {
             (Time::Suspect, ms(999), "one lost message"),
             (Time::Suspect, ms(3_000), "reads would stop"),
             (Time::AgentGrace, ms(3_000), "restarting an agent"),
-            (Time::RaftHeartbeat, ms(334), "two lost heartbeats"),
-            (Time::RaftElectionMax, ms(1_499), "split the votes"),
-            (Time::RaftElectionMax, ms(3_000), "a change of the Raft leader"),
+            (Time::RaftHeartbeat, ms(501), "two lost heartbeats"),
+            (Time::RaftElection, ms(3_000), "a change of the Raft leader"),
             (Time::Renew, ms(49), "outside 50ms to 10s"),
             (Time::AgentGrace, ms(3_600_000), "outside 2s to 10min"),
         ];

@@ -66,8 +66,13 @@ pub(super) static TIMES: Section = Section {
             "an agent's silence after which its PostgreSQL is given up",
         ),
         key("raft_heartbeat", "a time", "\"200ms\"", "200ms", "how often the Raft leader is heard"),
-        key("raft_election_min", "a time", "\"1s\"", "1s", "the shortest silence before a Raft election"),
-        key("raft_election_max", "a time", "\"2s\"", "2s", "the longest silence before a Raft election"),
+        key(
+            "raft_election",
+            "a time",
+            "\"2s\"",
+            "2s",
+            "the longest silence of the Raft leader before an election",
+        ),
     ],
 };
 

@@ -1,0 +1,549 @@
+//! The backend over a real store of one member, with a main loop that answers what the test says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use pgherd_api::change::ChangeState;
+use pgherd_api::spec::Impact;
+use pgherd_api::status::{Gate, State};
+use pgherd_core::observation::Postgres;
+use pgherd_core::record::{NodeRecord, Proposal, Record, Reign, Rule, Rules, Standing, Vote};
+use pgherd_core::spec::HerdSpec;
+use pgherd_core::types::{Lsn, Member, SystemId, Term, Timeline};
+use pgherd_dcs::{Config, Transaction, Transport, TransportError};
+
+use super::renewal::Renewal;
+use super::*;
+use crate::agreed::{Secrets, StoredSpec, to_json};
+use crate::clock;
+use crate::gossip::{Is, Show};
+use crate::mind::Deeds;
+use crate::pki::{
+    Authority, CA_VALIDITY, Credentials, NODE_VALIDITY, NewKey, NodeSubject, ServerTls, sign_fenced,
+};
+
+const HERD: &str = r#"
+name = "shop"
+
+[postgres]
+version = 15
+
+[[cluster]]
+name = "main"
+
+  [[cluster.node]]
+  name = "a"
+  host = "127.0.0.1"
+  [[cluster.node]]
+  name = "b"
+  host = "127.0.0.2"
+  [[cluster.node]]
+  name = "c"
+  host = "127.0.0.3"
+  priority = 0
+"#;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn name(text: &str) -> NodeName {
+    text.parse().unwrap()
+}
+
+fn operator() -> OperatorName {
+    "anna".parse().unwrap()
+}
+
+fn spec() -> HerdSpec {
+    crate::files::herd::read("herd.toml", HERD).unwrap().spec
+}
+
+/// Term 4, held by a; b is its voter, c may not lead.
+fn record() -> Record {
+    Record {
+        system: Some(SystemId(7)),
+        term: Term(4),
+        reign: Some(Reign {
+            holder: "a_1".parse().unwrap(),
+            timeline: Timeline(2),
+            promoted: true,
+            promoted_at: Lsn(1),
+            gate_opened: true,
+            predecessor_gone: true,
+        }),
+        rules: Some(Rules {
+            current: Rule {
+                needed: 1,
+                members: ["a_1", "b_2", "c_3"].map(|member| member.parse().unwrap()).into(),
+            },
+            next: None,
+            superseded: Vec::new(),
+            change: 0,
+        }),
+        nodes: ["a_1", "b_2", "c_3"]
+            .map(|member| member.parse::<Member>().unwrap())
+            .map(|member| (member.node, NodeRecord { incarnation: member.incarnation, barred: None }))
+            .into(),
+        ..Record::empty()
+    }
+}
+
+struct Nobody;
+
+impl Transport for Nobody {
+    fn call(
+        &self,
+        _peer: &NodeName,
+        _address: &str,
+        _rpc: &'static str,
+        _body: Vec<u8>,
+        _timeout: Duration,
+    ) -> futures_util::future::BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+        Box::pin(async { Err(TransportError::NotSent("there is no other member".to_owned())) })
+    }
+}
+
+struct Scene {
+    backend: Arc<AgentBackend>,
+    authority: Authority,
+    credentials: Credentials,
+    dir: tempfile::TempDir,
+    gossip: watch::Sender<Gossip>,
+    /// What the loop was told, besides questions.
+    heard: mpsc::Receiver<Event>,
+    /// Who was heard how long ago.
+    ages: watch::Sender<BTreeMap<NodeName, Duration>>,
+    /// While it holds true the loop answers nothing.
+    stuck: watch::Sender<bool>,
+}
+
+fn says(node: &str, running: Is) -> Gossip {
+    Gossip {
+        cluster: name("main"),
+        term: Term(4),
+        running,
+        timeline: Some(Timeline(2)),
+        flush_lsn: Some(Lsn(0x300)),
+        show: Show {
+            reason: "x".to_owned(),
+            state: Some(if running == Is::Primary { State::Running } else { State::Streaming }),
+            gate_open: running == Is::Primary,
+            ..Show::default()
+        },
+        ..Gossip::silent(&name(node))
+    }
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let (authority, key) = Authority::create(&name("shop"), "4f1c4f1c", now, CA_VALIDITY).unwrap();
+        let own_key = NewKey::generate().unwrap();
+        let node = name("a");
+        let hosts = ["db1.example.com".to_owned(), "127.0.0.1".to_owned()];
+        let subject = NodeSubject { name: &node, hosts: &hosts, others: &[] };
+        let pem = authority.issue_node(&own_key.request().unwrap(), &subject, now, NODE_VALIDITY).unwrap();
+        let pki_dir = dir.path().join("pki");
+        std::fs::create_dir(&pki_dir).unwrap();
+        Credentials::save(&pki_dir, authority.certificate_pem(), &pem, &own_key).unwrap();
+        let credentials = Credentials::load(&pki_dir).unwrap();
+
+        let config = Config {
+            dir: dir.path().join("raft"),
+            herd: "4f1c4f1c".to_owned(),
+            name: node.clone(),
+            address: "127.0.0.1:1".to_owned(),
+            host: "127.0.0.1".to_owned(),
+            times: pgherd_dcs::Times {
+                heartbeat: Duration::from_millis(50),
+                election: Duration::from_millis(400),
+            },
+        };
+        let raft = RaftStore::create(config, Arc::new(Nobody)).await.unwrap();
+        let store = Store::from(raft.clone());
+        let secrets = Secrets::generate(&spec(), authority.certificate_pem(), &key).unwrap();
+        let first = Transaction::new()
+            .put(agreed::SPEC, to_json("", &StoredSpec { generation: 1, spec: spec() }).unwrap())
+            .put(agreed::SECRETS, to_json("", &secrets).unwrap())
+            .put(agreed::cluster_key(&name("main")), to_json("", &record()).unwrap());
+        store.commit(first, SOON).await.unwrap();
+
+        let identity = Identity::new(
+            name("shop"),
+            "4f1c4f1c".to_owned(),
+            node.clone(),
+            "127.0.0.1:1".to_owned(),
+            "127.0.0.1".to_owned(),
+            None,
+        );
+        let (events, asked) = mpsc::channel(16);
+        let (tell, heard) = mpsc::channel(16);
+        let (gossip, own_gossip) = watch::channel(says("a", Is::Primary));
+        let ages = BTreeMap::from([(name("b"), Duration::ZERO), (name("c"), Duration::ZERO)]);
+        let (ages, seen_ages) = watch::channel(ages);
+        let (stuck, seen_stuck) = watch::channel(false);
+        tokio::spawn(answer(asked, tell, store.clone(), own_gossip.clone(), seen_ages, seen_stuck));
+        let backend = Arc::new(AgentBackend {
+            raft,
+            store,
+            events,
+            own_gossip,
+            peers: Peers::new(node, Arc::new(credentials.client_tls().unwrap())),
+            identity,
+            state_dir: dir.path().to_owned(),
+            authorities: authority.certificate_pem().to_owned(),
+            health: ArcSwapOption::default(),
+            metrics: Arc::new(Metrics::new("shop", None, "a")),
+            routes: watch::channel(None).0,
+            certificate_expires: ArcSwap::from_pointee(credentials.expires()),
+            changes: Mutex::default(),
+            instance: std::sync::OnceLock::new(),
+        });
+        Scene { backend, authority, credentials, dir, gossip, heard, ages, stuck }
+    }
+
+    async fn propose(&self, proposal: Proposal) {
+        agreed::propose(&self.backend.store, &name("main"), &proposal, SOON).await.unwrap();
+    }
+
+    fn record(&self) -> Record {
+        agreed::record(&local_view(&self.backend.store), &name("main")).unwrap().0
+    }
+
+    fn switchover(&self, id: &str, to: Option<&str>) -> impl Future<Output = Answer<Change>> {
+        let backend = Arc::clone(&self.backend);
+        let request = SwitchoverRequest {
+            request_id: id.to_owned(),
+            cluster: None,
+            to: to.map(str::to_owned),
+            at: None,
+        };
+        async move { backend.switchover(&operator(), request).await }
+    }
+
+    fn failover(&self, to: &str, accept_data_loss: bool) -> impl Future<Output = Answer<Change>> {
+        let backend = Arc::clone(&self.backend);
+        let request = FailoverRequest {
+            request_id: "f".to_owned(),
+            cluster: None,
+            to: to.to_owned(),
+            accept_data_loss,
+        };
+        async move { backend.failover(&operator(), request).await }
+    }
+}
+
+/// The main loop, as far as the backend sees it.
+async fn answer(
+    mut asked: mpsc::Receiver<Event>,
+    tell: mpsc::Sender<Event>,
+    store: Store,
+    own: watch::Receiver<Gossip>,
+    ages: watch::Receiver<BTreeMap<NodeName, Duration>>,
+    mut stuck: watch::Receiver<bool>,
+) {
+    while let Some(event) = asked.recv().await {
+        stuck.wait_for(|stuck| !stuck).await.unwrap();
+        let Event::Ask(answer) = event else {
+            tell.send(event).await.unwrap();
+            continue;
+        };
+        let snapshot = local_view(&store);
+        let stored: StoredSpec = agreed::value(&snapshot, agreed::SPEC).unwrap().unwrap().0;
+        let now = clock::now();
+        let peers = ages.borrow().clone();
+        let peers = peers.into_iter().map(|(node, age)| {
+            let gossip = says(node.as_str(), Is::Standby);
+            (node, Some(age), Some(gossip))
+        });
+        let picture = Picture {
+            now,
+            own: own.borrow().clone(),
+            peers: peers.collect(),
+            postgres: Postgres::Unknown,
+            deeds: Deeds { gate_open: own.borrow().show.gate_open, ..Deeds::default() },
+            confirmed: Some(now),
+            heartbeat: None,
+            store_reachable: true,
+            spec_generation: stored.generation,
+            spec: stored.spec,
+            record: Some(agreed::record(&snapshot, &name("main")).unwrap().0),
+        };
+        // Whoever asked may have given up.
+        drop(answer.send(Box::new(picture)));
+    }
+}
+
+fn is<T: std::fmt::Debug>(answer: Answer<T>, code: Code) -> Error {
+    let error = answer.unwrap_err();
+    assert!(error.is(code), "{error:?} is not {code}");
+    assert!(error.hint.is_some(), "{error:?}");
+    error
+}
+
+fn sealed(member: &str) -> Proposal {
+    Proposal::Vote {
+        term: Term(5),
+        vote: Vote {
+            member: member.parse().unwrap(),
+            standing: Standing::Sealed,
+            position: pgherd_core::record::Position { term: Term(4), lsn: Lsn(0x300) },
+            timeline: Timeline(2),
+            begins: Vec::new(),
+            electable: true,
+            priority: 100,
+        },
+    }
+}
+
+#[tokio::test]
+async fn a_switchover_is_asked_for_once_and_followed_to_its_end() {
+    let scene = Scene::new().await;
+    let begun = scene.switchover("s", Some("b")).await.unwrap();
+    assert_eq!(
+        (begun.state, begun.from.as_deref(), begun.to.as_deref()),
+        (ChangeState::Running, Some("a"), Some("b"))
+    );
+    assert_eq!(scene.record().switchover.unwrap().to, Some(name("b")));
+    // The same request again joins the one under way; another one does not get in between.
+    assert_eq!(scene.switchover("s", Some("b")).await.unwrap(), begun);
+    is(scene.switchover("t", None).await, Code::ChangeInProgress);
+
+    let release = Proposal::Open {
+        term: Term(4),
+        cause: pgherd_core::record::Cause::Switchover,
+        by: name("a"),
+        released: true,
+        poisoned: false,
+    };
+    scene.propose(release).await;
+    scene.propose(sealed("b_2")).await;
+    scene.propose(sealed("a_1")).await;
+    scene.propose(sealed("c_3")).await;
+    scene.propose(Proposal::Decide { term: Term(5), winner: name("b"), patient: true }).await;
+    scene.propose(Proposal::Promoted { term: Term(5), begin: Lsn(0x300), at: Lsn(0x340) }).await;
+    assert_eq!(scene.backend.change("s".to_owned()).await.unwrap().state, ChangeState::Running);
+    scene.propose(Proposal::GateOpened { term: Term(5) }).await;
+    let done = scene.backend.change("s".to_owned()).await.unwrap();
+    assert_eq!((done.state, done.term, done.to.as_deref()), (ChangeState::Done, Some(5), Some("b")));
+    let steps: Vec<&str> = done.steps.iter().map(|step| step.what.as_str()).collect();
+    assert!(steps[0].starts_with("an operator asked for a switchover to b"), "{steps:?}");
+    assert!(steps.last().unwrap().starts_with("clients are let in"), "{steps:?}");
+    assert_eq!(scene.backend.change("s".to_owned()).await.unwrap(), done);
+    is(scene.backend.change("none".to_owned()).await, Code::ChangeUnknown);
+}
+
+#[tokio::test]
+async fn a_switchover_that_cannot_be_is_refused_with_the_reason() {
+    let scene = Scene::new().await;
+    assert!(
+        is(scene.switchover("s", Some("a")).await, Code::TargetNotElectable)
+            .message
+            .contains("is the primary")
+    );
+    assert!(
+        is(scene.switchover("s", Some("c")).await, Code::TargetNotElectable)
+            .message
+            .contains("never promoted")
+    );
+    is(scene.switchover("s", Some("x")).await, Code::NodeUnknown);
+    scene.propose(Proposal::Bar { node: name("b"), why: Some("a checksum failed".to_owned()) }).await;
+    let barred = is(scene.switchover("s", Some("b")).await, Code::TargetNotElectable);
+    assert!(barred.message.contains("a checksum failed"), "{barred:?}");
+    assert_eq!(scene.record().switchover, None);
+    let nothing = SwitchoverCancelRequest { cluster: None };
+    is(scene.backend.switchover_cancel(&operator(), nothing).await, Code::ChangeUnknown);
+}
+
+#[tokio::test]
+async fn a_switchover_is_cancelled_while_it_waits() {
+    let scene = Scene::new().await;
+    scene.switchover("s", Some("b")).await.unwrap();
+    let request = SwitchoverCancelRequest { cluster: Some("main".to_owned()) };
+    let cancelled = scene.backend.switchover_cancel(&operator(), request).await.unwrap();
+    assert_eq!((cancelled.request_id.as_str(), cancelled.state), ("s", ChangeState::Cancelled));
+    assert_eq!(scene.record().switchover, None);
+}
+
+#[tokio::test]
+async fn a_forced_failover_says_what_is_at_risk_and_whom_it_could_not_reach() {
+    let scene = Scene::new().await;
+    scene.ages.send_modify(|ages| {
+        ages.insert(name("b"), Duration::from_secs(60));
+    });
+    let refused = is(scene.failover("c", false).await, Code::DataLossNotAccepted);
+    assert!(refused.cause.unwrap().ends_with("only on b"));
+    assert_eq!(scene.record().election, None, "nothing was changed");
+    is(scene.failover("b", true).await, Code::TargetNotElectable);
+    let forced = scene.failover("c", true).await.unwrap();
+    assert_eq!((forced.unreached.as_slice(), forced.to.as_deref()), (["b".to_owned()].as_slice(), Some("c")));
+    assert_eq!(scene.record().election.unwrap().forced, Some(name("c")));
+}
+
+#[tokio::test]
+async fn a_herd_file_is_applied_only_as_it_was_planned() {
+    let scene = Scene::new().await;
+    let text = HERD.replace("version = 15", "version = 15\nparameters = { work_mem = \"8MB\" }");
+    let plan = scene.backend.plan(PlanRequest { text: text.clone(), file: None }).await.unwrap();
+    assert_eq!((plan.generation, plan.changes.len()), (1, 1));
+    assert_eq!(plan.changes[0].impact, Impact::Reload);
+    let apply = |text: &str, generation, accept| {
+        let request = ApplyRequest { text: text.to_owned(), file: None, generation, accept };
+        let backend = Arc::clone(&scene.backend);
+        async move { backend.apply(&operator(), request).await }
+    };
+    is(apply(&text, 1, Impact::None).await, Code::ImpactNotAccepted);
+    is(apply(&text, 2, Impact::Reload).await, Code::GenerationStale);
+    assert_eq!(apply(&text, 1, Impact::Reload).await.unwrap().generation, 2);
+    is(apply(&text, 1, Impact::Reload).await, Code::GenerationStale);
+    assert_eq!(apply(&text, 2, Impact::None).await.unwrap().generation, 2, "nothing is left to do");
+    let spec = scene.backend.spec().await.unwrap();
+    assert_eq!(spec.generation, 2);
+    assert!(spec.text.contains("work_mem"));
+    let wrong = is(apply("name = 1", 2, Impact::Destroy).await, Code::SpecInvalid);
+    assert!(wrong.cause.unwrap().contains("herd.toml:1:"));
+}
+
+#[tokio::test]
+async fn a_token_admits_one_node_once_and_an_answer_that_was_lost_is_given_again() {
+    let scene = Scene::new().await;
+    let token = |node: Option<&str>| {
+        let request = TokenRequest { node: node.map(str::to_owned), valid_for_s: 600 };
+        let backend = Arc::clone(&scene.backend);
+        async move { backend.token_create(&operator(), request).await }
+    };
+    is(token(Some("x")).await, Code::NodeUnknown);
+    let token = token(Some("b")).await.unwrap().token;
+    let key = NewKey::generate().unwrap();
+    let request = |node: &str, key: &NewKey| JoinRequest {
+        token: token.clone(),
+        node: node.to_owned(),
+        csr: key.request().unwrap(),
+        hosts: vec!["127.0.0.2".to_owned()],
+        api_address: "127.0.0.2:8009".to_owned(),
+        host: "127.0.0.2".to_owned(),
+        store_disk: "00112233445566778899aabbccddeeff".to_owned(),
+        version: "0.1.0".to_owned(),
+    };
+    is(scene.backend.join(request("c", &key)).await, Code::TokenInvalid);
+    let joined = scene.backend.join(request("b", &key)).await.unwrap();
+    assert_eq!((joined.herd.as_str(), joined.herd_id.as_str()), ("shop", "4f1c4f1c"));
+    assert!(joined.secrets.is_empty(), "what it needs it reads as a member");
+    let again = scene.backend.join(request("b", &key)).await.unwrap();
+    assert_eq!(again.raft_id, joined.raft_id);
+    is(scene.backend.join(request("b", &NewKey::generate().unwrap())).await, Code::TokenUsed);
+    let mut garbage = request("b", &key);
+    garbage.token.push('x');
+    is(scene.backend.join(garbage).await, Code::TokenInvalid);
+}
+
+#[tokio::test]
+async fn an_operators_certificate_ends_no_later_than_the_authority() {
+    let scene = Scene::new().await;
+    let request = OperatorRequest {
+        name: "bert".to_owned(),
+        csr: NewKey::generate().unwrap().request().unwrap(),
+        valid_for_s: 1_000_000_000_000,
+    };
+    let answer = scene.backend.operator_add(&operator(), request).await.unwrap();
+    assert_eq!(answer.expires.parse::<Timestamp>().unwrap(), scene.authority.expires());
+    assert_eq!(answer.urls[1], "https://127.0.0.2:8009");
+}
+
+#[tokio::test]
+async fn a_report_counts_only_for_the_node_whose_certificate_brought_it() {
+    let mut scene = Scene::new().await;
+    let body = |node: &str| Bytes::from(serde_json::to_vec(&says(node, Is::Standby)).unwrap());
+    is(scene.backend.peer_report(&name("b"), body("c")).await, Code::CredentialsInsufficient);
+    is(scene.backend.peer_report(&name("b"), Bytes::from_static(b"{")).await, Code::RequestMalformed);
+    let own = scene.backend.peer_report(&name("b"), body("b")).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Gossip>(&own).unwrap().node, name("a"));
+    let Some(Event::Heard { gossip, .. }) = scene.heard.recv().await else { panic!() };
+    assert_eq!(gossip.node, name("b"));
+}
+
+#[tokio::test]
+async fn the_fences_message_gives_the_term_back() {
+    let scene = Scene::new().await;
+    let sign = |member: &str, term| {
+        let member = member.parse().unwrap();
+        sign_fenced(&scene.credentials, "4f1c4f1c", &name("main"), &member, Term(term)).unwrap()
+    };
+    is(scene.backend.fenced(sign("b_2", 4)).await, Code::SignatureInvalid);
+    is(scene.backend.fenced(sign("a_1", 3)).await, Code::TermStale);
+    scene.backend.fenced(sign("a_1", 4)).await.unwrap();
+    assert!(scene.record().election.unwrap().released);
+}
+
+#[tokio::test]
+async fn proxies_are_told_at_once_and_a_stuck_loop_lets_nobody_through() {
+    let scene = Scene::new().await;
+    tokio::spawn(Arc::clone(&scene.backend).keep_shown());
+    let mut tables = scene.backend.routing().await.unwrap();
+    let next = async |tables: &mut BoxStream<'static, RoutingTable>| {
+        tokio::time::timeout(SOON, tables.next()).await.unwrap().unwrap()
+    };
+    let first = next(&mut tables).await;
+    assert_eq!((first.term, first.gate), (4, Gate::Open));
+    assert_eq!(first.primary.unwrap().address, "127.0.0.1");
+    assert!(first.valid_for_ms <= 3_000 && first.valid_for_ms > 2_000);
+    assert!(scene.backend.health().gate_open);
+
+    scene.gossip.send_modify(|own| own.show.gate_open = false);
+    while next(&mut tables).await.gate == Gate::Open {}
+    assert!(!scene.backend.health().gate_open);
+    scene.gossip.send_modify(|own| own.show.gate_open = true);
+    while next(&mut tables).await.gate == Gate::Closed {}
+
+    scene.stuck.send_replace(true);
+    let health = || scene.backend.health();
+    let until = tokio::time::Instant::now() + SOON;
+    while health().agent_is_alive || health().gate_open {
+        assert!(tokio::time::Instant::now() < until, "{:?}", health());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    is(scene.backend.status().await, Code::NotReady);
+    scene.stuck.send_replace(false);
+    while !health().gate_open {
+        assert!(tokio::time::Instant::now() < until, "{:?}", health());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_in_its_last_third_with_the_same_names() {
+    let scene = Scene::new().await;
+    let renewal = Renewal {
+        pki_dir: scene.dir.path().join("pki"),
+        server: Arc::new(ServerTls::new(&scene.credentials).unwrap()),
+        clients: Arc::new(scene.credentials.client_tls().unwrap()),
+    };
+    let now = Timestamp::now();
+    assert_eq!(scene.backend.renew_own(&renewal, now).await.unwrap(), None);
+    // Years later; what is issued begins now, so its end lies as far ahead as the first one's.
+    let late = Timestamp::from_second(now.as_second() + 4 * 365 * 86_400).unwrap();
+    let expires = scene.backend.renew_own(&renewal, late).await.unwrap().unwrap();
+    let renewed = Credentials::load(&renewal.pki_dir).unwrap();
+    assert_eq!(renewed.expires(), expires);
+    assert_eq!(**scene.backend.certificate_expires.load(), expires);
+    assert_ne!(renewed.certificate_pem(), scene.credentials.certificate_pem());
+    assert_eq!(renewal::hosts(renewed.certificate(), "a"), ["db1.example.com", "127.0.0.1"]);
+}
+
+#[tokio::test]
+async fn another_nodes_log_is_asked_for_at_that_node() {
+    let scene = Scene::new().await;
+    let query = |node: &str| LogsQuery { node: Some(node.to_owned()), ..LogsQuery::default() };
+    is(scene.backend.logs(query("x")).await.map(drop), Code::NodeUnknown);
+    // Nobody listens there; the error is that of the way to the node and names it.
+    let unreachable = is(scene.backend.logs(query("b")).await.map(drop), Code::PeerUnreachable);
+    assert!(unreachable.message.contains("b (127.0.0.2:8009)"), "{unreachable:?}");
+    std::fs::create_dir(crate::paths::log_dir(scene.dir.path())).unwrap();
+    std::fs::write(crate::paths::agent_log(scene.dir.path()), "one\ntwo\nthree\n").unwrap();
+    let own = LogsQuery { tail: Some(2), ..LogsQuery::default() };
+    let lines: Vec<String> = scene.backend.logs(own).await.unwrap().map(|line| line.text).collect().await;
+    assert_eq!(lines, ["two", "three"]);
+}
