@@ -17,15 +17,12 @@
 //! Everything here is a function of its arguments, so that planted mistakes prove that each is found.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Login, Session};
+use crate::connection::Rows;
 use crate::history::{History, Insert, Outcome};
-use crate::net::Host;
 use crate::wait::wait_until;
-use crate::workload::Endpoint;
 
 /// So many examples of each kind are printed.
 const EXAMPLES: usize = 5;
@@ -321,45 +318,49 @@ fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec
     }
 }
 
+/// A way to ask one node something in SQL, whatever its role, and whoever else may not.
+pub type Asker<'a> = Box<dyn FnMut(&str) -> Result<Rows, String> + 'a>;
+
 /// Reads what every node holds, standbys after they have replayed all that the primary had written.
 #[track_caller]
-pub fn holdings(from: &Host, endpoints: &[Endpoint], login: &Login) -> Vec<Holdings> {
-    let mut sessions: Vec<(&Endpoint, Session)> =
-        endpoints.iter().map(|endpoint| (endpoint, open(from, endpoint.address, login))).collect();
+pub fn holdings(mut nodes: Vec<(String, Asker<'_>)>) -> Vec<Holdings> {
     let mut end = None;
-    for (endpoint, session) in &mut sessions {
-        if session.value("SELECT pg_is_in_recovery()").as_deref() == Some("f") {
-            let position = session.value("SELECT pg_current_wal_flush_lsn()");
-            assert!(end.is_none(), "{} is a primary, and not the only one", endpoint.node);
-            end = position;
+    for (node, ask) in &mut nodes {
+        if value(node, ask, "SELECT pg_is_in_recovery()") == "f" {
+            assert!(end.is_none(), "{node} is a primary, and not the only one");
+            end = Some(value(node, ask, "SELECT pg_current_wal_flush_lsn()"));
         }
     }
     let end = end.expect("one of the nodes is the primary");
-    sessions.iter_mut().map(|(endpoint, session)| one_holding(&endpoint.node, session, &end)).collect()
+    nodes.into_iter().map(|(node, mut ask)| one_holding(node, &mut ask, &end)).collect()
+}
+
+/// The one value of a statement that has one. A node that does not answer yet is asked again.
+#[track_caller]
+fn value(node: &str, ask: &mut Asker<'_>, statement: &str) -> String {
+    let what = format!("{node} to answer {statement}");
+    let mut rows = wait_until(&what, CATCH_UP_DEADLINE, || ask(statement));
+    rows.pop()
+        .and_then(|mut row| row.pop().flatten())
+        .unwrap_or_else(|| panic!("{node} has no value for {statement}"))
 }
 
 #[track_caller]
-fn open(from: &Host, address: SocketAddr, login: &Login) -> Session {
-    wait_until(&format!("{address} to take a connection"), CATCH_UP_DEADLINE, || {
-        Session::open(from, address, login)
-    })
-}
-
-#[track_caller]
-fn one_holding(node: &str, session: &mut Session, end: &str) -> Holdings {
+fn one_holding(node: String, ask: &mut Asker<'_>, end: &str) -> Holdings {
+    // A server that was promoted still has the position at which its recovery ended.
+    let behind = format!(
+        "SELECT CASE WHEN pg_is_in_recovery() \
+         THEN pg_wal_lsn_diff('{end}', pg_last_wal_replay_lsn()) ELSE 0 END"
+    );
     wait_until(&format!("{node} to replay up to {end}"), CATCH_UP_DEADLINE, || {
-        // A server that was promoted still has the position at which its recovery ended.
-        let behind = format!(
-            "SELECT CASE WHEN pg_is_in_recovery() \
-             THEN pg_wal_lsn_diff('{end}', pg_last_wal_replay_lsn()) ELSE 0 END"
-        );
-        match session.value(&behind) {
-            Some(bytes) if bytes.parse::<i64>().is_ok_and(|bytes| bytes <= 0) => Ok(()),
+        match value(&node, ask, &behind).parse::<i64>() {
+            Ok(bytes) if bytes <= 0 => Ok(()),
             other => Err(format!("{other:?} bytes behind")),
         }
     });
     let mut rows = Vec::new();
-    for row in session.run("SELECT writer, string_agg(number::text, ' ') FROM writes GROUP BY writer") {
+    let statement = "SELECT writer, string_agg(number::text, ' ') FROM writes GROUP BY writer";
+    for row in wait_until(&format!("{node} to show its rows"), CATCH_UP_DEADLINE, || ask(statement)) {
         let [Some(writer), Some(numbers)] = &row[..] else {
             panic!("two columns without nulls, not {row:?}")
         };
@@ -367,8 +368,8 @@ fn one_holding(node: &str, session: &mut Session, end: &str) -> Holdings {
         rows.extend(numbers.split(' ').map(|number| (writer, number.parse().expect("numbers are positive"))));
     }
     rows.sort_unstable();
-    let register = session.value("SELECT max(value) FROM register").and_then(|value| value.parse().ok());
-    Holdings { node: node.to_owned(), rows, register }
+    let register = value(&node, ask, "SELECT max(value) FROM register").parse().ok();
+    Holdings { node, rows, register }
 }
 
 #[cfg(test)]

@@ -30,9 +30,9 @@ use std::time::Duration;
 
 pub use status::{Cluster, Durability, Member, Status, Store, StoreMember};
 
-use crate::checker::{Verdict, holdings};
+use crate::checker::{Asker, Verdict, holdings};
 use crate::command::{HostCommand, give_to_postgres};
-use crate::connection::{Login, Session};
+use crate::connection::{Login, Rows, Session};
 use crate::history::History;
 use crate::net::{Host, Net, lock};
 use crate::plain::bin_dir;
@@ -584,7 +584,32 @@ impl Herd {
     /// Judges what clients saw against what every node holds. The herd has to be whole.
     #[track_caller]
     pub fn verdict(&self, history: &History) -> Verdict {
-        Verdict::of(history, &holdings(self.net.client(), &self.endpoints(), &self.login()))
+        let mut askers: Vec<(String, Asker<'_>)> = Vec::new();
+        for node in &self.nodes {
+            askers.push((node.clone(), Box::new(|statement| self.ask_locally(node, statement))));
+        }
+        Verdict::of(history, &holdings(askers))
+    }
+
+    /// As the superuser on the node's own host, who comes in whether or not clients do.
+    pub fn ask_locally(&self, node: &str, statement: &str) -> Result<Rows, String> {
+        const SEPARATOR: char = '\t';
+        let output = self
+            .host(node)
+            .command(bin_dir().join("psql"))
+            .args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--set=ON_ERROR_STOP=1"])
+            .arg(format!("--field-separator={SEPARATOR}"))
+            .arg(format!("--host={}", self.dir(node).join("run").display()))
+            .args(["--username=postgres", "--dbname", DATABASE, "--command", statement])
+            .as_postgres()
+            .try_output()
+            .map_err(|overdue| overdue.to_string())?;
+        if !output.status.success() {
+            return Err(format!("{node}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let cell = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Ok(text.lines().map(|line| line.split(SEPARATOR).map(cell).collect()).collect())
     }
 
     // ---- logs

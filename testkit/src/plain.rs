@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::checker::{Asker, Holdings, holdings};
 use crate::connection::{Login, Session};
 use crate::net::{Host, Net};
 use crate::process::{self, Process};
@@ -104,6 +105,17 @@ impl Plain {
     pub fn admin(&mut self, node: &str) -> &mut Session {
         let index = self.index(node);
         self.nodes[index].admin()
+    }
+
+    /// What every node holds, by the script's own connections.
+    #[track_caller]
+    pub fn holdings(&mut self) -> Vec<Holdings> {
+        let mut askers: Vec<(String, Asker<'_>)> = Vec::new();
+        for node in &mut self.nodes {
+            let name = node.host.name().to_owned();
+            askers.push((name, Box::new(|statement| node.admin().try_run(statement))));
+        }
+        holdings(askers)
     }
 
     pub fn data_dir(&self, node: &str) -> &Path {

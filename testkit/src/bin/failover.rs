@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use pgherd_testkit::checker::holdings;
 use pgherd_testkit::herd::Herd;
 use pgherd_testkit::measure::Rounds;
 use pgherd_testkit::plain::Durability;
@@ -69,6 +68,7 @@ trait Subject {
     fn plan(&self) -> Plan;
     fn client(&self) -> Host;
     fn create_tables(&mut self);
+    fn verdict(&mut self, history: &History) -> Verdict;
     /// Injects the fault; when it began. May return before writes are back.
     fn strike(&mut self, fault: Fault) -> Instant;
     /// Brings the cluster back to full redundancy.
@@ -113,6 +113,10 @@ impl Subject for Floor {
         create_tables(self.cluster.admin(&primary));
     }
 
+    fn verdict(&mut self, history: &History) -> Verdict {
+        Verdict::of(history, &self.cluster.holdings())
+    }
+
     fn strike(&mut self, fault: Fault) -> Instant {
         self.old = self.cluster.primary().to_owned();
         match fault {
@@ -153,6 +157,10 @@ impl Subject for Herd {
         Herd::create_tables(self);
     }
 
+    fn verdict(&mut self, history: &History) -> Verdict {
+        Herd::verdict(self, history)
+    }
+
     fn strike(&mut self, fault: Fault) -> Instant {
         let primary = self.primary();
         match fault {
@@ -186,7 +194,6 @@ fn round(subject: &mut dyn Subject, fault: Fault) -> (Duration, History) {
         statement_deadline: WRITES_BACK_DEADLINE,
         ..subject.plan()
     };
-    let (endpoints, login) = (plan.endpoints.clone(), plan.login.clone());
     let workload = Workload::start(&subject.client(), plan);
     pgherd_testkit::wait_until("the first writes", WRITES_BACK_DEADLINE, || match workload.acknowledged() {
         enough if enough >= WRITES_BEFORE => Ok(()),
@@ -196,7 +203,7 @@ fn round(subject: &mut dyn Subject, fault: Fault) -> (Duration, History) {
     workload.wait_for_writes(WRITES_BACK_DEADLINE);
     subject.mend();
     let history = workload.stop();
-    Verdict::of(&history, &holdings(&subject.client(), &endpoints, &login)).assert_clean();
+    subject.verdict(&history).assert_clean();
     let gap = history.write_gap(began_at).expect("writes came back, the round waited for them");
     (gap, history)
 }
