@@ -650,14 +650,16 @@ impl World {
 
     fn set_gate(&mut self, node: usize, open: bool) -> Step {
         let server = &mut self.nodes[node].postgres;
-        if server.state != State::Primary {
-            return Step::Failed("only a primary has a gate");
+        if !matches!(server.state, State::Primary | State::Standby) {
+            return Step::Failed("only an open server has a gate");
         }
         if open && !server.gate_open {
             server.gate_open = true;
             server.touch();
-            self.tell(Some(node), |_| "the gate opens".to_owned());
-            gates::opened(self, node);
+            if server.state == State::Primary {
+                self.tell(Some(node), |_| "the gate opens".to_owned());
+                gates::opened(self, node);
+            }
         } else if !open && server.gate_open {
             server.gate_open = false;
             // Sessions end; what they waited for is in doubt.

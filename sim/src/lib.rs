@@ -29,6 +29,7 @@ pub mod postgres;
 pub mod random;
 pub mod replication;
 pub mod schedule;
+pub mod script;
 pub mod store;
 pub mod story;
 pub mod wal;

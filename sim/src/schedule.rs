@@ -42,6 +42,7 @@ pub fn run(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Outcome {
     world.breakage = breakage;
     if verbose {
         world.trace = Some(String::new());
+        world.chatty = true;
         let (needed, nodes) = (world.spec.durability.needed(), world.nodes.len());
         world.tell(None, |world| {
             format!("{nodes} nodes, needed {needed}, {:?}, {:?}", world.spec.durability, world.times)
@@ -189,7 +190,9 @@ pub fn establish(world: &mut World) {
             server.slots = all.into_iter().map(|node| (node, Timeline(2))).collect();
         } else {
             server.state = State::Standby;
-            server.list_on_disk = reserved;
+            server.list_on_disk = Rc::clone(&reserved);
+            server.loaded = reserved;
+            server.waits_enforced = true;
             server.conninfo = Some(Conninfo { upstream: 0, term: Term(1), timeline: Timeline(2) });
         }
     }

@@ -76,7 +76,9 @@ impl World {
         }
         let Some((view, revision)) = self.nodes[node].view.clone() else { return false };
         let Ok(next) = self.apply(&view, proposal) else { return false };
-        self.tell(Some(node), |_| format!("proposes: {}", story::proposal(proposal)));
+        if self.chatty {
+            self.tell(Some(node), |_| format!("proposes: {}", story::proposal(proposal)));
+        }
         let agent = &mut self.nodes[node].agent;
         agent.proposed += 1;
         let (id, life) = (agent.proposed, agent.life);
@@ -215,6 +217,13 @@ impl World {
                 self.nodes[node].view = Some(chosen);
             }
         }
+    }
+
+    pub fn replica_forgets(&mut self, node: usize, changes: usize) -> Result<(), String> {
+        let past = &self.store.past;
+        let index = past.len().checked_sub(changes).ok_or("the store has not changed so often")?;
+        self.nodes[node].view = Some(past[index].clone());
+        Ok(())
     }
 
     pub fn watch_soon(&mut self, node: usize) {

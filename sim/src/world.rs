@@ -288,6 +288,8 @@ pub struct World {
     pub healed_at: Option<Time>,
     /// The story, for replays and scripts.
     pub trace: Option<String>,
+    /// Tell also what is only under way.
+    pub chatty: bool,
 }
 
 impl World {
@@ -320,6 +322,7 @@ impl World {
             crashes: Vec::new(),
             healed_at: None,
             trace: None,
+            chatty: false,
         }
     }
 

@@ -219,6 +219,7 @@ impl Workshop {
                     durable.adopted.insert(*timeline, *term);
                 })
                 .await?;
+                deeds.gate_open = Some(false);
                 server.promote(*timeline, list).await?;
                 if record.lines.len() <= 2 {
                     // The cluster's first promotion: before it nobody could create the herd's roles.

@@ -10,7 +10,7 @@
 //! into a page of memory that both share, at every turn. Nothing queues up and nothing can block, and a loop
 //! that is stuck is noticed even if the rest of its process is well. With acknowledging voters the deadline
 //! lies `agent_grace` ahead; under a rule that lets commits go on without any it lies before the end of the
-//! lease ([`deadline`]).
+//! lease ([`mod@deadline`]).
 //!
 //! **An agent that comes back.** The fence listens on a socket in the node's state directory and outlives its
 //! agent. A new agent connects there and takes it over: from then on its deadlines count. The fence stays

@@ -252,10 +252,9 @@ impl MainLoop {
         if was_replaced(&self.mind.postgres, &seen.postgres) {
             self.mind.forget_deeds();
         }
-        if !self.adopted_gate && matches!(seen.postgres, Postgres::Primary(_)) {
+        if !std::mem::replace(&mut self.adopted_gate, true) {
             self.mind.deeds.gate_open = seen.gate_open;
         }
-        self.adopted_gate = true;
         self.mind.postgres = seen.postgres;
         self.mind.list = seen.list;
         self.mind.replay_lag = seen.replay_lag;

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pgherd_core::observation::{Copy, Postgres, Primary, Sender, Standby, SyncList};
 use pgherd_core::record::Record;
@@ -149,6 +149,7 @@ struct Inner {
 /// What only the one who did it can know, and what is worth remembering between looks.
 #[derive(Default)]
 struct Known {
+    gate: Option<Gate>,
     follows: Option<(NodeName, Term)>,
     /// The list that was proven in force for commits, on the server that runs.
     proven: Option<SyncList>,
@@ -271,7 +272,7 @@ impl Server {
             }
             let wanted = Arc::clone(&spec.borrow_and_update());
             if runs && configured.as_ref() != Some(&wanted) {
-                match inner.configure_running().await {
+                match inner.configure_running(configured.is_none()).await {
                     Ok(()) => configured = Some(wanted),
                     Err(error) => {
                         tracing::warn!(%error, "cannot bring PostgreSQL's configuration up to date");
@@ -446,11 +447,14 @@ impl Server {
         server.ready(PROMOTE_WITHIN).await?;
         let order =
             promote::Order { timeline, at_least: self.sealed_end().await?.lsn, names: names_of(list) };
+        let files = inner.files.lock().await;
+        inner.known().gate = Some(Gate::Closed);
         let promoted = promote::promote(&server, &order, PROMOTE_WITHIN).await.inspect_err(|_| {
             if server.is_dead() {
                 inner.set_running(None);
             }
         })?;
+        drop(files);
         tracing::info!(
             timeline = %promoted.timeline,
             fork = %promoted.fork,
@@ -549,23 +553,11 @@ impl Server {
         let server = inner.live()?;
         let gate = if open { Gate::Open } else { Gate::Closed };
         let files = inner.files.lock().await;
-        let changed = hba::write(&inner.instance, gate, &inner.hba_lines()).await?;
-        if changed {
-            let asked = SystemTime::now();
-            server.reload()?;
-            let deadline = tokio::time::Instant::now() + CONFIGURE_WITHIN;
-            loop {
-                let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-                match hba::verify(&session, asked, SQL_WITHIN).await {
-                    Err(hba::HbaError::NotLoaded) if tokio::time::Instant::now() < deadline => {
-                        tokio::time::sleep(Duration::from_millis(2)).await;
-                    }
-                    outcome => break outcome?,
-                }
-            }
-        }
+        inner.known().gate = Some(gate);
+        hba::set(&server, gate, &inner.hba_lines(), CONFIGURE_WITHIN).await?;
         drop(files);
-        if open {
+        let primary = matches!(inner.known().last, Some(Postgres::Primary(_)));
+        if open && primary {
             // Copies that have parted can be rewound only to a source with a checkpoint on its timeline, which
             // PostgreSQL spreads over minutes unless it is asked.
             let instance = inner.instance.clone();
@@ -784,8 +776,9 @@ impl Inner {
         })
     }
 
-    /// Brings a running server's files up to the specification; the gate stays as it is.
-    async fn configure_running(&self) -> Result<()> {
+    /// Brings a running server's files up to the specification; the gate stays as it is. With `reload` the server
+    /// is told to read them even if they are right: what it has loaded, nobody knows.
+    async fn configure_running(&self, reload: bool) -> Result<()> {
         let server = self.live()?;
         let instance = self.instance.clone();
         let (limits, primary) = blocking_read(move || {
@@ -794,7 +787,6 @@ impl Inner {
         })
         .await?;
         let files = self.files.lock().await;
-        let gate = hba::written(&self.instance, &self.hba_lines()).await?;
         let (conf_changed, raised) =
             conf::write(&self.instance, &self.settings((!primary).then_some(limits))?).await?;
         for raised in raised {
@@ -805,15 +797,9 @@ impl Inner {
                 "a standby may not have less than its primary had"
             );
         }
-        let mut changed = conf_changed;
-        if gate.is_none() {
-            // The lines changed, or somebody edited the file: write it again, in the state that is in force.
-            let open = self.gate_in_force().await;
-            let gate = if open { Gate::Open } else { Gate::Closed };
-            changed |= hba::write(&self.instance, gate, &self.hba_lines()).await?;
-        }
+        let hba_changed = hba::write(&self.instance, self.gate().await, &self.hba_lines()).await?;
         drop(files);
-        if changed {
+        if conf_changed || hba_changed || reload {
             server.reload()?;
         }
         Ok(())

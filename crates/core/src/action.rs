@@ -47,7 +47,7 @@ pub enum Action {
         source: NodeName,
         until: Lsn,
     },
-    /// Have `list` proven in effect before the promotion, then leave recovery on exactly `timeline`.
+    /// Shut clients out and have `list` proven in effect, then leave recovery on exactly `timeline`.
     Promote {
         term: Term,
         timeline: Timeline,

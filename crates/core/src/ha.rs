@@ -34,6 +34,9 @@ pub struct Memory {
     pub started: Option<Instant>,
     /// The election of this term was first seen then.
     pub election_seen: Option<(Term, Instant)>,
+    /// Enough votes for the election of this term were first seen then: since that moment nothing of the term
+    /// before can be acknowledged, and so nothing of it can be proven.
+    pub sealed_seen: Option<(Term, Instant)>,
     /// The reign of this term was first seen then.
     pub reign_seen: Option<(Term, Instant)>,
     /// Voters that do not stream, since when.
@@ -153,6 +156,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     };
 
     // Everyone watches the holder and may end an election, whatever else it is doing.
+    if let Some(left) = suspicion::next_look(memory, now, seen, record) {
+        decision = decision.again(now, left);
+    }
     if let Some((action, reason)) = suspicion::open(memory, now, seen, record) {
         decision.actions.insert(0, action);
         decision.reason = reason;
@@ -206,6 +212,12 @@ fn remember(memory: &mut Memory, now: Instant, record: &Record) {
     let election = record.election.as_ref().map(|election| election.term);
     if memory.election_seen.map(|(term, _)| term) != election {
         memory.election_seen = election.map(|term| (term, now));
+    }
+    if let Some(term) = election
+        && memory.sealed_seen.map(|(of, _)| of) != Some(term)
+        && election::enough_are_sealed(record)
+    {
+        memory.sealed_seen = Some((term, now));
     }
     if memory.reign_seen.map(|(term, _)| term) != Some(record.term) {
         memory.reign_seen = Some((record.term, now));

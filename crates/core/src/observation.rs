@@ -51,7 +51,7 @@ pub struct Local {
     pub list: Option<SyncList>,
     /// The list that was current when the marker was written, and the marker's end.
     pub marker: Option<(SyncList, Lsn)>,
-    /// Whether PostgreSQL admits clients.
+    /// Whether PostgreSQL admits clients: to a standby, for reads.
     pub gate_open: bool,
     /// A checkpoint was completed for this switchover.
     pub checkpointed_for: Option<Term>,

@@ -4,7 +4,8 @@
 //! replication, rewind and monitor over TLS with a certificate of the herd's CA and a SCRAM password. With the
 //! gate open the herd file's lines follow. There is no `trust` in either.
 //!
-//! Leaves out: sessions that are open already; a closed gate does not end them. Hazard: a line of ours behind one
+//! Leaves out: sessions that are open already; a closed gate does not end them (a promotion
+//! does). Hazard: a line of ours behind one
 //! of the herd file's would never be reached, so ours come first, and refuse our roles on every other way in.
 
 use std::fmt::Write as _;
@@ -14,10 +15,14 @@ use std::time::Duration;
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
+use crate::process::Server;
 use crate::roles;
 use crate::sql::Session;
 
 const FILES: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(2);
+const OPEN: &str = "# The gate is open.";
+const CLOSED: &str = "# The gate is closed: nobody else.";
 /// The map in `pg_ident.conf` from the operating system's user to our roles.
 const MAP: &str = "pgherd";
 
@@ -118,9 +123,9 @@ pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
         writeln!(text, "{line}").expect("a String takes any text");
     }
     match gate {
-        Gate::Closed => text.push_str("# The gate is closed: nobody else.\n"),
+        Gate::Closed => writeln!(text, "{CLOSED}").expect("a String takes any text"),
         Gate::Open => {
-            text.push_str("# The gate is open.\n");
+            writeln!(text, "{OPEN}").expect("a String takes any text");
             for line in lines {
                 check_line(line)?;
                 writeln!(text, "{}", line.trim()).expect("a String takes any text");
@@ -163,17 +168,35 @@ pub(crate) async fn write_into(
     .await
 }
 
-/// Which state the file on disk is in; `None` if it is not pgherd's.
-pub async fn written(instance: &Instance, lines: &[String]) -> Result<Option<Gate>, HbaError> {
+/// Sets the gate of a running server: when this returns, no session can begin by other rules.
+///
+/// A file that is right already says nothing of what was loaded, so it is loaded again whatever it said.
+pub async fn set(server: &Server, gate: Gate, lines: &[String], deadline: Duration) -> Result<(), HbaError> {
+    let instance = server.instance();
+    write(instance, gate, lines).await?;
+    let asked = std::time::SystemTime::now();
+    server.reload()?;
+    let until = tokio::time::Instant::now() + deadline;
+    loop {
+        let session = Session::local(instance, roles::SUPERUSER, deadline).await?;
+        match verify(&session, asked, deadline).await {
+            Err(HbaError::NotLoaded) if tokio::time::Instant::now() < until => tokio::time::sleep(POLL).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The state that the file on disk was written in, with whatever lines; `None` if it is not pgherd's.
+pub async fn written(instance: &Instance) -> Result<Option<Gate>, HbaError> {
     let path = instance.data_dir.join("pg_hba.conf");
     let text: Result<_> = blocking("reading pg_hba.conf", FILES, move || durable::read_text(&path)).await;
     let text = text?.unwrap_or_default();
-    for gate in [Gate::Closed, Gate::Open] {
-        if generate(gate, lines)? == text {
-            return Ok(Some(gate));
-        }
-    }
-    Ok(None)
+    let says = |line: &str| text.lines().any(|other| other == line);
+    Ok(match (says(OPEN), says(CLOSED)) {
+        (true, false) => Some(Gate::Open),
+        (false, true) => Some(Gate::Closed),
+        _ => None,
+    })
 }
 
 /// Asks PostgreSQL whether it understands the file on disk.

@@ -5,13 +5,15 @@
 //! 2. A note says that a promotion is under way, so that an agent that comes back knows: it cannot be withdrawn,
 //!    and one that comes late is a second primary (S13).
 //! 3. Every lower number gets a history file, so that PostgreSQL takes the reserved one (S3).
-//! 4. Sessions are ended: a reader in conflict with replay holds a promotion up for as long as it likes.
+//! 4. The gate is closed, which a standby's readers came in by, and sessions are ended: what they would read or
+//!    write afterwards is not on enough nodes yet (rule 9), and a reader in conflict with replay holds a promotion
+//!    up for as long as it likes.
 //! 5. The trigger, without SQL: a file and a signal.
 //! 6. `standby.signal` is put back and synced as soon as PostgreSQL has removed it (rule 7).
 //! 7. The number and the fork are compared with what was decided. A primary that took another number, or lacks
 //!    what the node voted for, is killed before anybody is let in.
 //!
-//! Leaves out: the gate. Hazard: everything that an election is about.
+//! Leaves out: opening the gate again. Hazard: everything that an election is about.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use crate::conf::SyncNames;
 use crate::control::{ControlFile, State};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
+use crate::hba::{self, Gate, HbaError};
 use crate::instance::Instance;
 use crate::observe::resume_replay;
 use crate::process::{GoneError, Server, ensure_gone};
@@ -79,6 +82,9 @@ pub enum PromoteError {
     #[error("not promoted: {0}")]
     Reserve(#[from] ReserveError),
 
+    #[error("not promoted: the gate cannot be closed: {0}")]
+    Gate(#[from] HbaError),
+
     #[error("not promoted: PostgreSQL is not in recovery")]
     NotAStandby,
 
@@ -129,8 +135,9 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
             Ok::<_, PromoteError>(())
         })
     };
-    let list = match tokio::try_join!(listed, reserved) {
-        Ok((list, ())) => list,
+    let closed = async { Ok(hba::set(server, Gate::Closed, &[], deadline).await?) };
+    let list = match tokio::try_join!(listed, closed, reserved) {
+        Ok((list, (), ())) => list,
         Err(error) => {
             let instance = instance.clone();
             blocking("giving up a promotion", FILES, move || forget_pending(&instance)).await?;

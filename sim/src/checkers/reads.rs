@@ -9,6 +9,10 @@ pub fn read(world: &mut World, node: usize) {
     let server = &world.nodes[node].postgres;
     let point = Point { hand: server.hand, at: server.visible };
     let line = world.wal.hand(point.hand).number;
+    // Whom a person lets lead shows what it has, as any standby does, whether or not the others have it.
+    if world.wal.hand(point.hand).term.is_none() {
+        return;
+    }
     if world.oracle.lossy_lines.contains(&line) || !world.counts(point.hand) {
         return;
     }

@@ -58,6 +58,7 @@ impl Inner {
                 return;
             }
         };
+        seen.gate_open = self.gate().await == Gate::Open;
         seen.pending_restart = Some(!view.pending_restart.is_empty());
         if view.in_recovery {
             seen.replay_lsn = view.replay_lsn;
@@ -65,7 +66,6 @@ impl Inner {
             seen.postgres = self.standby(&view).await;
         } else {
             seen.list = self.list_in_force(&view);
-            seen.gate_open = self.gate_in_force().await;
             seen.postgres = self.primary(&view).await;
         }
     }
@@ -83,9 +83,15 @@ impl Inner {
         }
     }
 
-    /// The files' word on the gate. An agent that comes back finds it as the last one left it.
-    pub(super) async fn gate_in_force(&self) -> bool {
-        matches!(hba::written(&self.instance, &self.hba_lines()).await, Ok(Some(Gate::Open)))
+    /// The gate as it was set last. An agent that comes back finds it in the file as the last one left it.
+    pub(super) async fn gate(&self) -> Gate {
+        if let Some(gate) = self.known().gate {
+            return gate;
+        }
+        let written = hba::written(&self.instance).await.ok().flatten();
+        let gate = written.unwrap_or(Gate::Closed);
+        self.known().gate = Some(gate);
+        gate
     }
 
     async fn primary(&self, view: &View) -> Postgres {

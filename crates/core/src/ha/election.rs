@@ -108,6 +108,18 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
     choose(record, &sealed)
 }
 
+/// Are so many members sealed that nothing more can be acknowledged in the closed term?
+pub fn enough_are_sealed(record: &Record) -> bool {
+    let (Some(election), Some(rules)) = (&record.election, &record.rules) else { return false };
+    let sealed = |member: &&Member| {
+        let vote = election.votes.get(&member.node).filter(|vote| vote.member == **member);
+        vote.is_some_and(|vote| vote.standing == Standing::Sealed)
+    };
+    rules.in_force().all(|rule| {
+        rule.needed > 0 && rule.members.iter().filter(sealed).count() >= rule.seals_needed(record.holder())
+    })
+}
+
 /// The most advanced of `votes` that may lead; where that one may not, the best one that can be made so.
 fn choose(record: &Record, votes: &[&Vote]) -> Tally {
     let Some(highest) = votes.iter().map(|vote| vote.position).max() else {

@@ -95,7 +95,10 @@ pub fn predecessor_left(
     if reign.predecessor_gone {
         return None;
     }
-    // The deciding votes were cast before the decision was seen, so counting from there is never too short.
-    let since = memory.reign_seen.filter(|(term, _)| *term == record.term).map(|(_, at)| at)?;
+    // Every seal came before its vote, and every vote before it was seen, so counting from there is never too
+    // short. A node that saw nothing of the election counts from when it saw the result.
+    let of_this_term = |seen: &(Term, Instant)| seen.0 == record.term;
+    let sealed = memory.sealed_seen.filter(of_this_term);
+    let since = sealed.or(memory.reign_seen.filter(of_this_term)).map(|(_, at)| at)?;
     wait_out(seen.times).checked_sub(now.since(since)).filter(|left| !left.is_zero())
 }

@@ -60,9 +60,15 @@ fn follow(
             timeline: reign.timeline,
         });
     }
-    let reason =
-        if standby.receiving { Reason::Follows { upstream } } else { Reason::NotReceiving { upstream } };
-    Decision::new(Goal::Standby, reason, now)
+    if !standby.receiving {
+        return Decision::new(Goal::Standby, Reason::NotReceiving { upstream }, now);
+    }
+    let follows = Decision::new(Goal::Standby, Reason::Follows { upstream }, now);
+    if seen.local.gate_open {
+        return follows;
+    }
+    // For reads. It stays open through outages of the upstream; a start and a promotion begin with it closed.
+    follows.act(Action::SetGate { term, open: true })
 }
 
 /// The node that the file says, while that one serves; else the holder. A node that commits are counting on

@@ -28,17 +28,7 @@ pub fn open(
         return None;
     }
     let holder = record.holder().filter(|holder| holder.node != *seen.me)?;
-    let peer = seen.peers.get(&holder.node);
-    // An agent that this one has never heard counts as silent from this one's start, or the reign's.
-    let since = [peer.and_then(|peer| peer.heard), memory.started, memory.reign_seen.map(|(_, at)| at)];
-    let silent = now.since(since.into_iter().flatten().max()?);
-    let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
-    let mut suspect = seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE;
-    if record.rules.as_ref().is_some_and(|rules| rules.target().needed == 0) {
-        // Without acknowledgements that seals could stop, nothing but the end of its lease stops the holder.
-        suspect = suspect.max(seen.times.lease);
-    }
-
+    let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
     let cause = if silent >= seen.times.agent_grace {
         Cause::AgentSilent
     } else if silent >= suspect && most_voters_cannot_reach(now, seen, record, &holder.node, suspect) {
@@ -52,6 +42,34 @@ pub fn open(
     let open =
         Proposal::Open { term: record.term, cause, by: seen.me.clone(), released: false, poisoned: false };
     Some((Action::Propose(open), Reason::Opening { cause }))
+}
+
+/// For how long the holder's agent has been silent, and after how long that counts.
+fn silence(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    holder: &NodeName,
+) -> Option<(Duration, Duration)> {
+    let peer = seen.peers.get(holder);
+    // An agent that this one has never heard counts as silent from this one's start, or the reign's.
+    let since = [peer.and_then(|peer| peer.heard), memory.started, memory.reign_seen.map(|(_, at)| at)];
+    let silent = now.since(since.into_iter().flatten().max()?);
+    let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
+    let mut suspect = seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE;
+    if record.rules.as_ref().is_some_and(|rules| rules.target().needed == 0) {
+        // Without acknowledgements that seals could stop, nothing but the end of its lease stops the holder.
+        suspect = suspect.max(seen.times.lease);
+    }
+    Some((silent, suspect))
+}
+
+/// When silence begins to count, so that nobody sleeps past that.
+pub fn next_look(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Duration> {
+    let holder = record.holder().filter(|holder| holder.node != *seen.me && record.election.is_none())?;
+    let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
+    suspect.checked_sub(silent).filter(|left| !left.is_zero())
 }
 
 fn most_voters_cannot_reach(

@@ -109,7 +109,7 @@ story! {
                 hba::verify(&superuser(instance).await, asked, SOON).await.ok()
             })
             .await;
-            assert_eq!(hba::written(instance, &lines).await.unwrap(), Some(gate));
+            assert_eq!(hba::written(instance).await.unwrap(), Some(gate));
         };
         switch(Gate::Open).await;
         as_app(&password).await.unwrap();
