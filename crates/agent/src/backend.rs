@@ -52,6 +52,8 @@ mod specification;
 #[cfg(test)]
 mod tests;
 
+/// An agent that has begun so recently and has not read the store yet leaves the answer to the others.
+const KNOWS_NOTHING_FOR: Duration = Duration::from_secs(5);
 /// A question to the store or the loop that takes longer has failed.
 const WITHIN: Duration = Duration::from_secs(5);
 /// The loop answers at its next turn; one that does not is stuck.
@@ -129,6 +131,11 @@ pub(crate) fn refused(error: &AgreedError) -> Error {
 impl Backend for AgentBackend {
     async fn status(&self) -> Answer<Status> {
         let picture = self.picture().await?;
+        let age = picture.started.map_or(Duration::MAX, |started| picture.now.since(started));
+        if picture.record.is_none() && age < KNOWS_NOTHING_FOR {
+            // Another agent is asked meanwhile, which knows more.
+            return Err(Error::of(Code::NotReady));
+        }
         Ok(view::status(&self.sight(&picture, &self.raft.health().borrow())))
     }
 

@@ -103,6 +103,8 @@ pub(crate) struct DeedsChange {
 #[derive(Clone, Debug)]
 pub(crate) struct Picture {
     pub(crate) now: Instant,
+    /// When this agent first thought.
+    pub(crate) started: Option<Instant>,
     pub(crate) own: Gossip,
     pub(crate) peers: Vec<(NodeName, Option<Duration>, Option<Gossip>)>,
     pub(crate) postgres: Postgres,
@@ -363,6 +365,7 @@ impl MainLoop {
         let present = self.mind.record().map(|record| record.term);
         Picture {
             now,
+            started: self.mind.memory.started,
             own: self.mind.gossip(now),
             peers: peers.collect(),
             postgres: self.mind.postgres.clone(),

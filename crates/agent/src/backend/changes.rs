@@ -42,6 +42,10 @@ impl AgentBackend {
         if !reign.gate_opened {
             return Err(Error::new(Code::ChangeInProgress, "the primary does not admit clients yet"));
         }
+        if record.switchover.as_ref().is_some_and(|order| order.term == record.term) {
+            return Err(Error::new(Code::ChangeInProgress, "a switchover was asked for already")
+                .hinting("pgherd switchover --cancel takes it back, as long as it has not handed over"));
+        }
         if to.as_ref() == Some(&reign.holder.node) {
             return Err(Error::new(
                 Code::TargetNotElectable,

@@ -260,6 +260,7 @@ async fn answer(
             (node, Some(age), Some(gossip))
         });
         let picture = Picture {
+            started: None,
             now,
             own: own.borrow().clone(),
             peers: peers.collect(),
@@ -503,12 +504,14 @@ async fn proxies_are_told_at_once_and_a_stuck_loop_lets_nobody_through() {
     let until = tokio::time::Instant::now() + SOON;
     while health().agent_is_alive || health().gate_open {
         assert!(tokio::time::Instant::now() < until, "{:?}", health());
+        // sleep: the view is made anew several times a second.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     is(scene.backend.status().await, Code::NotReady);
     scene.stuck.send_replace(false);
     while !health().gate_open {
         assert!(tokio::time::Instant::now() < until, "{:?}", health());
+        // sleep: as above.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

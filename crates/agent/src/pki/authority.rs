@@ -150,7 +150,9 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IssueError::Make)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(&format!("pgherd {herd} {herd_id}"));
+        // A certificate knows whole seconds.
         let not_after = later(now, validity);
+        let not_after = Timestamp::from_second(not_after.as_second()).unwrap_or(not_after);
         set_validity(&mut params, now, not_after);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -110,6 +110,7 @@ impl Moment {
         };
         let mut moment = Moment {
             picture: Picture {
+                started: None,
                 now: at(100_000),
                 own: gossip("a", Is::Primary, 0x500_0060, "holds-term", "holds term 4"),
                 peers: Vec::new(),
