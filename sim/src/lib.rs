@@ -5,7 +5,7 @@
 //! in one direction, agents that die between any two steps, servers that promote late, hosts that come
 //! back without their disks. One seed decides a whole run, event by event, and prints the same run again.
 //!
-//! After every step the [checkers](checkers) compare the world's own books with what must hold. After the
+//! After every step the [`checkers`] compare the world's own books with what must hold. After the
 //! faults the world is healed and has to converge. [Breakages](breakage) break one rule each and must be caught.
 //!
 //! # What is assumed

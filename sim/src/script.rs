@@ -16,7 +16,6 @@
 //! show                    term, gate, rule, and what every node holds
 //! ```
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
@@ -323,18 +322,4 @@ fn show(world: &mut World) {
         let end = if server.has_copy() { world.end_text(index) } else { "nothing".to_owned() };
         world.tell(Some(index), |_| format!("{member}, {state}, {end}"));
     }
-}
-
-/// Reads every script of a directory, in the order of their names.
-pub fn read_all(directory: &std::path::Path) -> std::io::Result<BTreeMap<String, String>> {
-    let mut scripts = BTreeMap::new();
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "txt")
-            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-        {
-            scripts.insert(name.to_owned(), std::fs::read_to_string(&path)?);
-        }
-    }
-    Ok(scripts)
 }

@@ -3,8 +3,8 @@
 //!
 //! `UPDATE_SCRIPTS=1 cargo test -p sim --test scripts` records anew. Commit only differences that you understand.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use pgherd_core::reason::Reason;
 use sim::script;
@@ -13,10 +13,24 @@ fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/core/testdata")
 }
 
+/// Every script of a directory, in the order of their names.
+fn read_all(directory: &Path) -> std::io::Result<BTreeMap<String, String>> {
+    let mut scripts = BTreeMap::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "txt")
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+        {
+            scripts.insert(name.to_owned(), std::fs::read_to_string(&path)?);
+        }
+    }
+    Ok(scripts)
+}
+
 #[test]
 fn every_script_says_what_it_recorded() {
     let update = std::env::var_os("UPDATE_SCRIPTS").is_some();
-    let scripts = script::read_all(&directory()).unwrap();
+    let scripts = read_all(&directory()).unwrap();
     assert!(scripts.len() > 20, "only {} scripts were found", scripts.len());
     let (mut produced, mut differing) = (BTreeSet::new(), Vec::new());
     for (name, text) in scripts {

@@ -1,7 +1,8 @@
 //! All that the agent knows, in one place, and what of it a decision sees.
 //!
-//! Only the main loop changes it, by one [`Event`](crate::main_loop::Event) at a time; there are no locks and no other way in. What
-//! is remembered of our own deeds ([`Deeds`]) is forgotten as soon as PostgreSQL is another process.
+//! Only the main loop changes it, by one [`Event`](crate::main_loop::Event) at a time; there are no locks and no
+//! other way in. What is remembered of our own deeds ([`Deeds`]) is forgotten as soon as PostgreSQL is another
+//! process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
