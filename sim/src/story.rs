@@ -40,7 +40,7 @@ pub fn proposal(proposal: &Proposal) -> String {
             let may = if vote.electable { "" } else { ", may not lead" };
             format!("{} votes in term {term}: {standing} at {}{may}", vote.member, vote.position)
         }
-        Proposal::Unvote { node, .. } => format!("{node} takes its vote back"),
+        Proposal::Unvote { node, .. } => format!("{node} has no copy that counts, and is not waited for"),
         Proposal::Decide { term, winner, patient } => {
             let patient = if *patient { ", the others are not waited for" } else { "" };
             format!("{winner} leads term {term}{patient}")

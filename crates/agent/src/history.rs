@@ -19,6 +19,10 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         Proposal::Force { to, by, .. } => {
             ("forced", format!("an operator at {by} forced {to} to lead next, and accepted data loss"))
         }
+        Proposal::Unvote { node, .. } => {
+            before.election.as_ref()?.forced.as_ref().filter(|named| *named == node)?;
+            ("force-void", format!("{node} has no copy that could lead, and is no longer forced to"))
+        }
         Proposal::Decide { .. } => decided(before, after)?,
         Proposal::Promoted { begin, .. } => {
             let reign = after.reign.as_ref()?;
@@ -42,7 +46,6 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         Proposal::Found { .. }
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }
-        | Proposal::Unvote { .. }
         | Proposal::ProposeRule { .. } => return None,
     })
 }

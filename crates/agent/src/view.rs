@@ -202,6 +202,7 @@ impl<'a> Sight<'a> {
         if record.election.is_some() {
             return match election::tally(record, true) {
                 Tally::Wait(Waiting::Votes { missing }) => named(&missing),
+                Tally::Wait(Waiting::Forced { named: node }) => named(&[node].into()),
                 _ => Vec::new(),
             };
         }

@@ -53,6 +53,7 @@ reasons! {
     NoVote { term: Term } = "no-vote",
     WaitingForVotes { term: Term, missing: BTreeSet<NodeName> } = "waiting-for-votes",
     WaitingForBetterVotes { term: Term, missing: BTreeSet<NodeName> } = "waiting-for-better-votes",
+    WaitingForForced { term: Term, named: NodeName } = "waiting-for-forced",
     WaitingForHolderVote { term: Term, holder: NodeName } = "waiting-for-holder-vote",
     WaitingForDecision { term: Term, winner: NodeName } = "waiting-for-decision",
     NobodyElectable { term: Term } = "nobody-electable",
@@ -139,6 +140,9 @@ impl fmt::Display for Reason {
             ),
             WaitingForBetterVotes { term, missing } => {
                 write!(f, "term {term} waits a moment for {}", names(missing, "better votes"))
+            }
+            WaitingForForced { term, named } => {
+                write!(f, "term {term} waits for {named}, which an operator named to lead it")
             }
             WaitingForHolderVote { term, holder } => {
                 write!(

@@ -338,7 +338,8 @@ pub enum Proposal {
         term: Term,
         vote: Vote,
     },
-    /// A node takes its vote back because the copy it spoke of is gone.
+    /// A node has no copy that counts: it takes back what it said in the name of one, and an operator's order that
+    /// it lead is void, because the election would wait for it for ever.
     Unvote {
         term: Term,
         node: NodeName,
@@ -477,7 +478,9 @@ impl Record {
             Proposal::Vote { term, vote } => next.vote(*term, vote)?,
             Proposal::Unvote { term, node } => {
                 let election = next.election.as_mut().filter(|election| election.term == *term);
-                election.ok_or(Refusal::Stale)?.votes.remove(node).ok_or(Refusal::Stale)?;
+                let election = election.ok_or(Refusal::Stale)?;
+                election.votes.remove(node);
+                election.forced.take_if(|named| named == node);
             }
             Proposal::Decide { term, winner, patient } => next.decide(*term, winner, *patient)?,
             Proposal::Promoted { term, begin, at } => next.promoted(*term, *begin, *at)?,

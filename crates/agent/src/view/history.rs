@@ -73,6 +73,11 @@ impl Reader {
                 (entry.from, entry.to) = (self.holder.clone(), Some(to.to_owned()));
                 self.forced = true;
             }
+            Line::ForceVoid => {
+                entry.event = Event::ForcedFailover;
+                entry.from.clone_from(&self.holder);
+                self.forced = false;
+            }
             Line::Leads { node } => self.leads(node, record, event, &mut entry),
             Line::GoesOn { node } => {
                 entry.event = Event::Election;
@@ -149,6 +154,7 @@ enum Line<'a> {
     Forced {
         to: &'a str,
     },
+    ForceVoid,
     Leads {
         node: &'a str,
     },
@@ -186,6 +192,7 @@ impl<'a> Line<'a> {
             "founded" => Line::Made { node },
             "enlisted" => Line::NewCopy { node },
             "forced" => after(" forced ").map_or(Line::Other, |to| Line::Forced { to }),
+            "force-void" => Line::ForceVoid,
             "elected" => Line::Leads { node },
             "incumbent" => Line::GoesOn { node },
             "promoted" => Line::Promoted {
@@ -301,6 +308,8 @@ mod tests {
         step(&mut record, proof);
         step(&mut record, Proposal::Bar { node: name("a"), why: Some("a checksum failed".to_owned()) });
         step(&mut record, Proposal::Bar { node: name("a"), why: None });
+        step(&mut record, Proposal::Force { term: Term(3), to: name("b"), by: name("a") });
+        step(&mut record, Proposal::Unvote { term: Term(4), node: name("b") });
         step(&mut record, Proposal::Force { term: Term(3), to: name("a"), by: name("a") });
         step(&mut record, vote_in(4, "a_1", Standing::Sealed));
         step(&mut record, Proposal::Decide { term: Term(4), winner: name("a"), patient: true });
@@ -350,6 +359,8 @@ mod tests {
                 "rule-changed Degraded ->- term 3 lost ?",
                 "barred Barred ->a term 3 lost ?",
                 "unbarred Unbarred ->a term 3 lost ?",
+                "forced ForcedFailover b>b term 3 lost ?",
+                "force-void ForcedFailover b>- term 3 lost ?",
                 "forced ForcedFailover b>a term 3 lost ?",
                 "elected ForcedFailover b>a term 4 lost ?",
             ]

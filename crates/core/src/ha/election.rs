@@ -40,6 +40,10 @@ pub enum Waiting {
     Better {
         missing: BTreeSet<NodeName>,
     },
+    /// The node that an operator named has not voted.
+    Forced {
+        named: NodeName,
+    },
     /// Nobody among the sealed may lead.
     NobodyElectable,
 }
@@ -64,9 +68,11 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
         .collect();
 
     if let Some(named) = &election.forced {
-        return match election.votes.get(named) {
-            Some(vote) if patient && vote.standing == Standing::Sealed => Tally::Winner(vote.member.clone()),
-            _ => Tally::Wait(Waiting::Votes { missing: BTreeSet::from([named.clone()]) }),
+        return match election.votes.get(named).filter(|vote| vote.standing == Standing::Sealed) {
+            Some(vote) if patient || missing.is_empty() => Tally::Winner(vote.member.clone()),
+            // Whoever answers is sealed first: an old primary among them would go on acknowledging.
+            Some(_) => Tally::Wait(Waiting::Better { missing }),
+            None => Tally::Wait(Waiting::Forced { named: named.clone() }),
         };
     }
     let running = election.votes.values().find(|vote| vote.standing == Standing::Running);

@@ -30,9 +30,11 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         local.durable.member.clone().filter(|member| record.member(seen.me).as_ref() == Some(member));
     let mine = election.votes.get(seen.me);
     let no_vote = || {
-        // What this node said in the name of a copy that is gone would keep the others waiting for it.
-        let unvote = mine.map(|_| Action::Propose(Proposal::Unvote { term, node: seen.me.clone() }));
-        Decision::new(Goal::Sealed, Reason::NoVote { term }, now).acts(unvote)
+        // What this node said in the name of a copy that is gone, or an order that it lead, would keep the others
+        // waiting for it.
+        let awaited = mine.is_some() || election.forced.as_ref() == Some(seen.me);
+        let unvote = Action::Propose(Proposal::Unvote { term, node: seen.me.clone() });
+        Decision::new(Goal::Sealed, Reason::NoVote { term }, now).acts(awaited.then_some(unvote))
     };
     let Some(member) = member.filter(|_| !local.durable.rebuilding) else {
         // A copy under construction neither votes nor is in anybody's way, but a stray primary is.
@@ -164,6 +166,7 @@ fn sealed_and_voted(
         }
         Tally::Wait(Waiting::Votes { missing }) => waits(Reason::WaitingForVotes { term, missing }),
         Tally::Wait(Waiting::Better { missing }) => waits(Reason::WaitingForBetterVotes { term, missing }),
+        Tally::Wait(Waiting::Forced { named }) => waits(Reason::WaitingForForced { term, named }),
         Tally::Wait(Waiting::NobodyElectable) => waits(Reason::NobodyElectable { term }),
         Tally::Wait(Waiting::NoElection) => decision,
         Tally::Incumbent(winner) => waits(Reason::WaitingForDecision { term, winner: winner.node }),
