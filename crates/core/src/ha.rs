@@ -141,7 +141,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     } else if record.system.is_none() || record.reign.is_none() {
         bootstrap::decide(now, seen, record)
     } else if record.holder().is_some_and(|holder| holder.node == *seen.me) {
-        if !memory.confirmed {
+        if !memory.confirmed && seen.local.postgres != Postgres::Remains {
             return holding(
                 Decision::new(Goal::Hold, Reason::RecordUnconfirmed {}, now),
                 memory,
@@ -311,4 +311,40 @@ pub(crate) fn heard_lately(now: Instant, seen: &Observation<'_>, node: &NodeName
 
 fn voters_missing(rule: &Rule, have: u32) -> bool {
     have < rule.needed
+}
+
+/// What the tests of the modules below share.
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::observation::{Local, Peer, StoreView};
+    use crate::spec::{ClusterSpec, Durability, NodeSpec, PostgresSource, PostgresSpec, Times};
+
+    pub(crate) fn spec(names: &[&str]) -> ClusterSpec {
+        ClusterSpec {
+            name: "main".parse().unwrap(),
+            durability: Durability::Quorum { needed: 1, degrade_after: None },
+            postgres: PostgresSpec {
+                source: PostgresSource::Version(15),
+                parameters: BTreeMap::new(),
+                hba: Vec::new(),
+            },
+            nodes: names.iter().map(|name| NodeSpec::new(name.parse().unwrap(), "10.0.0.1")).collect(),
+            databases: Vec::new(),
+        }
+    }
+
+    pub(crate) fn observation<'a>(
+        me: &'a NodeName,
+        spec: &'a ClusterSpec,
+        times: &'a Times,
+        record: &'a Record,
+        local: &'a Local,
+        peers: &'a BTreeMap<NodeName, Peer>,
+    ) -> Observation<'a> {
+        let store = StoreView { record: Some(record), confirmed: None, reachable: true };
+        Observation { me, times, spec, store, local, peers, recent_crashes: 0 }
+    }
 }

@@ -69,9 +69,12 @@ pub fn ending(
 }
 
 /// While the store has not been read, or shows less than what this node has taken part in, nothing is begun; but
-/// a primary that nobody confirms is not read for ever.
+/// a primary that nobody confirms is not read for ever, and what a dead one left behind is not read at all.
 pub fn hold(memory: &Memory, now: Instant, seen: &Observation<'_>, why: Reason) -> Decision {
     let mut hold = Decision::new(Goal::Hold, why, now);
+    if seen.local.postgres == Postgres::Remains {
+        return Decision { reason: Reason::ClearingRemains {}, ..hold }.act(Action::StopNow);
+    }
     let Postgres::Primary(_) = seen.local.postgres else { return hold };
     hold.duties.prove_term = true;
     let heartbeat = seen.local.heartbeat.map(|(_, begun)| begun);
@@ -85,6 +88,12 @@ pub fn hold(memory: &Memory, now: Instant, seen: &Observation<'_>, why: Reason) 
 }
 
 /// Time left before nobody can read the former term any more; `None` when that is so already.
+///
+/// It counts from the moment at which this node saw enough seals, and the newest proof that the former holder can
+/// have was begun before that. The store's word that its term is open was asked for before the election was
+/// opened, and so before every vote. A heartbeat that was begun when enough were sealed needs more voters than were
+/// left unsealed, whichever rule in force its list expressed; a sealed one acknowledges nothing, and an unsealed
+/// holder is not in its own list. Where a rule has no voters a heartbeat proves nothing at all.
 pub fn predecessor_left(
     memory: &Memory,
     now: Instant,
@@ -95,10 +104,129 @@ pub fn predecessor_left(
     if reign.predecessor_gone {
         return None;
     }
-    // Every seal came before its vote, and every vote before it was seen, so counting from there is never too
-    // short. A node that saw nothing of the election counts from when it saw the result.
+    // A node that saw nothing of the election counts from when it saw the result, which is later.
     let of_this_term = |seen: &(Term, Instant)| seen.0 == record.term;
     let sealed = memory.sealed_seen.filter(of_this_term);
     let since = sealed.or(memory.reign_seen.filter(of_this_term)).map(|(_, at)| at)?;
     wait_out(seen.times).checked_sub(now.since(since)).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::ha::election;
+    use crate::record::{Cause, Election, Position, Reign, Rule, Rules, Standing, Vote};
+    use crate::types::{Incarnation, Lsn, Member, Timeline};
+
+    fn member(index: usize) -> Member {
+        let node = ["a", "b", "c", "d", "e"][index].parse().unwrap();
+        Member { node, incarnation: Incarnation(index as u64 + 1) }
+    }
+
+    fn chosen(bits: usize) -> impl Iterator<Item = Member> {
+        (0..5).filter(move |index| bits & 1 << index != 0).map(member)
+    }
+
+    /// An election after the reign of `holder`, in which the nodes of `sealed` have voted.
+    fn record(holder: usize, rules: &[Rule], sealed: usize) -> Record {
+        let vote = |member: Member| Vote {
+            member,
+            standing: Standing::Sealed,
+            position: Position::default(),
+            timeline: Timeline(2),
+            begins: Vec::new(),
+            electable: true,
+            priority: 100,
+        };
+        Record {
+            reign: Some(Reign {
+                holder: member(holder),
+                timeline: Timeline(2),
+                promoted: true,
+                promoted_at: Lsn::ZERO,
+                gate_opened: true,
+                predecessor_gone: false,
+            }),
+            election: Some(Election {
+                term: Term(1),
+                cause: Cause::AgentSilent,
+                opened_by: member(1).node,
+                released: false,
+                forced: None,
+                poisoned: false,
+                votes: chosen(sealed).map(|member| (member.node.clone(), vote(member))).collect(),
+            }),
+            rules: Some(Rules {
+                current: rules[0].clone(),
+                next: rules.get(1).cloned(),
+                superseded: Vec::new(),
+                change: 0,
+            }),
+            ..Record::empty()
+        }
+    }
+
+    #[test]
+    fn once_enough_are_sealed_no_heartbeat_of_the_holder_can_be_acknowledged() {
+        let rules = || {
+            let sets = (1..32).flat_map(|members| (0..4).map(move |needed| (members, needed)));
+            sets.map(|(members, needed)| Rule { members: chosen(members).collect(), needed })
+                .filter(|rule| rule.members.len() == 1 || rule.members.len() > rule.needed as usize)
+        };
+        let mut enough = 0;
+        for (holder, rule) in [0, 4].into_iter().flat_map(|holder| rules().map(move |rule| (holder, rule))) {
+            // Another rule in force must be satisfied as well, so one that is alone is the hardest case.
+            for sealed in 0..32 {
+                let record = record(holder, std::slice::from_ref(&rule), sealed);
+                if !election::enough_are_sealed(&record) {
+                    continue;
+                }
+                enough += 1;
+                let holder_stopped = sealed & 1 << holder != 0;
+                let primary = member(holder).node;
+                let voters = rule.voters(&primary);
+                let unsealed = voters.filter(|voter| !chosen(sealed).any(|sealed| sealed == **voter)).count();
+                assert!(
+                    holder_stopped || unsealed < rule.needed as usize,
+                    "{} of {rule} could still prove the term of {}",
+                    unsealed,
+                    member(holder)
+                );
+            }
+        }
+        assert!(enough > 1000, "only {enough} sealed sets were looked at");
+    }
+
+    #[test]
+    fn every_rule_in_force_needs_its_seals_before_the_wait_begins() {
+        let rule = |members, needed| Rule { members: chosen(members).collect(), needed };
+        // From b to (b, c) beside a: with c alone sealed, b can still acknowledge under the list of before.
+        let rules = [rule(0b011, 1), rule(0b111, 1)];
+        assert!(!election::enough_are_sealed(&record(0, &rules, 0b100)));
+        assert!(election::enough_are_sealed(&record(0, &rules, 0b110)));
+        // Without voters nothing that is sealed keeps the holder from acknowledging.
+        assert!(!election::enough_are_sealed(&record(0, &[rule(0b111, 0)], 0b110)));
+    }
+
+    #[test]
+    fn the_wait_counts_from_the_seals_and_else_from_the_result() {
+        let (me, spec, times) = (member(1).node, crate::ha::tests::spec(&["a", "b", "c"]), Times::default());
+        let (local, peers) = (crate::observation::Local::default(), BTreeMap::new());
+        let rules = [Rule { members: chosen(0b111).collect(), needed: 1 }];
+        let mut record = record(0, &rules, 0b110);
+        (record.term, record.election) = (Term(1), None);
+        let seen = crate::ha::tests::observation(&me, &spec, &times, &record, &local, &peers);
+        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let mut memory = Memory { reign_seen: Some((Term(1), at(12))), ..Memory::default() };
+        let left = |memory: &Memory, now| predecessor_left(memory, at(now), &seen, &record);
+
+        assert_eq!(left(&memory, 12), Some(wait_out(&times)), "the election was not seen");
+        memory.sealed_seen = Some((Term(1), at(10)));
+        assert_eq!(left(&memory, 12), Some(wait_out(&times) - Duration::from_secs(2)));
+        assert_eq!(left(&memory, 14), None);
+        memory.sealed_seen = Some((Term(7), at(2)));
+        assert_eq!(left(&memory, 12), Some(wait_out(&times)), "those were seals of another election");
+    }
 }
