@@ -7,13 +7,14 @@
 //! Hazard: a copy rewritten too early may have been the second one of an acknowledged commit (ha-attack S10).
 
 use crate::action::Action;
+use crate::durability;
 use crate::ha::election;
 use crate::ha::standby::serves;
 use crate::ha::{Decision, Goal, Memory, copy_of, heard_lately};
 use crate::observation::{Copy, Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign};
-use crate::types::{Incarnation, Instant, Timeline};
+use crate::types::{Incarnation, Instant, Term, Timeline};
 
 /// The step towards a copy that can follow; `None` if this one can.
 pub fn decide(
@@ -47,7 +48,7 @@ pub fn decide(
     // A copy that is worth nothing already can be written once there is something to write.
     let destroys =
         is_members_copy && !local.durable.rebuilding && !matches!(local.postgres, Postgres::Absent);
-    if !reign.promoted || (destroys && !is_next(now, seen, record, reign)) {
+    if !reign.promoted || (destroys && !is_next(memory, now, seen, record, reign)) {
         return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
     }
     if !memory.confirmed {
@@ -80,28 +81,46 @@ pub fn decide(
 /// A rule of several members was proven without this copy, so its members have all that was acknowledged. Under
 /// a rule of the primary alone, what is left elsewhere may be the second copy of a commit: then one goes at a
 /// time, and the least worthy first, because it is a whole one again before the next goes.
-fn is_next(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
+fn is_next(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
     let holder = &reign.holder.node;
     let alone = record.rules.as_ref().is_some_and(|rules| rules.current.members.len() == 1);
     if !alone || seen.spec.durability.needed() == 0 {
         return true;
     }
-    // A timeline that nobody reserved is a person's promotion, and worth nothing.
-    let reserved = |timeline: &Timeline| record.line(*timeline).is_some();
-    let own = copy_of(&seen.local.postgres).filter(|copy| reserved(&copy.timeline));
-    let own = own.map(|copy| (copy.timeline, copy.end));
+    // A timeline that nobody reserved, or for a term that the node has taken no part in, is a person's promotion,
+    // and worth nothing.
+    let of_a_term = |timeline: Timeline, took_part: Term| {
+        record.line(timeline).is_some_and(|line| line.term <= took_part)
+    };
+    let own = copy_of(&seen.local.postgres)
+        .filter(|copy| election::is_known(record, &seen.local.durable.adopted, copy))
+        .map(|copy| (copy.timeline, copy.end));
     let candidates = seen.spec.nodes.iter().filter(|node| node.voter_candidate() && node.name != *holder);
-    let (mut whole, mut less_worthy) = (0, false);
-    for node in candidates.filter(|node| node.name != *seen.me && heard_lately(now, seen, &node.name)) {
-        let Some(report) = seen.peers.get(&node.name).and_then(|peer| peer.report.as_ref()) else { continue };
-        let theirs = report.timeline.filter(reserved).map(|timeline| (timeline, report.flush_lsn));
-        let upstream = seen.spec.upstream(node, holder);
-        let counts = upstream == holder || !serves(now, seen, reign, upstream);
-        whole += usize::from(!report.wants_rebuild && counts);
-        less_worthy |= report.wants_rebuild && (theirs, &node.name) < (own, seen.me);
+    // Whoever has not said yet whether it can follow this reign may be one of either.
+    let seen_for = |since: Option<Instant>| now.since(since.or(memory.started).unwrap_or(now));
+    let reign_seen = memory.reign_seen.filter(|(term, _)| *term == record.term).map(|(_, at)| at);
+    let (mut whole, mut waited_for) = (0, false);
+    for node in candidates.filter(|node| node.name != *seen.me) {
+        let peer = seen.peers.get(&node.name);
+        let heard = peer.and_then(|peer| peer.heard);
+        let report = peer.and_then(|peer| peer.report.as_ref());
+        let Some(report) = report.filter(|_| heard_lately(now, seen, &node.name)) else {
+            waited_for |= seen_for(heard.max(memory.started)) < durability::GONE_AFTER;
+            continue;
+        };
+        if report.wants_rebuild {
+            let theirs = report.timeline.filter(|timeline| of_a_term(*timeline, report.term));
+            let theirs = theirs.map(|timeline| (timeline, report.flush_lsn));
+            waited_for |= (theirs, &node.name) < (own, seen.me) && report.damage.is_none();
+        } else if report.term < record.term {
+            waited_for |= seen_for(reign_seen) < durability::GONE_AFTER;
+        } else {
+            let upstream = seen.spec.upstream(node, holder);
+            whole += usize::from(upstream == holder || !serves(now, seen, reign, upstream));
+        }
     }
     // Enough whole ones will be a rule of several members in a moment.
-    whole < seen.spec.durability.needed() && !less_worthy
+    whole < seen.spec.durability.needed() && !waited_for
 }
 
 enum Fit {
