@@ -3,7 +3,7 @@
 //! Core itself is never built wrongly: a breakage changes what the simulated executor or PostgreSQL does, or
 //! what core is shown and what it answered. None of this can be switched on in the product.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use pgherd_core::action::Action;
 use pgherd_core::ha::{Decision, Memory, election};
@@ -52,6 +52,7 @@ breakages! {
     ReleasedBeforeEveryBackendWasGone = "released-before-every-backend-was-gone",
     LeaseCountedFromReceipt = "lease-counted-from-receipt",
     UnadoptedStandbyCounts = "unadopted-standby-counts",
+    GateLeftOpenByPromotion = "gate-left-open-by-promotion",
 }
 
 impl Breakage {
@@ -152,7 +153,7 @@ pub fn distort(
         }
         Breakage::GateCountedFromTheOpening => {
             if let Some((term, _)) = memory.election_seen {
-                memory.reign_seen = Some((term, opened));
+                memory.sealed_seen = Some((term, opened));
             }
         }
         Breakage::RecloneOfANeededCopy => {
@@ -181,7 +182,16 @@ fn finish(record: &Record) -> Vec<Action> {
     change.map(finish).map(Action::Propose).into_iter().collect()
 }
 
-/// Names that occur more than once would make `--variant` ambiguous.
-pub fn distinct_names() -> bool {
-    Breakage::ALL.iter().map(|breakage| breakage.name()).collect::<BTreeSet<_>>().len() == Breakage::ALL.len()
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_name_means_one_breakage() {
+        let names: BTreeSet<_> = Breakage::ALL.iter().map(|breakage| breakage.name()).collect();
+        assert_eq!(names.len(), Breakage::ALL.len());
+        assert!(Breakage::ALL.iter().all(|breakage| Breakage::named(breakage.name()) == Some(*breakage)));
+    }
 }

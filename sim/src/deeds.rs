@@ -467,9 +467,11 @@ impl World {
                     durable.adopted.insert(timeline, term);
                 });
                 let list = self.list(list);
+                let left_open = self.broken(Breakage::GateLeftOpenByPromotion);
                 let server = &mut self.nodes[node].postgres;
                 server.list_on_disk = list;
-                server.gate_open = false;
+                // Readers of a standby are shut out before it leads: it may hold WAL that nobody acknowledged.
+                server.gate_open &= left_open;
                 if !self.broken(Breakage::ReusedTimelineNumber) {
                     for number in lower {
                         self.nodes[node].postgres.add_history(*number);

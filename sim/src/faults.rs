@@ -2,14 +2,13 @@
 //! comes during the answer to the first one is the one that breaks clusters.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use pgherd_core::action::Action;
 use pgherd_core::record::{Proposal, Switchover};
 use pgherd_core::spec::Durability;
 
 use crate::postgres::{Sender, State};
-use crate::world::{Event, Layer, MS, SECOND, Time, World};
+use crate::world::{Event, Layer, MS, SECOND, Time, World, micros};
 
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -58,7 +57,7 @@ kinds! {
     LoseHost = ("lose-host", 10),
     KillAgent = ("kill-agent", 8),
     FreezeAgent = ("freeze-agent", 7),
-    FreezeNode = ("freeze-node", 6),
+    FreezeNode = ("freeze-node", 7),
     KillFence = ("kill-fence", 3),
     Isolate = ("isolate", 8),
     CutAgents = ("cut-agents", 6),
@@ -77,15 +76,15 @@ kinds! {
     Damage = ("damage", 5),
     Switchover = ("switchover", 6),
     Force = ("force", 1),
-    ChangeNeeded = ("change-needed", 4),
+    ChangeNeeded = ("change-needed", 6),
     RemoveNode = ("remove-node", 2),
-    PromoteByHand = ("promote-by-hand", 4),
+    PromoteByHand = ("promote-by-hand", 6),
     SlowPromotion = ("slow-promotion", 5),
     SlowSeal = ("slow-seal", 5),
     PauseReplay = ("pause-replay", 4),
     CancelWaits = ("cancel-waits", 5),
     HangWal = ("hang-wal", 5),
-    SlowCheckpointer = ("slow-checkpointer", 4),
+    SlowCheckpointer = ("slow-checkpointer", 6),
     Impostor = ("impostor", 3),
     StopNode = ("stop-node", 3),
     FailRewind = ("fail-rewind", 3),
@@ -106,8 +105,17 @@ impl Fault {
 }
 
 impl World {
-    /// Draws the faults of this schedule, between `from` and `until`.
-    pub fn plan_faults(&mut self, from: Time, until: Time) {
+    /// Draws the faults of this schedule, between `from` and `until`; returns when to heal the world.
+    pub fn plan_faults(&mut self, from: Time, until: Time) -> Time {
+        let mut heal_at = until;
+        if self.random.once_in(7) {
+            // Before anything else, and with time for the election that it leads to and for the lease after that.
+            let at = self.span(from / 2, from);
+            heal_at = until.max(at + micros(self.times.agent_grace) + 6 * SECOND);
+            let lasts = self.lasting(Kind::CutManagement);
+            let index = self.random.index(self.nodes.len());
+            self.faults.push(Fault::new(at, lasts, Kind::CutManagement, index, index));
+        }
         let bursts = self.span(2, 4);
         for burst in 0..bursts {
             let start = self.span(from, until - SECOND);
@@ -124,6 +132,7 @@ impl World {
             let at = self.faults[index].at;
             self.after(at.saturating_sub(self.now), Event::Fault { index });
         }
+        heal_at
     }
 
     /// One more fault, at exactly this node.
@@ -146,14 +155,20 @@ impl World {
             }
             draw -= candidate.weight();
         }
-        let lasts = match kind {
-            // Shorter than `agent_grace` it would change nothing.
-            Kind::CutManagement => self.span(5 * SECOND, 16 * SECOND),
-            _ => self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND)),
-        };
+        let lasts = self.lasting(kind);
         let node = if self.random.once_in(3) { focus } else { self.random.index(self.nodes.len()) };
         let other = self.random.index(self.nodes.len());
         self.faults.push(Fault::new(at, lasts, kind, node, other));
+    }
+
+    fn lasting(&mut self, kind: Kind) -> Time {
+        match kind {
+            // Shorter than `agent_grace` it would change nothing.
+            Kind::CutManagement => micros(self.times.agent_grace) + self.span(SECOND, 8 * SECOND),
+            // Long enough for another one to lead when it thaws.
+            Kind::FreezeNode => self.span(SECOND, 12 * SECOND),
+            _ => self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND)),
+        }
     }
 
     /// Half of the time the target is whoever holds the term when the fault strikes.
@@ -212,11 +227,7 @@ impl World {
             Kind::CutPair => self.cut_pair(node, other, true),
             Kind::CutManagement => {
                 self.cut_management(node, true);
-                // When its silence has lasted long enough for an election, another one hears of that late.
-                let grace = crate::world::micros(self.times.agent_grace);
-                let (from, lasts) =
-                    (self.span(grace - SECOND, grace + SECOND / 2), self.span(SECOND, 4 * SECOND));
-                self.plan_fault(from, lasts, Kind::CutStore, other);
+                self.late_voter(node);
             }
             Kind::CutStore => self.network.store_cut[node] += 1,
             Kind::LoseStore => self.store.up = false,
@@ -418,6 +429,26 @@ impl World {
         *cuts = if on { *cuts + 1 } else { cuts.saturating_sub(1) };
     }
 
+    /// When this node's silence has lasted long enough for an election, one of its voters hears of that late, and
+    /// goes on acknowledging what it streams until it seals.
+    fn late_voter(&mut self, silent: usize) {
+        let record = Rc::clone(&self.store.record);
+        let Some(rules) = &record.rules else { return };
+        let voters: Vec<usize> = rules
+            .target()
+            .voters(&self.nodes[silent].name)
+            .filter_map(|voter| self.index(&voter.node))
+            .collect();
+        if voters.is_empty() {
+            return;
+        }
+        let late = voters[self.random.index(voters.len())];
+        // A report that was just on its way makes the silence begin a little later.
+        let grace = micros(self.times.agent_grace);
+        let (from, lasts) = (self.span(grace - 900 * MS, grace - 450 * MS), self.span(SECOND, 5 * SECOND));
+        self.plan_fault(from, lasts, Kind::CutStore, late);
+    }
+
     pub fn cut_all(&mut self, node: usize, layer: Layer, on: bool) {
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
             self.network.cut(layer, node, other, on);
@@ -563,9 +594,4 @@ impl World {
         server.touch();
         self.think_within(node, 50 * MS);
     }
-}
-
-/// The time that a fault of a script lasts.
-pub fn lasting(span: Duration) -> Time {
-    crate::world::micros(span)
 }

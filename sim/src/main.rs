@@ -228,10 +228,11 @@ fn tell(outcome: &Outcome) {
 }
 
 fn variant(breakage: Breakage, arguments: &Arguments) -> bool {
-    let sum = run_all(arguments.seed, VARIANT_SEEDS, Some(breakage), true, arguments.threads);
+    let sum =
+        run_all(arguments.seed, VARIANT_SEEDS, Some(breakage), !arguments.keep_going, arguments.threads);
     match sum.violations.iter().min_by_key(|outcome| outcome.seed) {
         Some(outcome) => {
-            print!("{} caught after {} schedules: ", breakage.name(), sum.runs);
+            print!("{} caught by {} of {} schedules: ", breakage.name(), sum.violations.len(), sum.runs);
             tell(outcome);
             true
         }

@@ -112,6 +112,8 @@ pub struct Postgres {
     pub waits_enforced: bool,
     /// Commits up to here can be read on this primary.
     pub visible: u64,
+    /// When it left recovery.
+    pub leads_since: Time,
     /// In [`State::Remains`] and [`State::Stopping`]: of a primary.
     pub was_primary: bool,
     /// The promotion under way was asked for by an agent, and not by a person.
@@ -320,6 +322,7 @@ impl World {
         server.written += 1;
         server.flushed = server.written;
         server.visible = server.written;
+        server.leads_since = self.now;
         server.state = State::Primary;
         server.add_history(number);
         server.touch();

@@ -50,8 +50,8 @@ pub fn run(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Outcome {
     }
     let faults_until = world.span(9 * SECOND, 14 * SECOND);
     world.after(MS, Event::ClientTick);
-    world.plan_faults(SECOND, faults_until);
-    world.run(faults_until);
+    let heal_at = world.plan_faults(SECOND, faults_until);
+    world.run(heal_at);
     if world.oracle.violation.is_none() {
         world.heal();
         let person_at = world.now + PERSON_AFTER;
@@ -266,8 +266,10 @@ impl World {
         if gate && record.election.is_none() {
             return;
         }
-        let able =
-            |member: &Member| self.index(&member.node).is_some_and(|node| self.member(node) == Some(member));
+        let able = |member: &Member| {
+            let copy = self.index(&member.node).and_then(|node| self.member(node));
+            copy == Some(member) && record.member(&member.node).as_ref() == Some(member)
+        };
         let winnable = rules.in_force().all(|rule| {
             rule.members.iter().filter(|member| able(member)).count() >= rule.seals_needed(record.holder())
         });
@@ -278,9 +280,12 @@ impl World {
             return;
         }
         let best = (0..self.nodes.len())
-            .filter(|node| self.member(*node).is_some() && self.is_in_spec(*node))
-            .filter(|node| self.spec.node(&self.nodes[*node].name).is_some_and(NodeSpec::electable))
-            .max_by_key(|node| self.nodes[*node].postgres.flushed);
+            .filter(|node| self.is_in_spec(*node) && self.member(*node).is_some_and(able))
+            // Where nobody else is left, a node that was never to lead does.
+            .max_by_key(|node| {
+                let electable = self.spec.node(&self.nodes[*node].name).is_some_and(NodeSpec::electable);
+                (electable, self.nodes[*node].postgres.flushed)
+            });
         let Some(best) = best else {
             // Nothing is left that could lead.
             self.oracle.converged_at = Some(self.now);

@@ -1,7 +1,7 @@
 //! No copy is rewritten that somebody may still need: no rule counts it, and enough others hold everything.
 //!
 //! "Enough" is `needed` + 1, or everyone else where there are not so many; nodes that are lost (no copy, silent
-//! for long, a disk that hangs) are losses that the promise has already paid for.
+//! for long, a disk that hangs, stopped by an operator) are losses that the promise has already paid for.
 
 use crate::world::{SECOND, World};
 
@@ -45,7 +45,7 @@ pub fn begins(world: &mut World, node: usize) {
         .filter(|other| {
             let there = &world.nodes[**other];
             let silent = world.now.saturating_sub(there.streamed_at) > LOST_AFTER;
-            let away = silent || there.slow.wal_hangs;
+            let away = silent || there.slow.wal_hangs || there.stopping;
             world.member(**other).is_none() || (away && !holds(**other))
         })
         .count();

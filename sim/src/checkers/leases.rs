@@ -61,7 +61,7 @@ pub fn gate_opened(world: &mut World, node: usize) {
     }
 }
 
-/// Has this node's agent run without a pause for so long that it must have stopped its PostgreSQL?
+/// Has this node's agent run without a pause, beside a server that leads, for so long that it must have stopped it?
 fn steady(world: &World, node: usize) -> bool {
     let there = &world.nodes[node];
     let lease = micros(world.times.lease);
@@ -69,5 +69,5 @@ fn steady(world: &World, node: usize) -> bool {
     there.agent.up
         && there.agent.frozen_until <= world.now
         && there.frozen_until <= world.now
-        && world.now.saturating_sub(there.agent.steady_since) > long
+        && world.now.saturating_sub(there.agent.steady_since.max(there.postgres.leads_since)) > long
 }

@@ -1,9 +1,12 @@
-//! Whoever could win an election now, there is a holder of everything acknowledged among those who elect: the
-//! rules overlap at each step.
+//! Whoever could win an election now, there is a holder of everything acknowledged among those who elect, and it
+//! could say so: the rules overlap at each step.
 
+use pgherd_core::ha::election;
 use pgherd_core::invariants;
+use pgherd_core::record::{Position, Record};
 use pgherd_core::types::Member;
 
+use crate::wal;
 use crate::world::World;
 
 pub fn check(world: &mut World) {
@@ -17,9 +20,10 @@ pub fn check(world: &mut World) {
     let able =
         |member: &Member| world.index(&member.node).is_some_and(|node| world.member(node) == Some(member));
     let holds = |member: &Member| {
-        world
-            .index(&member.node)
-            .is_some_and(|node| world.wal.holds(world.nodes[node].postgres.durable_end(), protected))
+        world.index(&member.node).is_some_and(|node| {
+            world.wal.holds(world.nodes[node].postgres.durable_end(), protected)
+                && could_say(world, &record, node)
+        })
     };
     if !invariants::every_election_meets(rules, record.holder(), able, holds) {
         let ends: Vec<String> = (0..world.nodes.len())
@@ -35,4 +39,16 @@ pub fn check(world: &mut World) {
         );
         world.violate("every election meets a holder of what was acknowledged", detail);
     }
+}
+
+/// Would the vote of this copy count what was acknowledged? It does not if the copy came onto the timeline in a
+/// way that its node has not noted.
+fn could_say(world: &World, record: &Record, node: usize) -> bool {
+    let Some(protected) = world.oracle.protected else { return true };
+    let end = world.wal.settle(world.nodes[node].postgres.durable_end());
+    let (timeline, begins) = (world.wal.number(end), world.wal.begins(end.hand));
+    let adopted = &world.durable(node).adopted;
+    let (position, _) = election::position(record, adopted, timeline, wal::lsn(end.at), &begins);
+    let term = world.wal.hand(protected.hand).term.unwrap_or_default();
+    position >= Position { term, lsn: wal::lsn(protected.at) }
 }
