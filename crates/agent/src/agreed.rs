@@ -112,6 +112,13 @@ pub fn to_json<T: Serialize>(key: &str, value: &T) -> Result<Vec<u8>, AgreedErro
         .map_err(|error| AgreedError::Malformed { key: key.to_owned(), why: error.to_string() })
 }
 
+/// A record as a commit left it. The local view learns of that later, when Raft tells its follower.
+#[derive(Clone, Debug)]
+pub struct Agreed {
+    pub record: Record,
+    pub revision: Revision,
+}
+
 /// Changes the cluster's record by compare-and-set, trying again while the proposal still fits.
 ///
 /// The first attempt builds on the local view, which saves a round trip and costs nothing: an outdated view
@@ -122,7 +129,7 @@ pub async fn propose(
     cluster: &NodeName,
     proposal: &Proposal,
     within: Duration,
-) -> Result<(), AgreedError> {
+) -> Result<Agreed, AgreedError> {
     let key = cluster_key(cluster);
     let deadline = tokio::time::Instant::now() + within;
     let mut view = store.watch().borrow().clone();
@@ -137,7 +144,7 @@ pub async fn propose(
             .put(key.clone(), to_json(&key, &after)?);
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         match store.commit(change, left).await {
-            Ok(_) => return Ok(()),
+            Ok(revision) => return Ok(Agreed { record: after, revision }),
             Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
                 let left = deadline.saturating_duration_since(tokio::time::Instant::now());
                 view = store.read(&Keys::one(key.clone()), left).await?;

@@ -179,7 +179,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
 
     let (spec_sender, spec) = watch::channel(Arc::new(stored.spec.clone()));
     let (duties_sender, duties) = watch::channel(Assigned::default());
-    let (hurry_sender, hurry) = watch::channel(true);
+    let (pause_sender, look_pause) = watch::channel(Duration::ZERO);
     let own_node = stored.spec.node(&me).map(|(_, node)| node.clone());
     let server = match &own_node {
         Some(node) => server_of(&file, node, &stored.spec, &secrets, &spec, view.clone(), &cluster).await?,
@@ -236,7 +236,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         store: store.clone(),
         gossip,
         duties: duties_sender,
-        hurry: hurry_sender,
+        look_pause: pause_sender,
         guard,
     });
 
@@ -256,7 +256,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     ];
     let mut tasks = Vec::from(tasks);
     if server.instance().is_some() {
-        tasks.push(tokio::spawn(server.clone().watch(hurry, sender.clone())));
+        tasks.push(tokio::spawn(server.clone().watch(look_pause, sender.clone())));
         tasks.push(tokio::spawn(duties::health(server.clone(), sender.clone())));
         tasks.push(tokio::spawn(stop_on_request(sender.clone())));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));

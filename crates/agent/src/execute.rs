@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use crate::agreed;
 use crate::clock;
 use crate::durable::{DurableError, DurableFile};
-use crate::main_loop::{DeedsChange, Done, Event};
+use crate::main_loop::{DeedsChange, Done, Event, Seen};
 use crate::server::{Server, ServerError};
 
 /// A proposal inside a list is given up after this long, and the rest of the list with it.
@@ -113,6 +113,7 @@ impl Executor {
 impl Workshop {
     async fn run(&self, actions: Vec<Action>, record: Record, spec: HerdSpec) {
         let mut deeds = DeedsChange::default();
+        let mut promoted = None;
         for action in actions {
             if let Some(busy) = kind(&action)
                 && self.events.send(Event::Working(Some(busy))).await.is_err()
@@ -121,7 +122,8 @@ impl Workshop {
             }
             let begun = clock::now();
             match self.perform(&action, &record, &spec, &mut deeds).await {
-                Ok(()) => {
+                Ok(seen) => {
+                    promoted = seen;
                     let took_ms = clock::now().since(begun).as_millis();
                     tracing::debug!(took_ms, ?action, "done");
                 }
@@ -131,19 +133,23 @@ impl Workshop {
                 }
             }
         }
-        let seen = self.server.look().await;
+        let seen = match promoted {
+            Some(seen) => seen,
+            None => self.server.look().await,
+        };
         let durable = self.durable.lock().await.now().clone();
         // The loop is gone only when the agent ends.
         drop(self.events.send(Event::Done(Box::new(Done { durable, deeds, seen: Some(seen) }))).await);
     }
 
+    /// Does one action. A promotion returns what it left behind, so that nobody has to look first.
     async fn perform(
         &self,
         action: &Action,
         record: &Record,
         spec: &HerdSpec,
         deeds: &mut DeedsChange,
-    ) -> Result<(), DeedError> {
+    ) -> Result<Option<Seen>, DeedError> {
         let server = &self.server;
         match action {
             Action::Propose(proposal) => self.propose(proposal).await?,
@@ -220,21 +226,21 @@ impl Workshop {
                 })
                 .await?;
                 deeds.gate_open = Some(false);
-                server.promote(*timeline, list).await?;
+                let promoted = server.promote(*timeline, list).await?;
                 if record.lines.len() <= 2 {
                     // The cluster's first promotion: before it nobody could create the herd's roles.
                     server.create_roles(spec, &self.cluster).await?;
                 }
-                for node in record.nodes.keys().filter(|node| **node != self.me) {
-                    // Before anybody is pointed here, so that the first attempt to stream succeeds.
-                    server.create_slot(node).await?;
-                }
+                // Before anybody is pointed here, so that the first attempt to stream succeeds.
+                let others: Vec<&NodeName> = record.nodes.keys().filter(|node| **node != self.me).collect();
+                server.create_slots(&others).await?;
                 self.remember(|durable| {
                     durable.promoting = None;
                     durable.sealed = None;
                 })
                 .await?;
                 deeds.forget = true;
+                return Ok(Some(server.look_of(&promoted, record).await));
             }
             Action::Follow { term, upstream, timeline } => {
                 self.current(*term).await?;
@@ -274,7 +280,7 @@ impl Workshop {
             }
             Action::CreateSlot { term, node } => {
                 self.current(*term).await?;
-                server.create_slot(node).await?;
+                server.create_slots(&[node]).await?;
             }
             Action::Clone { term, source } => {
                 self.current(*term).await?;
@@ -301,11 +307,14 @@ impl Workshop {
                 // Otherwise the directory counts as unfinished, and is cloned next.
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn propose(&self, proposal: &Proposal) -> Result<(), DeedError> {
-        Ok(agreed::propose(&self.store, &self.cluster, proposal, PROPOSAL_WITHIN).await?)
+        let agreed = agreed::propose(&self.store, &self.cluster, proposal, PROPOSAL_WITHIN).await?;
+        // The loop is gone only when the agent ends.
+        drop(self.events.send(Event::Agreed(Box::new(agreed))).await);
+        Ok(())
     }
 
     async fn remember(&self, change: impl FnOnce(&mut Durable)) -> Result<(), DeedError> {

@@ -35,6 +35,8 @@ const PROPOSAL_WITHIN: Duration = Duration::from_secs(2);
 pub(crate) enum Event {
     /// The local view of the store changed.
     Store(Snapshot),
+    /// This agent changed the cluster's record, and need not wait for the view.
+    Agreed(Box<agreed::Agreed>),
     /// The store was asked, from `asked` on, whether the record is still at `revision`.
     Confirmed {
         revision: Revision,
@@ -127,7 +129,7 @@ pub(crate) struct MainLoop {
     /// What this agent tells the others, always the newest.
     gossip: watch::Sender<Gossip>,
     duties: watch::Sender<Assigned>,
-    hurry: watch::Sender<bool>,
+    look_pause: watch::Sender<Duration>,
     guard: Option<Guard>,
     proposing: Vec<Proposal>,
     last_deed_ended: Instant,
@@ -152,14 +154,14 @@ pub(crate) struct Wiring {
     pub(crate) store: pgherd_dcs::Store,
     pub(crate) gossip: watch::Sender<Gossip>,
     pub(crate) duties: watch::Sender<Assigned>,
-    pub(crate) hurry: watch::Sender<bool>,
+    pub(crate) look_pause: watch::Sender<Duration>,
     /// A witness has nothing to guard.
     pub(crate) guard: Option<Guard>,
 }
 
 impl MainLoop {
     pub(crate) fn new(wiring: Wiring) -> MainLoop {
-        let Wiring { mind, executor, events, sender, store, gossip, duties, hurry, guard } = wiring;
+        let Wiring { mind, executor, events, sender, store, gossip, duties, look_pause, guard } = wiring;
         MainLoop {
             mind,
             executor,
@@ -168,7 +170,7 @@ impl MainLoop {
             store,
             gossip,
             duties,
-            hurry,
+            look_pause,
             guard,
             proposing: Vec::new(),
             last_deed_ended: Instant::default(),
@@ -199,6 +201,7 @@ impl MainLoop {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Store(snapshot) => self.read_store(&snapshot),
+            Event::Agreed(agreed) => self.mind.read_record(agreed.record, Some(agreed.revision)),
             Event::Confirmed { revision, asked, unchanged } => {
                 self.mind.store_reachable = unchanged.is_some();
                 let known = self.mind.record.as_ref();
@@ -229,7 +232,7 @@ impl MainLoop {
 
     fn read_store(&mut self, snapshot: &Snapshot) {
         match agreed::record(snapshot, &self.mind.cluster) {
-            Ok(record) => self.mind.record = Some(record),
+            Ok((record, revision)) => self.mind.read_record(record, revision),
             Err(error) => {
                 tracing::error!(%error, "cannot read the cluster's record; nothing is decided on it");
             }
@@ -290,8 +293,8 @@ impl MainLoop {
         let (actions, duties, wake) = (decision.actions.clone(), decision.duties, decision.wake);
         self.start(actions);
         self.assign(duties);
-        let hurry = self.mind.is_in_a_hurry();
-        self.hurry.send_if_modified(|before| std::mem::replace(before, hurry) != hurry);
+        let pause = self.mind.look_pause();
+        self.look_pause.send_if_modified(|before| std::mem::replace(before, pause) != pause);
         self.gossip.send_replace(self.mind.gossip(clock::now()));
         if let Some(guard) = &mut self.guard {
             guard.turn(clock::now(), &self.mind, duties);
@@ -331,10 +334,11 @@ impl MainLoop {
         self.proposing.push(proposal.clone());
         let (store, sender, cluster) = (self.store.clone(), self.sender.clone(), self.mind.cluster.clone());
         tokio::spawn(async move {
-            if let Err(error) = agreed::propose(&store, &cluster, &proposal, PROPOSAL_WITHIN).await {
-                tracing::debug!(%error, ?proposal, "a proposal did not go through");
-            }
             // The loop is gone only when the agent ends.
+            match agreed::propose(&store, &cluster, &proposal, PROPOSAL_WITHIN).await {
+                Ok(agreed) => drop(sender.send(Event::Agreed(Box::new(agreed))).await),
+                Err(error) => tracing::debug!(%error, ?proposal, "a proposal did not go through"),
+            }
             drop(sender.send(Event::ProposalEnded(Box::new(proposal))).await);
         });
     }

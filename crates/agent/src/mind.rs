@@ -20,6 +20,12 @@ use crate::gossip::{FailingProbe, Gossip, Is, Show};
 
 /// A crash counts towards "three in ten minutes".
 const CRASH_WINDOW_S: u64 = 600;
+/// How often PostgreSQL is looked at: when nothing is expected of it, when others have the next step, when it has,
+/// and when clients wait for what it shows.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+const LOOK_MEANWHILE: Duration = Duration::from_millis(50);
+const LOOK_IN_A_HURRY: Duration = Duration::from_millis(10);
+const LOOK_FOR_CLIENTS: Duration = Duration::from_millis(3);
 /// Round trips looked back on for the slowest one.
 const ROUND_TRIPS_KEPT: usize = 16;
 
@@ -84,6 +90,13 @@ impl PeerMind {
 impl Mind {
     pub(crate) fn record(&self) -> Option<&Record> {
         self.record.as_ref().map(|(record, _)| record)
+    }
+
+    /// Takes a record up, unless a newer one is known: what this agent itself agreed on comes before the view has it.
+    pub(crate) fn read_record(&mut self, record: Record, revision: Option<Revision>) {
+        if self.record.as_ref().is_none_or(|(_, known)| *known <= revision) {
+            self.record = Some((record, revision));
+        }
     }
 
     /// Thinks once. The result is kept, and what changed in its reason is told.
@@ -243,13 +256,21 @@ impl Mind {
         self.heartbeat = None;
     }
 
-    /// Should the local PostgreSQL be looked at often, because something waits for what it shows?
-    pub(crate) fn is_in_a_hurry(&self) -> bool {
-        let Some(record) = self.record() else { return false };
+    /// How soon the local PostgreSQL is looked at again: by what waits for what it shows. Its death is noticed
+    /// without a look.
+    pub(crate) fn look_pause(&self) -> Duration {
+        let Some(record) = self.record() else { return LOOK_EVERY };
         let settled = record.open_reign().is_some_and(|reign| reign.gate_opened);
         let rule_pending = record.rules.as_ref().is_some_and(|rules| rules.next.is_some());
-        let ordered = record.switchover.is_some();
-        !settled || rule_pending || ordered
+        match &self.postgres {
+            Postgres::Primary(_) if !self.deeds.gate_open => LOOK_FOR_CLIENTS,
+            Postgres::Primary(_) if rule_pending || record.switchover.is_some() => LOOK_IN_A_HURRY,
+            Postgres::Standby(standby) if standby.follows.is_some() && !standby.receiving => LOOK_IN_A_HURRY,
+            Postgres::Starting => LOOK_IN_A_HURRY,
+            _ if settled => LOOK_EVERY,
+            // Others have the next step, and may be on the same machine.
+            _ => LOOK_MEANWHILE,
+        }
     }
 }
 

@@ -59,8 +59,8 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
 const REWIND_WITHIN: Duration = Duration::from_secs(3600);
 const CLONE_STALL: Duration = Duration::from_secs(60);
 
-/// How often PostgreSQL is looked at when nothing is expected, and when something is.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// How often a source is asked again whether it is ready, and how often a condition is looked at that comes soon.
+const RETRY_EVERY: Duration = Duration::from_millis(300);
 const LOOK_IN_A_HURRY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +236,7 @@ impl Server {
             view,
             running: Mutex::default(),
             changed: Notify::new(),
-            monitor: tokio::sync::Mutex::new(Monitor::new(local.clone())),
+            monitor: tokio::sync::Mutex::new(Monitor::new(Target::Own(instance.clone()))),
             heart: tokio::sync::Mutex::new(Heart::new(local)),
             files: tokio::sync::Mutex::default(),
             known: Mutex::default(),
@@ -260,7 +260,7 @@ impl Server {
     }
 
     /// Looks at PostgreSQL over and over, at once when it dies, and tells the loop.
-    pub(crate) async fn watch(self, mut hurry: watch::Receiver<bool>, events: mpsc::Sender<Event>) {
+    pub(crate) async fn watch(self, mut pause: watch::Receiver<Duration>, events: mpsc::Sender<Event>) {
         let Ok(inner) = self.inner() else { return };
         let mut spec = inner.spec.clone();
         let mut configured = None;
@@ -279,7 +279,7 @@ impl Server {
                     }
                 }
             }
-            let pause = if *hurry.borrow_and_update() { LOOK_IN_A_HURRY } else { LOOK_EVERY };
+            let wait = *pause.borrow_and_update();
             let running = inner.running().filter(|server| !server.is_dead());
             let death = async {
                 match &running {
@@ -290,9 +290,9 @@ impl Server {
             tokio::select! {
                 () = death => {}
                 () = inner.changed.notified() => {}
-                changed = hurry.changed() => if changed.is_err() { return },
+                changed = pause.changed() => if changed.is_err() { return },
                 changed = spec.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }
@@ -338,8 +338,7 @@ impl Server {
         if !matches!(server.status(), Ok(Some(process::Status::Ready))) {
             return true;
         }
-        let target = Target::Local { instance: inner.instance.clone(), role: roles::SUPERUSER.to_owned() };
-        let asked = Monitor::new(target).probe_new(within).await;
+        let asked = Monitor::new(Target::Own(inner.instance.clone())).probe_new(within).await;
         !matches!(asked, Err(pgherd_postgres::Error::Deadline { .. }))
     }
 
@@ -441,7 +440,7 @@ impl Server {
     }
 
     /// Leaves recovery on exactly `timeline`, under a list that is proven in force before.
-    pub(crate) async fn promote(&self, timeline: Timeline, list: &SyncList) -> Result<()> {
+    pub(crate) async fn promote(&self, timeline: Timeline, list: &SyncList) -> Result<promote::Promoted> {
         let inner = self.inner()?;
         let server = inner.live()?;
         server.ready(PROMOTE_WITHIN).await?;
@@ -467,7 +466,8 @@ impl Server {
         known.proven = Some(list.clone());
         known.sealed = None;
         known.follows = None;
-        Ok(())
+        drop(known);
+        Ok(promoted)
     }
 
     /// The herd's own roles, and the databases and owners of the specification. Can be repeated.
@@ -521,22 +521,15 @@ impl Server {
         let server = inner.live()?;
         inner.known().proven = None;
         let names = names_of(list);
-        if names.waits() && !sync_names::written(&inner.instance).await?.waits() {
-            // From no list at all a name that nobody can have comes first: whoever is counted then was
-            // counted by a list that commits were already waiting under.
-            sync_names::set(&inner.instance, Some(&server), &SyncNames::Nobody).await?;
-            sync_names::prove(&server, &SyncNames::Nobody, CHECKPOINT_WITHIN).await?;
+        let before = sync_names::written(&inner.instance).await?;
+        // A name that nobody can have comes first where there was no list at all: whoever is counted then was
+        // counted by a list that commits were already waiting under. And where the number changes: a WAL sender
+        // that is in both lists shows the same priority under either, and would release commits by the former
+        // number until it has read the new one. In between its priority is 0, so that 1 means the new list.
+        if names.waits() && (!before.waits() || before.needed() != names.needed()) {
+            inner.put_in_force(&server, &SyncNames::Nobody).await?;
         }
-        sync_names::set(&inner.instance, Some(&server), &names).await?;
-        sync_names::prove(&server, &names, CHECKPOINT_WITHIN).await?;
-        let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-        let deadline = tokio::time::Instant::now() + CONFIGURE_WITHIN;
-        while !sync_names::senders_disagree(&session, &names, SQL_WITHIN).await?.is_empty() {
-            if tokio::time::Instant::now() >= deadline {
-                return Err(ServerError::SendersDisagree);
-            }
-            tokio::time::sleep(LOOK_IN_A_HURRY).await;
-        }
+        inner.put_in_force(&server, &names).await?;
         inner.known().proven = Some(list.clone());
         Ok(())
     }
@@ -596,18 +589,22 @@ impl Server {
         Ok(())
     }
 
-    /// Gives `node` its slot, and drops those of its former incarnations, which nobody will use again.
-    pub(crate) async fn create_slot(&self, node: &NodeName) -> Result<()> {
+    /// Gives each of `nodes` its slot, and drops those of their former incarnations, which nobody will use again.
+    pub(crate) async fn create_slots(&self, nodes: &[&NodeName]) -> Result<()> {
         let inner = self.inner()?;
         let record = inner.record();
-        let member = record.member(node).ok_or_else(|| ServerError::NotEnlisted(node.clone()))?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-        slots::ensure(&session, &member, SQL_WITHIN).await?;
-        let nodes: Vec<NodeName> = record.nodes.keys().cloned().collect();
-        for slot in slots::list(&session, &nodes, SQL_WITHIN).await? {
-            let former = slot.member.as_ref().is_some_and(|other| other.node == *node && *other != member);
+        for node in nodes {
+            let member = record.member(node).ok_or_else(|| ServerError::NotEnlisted((*node).clone()))?;
+            slots::ensure(&session, &member, SQL_WITHIN).await?;
+        }
+        let all: Vec<NodeName> = record.nodes.keys().cloned().collect();
+        for slot in slots::list(&session, &all, SQL_WITHIN).await? {
+            let former = slot.member.as_ref().is_some_and(|other| {
+                nodes.contains(&&other.node) && record.member(&other.node).as_ref() != Some(other)
+            });
             if former && slot.active_pid.is_none() {
-                slots::drop(&session, &slot.name, &nodes, SQL_WITHIN).await?;
+                slots::drop(&session, &slot.name, &all, SQL_WITHIN).await?;
             }
         }
         Ok(())
@@ -667,7 +664,7 @@ impl Server {
                 Err(rewind::RewindError::NotCheckpointed { .. })
                     if tokio::time::Instant::now() < deadline =>
                 {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                    tokio::time::sleep(RETRY_EVERY).await;
                 }
                 outcome => break outcome?,
             }
@@ -704,6 +701,14 @@ impl Server {
                 Ok(pgherd_core::types::Instant::from_boot(before.since_boot().saturating_sub(earlier)))
             }
             Beat::Cancelled => Err(ServerError::HeartbeatCancelled),
+        }
+    }
+
+    /// The look that a promotion makes needless.
+    pub(crate) async fn look_of(&self, promoted: &promote::Promoted, record: &Record) -> Seen {
+        match &self.inner {
+            Some(inner) => inner.look_of(promoted, record).await,
+            None => self.look().await,
         }
     }
 
@@ -774,6 +779,20 @@ impl Inner {
             at_least,
             data_checksums: true,
         })
+    }
+
+    /// Returns when commits wait as `names` say and no WAL sender counts by another list.
+    async fn put_in_force(&self, server: &process::Server, names: &SyncNames) -> Result<()> {
+        sync_names::set(&self.instance, Some(server), names).await?;
+        let session = sync_names::prove(server, names, CHECKPOINT_WITHIN).await?;
+        let deadline = tokio::time::Instant::now() + CONFIGURE_WITHIN;
+        while !sync_names::senders_disagree(&session, names, SQL_WITHIN).await?.is_empty() {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(ServerError::SendersDisagree);
+            }
+            tokio::time::sleep(LOOK_IN_A_HURRY).await;
+        }
+        Ok(())
     }
 
     /// Brings a running server's files up to the specification; the gate stays as it is. With `reload` the server

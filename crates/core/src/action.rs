@@ -112,7 +112,7 @@ pub struct VoteTemplate {
 pub struct Duties {
     /// Commit a heartbeat every `renew`, and ask the store every `renew` whether the term is open.
     pub prove_term: bool,
-    /// Probe the holder's PostgreSQL every 0.5 s.
+    /// Probe the holder's PostgreSQL every quarter of a second.
     pub probe_holder: bool,
     /// Have the fence armed for this term.
     pub fence: Option<Term>,

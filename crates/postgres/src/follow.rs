@@ -77,10 +77,12 @@ pub async fn follow(
         .await?
     };
     if let (Some(server), true) = (server, changed) {
-        server.reload()?;
         // PostgreSQL changes its upstream when replay next waits for WAL. One that is paused, or waits for a reader,
-        // would go on with the old one for as long.
-        for receiver in receivers::of(server, FILES).await? {
+        // would go on with the old one for as long. The one that the reload begins must be left alone: PostgreSQL
+        // would wait for wal_retrieve_retry_interval before it tries again.
+        let former = receivers::of(server, FILES).await?;
+        server.reload()?;
+        for receiver in former {
             receiver.signal(Signal::TERM)?;
         }
     }

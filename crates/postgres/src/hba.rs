@@ -221,14 +221,16 @@ pub async fn verify(
         if let Some(row) = complaint {
             return Err(HbaError::Rejected { number: row.get(0), complaint: row.get(1) });
         }
-        let loaded: std::time::SystemTime = client
-            .query_one("SELECT pg_catalog.pg_conf_load_time()", &[])
-            .await
-            .map_err(Error::sql("tell when it was reloaded"))?
-            .get(0);
-        if loaded < asked { Err(HbaError::NotLoaded) } else { Ok(()) }
+        if has_loaded(client, asked).await? { Ok(()) } else { Err(HbaError::NotLoaded) }
     };
     crate::error::within("checking pg_hba.conf", deadline, work).await
+}
+
+/// Did the postmaster read its files after `asked`, and before it began this session?
+pub(crate) async fn has_loaded(client: &Session, asked: std::time::SystemTime) -> Result<bool> {
+    let row = client.query_one("SELECT pg_catalog.pg_conf_load_time()", &[]).await;
+    let loaded: std::time::SystemTime = row.map_err(Error::sql("tell when it was reloaded"))?.get(0);
+    Ok(loaded >= asked)
 }
 
 #[cfg(test)]

@@ -12,12 +12,16 @@ use pgherd_core::types::{Lsn, SystemId, Timeline};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, Result, within};
 use crate::instance::Instance;
+use crate::roles;
 use crate::slots::WalStatus;
 use crate::sql::{Remote, Session};
 
+/// What PostgreSQL says of a role that does not exist, as of one that may not log in.
+const NO_SUCH_ROLE: SqlState = SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
 /// The routine in PostgreSQL that waits for standbys, and that warns when its wait was cancelled.
 const SYNC_REP_WAIT: &str = "SyncRepWaitForLSN";
 /// What pgherd's messages in WAL begin with.
@@ -167,6 +171,9 @@ pub enum Target {
         instance: Instance,
         role: String,
     },
+    /// This machine's, as the monitor; as the superuser as long as the herd has no roles, before its first
+    /// promotion.
+    Own(Instance),
     Remote(Box<Remote>),
 }
 
@@ -174,6 +181,12 @@ impl Target {
     pub async fn connect(&self, deadline: Duration) -> Result<Session> {
         match self {
             Target::Local { instance, role } => Session::local(instance, role, deadline).await,
+            Target::Own(instance) => match Session::local(instance, roles::MONITOR, deadline).await {
+                Err(Error::Connect { source, .. }) if source.code() == Some(&NO_SUCH_ROLE) => {
+                    Session::local(instance, roles::SUPERUSER, deadline).await
+                }
+                session => session,
+            },
             Target::Remote(remote) => Session::remote(remote, deadline).await,
         }
     }

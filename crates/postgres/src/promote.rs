@@ -16,7 +16,7 @@
 //! Leaves out: opening the gate again. Hazard: everything that an election is about.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgherd_core::types::{Lsn, Timeline};
 use rustix::process::Signal;
@@ -118,8 +118,15 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
     }
 
     let listed = async {
-        sync_names::set(instance, Some(server), &order.names).await?;
+        // Both files are written before the one reload, and one session shows that both were read.
+        sync_names::set(instance, None, &order.names).await?;
+        hba::write(instance, Gate::Closed, &[]).await?;
+        let asked = SystemTime::now();
+        server.reload()?;
         let session = sync_names::prove(server, &order.names, deadline).await?;
+        if !hba::has_loaded(&session, asked).await? {
+            hba::set(server, Gate::Closed, &[], deadline).await?;
+        }
         // The trigger ends a pause, too, but only when PostgreSQL next looks, which it does once a second.
         resume_replay(&session, deadline).await?;
         Ok(began.elapsed())
@@ -135,9 +142,8 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
             Ok::<_, PromoteError>(())
         })
     };
-    let closed = async { Ok(hba::set(server, Gate::Closed, &[], deadline).await?) };
-    let list = match tokio::try_join!(listed, closed, reserved) {
-        Ok((list, (), ())) => list,
+    let list = match tokio::try_join!(listed, reserved) {
+        Ok((list, ())) => list,
         Err(error) => {
             let instance = instance.clone();
             blocking("giving up a promotion", FILES, move || forget_pending(&instance)).await?;

@@ -165,7 +165,9 @@ pub struct Disagreement {
     pub priority: i32,
 }
 
-/// WAL senders whose priority is not that of `names`: they still hold another list and release commits by it.
+/// WAL senders that count although `names` does not name them: they still hold another list and release commits by
+/// it. One whose priority is 0 neither counts nor releases anything (`SyncRepReleaseWaiters`), and the list that it
+/// takes up next is the present one.
 pub async fn senders_disagree(
     session: &Session,
     names: &SyncNames,
@@ -177,7 +179,7 @@ pub async fn senders_disagree(
     };
     let listed: Vec<String> = members.iter().map(Member::to_string).collect();
     let query = "SELECT application_name, pid, sync_priority FROM pg_catalog.pg_stat_replication \
-                 WHERE sync_priority <> CASE WHEN lower(application_name) = ANY ($1) THEN 1 ELSE 0 END";
+                 WHERE sync_priority > 0 AND lower(application_name) <> ALL ($1)";
     within("comparing priorities", deadline, async {
         let rows = session.query(query, &[&listed]).await.map_err(Error::sql("list its WAL senders"))?;
         Ok(rows

@@ -48,7 +48,7 @@ pub async fn receive(
         outcome = agreed::propose(store, &cluster, &proposal, within).await;
         match outcome {
             Err(AgreedError::Refused(Refusal::Stale)) => {}
-            Ok(()) => {
+            Ok(_) => {
                 tracing::info!(%member, term = term.0, "the fence stopped the primary, whose term is given back");
                 return Ok(());
             }

@@ -27,6 +27,29 @@ impl Inner {
         seen
     }
 
+    /// What a look would show right after a promotion: nobody streams yet, and everybody of the herd has a slot.
+    pub(super) async fn look_of(&self, promoted: &promote::Promoted, record: &Record) -> Seen {
+        let copy = Copy {
+            system: record.system,
+            timeline: promoted.timeline,
+            end: Some(promoted.end),
+            begins: self.begins(promoted.timeline).await,
+        };
+        let slots = record.nodes.keys().filter(|node| **node != self.node).cloned().collect();
+        let primary = Primary { copy, flush_lsn: promoted.end, senders: Vec::new(), slots };
+        let postgres = Postgres::Primary(primary);
+        self.known().last = Some(postgres.clone());
+        Seen {
+            began: clock::now(),
+            postgres,
+            list: self.known().proven.clone(),
+            replay_lag: None,
+            replay_lsn: None,
+            pending_restart: None,
+            gate_open: false,
+        }
+    }
+
     async fn find(&self) -> Result<Found> {
         if let Some(server) = self.running().filter(|server| !server.is_dead()) {
             return Ok(Found::Running(server));
@@ -255,7 +278,8 @@ impl Inner {
         let names = names_of(&proven);
         let agree = view.senders.iter().all(|sender| {
             let listed = proven.names.iter().any(|member| member.to_string() == sender.application_name);
-            sender.sync_priority.is_none_or(|priority| (priority > 0) == listed)
+            // One that counts nobody yet will count by the present list.
+            sender.sync_priority.is_none_or(|priority| priority == 0 || listed)
         });
         (view.synchronous_standby_names == names.to_string() && agree).then_some(proven)
     }

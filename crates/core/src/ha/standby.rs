@@ -7,7 +7,10 @@ use crate::ha::{Decision, Goal, Memory, heard_lately, rejoin};
 use crate::observation::{Observation, Postgres, Running, Standby};
 use crate::reason::Reason;
 use crate::record::{Record, Reign};
-use crate::types::{Instant, NodeName};
+use crate::types::{Instant, Member, NodeName};
+
+/// A promotion takes well under a second; what takes longer is not waited for.
+const START_LATER_FOR: Duration = Duration::from_secs(1);
 
 pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Decision {
     let Some(reign) = &record.reign else {
@@ -28,6 +31,11 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         return rebuild;
     }
     match &local.postgres {
+        Postgres::Stopped(_) if may_start_later(memory, now, seen, record, reign) => {
+            let holder = reign.holder.node.clone();
+            Decision::new(Goal::Standby, Reason::WaitingForPromotion { term, holder }, now)
+                .again(now, Duration::from_millis(100))
+        }
         Postgres::Stopped(_) => {
             Decision::new(Goal::Standby, Reason::StartingSealed {}, now).act(Action::StartSealed)
         }
@@ -35,6 +43,28 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         _ => Decision::new(Goal::Standby, Reason::LookingAtPostgres {}, now)
             .again(now, Duration::from_millis(50)),
     }
+}
+
+/// A server that was stopped by the failover itself need not start while its successor is being promoted, as long
+/// as enough others run that can confirm what that one has: on a machine that they share it would slow all of them.
+fn may_start_later(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    reign: &Reign,
+) -> bool {
+    let begun = memory.reign_seen.filter(|(term, _)| *term == record.term);
+    let fresh = begun.is_some_and(|(_, at)| now.since(at) < START_LATER_FOR);
+    let Some(rules) = record.rules.as_ref().filter(|_| fresh && !reign.gate_opened) else { return false };
+    let confirms = |member: &&Member| {
+        let report = seen.peers.get(&member.node).and_then(|peer| peer.report.as_ref());
+        member.node != *seen.me
+            && heard_lately(now, seen, &member.node)
+            && report.is_some_and(|report| report.running == Running::Standby)
+    };
+    let rule = rules.target();
+    rule.voters(&reign.holder.node).filter(confirms).count() >= rule.needed as usize
 }
 
 fn follow(

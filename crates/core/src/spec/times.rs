@@ -22,7 +22,7 @@ pub const KILL_AFTER: Duration = Duration::from_secs(1);
 /// A primary without a proof starts stopping this long before the end of its lease, to be gone at the end.
 pub const STOP_BEFORE_LEASE_END: Duration = Duration::from_secs(1);
 /// A trivial command on a standing connection, by every voter on the primary.
-pub const PROBE_EVERY: Duration = Duration::from_millis(500);
+pub const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// A probe by a new connection, and one that writes and syncs on the volume of the WAL.
 pub const DEEP_PROBE_EVERY: Duration = Duration::from_secs(1);
 /// A deep probe without an answer after this long has failed.

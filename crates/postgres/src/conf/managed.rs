@@ -38,6 +38,15 @@ impl SyncNames {
     pub fn waits(&self) -> bool {
         !matches!(self, SyncNames::Empty)
     }
+
+    /// How many of the names a commit waits for.
+    pub fn needed(&self) -> usize {
+        match self {
+            SyncNames::Empty => 0,
+            SyncNames::Nobody => 1,
+            SyncNames::Any { needed, .. } => *needed,
+        }
+    }
 }
 
 impl fmt::Display for SyncNames {

@@ -252,8 +252,13 @@ impl Herd {
         sync_names::set(primary.server.instance(), Some(&primary.server), &names).await.unwrap();
         sync_names::prove(&primary.server, &names, SOON).await.unwrap();
         let session = superuser(primary.server.instance()).await;
+        let listed: Vec<String> = members.iter().map(|member| member.to_string()).collect();
+        let query = "SELECT coalesce(bool_and(sync_priority > 0), true) FROM pg_stat_replication \
+                     WHERE application_name = ANY ($1)";
         until("every WAL sender counts by the list", async || {
-            sync_names::senders_disagree(&session, &names, SOON).await.unwrap().is_empty().then_some(())
+            let disagree = sync_names::senders_disagree(&session, &names, SOON).await.unwrap();
+            let counts: bool = session.query_one(query, &[&listed]).await.unwrap().get(0);
+            (disagree.is_empty() && counts).then_some(())
         })
         .await;
     }
