@@ -77,14 +77,16 @@ fn told(member: &Member) -> String {
         (Role::Witness | Role::Keeper, State::Unreachable) => "does not answer".to_owned(),
         (Role::Witness, _) => "votes in the store".to_owned(),
         (Role::Primary, State::Running) => "is primary".to_owned(),
-        (_, State::Initializing) => "initdb".to_owned(),
+        (_, State::Initializing) if member.reason.is_empty() => "has no data yet".to_owned(),
         (_, State::Unreachable) => "does not answer".to_owned(),
         (_, State::Streaming) => match member.sync {
             Some(Sync::Quorum) => "streams, and counts for commits".to_owned(),
             _ => "streams".to_owned(),
         },
         // The reason says more: how far, from whom.
-        (_, State::Cloning | State::Rewinding | State::Barred | State::CatchingUp) => member.reason.clone(),
+        (_, State::Initializing | State::Cloning | State::Rewinding | State::Barred | State::CatchingUp) => {
+            member.reason.clone()
+        }
         (_, state) => spelled(state).to_owned(),
     }
 }
