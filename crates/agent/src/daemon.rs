@@ -10,7 +10,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pgherd_core::ha::Memory;
@@ -35,11 +34,7 @@ use crate::pki::{Credentials, CredentialsError, Paths, ServerTls};
 use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
 use crate::transport::OverApi;
-use crate::{duties, fence, paths, wire};
-
-/// The Raft leader is moved off the primary's host, and members are made voters, this often.
-const TEND_EVERY: Duration = Duration::from_secs(1);
-const TEND_WITHIN: Duration = Duration::from_secs(5);
+use crate::{duties, fence, paths, tending, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -252,7 +247,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             spec.clone(),
             sender.clone(),
         )),
-        tokio::spawn(tend_store(raft, store, cluster, me, order)),
+        tokio::spawn(tending::tend(raft, store, cluster, me, order)),
     ];
     let mut tasks = Vec::from(tasks);
     if server.instance().is_some() {
@@ -359,37 +354,6 @@ async fn follow_store(
         }
         if events.send(Event::Store(snapshot)).await.is_err() || view.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Makes members voters as the herd file orders, and keeps the Raft leader off the primary's node: losing
-/// both at once would add an election of the store to every failover.
-async fn tend_store(raft: RaftStore, store: Store, cluster: NodeName, me: NodeName, order: Vec<NodeName>) {
-    loop {
-        tokio::time::sleep(TEND_EVERY).await;
-        let arrangement = raft.arrange(&order, TEND_WITHIN).await;
-        if let pgherd_dcs::Arrangement::Changed { voters } = &arrangement {
-            let names: Vec<&str> = voters.iter().map(NodeName::as_str).collect();
-            tracing::info!(voters = names.join(", "), "the store's voters have changed");
-        }
-        let health = raft.health().borrow().clone();
-        if health.leader.as_ref() != Some(&me) {
-            continue;
-        }
-        let snapshot = store.watch().borrow().clone();
-        let Ok((record, _)) = agreed::record(&snapshot, &cluster) else { continue };
-        let holds = record.open_reign().is_some_and(|reign| reign.gate_opened && reign.holder.node == me);
-        if !holds {
-            continue;
-        }
-        let there = |member: &&pgherd_dcs::MemberHealth| {
-            member.voter && member.name != me && member.trouble.is_none() && member.last_contact.is_some()
-        };
-        let Some(to) = health.members.iter().find(there).map(|member| member.name.clone()) else { continue };
-        match raft.transfer_leadership(&to, TEND_WITHIN).await {
-            Ok(()) => tracing::info!(%to, "the Raft leader has moved off the primary's node"),
-            Err(error) => tracing::info!(%to, %error, "the Raft leader stays on the primary's node for now"),
         }
     }
 }
