@@ -11,7 +11,7 @@ use std::time::Duration;
 use pgherd_core::action::{Action, Duties};
 use pgherd_core::ha::{self, Decision, lease};
 use pgherd_core::observation as seen;
-use pgherd_core::observation::{Local, Observation, Report, Running, StoreView};
+use pgherd_core::observation::{Local, Observation, Report, StoreView};
 use pgherd_core::reason::Reason;
 use pgherd_core::record::{Cause, Proposal};
 use pgherd_core::types::{Instant, Member, Term};
@@ -131,9 +131,10 @@ impl World {
             recent_crashes: u32::try_from(crashes).unwrap_or(u32::MAX),
         };
         let mut decision = ha::decide(&mut agent.memory, now, &observation);
+        let reigns = record.and_then(|record| record.reign.as_ref());
         let table = agent.local.gate_open
             && matches!(agent.local.postgres, seen::Postgres::Primary(_))
-            && record.and_then(|record| record.holder()).is_some_and(|holder| holder.node == *name);
+            && reigns.is_some_and(|reign| reign.holder.node == *name && reign.gate_opened);
         let proof = record.filter(|_| table);
         let proof = proof.and_then(|record| lease::proven(&agent.memory, &observation, record, record.term));
         if let Some(breakage) = self.breakage {
@@ -347,33 +348,17 @@ impl World {
 
     fn report(&self, node: usize, holder: Option<usize>) -> Report {
         let now = self.nodes[node].clock.local(self.now);
-        let Node { agent, .. } = &self.nodes[node];
-        let (running, timeline, flush_lsn) = match &agent.local.postgres {
-            seen::Postgres::Unknown | seen::Postgres::Starting | seen::Postgres::Remains => {
-                (Running::Unknown, None, None)
-            }
-            seen::Postgres::Absent => (Running::Nothing, None, None),
-            seen::Postgres::Stopped(copy) => (Running::Nothing, Some(copy.timeline), copy.end),
-            seen::Postgres::Standby(standby) => {
-                (Running::Standby, Some(standby.copy.timeline), standby.copy.end)
-            }
-            seen::Postgres::Primary(primary) => {
-                (Running::Primary, Some(primary.copy.timeline), Some(primary.flush_lsn))
-            }
-        };
+        let Node { agent, view, .. } = &self.nodes[node];
         let failing = holder.and_then(|holder| {
             let name = &self.nodes[holder].name;
             let since = agent.peers.get(name)?.probe_failing_since?;
             Some((name.clone(), now.since(since)))
         });
+        let record = view.as_ref().map(|(record, _)| &**record);
         Report {
-            term: agent.local.durable.term,
-            running,
-            timeline,
-            flush_lsn,
             holder_probe_failing: failing,
             wants_rebuild: agent.wants_rebuild,
-            damage: agent.local.damage.clone(),
+            ..Report::of(&agent.local, record)
         }
     }
 

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use pgherd_core::observation::{Report, Running};
+use pgherd_core::record::Position;
 use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub(crate) struct Gossip {
     pub(crate) timeline: Option<Timeline>,
     #[serde(default)]
     pub(crate) flush_lsn: Option<Lsn>,
+    /// What the copy is worth, by the terms that the store has recorded for its timelines.
+    #[serde(default)]
+    pub(crate) holds: Option<Position>,
     #[serde(default)]
     pub(crate) holder_probe_failing: Option<FailingProbe>,
     #[serde(default)]
@@ -88,6 +92,7 @@ impl Gossip {
             running: Is::Unknown,
             timeline: None,
             flush_lsn: None,
+            holds: None,
             holder_probe_failing: None,
             wants_rebuild: false,
             damage: None,
@@ -104,8 +109,7 @@ impl Gossip {
                 Is::Standby => Running::Standby,
                 Is::Primary => Running::Primary,
             },
-            timeline: self.timeline,
-            flush_lsn: self.flush_lsn,
+            holds: self.holds,
             holder_probe_failing: self
                 .holder_probe_failing
                 .as_ref()
@@ -123,11 +127,12 @@ mod tests {
     #[test]
     fn the_first_version_is_still_read_and_what_is_new_is_ignored() {
         let stored = r#"{"version":1,"node":"b","cluster":"main","term":4,"running":"standby","timeline":3,
-            "flush_lsn":"0/5000060","holder_probe_failing":{"node":"a","for_ms":1700},"wants_rebuild":false,
+            "flush_lsn":"0/5000060","holds":{"term":3,"lsn":"0/5000060"},"holder_probe_failing":{"node":"a","for_ms":1700},"wants_rebuild":false,
             "damage":null,"show":{"reason_code":"follows","reason":"streams from a","for_ms":5},"later":{"x":1}}"#;
         let gossip: Gossip = serde_json::from_str(stored).unwrap();
         let report = gossip.to_report();
         assert_eq!((report.term, report.running), (Term(4), Running::Standby));
+        assert_eq!(report.holds, Some(Position { term: Term(3), lsn: Lsn(0x500_0060) }));
         assert_eq!(report.holder_probe_failing, Some(("a".parse().unwrap(), Duration::from_millis(1700))));
         assert_eq!(gossip.show.reason, "streams from a");
 

@@ -118,18 +118,7 @@ impl Mind {
             })
             .collect();
         let term = self.record.as_ref().map(|(record, _)| record.term);
-        let local = Local {
-            durable: self.durable.clone(),
-            postgres: self.postgres.clone(),
-            busy: self.busy,
-            damage: self.damage.clone(),
-            stopping: self.stopping,
-            heartbeat: self.heartbeat,
-            list: self.list.clone(),
-            marker: self.deeds.marker.clone(),
-            gate_open: self.deeds.gate_open,
-            checkpointed_for: self.deeds.checkpointed_for,
-        };
+        let local = self.local();
         let observation = Observation {
             me: &self.me,
             times: &self.spec.times,
@@ -158,6 +147,21 @@ impl Mind {
         self.decision.as_ref()
     }
 
+    fn local(&self) -> Local {
+        Local {
+            durable: self.durable.clone(),
+            postgres: self.postgres.clone(),
+            busy: self.busy,
+            damage: self.damage.clone(),
+            stopping: self.stopping,
+            heartbeat: self.heartbeat,
+            list: self.list.clone(),
+            marker: self.deeds.marker.clone(),
+            gate_open: self.deeds.gate_open,
+            checkpointed_for: self.deeds.checkpointed_for,
+        }
+    }
+
     /// What the others are told.
     pub(crate) fn gossip(&self, now: Instant) -> Gossip {
         let report = self.report(now);
@@ -173,8 +177,9 @@ impl Mind {
                 Running::Standby => Is::Standby,
                 Running::Primary => Is::Primary,
             },
-            timeline: report.timeline,
-            flush_lsn: report.flush_lsn,
+            timeline: self.postgres.copy().map(|copy| copy.timeline),
+            flush_lsn: self.postgres.end(),
+            holds: report.holds,
             holder_probe_failing: report.holder_probe_failing.map(|(node, span)| FailingProbe {
                 node,
                 for_ms: u64::try_from(span.as_millis()).unwrap_or(u64::MAX),
@@ -204,25 +209,12 @@ impl Mind {
     }
 
     fn report(&self, now: Instant) -> Report {
-        let (running, timeline, flush_lsn) = match &self.postgres {
-            Postgres::Unknown | Postgres::Starting | Postgres::Remains => (Running::Unknown, None, None),
-            Postgres::Absent => (Running::Nothing, None, None),
-            Postgres::Stopped(copy) => (Running::Nothing, Some(copy.timeline), copy.end),
-            Postgres::Standby(standby) => (Running::Standby, Some(standby.copy.timeline), standby.copy.end),
-            Postgres::Primary(primary) => {
-                (Running::Primary, Some(primary.copy.timeline), Some(primary.flush_lsn))
-            }
-        };
         let failing =
             self.probe.as_ref().and_then(|(node, since)| since.map(|since| (node.clone(), now.since(since))));
         Report {
-            term: self.durable.term,
-            running,
-            timeline,
-            flush_lsn,
             holder_probe_failing: failing,
             wants_rebuild: self.decision.as_ref().is_some_and(|decision| decision.wants_rebuild),
-            damage: self.damage.clone(),
+            ..Report::of(&self.local(), self.record())
         }
     }
 

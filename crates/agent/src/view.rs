@@ -232,8 +232,8 @@ impl<'a> Sight<'a> {
         });
         let rank = |node: &&NodeSpec| {
             let vote = votes.and_then(|votes| votes.get(&node.name)).map(|vote| vote.position);
-            let flush = self.seen(&node.name).says.and_then(|says| says.timeline.zip(says.flush_lsn));
-            (vote, flush, node.priority, std::cmp::Reverse(node.name.clone()))
+            let says = self.seen(&node.name).says.and_then(|says| says.holds);
+            (vote.max(says), node.priority, std::cmp::Reverse(node.name.clone()))
         };
         candidates.max_by_key(rank).map(|node| &node.name)
     }

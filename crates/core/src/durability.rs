@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Memory, PendingRule, heard_lately, standby};
+use crate::ha::{Memory, PendingRule, heard_lately, rejoin, standby};
 use crate::observation::{Observation, Primary, Running, Sender, SyncList};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign, Rule};
@@ -304,9 +304,7 @@ fn desired(
         let others = members.iter().filter(|member| *member != holder);
         let confirmed = |member: &Member| {
             let report = seen.peers.get(&member.node).and_then(|peer| peer.report.as_ref());
-            let by_report = report.is_some_and(|report| {
-                report.timeline == Some(reign.timeline) && report.flush_lsn >= Some(reign.promoted_at)
-            });
+            let by_report = report.is_some_and(|report| rejoin::has_all(record, reign, report));
             by_report || has_flushed(primary, member, reign.promoted_at)
         };
         let settled = others.into_iter().all(|member| voters.gone.contains(member) || confirmed(member));

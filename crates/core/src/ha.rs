@@ -279,16 +279,6 @@ fn stopped(
     }
 }
 
-/// The copy's timeline and end, where they are known.
-fn copy_of(postgres: &Postgres) -> Option<&crate::observation::Copy> {
-    match postgres {
-        Postgres::Stopped(copy) => Some(copy),
-        Postgres::Standby(standby) => Some(&standby.copy),
-        Postgres::Primary(primary) => Some(&primary.copy),
-        Postgres::Unknown | Postgres::Absent | Postgres::Remains | Postgres::Starting => None,
-    }
-}
-
 /// For each number below `timeline`, where it left its parent as far as that is known, for the `.history`
 /// files that make PostgreSQL choose exactly `timeline`. Numbers that nobody reserved are among them: a person
 /// may have promoted a server onto one.

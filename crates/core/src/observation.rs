@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::record::Record;
+use crate::ha::election;
+use crate::record::{Position, Record};
 use crate::spec::{ClusterSpec, Times};
 use crate::types::{Instant, Lsn, Member, NodeName, SystemId, Term, Timeline};
 
@@ -91,6 +92,26 @@ pub enum Postgres {
     Primary(Primary),
 }
 
+impl Postgres {
+    /// The copy, where its timeline is known.
+    pub fn copy(&self) -> Option<&Copy> {
+        match self {
+            Postgres::Stopped(copy) => Some(copy),
+            Postgres::Standby(standby) => Some(&standby.copy),
+            Postgres::Primary(primary) => Some(&primary.copy),
+            Postgres::Unknown | Postgres::Absent | Postgres::Remains | Postgres::Starting => None,
+        }
+    }
+
+    /// Up to where the copy goes; a primary's, up to where it has flushed.
+    pub fn end(&self) -> Option<Lsn> {
+        match self {
+            Postgres::Primary(primary) => Some(primary.flush_lsn),
+            _ => self.copy()?.end,
+        }
+    }
+}
+
 /// A data directory as far as its files tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Copy {
@@ -172,14 +193,32 @@ pub struct Peer {
 pub struct Report {
     pub term: Term,
     pub running: Running,
-    pub timeline: Option<Timeline>,
-    pub flush_lsn: Option<Lsn>,
+    /// What its copy is worth; `None` while that is not known.
+    pub holds: Option<Position>,
     /// For how long this agent's probes of the holder's PostgreSQL have failed; `None`: they succeed, or
     /// there are none.
     pub holder_probe_failing: Option<(NodeName, Duration)>,
     /// Its copy must be rewritten before it can follow; it asks to lose its vote.
     pub wants_rebuild: bool,
     pub damage: Option<String>,
+}
+
+impl Report {
+    /// What this node tells about itself; what it has seen of others is added by its agent.
+    pub fn of(local: &Local, record: Option<&Record>) -> Report {
+        let running = match &local.postgres {
+            Postgres::Unknown | Postgres::Starting | Postgres::Remains => Running::Unknown,
+            Postgres::Absent | Postgres::Stopped(_) => Running::Nothing,
+            Postgres::Standby(_) => Running::Standby,
+            Postgres::Primary(_) => Running::Primary,
+        };
+        let (copy, end) = (local.postgres.copy(), local.postgres.end());
+        let holds = copy.zip(end).zip(record).map(|((copy, end), record)| {
+            let adopted = &local.durable.adopted;
+            election::position(record, adopted, copy.timeline, end, &copy.begins).0
+        });
+        Report { term: local.durable.term, running, holds, damage: local.damage.clone(), ..Report::default() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -221,6 +221,7 @@ fn gossip(node: &str, running: Is, flush: u64, code: &str, reason: &str) -> Goss
         running,
         timeline: Some(Timeline(3)),
         flush_lsn: Some(Lsn(flush)),
+        holds: Some(Position { term: Term(4), lsn: Lsn(flush) }),
         holder_probe_failing: None,
         wants_rebuild: false,
         damage: None,
@@ -394,6 +395,14 @@ fn an_election_that_waits_says_for_whom() {
     );
     let gate = &moment.checks()["gate"];
     assert_eq!((gate.0, gate.1.as_str()), (CheckState::Critical, "no client is let in"));
+
+    // What somebody wrote on c by promoting it by hand is on a timeline of nobody's, and worth nothing.
+    moment.record().election.as_mut().unwrap().votes.clear();
+    let c = moment.says("c");
+    (c.timeline, c.flush_lsn) = (Some(Timeline(9)), Some(Lsn(0x900_0000)));
+    c.holds = Some(Position { term: Term(4), lsn: Lsn(0x400_0000) });
+    let hint = explain(&moment.sight()).nodes[1].hint.clone().unwrap();
+    assert!(hint.ends_with("--to b --accept-data-loss"), "{hint}");
 }
 
 #[test]

@@ -10,11 +10,11 @@ use crate::action::Action;
 use crate::durability;
 use crate::ha::election;
 use crate::ha::standby::serves;
-use crate::ha::{Decision, Goal, Memory, copy_of, heard_lately};
-use crate::observation::{Copy, Observation, Postgres};
+use crate::ha::{Decision, Goal, Memory, heard_lately};
+use crate::observation::{Copy, Observation, Postgres, Report, Running};
 use crate::reason::Reason;
-use crate::record::{Proposal, Record, Reign};
-use crate::types::{Incarnation, Instant, Term, Timeline};
+use crate::record::{Position, Proposal, Record, Reign};
+use crate::types::{Incarnation, Instant, NodeName};
 
 /// The step towards a copy that can follow; `None` if this one can.
 pub fn decide(
@@ -27,7 +27,7 @@ pub fn decide(
     let local = seen.local;
     let enlisted = record.member(seen.me);
     let is_members_copy = local.durable.member.is_some() && local.durable.member == enlisted;
-    let usable = match copy_of(&local.postgres) {
+    let usable = match local.postgres.copy() {
         Some(copy) if is_members_copy && !local.durable.rebuilding => match fits(seen, record, reign, copy) {
             Fit::Follows => return None,
             // Whether it fits shows only when the new timeline has begun.
@@ -48,7 +48,8 @@ pub fn decide(
     // A copy that is worth nothing already can be written once there is something to write.
     let destroys =
         is_members_copy && !local.durable.rebuilding && !matches!(local.postgres, Postgres::Absent);
-    if !reign.promoted || (destroys && !is_next(memory, now, seen, record, reign)) {
+    let may_go = || leads(now, seen, &holder) && is_next(memory, now, seen, record, reign);
+    if !reign.promoted || (destroys && !may_go()) {
         return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
     }
     if !memory.confirmed {
@@ -65,7 +66,7 @@ pub fn decide(
         let enlist = Proposal::Enlist { node: seen.me.clone(), from };
         return Some(Decision { reason: Reason::Enlisting {}, ..decision }.act(Action::Propose(enlist)));
     };
-    let same_system = copy_of(&local.postgres).is_some_and(|copy| copy.system == record.system);
+    let same_system = local.postgres.copy().is_some_and(|copy| copy.system == record.system);
     let can_rewind = same_system && !local.durable.rebuilding;
     let (reason, last) = if can_rewind {
         (Reason::Rewinding { source: holder.clone() }, Action::Rewind { term: record.term, source: holder })
@@ -76,44 +77,48 @@ pub fn decide(
     Some(decision.act(Action::BecomeMember { member: member.clone(), rebuild: true }).act(last))
 }
 
+/// Does this node say that it is a primary? Nothing is given up before there is something to copy from.
+fn leads(now: Instant, seen: &Observation<'_>, holder: &NodeName) -> bool {
+    let report = seen.peers.get(holder).and_then(|peer| peer.report.as_ref());
+    heard_lately(now, seen, holder) && report.is_some_and(|report| report.running == Running::Primary)
+}
+
 /// May this copy be destroyed now, given that no rule counts it?
 ///
-/// A rule of several members was proven without this copy, so its members have all that was acknowledged. Under
-/// a rule of the primary alone, what is left elsewhere may be the second copy of a commit: then one goes at a
-/// time, and the least worthy first, because it is a whole one again before the next goes.
+/// Rules of several members were proven without this copy, so their members have all that was acknowledged. Under
+/// one of the primary alone, what is left elsewhere may be the second copy of a commit: then one goes at a time,
+/// the least worthy first, because it is a whole one again before the next goes. And nobody goes before it is known
+/// of the others what they are: that takes them a moment, or they are gone.
 fn is_next(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
     let holder = &reign.holder.node;
-    let alone = record.rules.as_ref().is_some_and(|rules| rules.current.members.len() == 1);
+    let alone =
+        record.rules.as_ref().is_some_and(|rules| rules.in_force().any(|rule| rule.members.len() == 1));
     if !alone || seen.spec.durability.needed() == 0 {
         return true;
     }
-    // A timeline that nobody reserved, or for a term that the node has taken no part in, is a person's promotion,
-    // and worth nothing.
-    let of_a_term = |timeline: Timeline, took_part: Term| {
-        record.line(timeline).is_some_and(|line| line.term <= took_part)
-    };
-    let own = copy_of(&seen.local.postgres)
-        .filter(|copy| election::is_known(record, &seen.local.durable.adopted, copy))
-        .map(|copy| (copy.timeline, copy.end));
-    let candidates = seen.spec.nodes.iter().filter(|node| node.voter_candidate() && node.name != *holder);
-    // Whoever has not said yet whether it can follow this reign may be one of either.
-    let seen_for = |since: Option<Instant>| now.since(since.or(memory.started).unwrap_or(now));
+    let own = Report::of(seen.local, Some(record)).holds;
     let reign_seen = memory.reign_seen.filter(|(term, _)| *term == record.term).map(|(_, at)| at);
+    let in_time = |since: Option<Instant>| {
+        since
+            .max(reign_seen)
+            .or(memory.started)
+            .is_some_and(|since| now.since(since) < durability::GONE_AFTER)
+    };
+    let candidates = seen.spec.nodes.iter().filter(|node| node.voter_candidate() && node.name != *holder);
     let (mut whole, mut waited_for) = (0, false);
     for node in candidates.filter(|node| node.name != *seen.me) {
         let peer = seen.peers.get(&node.name);
-        let heard = peer.and_then(|peer| peer.heard);
         let report = peer.and_then(|peer| peer.report.as_ref());
         let Some(report) = report.filter(|_| heard_lately(now, seen, &node.name)) else {
-            waited_for |= seen_for(heard.max(memory.started)) < durability::GONE_AFTER;
+            waited_for |= in_time(peer.and_then(|peer| peer.heard));
             continue;
         };
         if report.wants_rebuild {
-            let theirs = report.timeline.filter(|timeline| of_a_term(*timeline, report.term));
-            let theirs = theirs.map(|timeline| (timeline, report.flush_lsn));
-            waited_for |= (theirs, &node.name) < (own, seen.me) && report.damage.is_none();
-        } else if report.term < record.term {
-            waited_for |= seen_for(reign_seen) < durability::GONE_AFTER;
+            // A damaged one may never be whole again.
+            let less_worthy = (report.holds, &node.name) < (own, seen.me);
+            waited_for |= less_worthy && (report.damage.is_none() || in_time(None));
+        } else if !has_all(record, reign, report) {
+            waited_for |= in_time(None);
         } else {
             let upstream = seen.spec.upstream(node, holder);
             whole += usize::from(upstream == holder || !serves(now, seen, reign, upstream));
@@ -121,6 +126,13 @@ fn is_next(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Recor
     }
     // Enough whole ones will be a rule of several members in a moment.
     whole < seen.spec.durability.needed() && !waited_for
+}
+
+/// Does this node say that it holds everything with which the reign began?
+pub(crate) fn has_all(record: &Record, reign: &Reign, report: &Report) -> bool {
+    let line = record.line(reign.timeline);
+    let begun_with = line.map(|line| Position { term: line.term, lsn: reign.promoted_at });
+    reign.promoted && report.holds.zip(begun_with).is_some_and(|(holds, begun_with)| holds >= begun_with)
 }
 
 enum Fit {

@@ -113,10 +113,11 @@ fn upstream(now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign
 /// Is `node` a live standby that has what this reign writes, so that another one can stream from it?
 pub(crate) fn serves(now: Instant, seen: &Observation<'_>, reign: &Reign, node: &NodeName) -> bool {
     let report = seen.peers.get(node).and_then(|peer| peer.report.as_ref());
+    let written_in = seen.store.record.and_then(|record| record.line(reign.timeline)).map(|line| line.term);
     heard_lately(now, seen, node)
         && report.is_some_and(|report| {
             report.running == Running::Standby
-                && report.timeline == Some(reign.timeline)
+                && report.holds.map(|position| position.term) == written_in
                 && !report.wants_rebuild
         })
 }

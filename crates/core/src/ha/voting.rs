@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
 use crate::ha::election::{self, Tally, Waiting};
-use crate::ha::{Decision, Goal, Memory, copy_of, heard_lately};
+use crate::ha::{Decision, Goal, Memory, heard_lately};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Election, Position, Proposal, Record, Standing, Vote};
@@ -76,12 +76,13 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
     }
 }
 
-/// A bar that came or went since this vote was cast is told: it decides who may lead.
+/// What decides who may lead is told when it changes after the vote: a bar that came or went, and a promotion by
+/// hand, after which this copy is on a timeline of nobody's.
 fn is_outdated(seen: &Observation<'_>, record: &Record, vote: &Vote) -> bool {
     let now = template(seen, record, &vote.member);
-    let known = copy_of(&seen.local.postgres)
-        .is_some_and(|copy| election::is_known(record, &seen.local.durable.adopted, copy));
-    known && (now.electable, now.priority) != (vote.electable, vote.priority)
+    let Some(copy) = seen.local.postgres.copy().filter(|copy| copy.end.is_some()) else { return false };
+    let known = election::is_known(record, &seen.local.durable.adopted, copy);
+    (now.electable && known, now.priority) != (vote.electable, vote.priority)
 }
 
 /// The holder of the closed term that is still a healthy primary says so and wins.
