@@ -37,6 +37,8 @@ pub struct Oracle {
     pub violation: Option<Violation>,
     /// Everything up to here was acknowledged to, or read by, a client; it must never be lost.
     pub protected: Option<Point>,
+    /// How often that was given up because nothing was promised any more.
+    pub era: u32,
     /// Who acknowledged on the timeline of which term.
     pub acknowledgers: BTreeMap<Term, usize>,
     /// Timelines in whose reign some rule had W = 0, and those where it counted others than the primary.
@@ -44,14 +46,16 @@ pub struct Oracle {
     pub lossy_lines: BTreeSet<Timeline>,
     /// An operator accepted loss when this term was decided; what older reigns still do is theirs.
     pub forced: Option<Term>,
+    /// A copy was lost that the promise does not cover.
+    pub beyond_promise_at: Option<Time>,
     /// What operators and W = 0 have cost, in records.
     pub accepted_loss: u64,
     /// Since when the world has been as it should be.
     pub well_since: Option<Time>,
     pub converged_at: Option<Time>,
     pub final_commit: Option<u64>,
-    /// The copies that are left cannot win; a person is needed.
-    pub needs_person: bool,
+    /// No copy is left that could lead.
+    pub nothing_left: bool,
 }
 
 impl World {
@@ -91,6 +95,7 @@ pub fn record_changed(world: &mut World, by: usize, before: &Record, after: &Rec
     {
         // From here on nothing is promised, until commits wait again.
         world.oracle.protected = None;
+        world.oracle.era += 1;
     }
     match proposal {
         Proposal::Vote { vote, .. } if vote.standing == Standing::Sealed => {

@@ -62,20 +62,21 @@ impl World {
         }
         let line = self.wal.hand(point.hand).number;
         let strict = !alone || !self.oracle.lossy_lines.contains(&line);
-        let generation = self.nodes[node].postgres.generation;
+        let era = self.oracle.era;
         if self.random.once_in(25) {
             self.clients.unknown += 1;
         } else if self.random.once_in(6) {
             let takes = self.span(MS / 2, 30 * MS);
-            self.after(takes, Event::Acknowledged { node, generation, point, strict });
+            self.after(takes, Event::Acknowledged { node, era, point, strict });
         } else {
-            self.acknowledged(node, generation, point, strict);
+            self.acknowledged(node, era, point, strict);
         }
     }
 
-    /// The answer reaches the client, even if the server has died meanwhile.
-    pub fn acknowledged(&mut self, node: usize, _generation: u32, point: Point, strict: bool) {
+    /// The answer reaches the client, even if the server has died meanwhile. It promises nothing any more if a rule
+    /// without voters was all there was since it was given.
+    pub fn acknowledged(&mut self, node: usize, era: u32, point: Point, strict: bool) {
         self.clients.acknowledged += 1;
-        acknowledged::acknowledged(self, node, point, strict);
+        acknowledged::acknowledged(self, node, point, strict && era == self.oracle.era);
     }
 }

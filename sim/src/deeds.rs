@@ -785,6 +785,13 @@ impl World {
         format!("{} on timeline {}", wal::lsn(end.at), self.wal.number(end))
     }
 
+    /// What every node holds.
+    pub fn ends_text(&self) -> String {
+        let nodes = (0..self.nodes.len()).filter(|node| self.nodes[*node].has_postgres);
+        let ends = nodes.map(|node| format!("{} at {}", self.nodes[node].name, self.end_text(node)));
+        ends.collect::<Vec<_>>().join(", ")
+    }
+
     pub fn point_text(&self, point: Point) -> String {
         let point = self.wal.settle(point);
         format!("{} on timeline {}", wal::lsn(point.at), self.wal.number(point))

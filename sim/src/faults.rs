@@ -104,6 +104,28 @@ impl Fault {
     }
 }
 
+/// Is this change of the record the step?
+type Step = fn(&Proposal) -> bool;
+
+/// Faults that wait for a step of the protocol, and strike in the middle of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ambush {
+    step: Step,
+    /// How many such steps it lets pass.
+    lets_pass: u64,
+}
+
+/// The steps that are worth an ambush, each with its weight. A rule change is the one that most can go wrong in.
+const STEPS: [(Step, u64); 7] = [
+    (|change| matches!(change, Proposal::Open { .. }), 1),
+    (|change| matches!(change, Proposal::Vote { .. }), 1),
+    (|change| matches!(change, Proposal::Decide { .. }), 2),
+    (|change| matches!(change, Proposal::Promoted { .. }), 1),
+    (|change| matches!(change, Proposal::ProposeRule { .. }), 5),
+    (|change| matches!(change, Proposal::FinishRule { .. }), 1),
+    (|change| matches!(change, Proposal::Enlist { .. }), 1),
+];
+
 impl World {
     /// Draws the faults of this schedule, between `from` and `until`; returns when to heal the world.
     pub fn plan_faults(&mut self, from: Time, until: Time) -> Time {
@@ -115,6 +137,16 @@ impl World {
             let lasts = self.lasting(Kind::CutManagement);
             let index = self.random.index(self.nodes.len());
             self.faults.push(Fault::new(at, lasts, Kind::CutManagement, index, index));
+        }
+        if self.random.once_in(2) {
+            let mut draw = self.random.below(STEPS.iter().map(|(_, weight)| weight).sum());
+            let step = STEPS.iter().find(|(_, weight)| {
+                let found = draw < *weight;
+                draw = draw.saturating_sub(*weight);
+                found
+            });
+            let lets_pass = self.random.below(3);
+            self.ambush = step.map(|(step, _)| Ambush { step: *step, lets_pass });
         }
         let bursts = self.span(2, 4);
         for burst in 0..bursts {
@@ -142,6 +174,25 @@ impl World {
         fault.aimed = true;
         self.faults.push(fault);
         self.after(within, Event::Fault { index });
+    }
+
+    /// The record has changed: is this the step that somebody waits for?
+    pub fn spring_ambush(&mut self, change: &Proposal) {
+        let Some(ambush) = self.ambush.as_mut().filter(|ambush| (ambush.step)(change)) else { return };
+        if ambush.lets_pass > 0 {
+            ambush.lets_pass -= 1;
+            return;
+        }
+        self.ambush = None;
+        if self.healed_at.is_some() {
+            return;
+        }
+        for _ in 0..self.span(1, 3) {
+            let focus = self.random.index(self.nodes.len());
+            let within = self.span(0, 120 * MS);
+            self.plan_one(self.now + within, focus);
+            self.after(within, Event::Fault { index: self.faults.len() - 1 });
+        }
     }
 
     fn plan_one(&mut self, at: Time, focus: usize) {
@@ -402,7 +453,7 @@ impl World {
         let agent = &mut self.nodes[node].agent;
         if agent.up {
             agent.frozen_until = agent.frozen_until.max(now + span);
-            agent.steady_since = agent.frozen_until;
+            agent.steady_since = agent.steady_since.max(agent.frozen_until);
             self.fence_watches(node);
         }
     }
@@ -414,7 +465,7 @@ impl World {
         let now = self.now;
         let there = &mut self.nodes[node];
         there.frozen_until = there.frozen_until.max(now + span);
-        there.agent.steady_since = there.frozen_until;
+        there.agent.steady_since = there.agent.steady_since.max(there.frozen_until);
         self.fence_watches(node);
     }
 
@@ -482,6 +533,9 @@ impl World {
         if !allowed || (holder_alone && !beyond_promise) {
             return;
         }
+        if beyond_promise {
+            self.oracle.beyond_promise_at = Some(self.now);
+        }
         self.lose_host(node);
         let there = &mut self.nodes[node];
         let life = there.postgres.generation + 1;
@@ -501,12 +555,16 @@ impl World {
 
     pub fn unhang(&mut self, node: usize) {
         self.nodes[node].slow.wal_hangs = false;
-        let server = &self.nodes[node].postgres;
+        let server = &mut self.nodes[node].postgres;
         let generation = server.generation;
         if server.state == State::Primary {
             self.flushed(node, generation);
         } else if let Some(link) = server.receiver {
             self.standby_flushes(link);
+        } else if server.answers() {
+            // The last receiver has been waiting to end.
+            server.flushed = server.written;
+            server.touch();
         }
     }
 

@@ -27,6 +27,11 @@ const VARIANT_SEEDS: u64 = 2_000;
 /// Below this many schedules something rare may not have occurred, and nothing is said about it.
 const COVERAGE_SCHEDULES: u64 = 20_000;
 
+/// A schedule with less of any of these says little.
+const EVENTS_MIN: u64 = 200;
+const FAULTS_MIN: u64 = 3;
+const COMMITS_MIN: u64 = 50;
+
 const USAGE: &str =
     "usage: sim [--schedules N] [--seed S] [--replay SEED] [--variant NAME] [--variants] [--verbose]
        [--threads N] [--keep-going]";
@@ -108,7 +113,12 @@ struct Sum {
     virtual_time: u64,
     heal_time: u64,
     accepted_loss: u64,
+    nothing_left: u64,
     coverage: Coverage,
+    /// The least of each that any schedule had, and its seed.
+    least_events: Option<(u64, u64)>,
+    least_faults: Option<(u64, u64)>,
+    least_commits: Option<(u64, u64)>,
     thin: u64,
     violations: Vec<Outcome>,
 }
@@ -122,8 +132,14 @@ impl Sum {
         self.heal_time += outcome.heal_time;
         self.accepted_loss += outcome.accepted_loss;
         self.coverage.add(&outcome.coverage);
-        let thin = outcome.events < 200 || outcome.coverage.faults < 3 || outcome.commits < 50;
-        self.thin += u64::from(thin && outcome.violation.is_none());
+        self.nothing_left += u64::from(outcome.nothing_left);
+        if outcome.violation.is_none() && !outcome.nothing_left {
+            let (events, faults, commits) = (outcome.events, outcome.coverage.faults, outcome.commits);
+            self.thin += u64::from(events < EVENTS_MIN || faults < FAULTS_MIN || commits < COMMITS_MIN);
+            self.least_events = least(self.least_events, Some((events, outcome.seed)));
+            self.least_faults = least(self.least_faults, Some((faults, outcome.seed)));
+            self.least_commits = least(self.least_commits, Some((commits, outcome.seed)));
+        }
         if outcome.violation.is_some() {
             self.violations.push(Outcome { coverage: Coverage::default(), trace: None, ..outcome });
         }
@@ -136,10 +152,18 @@ impl Sum {
         self.virtual_time += other.virtual_time;
         self.heal_time += other.heal_time;
         self.accepted_loss += other.accepted_loss;
+        self.nothing_left += other.nothing_left;
         self.coverage.add(&other.coverage);
         self.thin += other.thin;
+        self.least_events = least(self.least_events, other.least_events);
+        self.least_faults = least(self.least_faults, other.least_faults);
+        self.least_commits = least(self.least_commits, other.least_commits);
         self.violations.extend(other.violations);
     }
+}
+
+fn least(one: Option<(u64, u64)>, other: Option<(u64, u64)>) -> Option<(u64, u64)> {
+    one.into_iter().chain(other).min()
 }
 
 /// Runs seeds on all threads until there are no more, or one is caught and `first_only`.
@@ -192,8 +216,18 @@ fn schedules(arguments: &Arguments) -> bool {
         each(sum.heal_time) / SECOND as f64,
     );
     println!(
-        "all: {} fenced, {} forced, {} records lost where that was declared, {} schedules thinner than asked for",
-        sum.coverage.fenced, sum.coverage.forced, sum.accepted_loss, sum.thin
+        "all: {} fenced, {} forced, {} records lost where that was declared, {} left without any copy",
+        sum.coverage.fenced, sum.coverage.forced, sum.accepted_loss, sum.nothing_left
+    );
+    let said = |least: Option<(u64, u64)>| {
+        least.map_or_else(String::new, |(least, seed)| format!("{least} (seed {seed})"))
+    };
+    println!(
+        "least: {} events, {} faults, {} commits; {} schedules thinner than asked for",
+        said(sum.least_events),
+        said(sum.least_faults),
+        said(sum.least_commits),
+        sum.thin
     );
     if arguments.verbose {
         for (code, count) in sum.coverage.reasons.iter().chain(&sum.coverage.actions) {
@@ -212,7 +246,7 @@ fn schedules(arguments: &Arguments) -> bool {
     if !missing.is_empty() {
         println!("never occurred: {}", missing.join(", "));
     }
-    sum.violations.is_empty() && complete
+    sum.violations.is_empty() && complete && sum.thin == 0
 }
 
 fn tell(outcome: &Outcome) {

@@ -253,11 +253,15 @@ impl World {
         }
     }
 
-    /// The receiver of this standby ends, for whatever reason.
+    /// The receiver of this standby ends, for whatever reason; unless it is killed it flushes before that.
     pub fn end_receiver(&mut self, node: usize) {
+        let hangs = self.nodes[node].slow.wal_hangs;
         let server = &mut self.nodes[node].postgres;
         server.attempt += 1;
         let Some(link) = server.receiver.take() else { return };
+        if server.answers() && !hangs {
+            server.flushed = server.written;
+        }
         server.touch();
         let upstream = self.links[link].upstream;
         let told = self.nodes[node].host_up && self.network.passes(Layer::Replication, node, upstream);

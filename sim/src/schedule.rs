@@ -33,6 +33,8 @@ pub struct Outcome {
     pub heal_time: Time,
     pub coverage: Coverage,
     pub accepted_loss: u64,
+    /// Every copy was lost, which is more than anybody promised.
+    pub nothing_left: bool,
     pub trace: Option<String>,
 }
 
@@ -75,6 +77,7 @@ pub fn run(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Outcome {
         heal_time,
         coverage: std::mem::take(&mut world.coverage),
         accepted_loss: world.oracle.accepted_loss,
+        nothing_left: world.oracle.nothing_left,
         trace: world.trace.take(),
     }
 }
@@ -287,7 +290,7 @@ impl World {
                 (electable, self.nodes[*node].postgres.flushed)
             });
         let Some(best) = best else {
-            // Nothing is left that could lead.
+            self.oracle.nothing_left = true;
             self.oracle.converged_at = Some(self.now);
             return;
         };

@@ -200,6 +200,7 @@ impl World {
         }
         self.tell(None, |_| format!("record: {}", story::proposal(proposal)));
         checkers::record_changed(self, by, &before, &next, proposal);
+        self.spring_ambush(proposal);
         for node in 0..self.nodes.len() {
             self.watch_soon(node);
         }

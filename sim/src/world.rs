@@ -66,7 +66,7 @@ pub enum Event {
     ReceiverSeesEnd { link: usize },
     // Clients and people.
     ClientTick,
-    Acknowledged { node: usize, generation: u32, point: Point, strict: bool },
+    Acknowledged { node: usize, era: u32, point: Point, strict: bool },
     Fault { index: usize },
     FaultEnds { index: usize },
     Check,
@@ -281,6 +281,7 @@ pub struct World {
     pub network: Network,
     pub clients: crate::clients::Clients,
     pub faults: Vec<crate::faults::Fault>,
+    pub ambush: Option<crate::faults::Ambush>,
     pub oracle: Oracle,
     pub coverage: Coverage,
     pub crashes: Vec<Time>,
@@ -317,6 +318,7 @@ impl World {
             network: Network::new(count),
             clients: crate::clients::Clients::default(),
             faults: Vec::new(),
+            ambush: None,
             oracle: Oracle::default(),
             coverage: Coverage::default(),
             crashes: Vec::new(),
@@ -396,8 +398,8 @@ impl World {
             Event::SenderSeesEnd { link } => self.sender_sees_end(link),
             Event::ReceiverSeesEnd { link } => self.receiver_sees_end(link),
             Event::ClientTick => self.client_tick(),
-            Event::Acknowledged { node, generation, point, strict } => {
-                self.acknowledged(node, generation, point, strict);
+            Event::Acknowledged { node, era, point, strict } => {
+                self.acknowledged(node, era, point, strict);
             }
             Event::Fault { index } => self.fault_begins(index),
             Event::FaultEnds { index } => self.fault_ends(index),

@@ -1,7 +1,8 @@
 //! No copy is rewritten that somebody may still need: no rule counts it, and enough others hold everything.
 //!
 //! "Enough" is `needed` + 1, or everyone else where there are not so many; nodes that are lost (no copy, silent
-//! for long, a disk that hangs, stopped by an operator) are losses that the promise has already paid for.
+//! for long, a disk that hangs or is damaged, stopped by an operator) are losses that the promise has already paid
+//! for.
 
 use crate::world::{SECOND, World};
 
@@ -25,7 +26,9 @@ pub fn begins(world: &mut World, node: usize) {
         return;
     }
     let Some(protected) = world.oracle.protected else { return };
-    if world.now.saturating_sub(world.spec_changed_at) < SETTLED_AFTER {
+    // Nor can anybody know of a disk that was lost a moment ago.
+    let unsettled = Some(world.spec_changed_at).max(world.oracle.beyond_promise_at);
+    if unsettled.is_some_and(|at| world.now.saturating_sub(at) < SETTLED_AFTER) {
         return;
     }
     let holds = |node: usize| world.wal.holds(world.nodes[node].postgres.durable_end(), protected);
@@ -45,16 +48,17 @@ pub fn begins(world: &mut World, node: usize) {
         .filter(|other| {
             let there = &world.nodes[**other];
             let silent = world.now.saturating_sub(there.streamed_at) > LOST_AFTER;
-            let away = silent || there.slow.wal_hangs || there.stopping;
+            let away = silent || there.slow.wal_hangs || there.damage.is_some() || there.stopping;
             world.member(**other).is_none() || (away && !holds(**other))
         })
         .count();
     let needed = (rules.target().needed as usize + 1).min(present).saturating_sub(lost).max(1);
     if holders < needed {
         let detail = format!(
-            "{} rewrites its copy while {holders} others hold {}, and {needed} must",
+            "{} rewrites its copy while {holders} others hold {}, and {needed} must; {}",
             member.node,
-            world.point_text(protected)
+            world.point_text(protected),
+            world.ends_text()
         );
         world.violate("no needed copy is destroyed", detail);
     }

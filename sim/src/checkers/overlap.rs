@@ -26,16 +26,12 @@ pub fn check(world: &mut World) {
         })
     };
     if !invariants::every_election_meets(rules, record.holder(), able, holds) {
-        let ends: Vec<String> = (0..world.nodes.len())
-            .filter(|node| world.nodes[*node].has_postgres)
-            .map(|node| format!("{} at {}", world.nodes[node].name, world.end_text(node)))
-            .collect();
         let next = rules.next.as_ref().map(|next| format!(" and {next}")).unwrap_or_default();
         let detail = format!(
             "an election under {}{next} could be won without {}; {}",
             rules.current,
             world.point_text(protected),
-            ends.join(", ")
+            world.ends_text()
         );
         world.violate("every election meets a holder of what was acknowledged", detail);
     }
