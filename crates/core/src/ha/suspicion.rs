@@ -17,6 +17,10 @@ use crate::types::{Instant, NodeName};
 /// TCP about two, and its retransmission may be lost too.
 pub const ROUND_TRIPS_OF_PATIENCE: u32 = 4;
 
+/// The holder's fence acts at `agent_grace` too, and its word that nothing is left running saves its successor the
+/// wait for a lease. This is what it takes to end PostgreSQL and to be heard.
+pub const FENCE_SPEAKS_FIRST: Duration = Duration::from_millis(700);
+
 /// Closes the term if its holder must be taken for lost.
 pub fn open(
     memory: &Memory,
@@ -29,7 +33,7 @@ pub fn open(
     }
     let holder = record.holder().filter(|holder| holder.node != *seen.me)?;
     let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
-    let cause = if silent >= seen.times.agent_grace {
+    let cause = if silent >= seen.times.agent_grace + FENCE_SPEAKS_FIRST {
         Cause::AgentSilent
     } else if silent >= suspect && most_voters_cannot_reach(now, seen, record, &holder.node, suspect) {
         Cause::Unreachable
