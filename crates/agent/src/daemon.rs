@@ -35,7 +35,7 @@ use crate::pki::{Credentials, CredentialsError, Paths, ServerTls};
 use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
 use crate::transport::OverApi;
-use crate::{duties, fence, paths, tending, wire};
+use crate::{duties, fence, paths, slots, tending, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -255,6 +255,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         tasks.push(tokio::spawn(server.clone().watch(look_pause, sender.clone())));
         tasks.push(tokio::spawn(duties::health(server.clone(), sender.clone())));
         tasks.push(tokio::spawn(stop_on_request(sender.clone())));
+        tasks.push(tokio::spawn(slots::keep(server.clone(), duties.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::probe(remote, duties, spec, sender)));
     }

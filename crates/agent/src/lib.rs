@@ -30,6 +30,7 @@ pub mod pki;
 mod secrets;
 mod server;
 pub mod setup;
+mod slots;
 mod tending;
 mod transport;
 mod view;

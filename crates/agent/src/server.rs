@@ -610,6 +610,14 @@ impl Server {
         Ok(())
     }
 
+    /// On a standby: a slot for each of these members, moved along to what it has.
+    pub(crate) async fn keep_slots(&self, kept: &[(Member, Option<Lsn>)]) -> Result<()> {
+        let inner = self.inner()?;
+        let nodes: Vec<NodeName> = inner.record().nodes.keys().cloned().collect();
+        let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
+        Ok(slots::keep(&session, kept, &nodes, SQL_WITHIN).await?)
+    }
+
     pub(crate) async fn clone_from(&self, source: &NodeName, from: (&str, u16)) -> Result<()> {
         let inner = self.inner()?;
         let member = inner.record().member(&inner.node);

@@ -116,6 +116,9 @@ pub struct Duties {
     pub probe_holder: bool,
     /// Have the fence armed for this term.
     pub fence: Option<Term>,
+    /// Keep a slot for every other member on this standby: one that is pointed here, now or after a promotion, finds
+    /// the WAL that it lacks.
+    pub keep_slots: bool,
 }
 
 impl VoteTemplate {

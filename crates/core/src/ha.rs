@@ -190,6 +190,7 @@ fn holding(
         }
     }
     decision.duties.probe_holder = record.holder().is_some() && !holds;
+    decision.duties.keep_slots = !holds && matches!(seen.local.postgres, Postgres::Standby(_));
     decision
 }
 

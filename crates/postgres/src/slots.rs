@@ -183,6 +183,53 @@ pub async fn advance(
     .await
 }
 
+/// Brings the slots of members on a standby up to date: each of `kept` has one, which holds nothing back that its
+/// member has (`None`: not known, so it stays where it is); former incarnations have none. `nodes` are all that
+/// ever belonged to the herd. Slots that somebody streams from are left alone.
+pub async fn keep(
+    session: &Session,
+    kept: &[(Member, Option<Lsn>)],
+    nodes: &[NodeName],
+    deadline: Duration,
+) -> Result<(), SlotError> {
+    let here = list(session, nodes, deadline).await?;
+    let idle = || here.iter().filter(|slot| slot.active_pid.is_none() && !slot.logical && !slot.temporary);
+    let former = |slot: &&Slot| {
+        let member = slot.member.as_ref();
+        member
+            .is_some_and(|member| kept.iter().any(|(other, _)| other.node == member.node && other != member))
+    };
+    for slot in idle().filter(former) {
+        drop(session, &slot.name, nodes, deadline).await?;
+    }
+    // It keeps nothing any more and never will again; nobody has needed it so far.
+    let lost = |slot: &&Slot| {
+        slot.wal_status == Some(WalStatus::Lost)
+            && kept.iter().any(|(member, _)| slot_name(member) == slot.name)
+    };
+    for slot in idle().filter(lost) {
+        drop(session, &slot.name, nodes, deadline).await?;
+    }
+    for (member, has) in kept {
+        let known = idle().find(|slot| slot.name == slot_name(member)).filter(|slot| !lost(slot));
+        match (known, has) {
+            (Some(slot), Some(has)) if slot.restart_lsn.is_none_or(|stands| stands < *has) => {
+                match advance(session, member, *has, deadline).await {
+                    // Its member was faster, and streams from it now.
+                    Ok(_) | Err(SlotError::Active { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            (Some(_), _) => {}
+            (None, _) => {
+                // Also where it is there and in use, which this finds out.
+                ensure(session, member, deadline).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

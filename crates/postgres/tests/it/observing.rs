@@ -162,6 +162,42 @@ story! {
 }
 
 story! {
+    async fn a_standby_keeps_slots_for_whoever_may_be_pointed_at_it() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let [a, b] = &nodes[..] else { unreachable!() };
+        let names = ["a".parse().unwrap(), "b".parse().unwrap(), "c".parse().unwrap()];
+        let (session, on_b) = (a.session().await, b.session().await);
+        let described = async || {
+            let listed = slots::list(&on_b, &names, SOON).await.unwrap();
+            listed.into_iter().map(|slot| (slot.name, slot.restart_lsn)).collect::<Vec<_>>()
+        };
+        ask(&on_b, "SELECT pg_create_physical_replication_slot('barman')").await;
+        slots::ensure(&on_b, &member("c", 2), SOON).await.unwrap();
+
+        // Nobody knows yet what they have: the slots are there, and hold everything from now on.
+        slots::keep(&on_b, &[(member("a", 1), None), (member("c", 3), None)], &names, SOON).await.unwrap();
+        let before = described().await;
+        let kept: Vec<&str> = before.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(kept, ["a_1", "barman", "c_3"], "a former incarnation's slot would hold WAL for nobody");
+        assert!(before[0].1.is_some() && before[2].1.is_some(), "{before:?}");
+
+        // What c has, it needs no more; what a has is not known, and stays.
+        let sent = marker(&session, "x", SOON).await.unwrap();
+        until("b has it", async || {
+            let replayed: Lsn = ask(&on_b, "SELECT pg_last_wal_replay_lsn()").await.parse().unwrap();
+            (replayed >= sent).then_some(())
+        })
+        .await;
+        slots::keep(&on_b, &[(member("a", 1), None), (member("c", 3), Some(sent))], &names, SOON).await.unwrap();
+        let after = described().await;
+        assert_eq!((after[0].1, after[2].1), (before[0].1, Some(sent)));
+        slots::keep(&on_b, &[(member("c", 3), Some(Lsn(1)))], &names, SOON).await.unwrap();
+        assert_eq!(described().await, after, "no slot goes back, and one that is not spoken of stays");
+    }
+}
+
+story! {
     async fn the_disk_is_probed_and_the_log_is_read() {
         let herd = Herd::new().await;
         let server = herd.initialized("a").await;
