@@ -125,7 +125,14 @@ impl Freezer {
         find: impl Fn() -> Vec<Process>,
     ) -> Freezer {
         let group = root.join(name);
-        assert!(!group.exists(), "{name} is frozen already");
+        assert!(!is_frozen(&group, generation), "{name} is frozen already");
+        // The kernel keeps a group for a moment whose last process has just ended.
+        wait_until(&format!("{name} to be gone since the last time"), EFFECT_DEADLINE, || {
+            if group.exists() {
+                remove(&group);
+            }
+            if group.exists() { Err(format!("it holds {:?}", members(&group))) } else { Ok(()) }
+        });
         make(&group);
         let mut freezer = Freezer { generation, group, origins: Vec::new() };
         // The group is frozen first: each process stops as it enters, and can fork no more.
@@ -163,12 +170,10 @@ impl Freezer {
     #[track_caller]
     fn prove_frozen(&self) {
         wait_until("the processes of the group to be frozen", EFFECT_DEADLINE, || {
-            let (file, frozen) = match self.generation {
-                Generation::One => ("freezer.state", "FROZEN"),
-                Generation::Two => ("cgroup.events", "frozen 1"),
-            };
-            let state = std::fs::read_to_string(self.group.join(file)).unwrap_or_default();
-            if state.contains(frozen) { Ok(()) } else { Err(format!("{file} says {state}")) }
+            match is_frozen(&self.group, self.generation) {
+                true => Ok(()),
+                false => Err("the kernel says that they are not".to_owned()),
+            }
         });
     }
 
@@ -183,6 +188,14 @@ impl Drop for Freezer {
         }
         remove(&self.group);
     }
+}
+
+fn is_frozen(group: &Path, generation: Generation) -> bool {
+    let (file, frozen) = match generation {
+        Generation::One => ("freezer.state", "FROZEN"),
+        Generation::Two => ("cgroup.events", "frozen 1"),
+    };
+    std::fs::read_to_string(group.join(file)).is_ok_and(|state| state.contains(frozen))
 }
 
 /// A limit on the CPU time of some processes until this is dropped.

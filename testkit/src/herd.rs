@@ -18,16 +18,19 @@
 //! Hazard: a helper that mends something, or waits where an operator would not, hides a fault of the product.
 
 mod logs;
+mod reports;
 mod status;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+pub use reports::{Check, Explanation, HistoryEntry};
 pub use status::{Cluster, Durability, Member, Status, Store, StoreMember};
 
 use crate::checker::{Asker, Verdict, holdings};
@@ -54,6 +57,8 @@ const START_DEADLINE: Duration = Duration::from_secs(180);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Each look starts a process; more often would take the CPU from those that are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Names a directory in which the logs of every herd are kept, also of one that did well.
+const KEEP_LOGS: &str = "PGHERD_KEEP_LOGS";
 
 /// A herd to be started: names, and what its file says beyond the defaults.
 #[derive(Clone, Debug)]
@@ -344,17 +349,7 @@ impl Herd {
 
     /// What one agent answers.
     pub fn status_from(&self, agent: &str) -> Result<Status, String> {
-        let command = self.pgherd(agent).args(["status", "--json"]).within(ANSWER_DEADLINE);
-        let output = command.try_output().map_err(|overdue| overdue.to_string())?;
-        if !output.status.success() {
-            return Err(format!("{agent}: {}", String::from_utf8_lossy(&output.stderr).trim()));
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| {
-            format!(
-                "{agent} breaks the contract of its JSON: {error}: {}",
-                String::from_utf8_lossy(&output.stdout)
-            )
-        })
+        self.json(agent, "status")
     }
 
     /// Starts the agent of every host with power that has none, as an init system does when one has ended by
@@ -508,6 +503,23 @@ impl Herd {
         found
     }
 
+    /// kill -9 of everything that runs on a host, in one instant: agent, fence and PostgreSQL. Its kernel
+    /// lives, and closes what they had open.
+    #[track_caller]
+    pub fn kill_everything(&self, name: &str) {
+        let host = self.host(name);
+        let frozen = host.freeze();
+        let processes = host.processes();
+        assert!(!processes.is_empty(), "fault not injected: nothing runs on {name}");
+        for process in &processes {
+            process.signal(rustix::process::Signal::KILL);
+        }
+        frozen.thaw();
+        for process in &processes {
+            process.wait_gone(ANSWER_DEADLINE);
+        }
+    }
+
     /// The power goes; see [`Net::crash`].
     #[track_caller]
     pub fn crash(&self, name: &str) {
@@ -576,7 +588,13 @@ impl Herd {
     /// Starts the usual clients: some that look for the primary, one that stays with each node, a register.
     #[track_caller]
     pub fn start_workload(&self) -> Workload {
-        let workload = Workload::start(self.net.client(), self.plan());
+        self.start_workload_with(self.plan())
+    }
+
+    /// As [`Herd::start_workload`], with other clients.
+    #[track_caller]
+    pub fn start_workload_with(&self, plan: Plan) -> Workload {
+        let workload = Workload::start(self.net.client(), plan);
         workload.wait_for_writes(ANSWER_DEADLINE);
         workload
     }
@@ -653,5 +671,26 @@ impl Herd {
             }
         }
         assert!(found.is_empty(), "agents logged what nobody expected:\n{found}");
+    }
+}
+
+impl Drop for Herd {
+    /// A failed test leaves its logs behind; the directories of the hosts go with the network.
+    fn drop(&mut self) {
+        let wanted = std::env::var_os(KEEP_LOGS);
+        if wanted.is_none() && !std::thread::panicking() {
+            return;
+        }
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or("herd").replace("::", "-");
+        let directory = wanted.map_or_else(|| std::env::temp_dir().join("pgherd-failed"), PathBuf::from);
+        let directory = directory.join(test);
+        let kept = std::fs::create_dir_all(&directory).and_then(|()| self.copy_logs(&directory));
+        let told = match kept {
+            Ok(()) => format!("all logs are in {}\n", directory.display()),
+            Err(error) => format!("cannot keep the logs in {}: {error}\n", directory.display()),
+        };
+        // Nobody reads a stderr that is closed.
+        drop(std::io::stderr().write_all(told.as_bytes()));
     }
 }

@@ -73,8 +73,13 @@ impl Status {
         if let Some(gone) = self.store.members.iter().find(|member| member.reachable == Some(false)) {
             return Err(format!("{} of the store cannot be reached", gone.name));
         }
-        if self.store.leader.is_none() {
+        let Some(leader) = &self.store.leader else {
             return Err("the store has no leader".to_owned());
+        };
+        // One loss would then be two: of the primary, and of whoever could agree on the next.
+        let alone = self.store.members.len() == 1;
+        if let Some(cluster) = self.clusters.iter().find(|it| !alone && it.primary.as_ref() == Some(leader)) {
+            return Err(format!("the store is led from the node of the primary of {}", cluster.name));
         }
         self.clusters.iter().try_for_each(Cluster::whole)
     }
@@ -183,7 +188,10 @@ mod tests {
         };
         serde_json::from_value(serde_json::json!({
             "herd": "shop", "generation": 7,
-            "store": {"kind": "raft", "leader": "b", "members": [{"name": "a", "voter": true, "reachable": null}]},
+            "store": {"kind": "raft", "leader": "b", "members": [
+                {"name": "a", "voter": true, "reachable": null},
+                {"name": "b", "voter": true, "reachable": true},
+            ]},
             "clusters": [{
                 "name": "main", "system_identifier": "7710", "term": 4, "primary": "a", "gate": "open",
                 "durability": {"mode": "quorum", "needed": 1, "voters": ["b", "c"], "degraded": false},
@@ -199,8 +207,9 @@ mod tests {
     fn a_herd_is_whole_only_if_nothing_is_missing() {
         assert_eq!(whole().whole(), Ok(()));
         type Damage = (&'static str, fn(&mut Status));
-        let damages: [Damage; 9] = [
+        let damages: [Damage; 10] = [
             ("no leader", |status| status.store.leader = None),
+            ("led from the node of the primary", |status| status.store.leader = Some("a".to_owned())),
             ("cannot be reached", |status| status.store.members[0].reachable = Some(false)),
             ("no primary", |status| status.clusters[0].primary = None),
             ("gate of cluster main is closed", |status| status.clusters[0].gate = "closed".into()),

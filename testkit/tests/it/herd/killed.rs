@@ -1,0 +1,129 @@
+//! Processes that are killed while their host goes on.
+
+use super::*;
+
+#[test]
+fn b03_a_killed_postmaster_means_failover_at_once() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let before = herd.status().unwrap();
+    let workload = herd.start_workload();
+    let killed_at = herd.kill_postmaster("a");
+    fails_over(&herd, &workload, &before, killed_at, AT_ONCE);
+    let after = herd.wait_until_whole(WHOLE);
+    assert_ne!(primary(&after), Some("a"));
+    assert_eq!(term(&after), term(&before) + 1, "one cause, one election");
+    all_is_well(&herd, workload);
+}
+
+/// PostgreSQL takes the death of either for a crash of everything, and would come back as a primary by itself.
+#[test]
+fn a_killed_backend_and_a_killed_checkpointer_mean_failover_at_once() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let workload = herd.start_workload();
+    for title in ["app app", "checkpointer"] {
+        let (old, before) = (herd.primary(), herd.status().unwrap());
+        let killed_at = Instant::now();
+        herd.postgres_process(&old, title).kill();
+        fails_over(&herd, &workload, &before, killed_at, AT_ONCE);
+        let after = herd.wait_until_whole(WHOLE);
+        assert_ne!(primary(&after), Some(old.as_str()), "after the death of {title}");
+        assert_eq!(term(&after), term(&before) + 1, "one cause, one election");
+    }
+    all_is_well(&herd, workload);
+}
+
+#[test]
+fn without_a_voter_a_killed_postmaster_leads_again_in_place_and_nobody_is_let_in_before_one_is_back() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b"]).with_witness("w").start();
+    let before = herd.status().unwrap();
+    let workload = herd.start_workload();
+    herd.crash("b");
+    let killed_at = herd.kill_postmaster("a");
+    let what = "a to lead again with its gate closed";
+    let during = agent_says(&herd, "a", what, |status| {
+        let member = status.cluster().member("a").expect("a is in the file");
+        term(status) > term(&before) && member.role == "primary" && member.state == "running"
+    });
+    assert_eq!(during.cluster().gate, "closed", "its first WAL is on no other node");
+    assert!(
+        during.cluster().member("a").unwrap().timeline > before.cluster().member("a").unwrap().timeline,
+        "a reign that does not begin with a timeline of its own cannot be told from the last: {during}"
+    );
+    assert_eq!(acknowledged_after(&workload, killed_at), 0, "no voter can have these");
+    herd.power_on("b");
+    let after = herd.wait_until_whole(WHOLE);
+    assert_eq!(primary(&after), Some("a"));
+    all_is_well(&herd, workload);
+}
+
+#[test]
+fn b05_a_killed_agent_that_comes_back_adopts_its_postgresql() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let before = herd.status().unwrap();
+    let postmaster = herd.postmaster("a");
+    let workload = herd.start_workload();
+    let killed_at = Instant::now();
+    herd.agent("a").kill();
+    // sleep: longer than `suspect`, so that only the answers of its PostgreSQL speak for the primary.
+    std::thread::sleep(Duration::from_secs(4));
+    herd.start_agent("a");
+    let after = herd.wait_until_whole(WHOLE);
+    assert!(postmaster.is_alive(), "PostgreSQL was restarted");
+    assert_eq!((term(&after), primary(&after)), (term(&before), primary(&before)));
+    // An adopted server is not only alive, it is led: a list or a gate that is set anew holds commits up.
+    writes_go_on(&workload, killed_at, Duration::from_millis(300));
+    all_is_well(&herd, workload);
+}
+
+#[test]
+fn everything_killed_on_the_primarys_node_means_failover_and_its_agent_brings_it_back() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let before = herd.status().unwrap();
+    let workload = herd.start_workload();
+    let killed_at = Instant::now();
+    herd.kill_everything("a");
+    let after = fails_over(&herd, &workload, &before, killed_at, AFTER_SILENCE);
+    assert_ne!(primary(&after), Some("a"));
+    herd.start_agent("a");
+    all_is_well(&herd, workload);
+}
+
+#[test]
+fn everything_killed_on_a_standbys_node_costs_its_vote_and_no_write_is_lost() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let before = herd.status().unwrap();
+    let workload = herd.start_workload();
+    let killed_at = Instant::now();
+    herd.kill_everything("b");
+    agent_says(&herd, "a", "b to lose its vote", |status| status.cluster().durability.voters == ["c"]);
+    writes_go_on(&workload, killed_at, Duration::from_secs(3));
+    herd.start_agent("b");
+    let after = herd.wait_until_whole(WHOLE);
+    assert_eq!((term(&after), primary(&after)), (term(&before), primary(&before)));
+    all_is_well(&herd, workload);
+}
+
+#[test]
+fn b13_every_node_has_been_primary() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let workload = herd.start_workload();
+    for next in ["b", "c", "a"] {
+        let before = herd.status().unwrap();
+        let killed_at = herd.kill_postmaster(&herd.primary());
+        fails_over(&herd, &workload, &before, killed_at, AT_ONCE);
+        herd.wait_until_whole(WHOLE);
+        if herd.primary() != next {
+            herd.switch_over(Some(next));
+            herd.wait_until_whole(WHOLE);
+        }
+        assert_eq!(herd.primary(), next);
+    }
+    all_is_well(&herd, workload);
+}
