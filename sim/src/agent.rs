@@ -37,6 +37,7 @@ impl World {
         let others: Vec<_> =
             self.nodes.iter().map(|other| other.name.clone()).filter(|o| *o != name).collect();
         let now = self.now;
+        let first_look = self.span(MS, 20 * MS);
         let Node { agent, fence, damage, stopping, frozen_until, .. } = &mut self.nodes[node];
         let durable = std::mem::take(&mut agent.local.durable);
         let (life, deed_token, think_token) = (agent.life + 1, agent.deed_token + 1, agent.think_token + 1);
@@ -47,6 +48,7 @@ impl World {
             think_token,
             steady_since: now.max(*frozen_until),
             think_at: Time::MAX,
+            looks_from: now + first_look,
             ..Agent::default()
         };
         agent.local = Local { durable, stopping: *stopping, ..Local::default() };
@@ -124,6 +126,7 @@ impl World {
             store: StoreView {
                 record,
                 confirmed: agent.confirmed.filter(|(of, _)| Some(*of) == term).map(|(_, asked)| asked),
+                caught_up: agent.caught_up,
                 reachable: agent.store_reachable,
             },
             local: &agent.local,
@@ -162,8 +165,10 @@ impl World {
         self.feed_fence(node, duties);
         self.note_reason(node, &reason);
         let wake = self.nodes[node].clock.true_span(wake.since(now));
-        self.nodes[node].agent.think_at = Time::MAX;
-        self.think_within(node, wake.max(MS));
+        let agent = &mut self.nodes[node].agent;
+        agent.think_at = Time::MAX;
+        let first_look = if agent.looks_from > self.now { agent.looks_from - self.now } else { Time::MAX };
+        self.think_within(node, wake.max(MS).min(first_look));
         self.begin(node, actions);
     }
 
@@ -205,8 +210,9 @@ impl World {
 
     /// Looks at the local PostgreSQL, unless a deed is under way.
     fn look(&mut self, node: usize) {
-        let Node { agent, postgres, name: _, has_postgres, .. } = &mut self.nodes[node];
-        if agent.local.busy.is_some() {
+        let now = self.now;
+        let Node { agent, postgres, has_postgres, .. } = &mut self.nodes[node];
+        if agent.local.busy.is_some() || agent.looks_from > now {
             return;
         }
         if agent.looked_at == Some(postgres.version) {
@@ -425,9 +431,18 @@ impl World {
         };
         let within = self.nodes[node].clock.true_span(within);
         let now = self.now;
-        let fence = &mut self.nodes[node].fence;
+        let Node { fence, agent, .. } = &mut self.nodes[node];
         fence.last_sign = now;
-        fence.armed = duties.fence.map(|term| (term, within));
+        // Disarmed only once PostgreSQL has been seen to be no primary.
+        let harmless = matches!(
+            agent.local.postgres,
+            seen::Postgres::Standby(_) | seen::Postgres::Stopped(_) | seen::Postgres::Absent
+        );
+        match duties.fence {
+            Some(term) => fence.armed = Some((term, within)),
+            None if harmless && agent.local.busy.is_none() => fence.armed = None,
+            None => {}
+        }
     }
 
     /// From now on nobody feeds the fence of this node.

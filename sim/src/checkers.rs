@@ -5,7 +5,7 @@
 
 use pgherd_core::invariants;
 use pgherd_core::record::{Proposal, Record, Standing};
-use pgherd_core::types::{Term, Timeline};
+use pgherd_core::types::{Member, Term, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::wal::Point;
@@ -16,6 +16,7 @@ pub mod convergence;
 pub mod degraded;
 pub mod destruction;
 pub mod gates;
+pub mod incarnations;
 pub mod leases;
 pub mod one_acknowledger;
 pub mod overlap;
@@ -39,11 +40,15 @@ pub struct Oracle {
     pub protected: Option<Point>,
     /// How often that was given up because nothing was promised any more.
     pub era: u32,
+    /// Every copy that was ever made.
+    pub copies: BTreeSet<Member>,
     /// Who acknowledged on the timeline of which term.
     pub acknowledgers: BTreeMap<Term, usize>,
     /// Timelines in whose reign some rule had W = 0, and those where it counted others than the primary.
     pub declared_lines: BTreeSet<Timeline>,
     pub lossy_lines: BTreeSet<Timeline>,
+    /// The newest term whose gate was opened.
+    pub gate_of: Option<Term>,
     /// An operator accepted loss when this term was decided; what older reigns still do is theirs.
     pub forced: Option<Term>,
     /// A copy was lost that the promise does not cover.

@@ -14,7 +14,7 @@ use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 
 use crate::agent::forget_deeds;
 use crate::breakage::{Breakage, RETURNED};
-use crate::checkers::{destruction, gates, terms};
+use crate::checkers::{destruction, gates, incarnations, terms};
 use crate::postgres::{Conninfo, State};
 use crate::story;
 use crate::wal::{self, Point};
@@ -184,6 +184,9 @@ impl World {
                 durable.promoting = None;
             }
         });
+        if !rebuild {
+            incarnations::made(self, node);
+        }
         Step::Done
     }
 
@@ -766,6 +769,7 @@ impl World {
                 server.touch();
                 self.adopt_lines(node, &record, reign.timeline);
                 self.remember(node, |durable| durable.rebuilding = false);
+                incarnations::made(self, node);
                 self.tell(Some(node), |world| format!("has a fresh copy up to {}", world.end_text(node)));
                 Step::Done
             }

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use pgherd_core::action::Action;
+use pgherd_core::ha::suspicion;
 use pgherd_core::record::{Proposal, Switchover};
 use pgherd_core::spec::Durability;
 
@@ -133,7 +134,7 @@ impl World {
         if self.random.once_in(7) {
             // Before anything else, and with time for the election that it leads to and for the lease after that.
             let at = self.span(from / 2, from);
-            heal_at = until.max(at + micros(self.times.agent_grace) + 6 * SECOND);
+            heal_at = until.max(at + self.silence_until_closed() + 6 * SECOND);
             let lasts = self.lasting(Kind::CutManagement);
             let index = self.random.index(self.nodes.len());
             self.faults.push(Fault::new(at, lasts, Kind::CutManagement, index, index));
@@ -212,10 +213,15 @@ impl World {
         self.faults.push(Fault::new(at, lasts, kind, node, other));
     }
 
+    /// For how long a holder whose PostgreSQL answers may be silent before its term is closed.
+    fn silence_until_closed(&self) -> Time {
+        micros(self.times.agent_grace + suspicion::FENCE_SPEAKS_FIRST)
+    }
+
     fn lasting(&mut self, kind: Kind) -> Time {
         match kind {
             // Shorter than `agent_grace` it would change nothing.
-            Kind::CutManagement => micros(self.times.agent_grace) + self.span(SECOND, 8 * SECOND),
+            Kind::CutManagement => self.silence_until_closed() + self.span(SECOND, 8 * SECOND),
             // Long enough for another one to lead when it thaws.
             Kind::FreezeNode => self.span(SECOND, 12 * SECOND),
             _ => self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND)),
@@ -495,7 +501,7 @@ impl World {
         }
         let late = voters[self.random.index(voters.len())];
         // A report that was just on its way makes the silence begin a little later.
-        let grace = micros(self.times.agent_grace);
+        let grace = self.silence_until_closed();
         let (from, lasts) = (self.span(grace - 900 * MS, grace - 450 * MS), self.span(SECOND, 5 * SECOND));
         self.plan_fault(from, lasts, Kind::CutStore, late);
     }

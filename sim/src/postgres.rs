@@ -221,7 +221,8 @@ impl World {
         if promoting || !server.was_primary {
             self.end_receiver(node);
         }
-        let stay = self.random.once_in(3);
+        // A script shows the worst.
+        let stay = self.random.is_still() || self.random.once_in(3);
         let generation = self.nodes[node].postgres.generation;
         if !stay {
             let takes = self.span(MS, 100 * MS);
@@ -285,9 +286,11 @@ impl World {
         self.nodes[node].postgres.promoted_by_agent = by_agent;
         let slow = std::mem::take(&mut self.nodes[node].slow.promotion);
         let takes = if slow {
-            // While it hangs the node is cut off, and comes back before it has ended.
-            let (from, until) = (self.span(50 * MS, SECOND), self.span(2 * SECOND, 6 * SECOND));
-            self.plan_fault(from, until, Kind::Isolate, node);
+            if !self.random.is_still() {
+                // While it hangs the node is cut off, and comes back before it has ended.
+                let (from, until) = (self.span(50 * MS, SECOND), self.span(2 * SECOND, 6 * SECOND));
+                self.plan_fault(from, until, Kind::Isolate, node);
+            }
             self.span(SECOND, 30 * SECOND)
         } else {
             self.span_or((80 * MS, 150 * MS), 10, (200 * MS, 3 * SECOND))

@@ -21,6 +21,10 @@ impl Random {
         Random { state: 0, still: true }
     }
 
+    pub fn is_still(&self) -> bool {
+        self.still
+    }
+
     #[expect(
         clippy::should_implement_trait,
         reason = "a source of numbers that never ends is no iterator to its users"

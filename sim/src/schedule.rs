@@ -199,6 +199,7 @@ pub fn establish(world: &mut World) {
             server.conninfo = Some(Conninfo { upstream: 0, term: Term(1), timeline: Timeline(2) });
         }
     }
+    world.oracle.copies = names.iter().filter_map(|name| record.member(name)).collect();
     world.store.record = Rc::new(record);
     world.store.revision = 1;
     for node in 0..world.nodes.len() {

@@ -279,8 +279,11 @@ impl World {
         let Node { agent, view, .. } = &mut self.nodes[node];
         agent.store_reachable = answer.is_some();
         let same = view.as_ref().filter(|(_, known)| answer == Some(*known));
-        if let Some((record, _)) = same.filter(|(record, _)| record.election.is_none()) {
-            agent.confirmed = Some((record.term, asked));
+        agent.caught_up |= same.is_some();
+        if let Some((record, _)) = same {
+            if record.election.is_none() {
+                agent.confirmed = Some((record.term, asked));
+            }
         } else if answer.is_some() {
             self.watch_soon(node);
         }

@@ -140,10 +140,13 @@ pub struct Agent {
     pub steady_since: Time,
     pub memory: Memory,
     pub local: Local,
+    /// The first look at PostgreSQL takes until then.
+    pub looks_from: Time,
     /// The look at PostgreSQL that `local` shows.
     pub looked_at: Option<u64>,
     pub peers: BTreeMap<NodeName, Peer>,
     pub confirmed: Option<(Term, Instant)>,
+    pub caught_up: bool,
     pub store_reachable: bool,
     pub proposals: Vec<InFlight>,
     pub deeds: VecDeque<Action>,

@@ -193,6 +193,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         spec_generation: stored.generation,
         record: None,
         confirmed: None,
+        caught_up: false,
         store_reachable: false,
         durable: durable.now().clone(),
         postgres: if own_node.is_some() { Postgres::Unknown } else { Postgres::Absent },

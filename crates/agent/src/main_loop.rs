@@ -206,6 +206,7 @@ impl MainLoop {
                 self.mind.store_reachable = unchanged.is_some();
                 let known = self.mind.record.as_ref();
                 let same = known.filter(|(_, known)| unchanged == Some(true) && *known == Some(revision));
+                self.mind.caught_up |= same.is_some();
                 // The term was open when it was asked about, whatever has become of it since.
                 if let Some((record, _)) = same.filter(|(record, _)| record.election.is_none()) {
                     self.mind.confirmed = Some((record.term, asked));

@@ -45,6 +45,8 @@ pub(crate) struct Mind {
     pub(crate) spec_generation: u64,
     pub(crate) record: Option<(Record, Option<Revision>)>,
     pub(crate) confirmed: Option<(Term, Instant)>,
+    /// A record of this agent's life was the store's newest word.
+    pub(crate) caught_up: bool,
     pub(crate) store_reachable: bool,
     pub(crate) durable: Durable,
     pub(crate) postgres: Postgres,
@@ -126,6 +128,7 @@ impl Mind {
             store: StoreView {
                 record: self.record.as_ref().map(|(record, _)| record),
                 confirmed: self.confirmed.filter(|(of, _)| Some(*of) == term).map(|(_, at)| at),
+                caught_up: self.caught_up,
                 reachable: self.store_reachable,
             },
             local: &local,

@@ -81,7 +81,8 @@ pub fn step(
             return Some(propose(term, rules.current.towards(&desired, &holder.node)));
         }
         let list = list_of(&rules.current, holder);
-        return (seen.local.list.as_ref() != Some(&list)).then(|| set_list(term, list, &rules.current));
+        let set = Action::SetSyncList { term, list: list.clone() };
+        return (seen.local.list.as_ref() != Some(&list)).then(|| (vec![set], Reason::SettingList {}));
     };
 
     let pending = match memory.rule_pending {
@@ -95,7 +96,8 @@ pub fn step(
     }
     let list = list_of(target, holder);
     if seen.local.list.as_ref() != Some(&list) {
-        return Some(set_list(term, list, target));
+        let reason = Reason::ChangingRule { to: target.to_string() };
+        return Some((vec![Action::SetSyncList { term, list }], reason));
     }
     if is_alone(target) {
         return Some(finish(term, target, rules.change));
@@ -134,10 +136,6 @@ fn propose(term: Term, rule: Rule) -> (Vec<Action>, Reason) {
 fn finish(term: Term, rule: &Rule, change: u64) -> (Vec<Action>, Reason) {
     let reason = Reason::ChangingRule { to: rule.to_string() };
     (vec![Action::Propose(Proposal::FinishRule { term, rule: rule.clone(), change })], reason)
-}
-
-fn set_list(term: Term, list: SyncList, rule: &Rule) -> (Vec<Action>, Reason) {
-    (vec![Action::SetSyncList { term, list }], Reason::ChangingRule { to: rule.to_string() })
 }
 
 /// The present voters and would-be voters, as the primary sees them.

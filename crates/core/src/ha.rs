@@ -12,7 +12,7 @@ use crate::action::{Action, Duties};
 use crate::observation::{Busy, Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Rule};
-use crate::types::{Instant, Lsn, Member, NodeName, Term, Timeline};
+use crate::types::{Incarnation, Instant, Lsn, Member, NodeName, Term, Timeline};
 
 pub mod bootstrap;
 pub mod election;
@@ -49,9 +49,9 @@ pub struct Memory {
     /// The newest proof that this node held the open term, and the timeline it reigned on. It outlives the
     /// term where the incumbent wins again: nobody else reigned in between.
     pub proven: Option<(Timeline, Instant)>,
-    /// The store has confirmed a record since this agent started. Before that its replica may show less than
-    /// what this node has acted on in an earlier life, a former rule for one.
-    pub confirmed: bool,
+    /// The incarnation that this node was enlisted with when the replica had first caught up. An earlier life of
+    /// this agent may have used it for a copy of which nothing is left here.
+    pub enlisted_before: Option<Incarnation>,
 }
 
 /// A change of the durability rule as the primary first saw it.
@@ -123,7 +123,10 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     };
     remember(memory, now, record);
     lease::remember(memory, seen, record);
-    memory.confirmed |= seen.store.confirmed.is_some();
+    if seen.store.caught_up {
+        let enlisted = record.member(seen.me).map_or(Incarnation(0), |member| member.incarnation);
+        memory.enlisted_before.get_or_insert(enlisted);
+    }
     let has_postgres = seen.spec.node(seen.me).is_some();
 
     let newest = record.election.as_ref().map_or(record.term, |election| election.term);
@@ -134,6 +137,14 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     } else if seen.local.durable.term > newest {
         // This node's view of the store lags behind what it has itself promised.
         lease::hold(memory, now, seen, Reason::RecordBehind { term: seen.local.durable.term })
+    } else if must_catch_up(seen, record) {
+        return holding(
+            lease::hold(memory, now, seen, Reason::RecordUnconfirmed {}),
+            memory,
+            now,
+            seen,
+            record,
+        );
     } else if seen.local.stopping {
         stopped(memory, now, seen, record, Reason::OperatorStopped {})
     } else if record.election.is_some() {
@@ -141,15 +152,6 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     } else if record.system.is_none() || record.reign.is_none() {
         bootstrap::decide(now, seen, record)
     } else if record.holder().is_some_and(|holder| holder.node == *seen.me) {
-        if !memory.confirmed && seen.local.postgres != Postgres::Remains {
-            return holding(
-                Decision::new(Goal::Hold, Reason::RecordUnconfirmed {}, now),
-                memory,
-                now,
-                seen,
-                record,
-            );
-        }
         primary::decide(memory, now, seen, record)
     } else {
         standby::decide(memory, now, seen, record)
@@ -166,11 +168,20 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     if let Some(action) = voting::end(memory, now, seen, record) {
         decision.actions.push(action);
     }
-    decision.actions.extend(health(seen, record));
+    let health = health(seen, record).filter(|bar| !decision.actions.contains(bar));
+    decision.actions.extend(health);
     if let Some(busy) = seen.local.busy {
         while_busy(&mut decision, busy);
     }
     holding(decision, memory, now, seen, record)
+}
+
+/// Before the replica has caught up it may show an election that is long over, or a term that has ended. A primary
+/// would be stopped for that, a standby sealed, and a term given back that somebody else holds.
+fn must_catch_up(seen: &Observation<'_>, record: &Record) -> bool {
+    let holds = record.holder().is_some_and(|holder| holder.node == *seen.me);
+    let leads = matches!(seen.local.postgres, Postgres::Primary(_));
+    !seen.store.caught_up && (holds || leads || record.election.is_some())
 }
 
 /// What goes on beside any decision: the holder proves its term, everyone else probes the holder.
@@ -335,7 +346,7 @@ pub(crate) mod tests {
         local: &'a Local,
         peers: &'a BTreeMap<NodeName, Peer>,
     ) -> Observation<'a> {
-        let store = StoreView { record: Some(record), confirmed: None, reachable: true };
+        let store = StoreView { record: Some(record), confirmed: None, caught_up: true, reachable: true };
         Observation { me, times, spec, store, local, peers, recent_crashes: 0 }
     }
 }

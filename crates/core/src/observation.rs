@@ -28,8 +28,11 @@ pub struct Observation<'a> {
 pub struct StoreView<'a> {
     /// The newest record seen; it may be behind the store's. `None` before the first read.
     pub record: Option<&'a Record>,
-    /// When the newest linearizable confirmation was *asked for* that found `record` unchanged.
+    /// When the newest linearizable confirmation was *asked for* that found `record` unchanged, and its term open.
     pub confirmed: Option<Instant>,
+    /// Since this agent started, the store has said of a record that was shown here that it is its newest word.
+    /// Before that the replica may show less than what this node has acted on in an earlier life.
+    pub caught_up: bool,
     /// Whether the last call to the store went through.
     pub reachable: bool,
 }

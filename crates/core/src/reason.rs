@@ -75,6 +75,7 @@ reasons! {
     GateWaitsForLease { predecessor_ms_left: u64 } = "gate-waits-for-lease",
     GateWaitsForList {} = "gate-waits-for-list",
     OpeningGate { term: Term } = "opening-gate",
+    SettingList {} = "setting-list",
     ChangingRule { to: String } = "changing-rule",
     UndoingRule {} = "undoing-rule",
     ProvingRule { have: u32, needed: u32 } = "proving-rule",
@@ -87,12 +88,14 @@ reasons! {
     // Everyone else.
     StrayPrimary { term: Term } = "stray-primary",
     WaitingForPromotion { term: Term, holder: NodeName } = "waiting-for-promotion",
+    StartingLater { holder: NodeName } = "starting-later",
     StartingSealed {} = "starting-sealed",
     PointingAt { upstream: NodeName } = "pointing-at",
     Follows { upstream: NodeName } = "follows",
     NotReceiving { upstream: NodeName } = "not-receiving",
     WaitsToLoseVote {} = "waits-to-lose-vote",
     WaitsForSafeCopies { holder: NodeName } = "waits-for-safe-copies",
+    WaitsForSource { source: NodeName } = "waits-for-source",
     Enlisting {} = "enlisting",
     Cloning { source: NodeName } = "cloning",
     Rewinding { source: NodeName } = "rewinding",
@@ -154,7 +157,7 @@ impl fmt::Display for Reason {
             NobodyElectable { term } => {
                 write!(
                     f,
-                    "nobody may lead term {term}: every copy that answered is barred, delayed or has priority 0"
+                    "nobody may lead term {term}: every copy that counts and answered is barred, delayed or has priority 0"
                 )
             }
             CatchingUpToLead { term, source, until } => {
@@ -203,6 +206,7 @@ impl fmt::Display for Reason {
                 write!(f, "admits no client before its list of synchronous standbys is proven in effect")
             }
             OpeningGate { term } => write!(f, "admits clients in term {term}"),
+            SettingList {} => write!(f, "proves its list of synchronous standbys in effect"),
             ChangingRule { to } => write!(f, "changes the durability rule to {to}"),
             UndoingRule {} => {
                 write!(f, "goes back to the former durability rule: a new voter does not answer")
@@ -234,6 +238,9 @@ impl fmt::Display for Reason {
             WaitingForPromotion { term, holder } => {
                 write!(f, "waits until {holder} is promoted for term {term}")
             }
+            StartingLater { holder } => {
+                write!(f, "starts its PostgreSQL a moment later, so that nothing slows {holder} down")
+            }
             StartingSealed {} => write!(f, "starts its PostgreSQL, which connects to nobody yet"),
             PointingAt { upstream } => write!(f, "is being pointed at {upstream}"),
             Follows { upstream } => write!(f, "streams from {upstream}"),
@@ -245,8 +252,11 @@ impl fmt::Display for Reason {
                 f,
                 "must be rebuilt, and waits until {holder} and enough others hold everything acknowledged"
             ),
+            WaitsForSource { source } => {
+                write!(f, "must copy its data from {source}, and cannot reach the PostgreSQL there")
+            }
             Enlisting {} => {
-                write!(f, "asks for a fresh incarnation, so that its former copy never counts again")
+                write!(f, "asks for a fresh incarnation, so that no former copy of it ever counts again")
             }
             Cloning { source } => write!(f, "copies its data directory anew from {source}"),
             Rewinding { source } => {

@@ -11,7 +11,8 @@ pub fn opened(world: &mut World, node: usize) {
     }
     if let Some(protected) = world.oracle.protected
         && !world.wal.holds(end, protected)
-        // An old primary may open late, behind a newer one; nothing can be acknowledged there any more.
+        // An old primary may open late, behind a newer one, if its agent was frozen just then; nothing can be
+        // acknowledged there any more, and nobody is told to read there.
         && !superseded(world, node)
     {
         let detail = format!(
@@ -27,16 +28,11 @@ pub fn opened(world: &mut World, node: usize) {
     if !superseded(world, node) {
         reads::read(world, node);
     }
+    world.oracle.gate_of = world.oracle.gate_of.max(world.wal.hand(hand).term);
     leases::gate_opened(world, node);
 }
 
-/// Is there an open gate of a later term?
+/// Was the gate of a later term opened?
 pub fn superseded(world: &World, node: usize) -> bool {
-    let own = world.wal.hand(world.nodes[node].postgres.hand).term;
-    (0..world.nodes.len()).any(|other| {
-        other != node
-            && world.nodes[other].postgres.gate_open
-            && world.nodes[other].postgres.is_primary()
-            && world.wal.hand(world.nodes[other].postgres.hand).term > own
-    })
+    world.oracle.gate_of > world.wal.hand(world.nodes[node].postgres.hand).term
 }

@@ -1,6 +1,6 @@
 //! A winner was chosen from enough members that were really sealed, and has everything acknowledged.
 
-use pgherd_core::record::{Election, Record, Standing};
+use pgherd_core::record::{Election, Record, Standing, Vote};
 
 use crate::postgres::State;
 use crate::wal::Point;
@@ -53,25 +53,26 @@ fn accept_loss(world: &mut World, winner: Point) {
 
 fn enough_are_sealed(world: &mut World, before: &Record, election: &Election) {
     let Some(rules) = &before.rules else { return };
+    let is_sealed = |vote: &&Vote| {
+        let Some(node) = world.index(&vote.member.node) else { return false };
+        let there = &world.nodes[node];
+        let still_the_copy = world.member(node) == Some(&vote.member);
+        let server = &there.postgres;
+        // What a person promotes afterwards receives nothing of the old term either.
+        let reigns = server.is_primary() && world.wal.hand(server.hand).term.is_some();
+        let lets_go = server.receiver.is_none()
+            && !reigns
+            && !(server.state == State::Promoting && server.promoted_by_agent);
+        !still_the_copy || (lets_go && there.agent.local.durable.sealed >= Some(election.term))
+    };
+    let sealed: Vec<&Vote> =
+        election.votes.values().filter(|vote| vote.standing == Standing::Sealed).filter(is_sealed).collect();
+    if sealed.iter().any(|vote| before.holder() == Some(&vote.member)) {
+        // Without the holder nothing is acknowledged.
+        return;
+    }
     for rule in rules.in_force() {
-        let voted = election
-            .votes
-            .values()
-            .filter(|vote| vote.standing == Standing::Sealed && rule.members.contains(&vote.member));
-        let sealed = voted
-            .filter(|vote| {
-                let Some(node) = world.index(&vote.member.node) else { return false };
-                let there = &world.nodes[node];
-                let still_the_copy = world.member(node) == Some(&vote.member);
-                let server = &there.postgres;
-                // What a person promotes afterwards receives nothing of the old term either.
-                let reigns = server.is_primary() && world.wal.hand(server.hand).term.is_some();
-                let lets_go = server.receiver.is_none()
-                    && !reigns
-                    && !(server.state == State::Promoting && server.promoted_by_agent);
-                !still_the_copy || (lets_go && there.agent.local.durable.sealed >= Some(election.term))
-            })
-            .count();
+        let sealed = sealed.iter().filter(|vote| rule.members.contains(&vote.member)).count();
         let needed = rule.seals_needed(before.holder());
         if sealed < needed {
             let detail =

@@ -3,7 +3,8 @@
 //! The intuition: an acknowledged commit is on `needed` + 1 members of the rule. Once all but `needed` of
 //! the members are sealed, nothing more can be acknowledged in the old term, and at least one sealed member
 //! has every commit that was. WAL is prefix-closed, so the one with the highest position has them all.
-//! No clock takes part; `patient` only chooses between results that are all safe.
+//! The holder of the term, once it is stopped, does for all of them: nothing is acknowledged without it, and it has
+//! everything that was. No clock takes part; `patient` only chooses between results that are all safe.
 //!
 //! Hazard: a winner chosen from too small a set, or by the wrong position, loses acknowledged commits.
 
@@ -81,10 +82,13 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
     }
 
     let is_enough = |votes: &[&Vote]| {
-        rules.in_force().all(|rule| {
-            let present = votes.iter().filter(|vote| rule.members.contains(&vote.member)).count();
-            present >= rule.seals_needed(holder)
-        })
+        // Whatever was acknowledged was first of all on the holder, and where that is sealed nothing more is.
+        let of_holder = votes.iter().any(|vote| holder == Some(&vote.member));
+        of_holder
+            || rules.in_force().all(|rule| {
+                let present = votes.iter().filter(|vote| rule.members.contains(&vote.member)).count();
+                present >= rule.seals_needed(holder)
+            })
     };
     if !is_enough(&sealed) {
         return Tally::Wait(Waiting::Votes { missing });
@@ -114,16 +118,20 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
     choose(record, &sealed)
 }
 
-/// Are so many members sealed that nothing more can be acknowledged in the closed term?
+/// Are so many members sealed that no heartbeat of the closed term can be acknowledged any more? Under a rule that
+/// needs nobody none ever is.
 pub fn enough_are_sealed(record: &Record) -> bool {
     let (Some(election), Some(rules)) = (&record.election, &record.rules) else { return false };
     let sealed = |member: &&Member| {
         let vote = election.votes.get(&member.node).filter(|vote| vote.member == **member);
         vote.is_some_and(|vote| vote.standing == Standing::Sealed)
     };
-    rules.in_force().all(|rule| {
-        rule.needed > 0 && rule.members.iter().filter(sealed).count() >= rule.seals_needed(record.holder())
-    })
+    let of_holder = record.holder().as_ref().is_some_and(sealed);
+    of_holder
+        || rules
+            .in_force()
+            .filter(|rule| rule.needed > 0)
+            .all(|rule| rule.members.iter().filter(sealed).count() >= rule.seals_needed(record.holder()))
 }
 
 /// The most advanced of `votes` that may lead; where that one may not, the best one that can be made so.

@@ -77,6 +77,7 @@ pub fn hold(memory: &Memory, now: Instant, seen: &Observation<'_>, why: Reason) 
     }
     let Postgres::Primary(_) = seen.local.postgres else { return hold };
     hold.duties.prove_term = true;
+    hold.duties.fence = Some(seen.local.durable.term);
     let heartbeat = seen.local.heartbeat.map(|(_, begun)| begun);
     let Some(since) = heartbeat.max(memory.started) else { return hold };
     let stop_at = since + seen.times.lease.saturating_sub(STOP_BEFORE_LEASE_END);
@@ -184,7 +185,7 @@ mod tests {
                     continue;
                 }
                 enough += 1;
-                let holder_stopped = sealed & 1 << holder != 0;
+                let holder_stopped = sealed & 1 << holder != 0 || rule.needed == 0;
                 let primary = member(holder).node;
                 let voters = rule.voters(&primary);
                 let unsealed = voters.filter(|voter| !chosen(sealed).any(|sealed| sealed == **voter)).count();
@@ -206,8 +207,10 @@ mod tests {
         let rules = [rule(0b011, 1), rule(0b111, 1)];
         assert!(!election::enough_are_sealed(&record(0, &rules, 0b100)));
         assert!(election::enough_are_sealed(&record(0, &rules, 0b110)));
-        // Without voters nothing that is sealed keeps the holder from acknowledging.
-        assert!(!election::enough_are_sealed(&record(0, &[rule(0b111, 0)], 0b110)));
+        // The holder's own seal does for all, and where commits need nobody no heartbeat proves anything.
+        assert!(election::enough_are_sealed(&record(0, &rules, 0b001)));
+        assert!(election::enough_are_sealed(&record(0, &[rule(0b111, 0)], 0)));
+        assert!(!election::enough_are_sealed(&record(0, &[rule(0b111, 0), rule(0b111, 1)], 0)));
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
             Decision::new(Goal::Primary, Reason::Promoting { term, timeline: reign.timeline }, now)
         }
         Postgres::Starting | Postgres::Standby(_) if local.durable.promoting.is_some() => {
+            let term = local.durable.promoting.map_or(term, |(term, _)| term);
             stop(Reason::WithdrawingPromotion { term })
         }
         // It was promoted, by its agent or by a person, and died before that could be recorded. No promotion

@@ -48,18 +48,26 @@ pub fn decide(
     // A copy that is worth nothing already can be written once there is something to write.
     let destroys =
         is_members_copy && !local.durable.rebuilding && !matches!(local.postgres, Postgres::Absent);
-    let may_go = || leads(now, seen, &holder) && is_next(memory, now, seen, record, reign);
-    if !reign.promoted || (destroys && !may_go()) {
-        return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
+    if !reign.promoted {
+        let reason = Reason::WaitingForPromotion { term: record.term, holder };
+        return Some(Decision { reason, ..decision });
     }
-    if !memory.confirmed {
+    if !seen.store.caught_up {
         return Some(Decision { reason: Reason::RecordUnconfirmed {}, ..decision });
     }
-    // An incarnation that this directory already has, or had, is not the one that may be written.
+    if destroys && !is_next(memory, now, seen, record, reign) {
+        return Some(Decision { reason: Reason::WaitsForSafeCopies { holder }, ..decision });
+    }
+    if !answers(now, seen, &holder, destroys) {
+        return Some(Decision { reason: Reason::WaitsForSource { source: holder }, ..decision });
+    }
+    // An incarnation that this directory already has, or had, is not the one that may be written. Where nothing says
+    // what it had, that is whatever the node was enlisted with.
     let own = local.durable.member.as_ref().map(|member| member.incarnation);
+    let under_way = own.filter(|_| local.durable.rebuilding);
+    let had = own.or(memory.enlisted_before);
     let fresh = enlisted.as_ref().filter(|member| {
-        own.is_none_or(|own| member.incarnation > own)
-            || (local.durable.rebuilding && own == Some(member.incarnation))
+        had.is_none_or(|had| member.incarnation > had) || under_way == Some(member.incarnation)
     });
     let Some(member) = fresh else {
         let from = enlisted.map_or(Incarnation(0), |member| member.incarnation);
@@ -74,13 +82,15 @@ pub fn decide(
         (Reason::Cloning { source: holder.clone() }, Action::Clone { term: record.term, source: holder })
     };
     let decision = Decision { reason, ..decision };
-    Some(decision.act(Action::BecomeMember { member: member.clone(), rebuild: true }).act(last))
+    let become_it = Action::BecomeMember { member: member.clone(), rebuild: true };
+    Some(decision.acts((under_way != Some(member.incarnation)).then_some(become_it)).act(last))
 }
 
-/// Does this node say that it is a primary? Nothing is given up before there is something to copy from.
-fn leads(now: Instant, seen: &Observation<'_>, holder: &NodeName) -> bool {
-    let report = seen.peers.get(holder).and_then(|peer| peer.report.as_ref());
-    heard_lately(now, seen, holder) && report.is_some_and(|report| report.running == Running::Primary)
+/// Can a copy be made from this node? None is given up (`destroys`) before that one also says that it leads.
+fn answers(now: Instant, seen: &Observation<'_>, holder: &NodeName, destroys: bool) -> bool {
+    let Some(peer) = seen.peers.get(holder) else { return false };
+    let leads = peer.report.as_ref().is_some_and(|report| report.running == Running::Primary);
+    peer.probe_failing_since.is_none() && (!destroys || leads && heard_lately(now, seen, holder))
 }
 
 /// May this copy be destroyed now, given that no rule counts it?

@@ -22,10 +22,12 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         Postgres::Unknown => return Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now),
         Postgres::Remains => return stop(Reason::ClearingRemains {}),
         Postgres::Primary(_) => return stop(Reason::StrayPrimary { term }),
-        Postgres::Standby(_) | Postgres::Starting if local.durable.promoting.is_some() => {
-            return stop(Reason::WithdrawingPromotion { term });
+        Postgres::Standby(_) | Postgres::Starting => {
+            if let Some((term, _)) = local.durable.promoting {
+                return stop(Reason::WithdrawingPromotion { term });
+            }
         }
-        _ => {}
+        Postgres::Absent | Postgres::Stopped(_) => {}
     }
     if let Some(rebuild) = rejoin::decide(memory, now, seen, record, reign) {
         return rebuild;
@@ -33,7 +35,7 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
     match &local.postgres {
         Postgres::Stopped(_) if may_start_later(memory, now, seen, record, reign) => {
             let holder = reign.holder.node.clone();
-            Decision::new(Goal::Standby, Reason::WaitingForPromotion { term, holder }, now)
+            Decision::new(Goal::Standby, Reason::StartingLater { holder }, now)
                 .again(now, Duration::from_millis(100))
         }
         Postgres::Stopped(_) => {

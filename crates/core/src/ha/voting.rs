@@ -44,6 +44,7 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         };
     };
     let stop = |reason| Decision::new(Goal::Sealed, reason, now).act(Action::StopNow);
+    let is_stopped = matches!(local.postgres, Postgres::Stopped(_));
 
     match &local.postgres {
         Postgres::Unknown => Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now),
@@ -58,10 +59,10 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
             decision.act(Action::Adopt { term }).act(Action::Propose(Proposal::Vote { term, vote }))
         }
         Postgres::Primary(_) => stop(Reason::StoppingToVote { term }),
-        Postgres::Standby(_) | Postgres::Starting if local.durable.promoting.is_some() => {
-            stop(Reason::WithdrawingPromotion { term })
-        }
         Postgres::Stopped(_) | Postgres::Standby(_) | Postgres::Starting => {
+            if let (false, Some((term, _))) = (is_stopped, local.durable.promoting) {
+                return stop(Reason::WithdrawingPromotion { term });
+            }
             if local.durable.sealed != Some(term) {
                 return Decision::new(Goal::Sealed, Reason::Sealing { term }, now)
                     .act(Action::Seal { term })
