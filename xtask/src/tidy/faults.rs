@@ -1,18 +1,23 @@
-//! The table "from a fault to the code" in `ARCHITECTURE.md`: every function, script and test that it names
-//! exists.
+//! Two tables in `ARCHITECTURE.md`, "from a fault to the code" and "from an attack to what shows it": every function,
+//! script and test that they name exists.
 //!
 //! Columns: fault | decided by | script | test. `decided by` names functions in backticks, by their path in
 //! `core` (`ha::election::result`) or with the crate before it (`agent::execute::seal`). `script` names files
 //! of `crates/core/testdata/`. `test` names files with or without a function (`testkit/tests/it/ha.rs::b01`).
-//! Several are separated by commas; a dash in the last stands for what is not written yet. A fault that nothing
-//! decides is no row.
+//! Several are separated by commas. A fault that nothing decides is no row.
+//!
+//! The other table has the columns: attack | shown by. There a name is a script (`x.txt`), a test with its function,
+//! or a broken build of the simulator (`sim --variant no-seal`).
 
 use super::source::Source;
 use super::{Complaint, File};
 
 const PAGE: &str = "ARCHITECTURE.md";
 const COLUMNS: [&str; 4] = ["fault", "decided by", "script", "test"];
+const ATTACK_COLUMNS: [&str; 2] = ["attack", "shown by"];
 const SCRIPTS: &str = "crates/core/testdata/";
+const VARIANT: &str = "sim --variant ";
+const VARIANTS: &str = "sim/src/breakage.rs";
 const WHY: &str = "the table is how a reader gets from a fault to the code; a wrong row leads nowhere";
 
 pub(super) fn check(files: &[File]) -> Vec<Complaint> {
@@ -24,21 +29,8 @@ pub(super) fn check(files: &[File]) -> Vec<Complaint> {
             why: WHY,
         }];
     };
-    let lines: Vec<&str> = page.text.lines().collect();
-    let Some(head) = lines.iter().position(|line| cells(line) == COLUMNS) else {
-        return vec![page.complaint(0, format!("no table has the columns {}", COLUMNS.join(" | ")), WHY)];
-    };
-    let rows: Vec<(usize, Vec<&str>)> = lines[head + 1..]
-        .iter()
-        .enumerate()
-        .map(|(index, line)| (head + 2 + index, cells(line)))
-        .take_while(|(_, cells)| !cells.is_empty())
-        .skip(1)
-        .collect();
-    if rows.is_empty() {
-        return vec![page.complaint(head + 1, "the table of faults has no rows", WHY)];
-    }
-    let mut complaints = Vec::new();
+    let (rows, mut complaints) = table(page, &COLUMNS);
+    complaints.extend(check_attacks(files, page));
     for (line, row) in rows {
         let [_, functions, scripts, tests] = row.as_slice() else {
             complaints.push(page.complaint(line, "the row has not four cells", WHY));
@@ -56,27 +48,71 @@ pub(super) fn check(files: &[File]) -> Vec<Complaint> {
                 add(format!("no function is called {function}"));
             }
         }
-        for script in names(scripts) {
-            let path = format!("{SCRIPTS}{script}");
-            if !files.iter().any(|file| file.path == path) {
-                add(format!("there is no script {path}"));
-            }
+        for script in names(scripts).into_iter().filter(|script| !script_exists(files, script)) {
+            add(format!("there is no script {SCRIPTS}{script}"));
         }
-        // What is not written yet is shown as a dash, so that the gap is seen by whoever reads the table.
-        if names(tests).is_empty() && !matches!(*tests, "–" | "-") {
-            add("the row names no test in backticks, and no dash says so".to_owned());
+        if names(tests).is_empty() {
+            add("the row names no test in backticks".to_owned());
         }
-        for test in names(tests) {
-            let (path, function) =
-                test.split_once("::").map_or((test, None), |(path, name)| (path, Some(name)));
-            let file = files.iter().find(|file| file.path == path);
-            let found = file.is_some_and(|file| function.is_none_or(|name| defines(file, name)));
-            if !found {
-                add(format!("there is no test {test}"));
+        for test in names(tests).into_iter().filter(|test| !test_exists(files, test)) {
+            add(format!("there is no test {test}"));
+        }
+    }
+    complaints
+}
+
+fn check_attacks(files: &[File], page: &File) -> Vec<Complaint> {
+    let (rows, mut complaints) = table(page, &ATTACK_COLUMNS);
+    for (line, row) in rows {
+        let shown_by = row.get(1).map(|cell| names(cell)).unwrap_or_default();
+        let mut add = |what: String| complaints.push(page.complaint(line, what, WHY));
+        if shown_by.is_empty() {
+            add("the row names nothing in backticks that shows it".to_owned());
+        }
+        for name in shown_by {
+            let exists = match name.strip_prefix(VARIANT) {
+                Some(variant) => {
+                    let variants = files.iter().find(|file| file.path == VARIANTS);
+                    variants.is_some_and(|file| file.text.contains(&format!("= \"{variant}\",")))
+                }
+                None if name.ends_with(".txt") => script_exists(files, name),
+                None => test_exists(files, name),
+            };
+            if !exists {
+                add(format!("there is no {name}"));
             }
         }
     }
     complaints
+}
+
+/// The rows of the table with these columns, with their lines; or what is wrong with it.
+fn table<'a>(page: &'a File, columns: &[&str]) -> (Vec<(usize, Vec<&'a str>)>, Vec<Complaint>) {
+    let lines: Vec<&str> = page.text.lines().collect();
+    let Some(head) = lines.iter().position(|line| cells(line) == columns) else {
+        let missing = format!("no table has the columns {}", columns.join(" | "));
+        return (Vec::new(), vec![page.complaint(0, missing, WHY)]);
+    };
+    let rows: Vec<(usize, Vec<&str>)> = lines[head + 1..]
+        .iter()
+        .enumerate()
+        .map(|(index, line)| (head + 2 + index, cells(line)))
+        .take_while(|(_, cells)| !cells.is_empty())
+        .skip(1)
+        .collect();
+    let empty = rows.is_empty().then(|| page.complaint(head + 1, "the table has no rows", WHY));
+    (rows, empty.into_iter().collect())
+}
+
+fn script_exists(files: &[File], script: &str) -> bool {
+    files.iter().any(|file| file.path.strip_prefix(SCRIPTS) == Some(script))
+}
+
+/// A file, or a function in one.
+fn test_exists(files: &[File], test: &str) -> bool {
+    let (path, function) = test.split_once("::").map_or((test, None), |(path, name)| (path, Some(name)));
+    let file = files.iter().find(|file| file.path == path);
+    file.is_some_and(|file| function.is_none_or(|name| defines(file, name)))
 }
 
 /// The cells of a row; none for a line that is no row.
@@ -122,13 +158,21 @@ fn defines(file: &File, function: &str) -> bool {
 mod tests {
     use super::*;
 
+    const GOOD_ATTACK: &str = "| S1 | `sim --variant no-seal`, `lost-host.txt` |";
+
     fn told(table: &str) -> Vec<String> {
+        told_of(table, GOOD_ATTACK)
+    }
+
+    fn told_of(table: &str, attacks: &str) -> Vec<String> {
         let file = |path: &str, text: &str| File { path: path.to_owned(), text: text.to_owned() };
+        let text = format!(
+            "# A\n\n| fault | decided by | script | test |\n|---|---|---|---|\n{table}\nText\n\n\
+             | attack | shown by |\n|---|---|\n{attacks}\n"
+        );
         let files = [
-            file(
-                "ARCHITECTURE.md",
-                &format!("# A\n\n| fault | decided by | script | test |\n|---|---|---|---|\n{table}\nText\n"),
-            ),
+            file("ARCHITECTURE.md", &text),
+            file("sim/src/breakage.rs", "NoSeal = \"no-seal\",\n"),
             file("crates/core/src/ha/election.rs", "pub fn result() {}"),
             file("crates/core/src/record.rs", "impl Record { pub fn apply() {} }"),
             file("crates/agent/src/execute.rs", "fn seal() {}"),
@@ -142,9 +186,7 @@ mod tests {
     fn rows_name_what_exists() {
         let good = "| host lost | `ha::election::result`, `record::Record::apply`, `agent::execute::seal` | `lost-host.txt` | `testkit/tests/it/ha.rs::b01_lost_host` |";
         assert_eq!(told(good), Vec::<String>::new());
-        let dash = "| host lost | `ha::election::result` | `lost-host.txt` | – |";
-        assert_eq!(told(dash), Vec::<String>::new());
-        assert_eq!(told(""), ["3: the table of faults has no rows"]);
+        assert_eq!(told(""), ["3: the table has no rows"]);
         assert_eq!(
             told(
                 "| x | `ha::election::gone` | `gone.txt` | `testkit/tests/it/ha.rs::gone` |\n| y | – | | |\n| z |"
@@ -155,10 +197,27 @@ mod tests {
                 "5: there is no test testkit/tests/it/ha.rs::gone",
                 "6: the row names no function in backticks",
                 "6: the row names no script in backticks",
-                "6: the row names no test in backticks, and no dash says so",
+                "6: the row names no test in backticks",
                 "7: the row has not four cells",
             ]
         );
         assert_eq!(check(&[])[0].what, "the page is gone");
+    }
+
+    #[test]
+    fn attacks_are_shown_by_what_exists() {
+        let good = "| host lost | `ha::election::result` | `lost-host.txt` | `testkit/tests/it/ha.rs::b01_lost_host` |";
+        assert_eq!(
+            told_of(
+                good,
+                "| S1 | `sim --variant no-sea`, `x.txt`, `testkit/tests/it/ha.rs::b02` |\n| S2 | – |"
+            ),
+            [
+                "10: there is no sim --variant no-sea",
+                "10: there is no x.txt",
+                "10: there is no testkit/tests/it/ha.rs::b02",
+                "11: the row names nothing in backticks that shows it",
+            ]
+        );
     }
 }

@@ -65,18 +65,26 @@ fn b05_a_killed_agent_that_comes_back_adopts_its_postgresql() {
     let herd = Herd::of(&["a", "b", "c"]).start();
     let before = herd.status().unwrap();
     let postmaster = herd.postmaster("a");
+    // An idle stream of WAL is as silent as a dead one: first without a client, then with all of them.
+    away(&herd);
     let workload = herd.start_workload();
     let killed_at = Instant::now();
-    herd.agent("a").kill();
-    // sleep: longer than `suspect`, so that only the answers of its PostgreSQL speak for the primary.
-    std::thread::sleep(Duration::from_secs(4));
-    herd.start_agent("a");
+    away(&herd);
     let after = herd.wait_until_whole(WHOLE);
     assert!(postmaster.is_alive(), "PostgreSQL was restarted");
     assert_eq!((term(&after), primary(&after)), (term(&before), primary(&before)));
     // An adopted server is not only alive, it is led: a list or a gate that is set anew holds commits up.
     writes_go_on(&workload, killed_at, Duration::from_millis(300));
     all_is_well(&herd, workload);
+}
+
+/// The primary's agent is killed, and comes back within its grace.
+fn away(herd: &Herd) {
+    herd.agent("a").kill();
+    // sleep: longer than `suspect`, so that only the answers of its PostgreSQL speak for the primary.
+    std::thread::sleep(Duration::from_secs(4));
+    herd.start_agent("a");
+    herd.wait_until_whole(WHOLE);
 }
 
 #[test]

@@ -79,6 +79,30 @@ fn when_the_last_voter_is_lost_commits_go_on_if_the_file_says_so_and_every_comma
 }
 
 #[test]
+fn b23_without_the_majority_of_the_store_writes_go_on() {
+    let _alone = alone();
+    let layout = Herd::of(&["a", "b"]).with_witness("u").with_witness("v").with_witness("w");
+    let herd = layout.start();
+    let before = herd.status().unwrap();
+    let workload = herd.start_workload();
+    let lost_at = Instant::now();
+    for witness in ["u", "v", "w"] {
+        herd.crash(witness);
+    }
+    // sleep: several leases, none of which the store can confirm.
+    std::thread::sleep(Duration::from_secs(10));
+    let check = herd.check_from("a").unwrap();
+    assert!(check.exit == Some(2) && check.text.contains("the store has no majority"), "{check:?}");
+    writes_go_on(&workload, lost_at, Duration::from_millis(300));
+    for witness in ["u", "v", "w"] {
+        herd.power_on(witness);
+    }
+    let after = herd.wait_until_whole(WHOLE);
+    assert_eq!((term(&after), primary(&after)), (term(&before), primary(&before)));
+    all_is_well(&herd, workload);
+}
+
+#[test]
 fn b14_without_the_primary_and_its_only_voter_nobody_is_promoted_and_the_override_is_named() {
     let _alone = alone();
     // c has no vote, and may lack what was acknowledged; the witnesses keep the majority of the store.
