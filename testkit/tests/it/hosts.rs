@@ -190,12 +190,9 @@ fn a_disk_that_dies_forgets_what_was_not_synced_and_nothing_else() {
 
 #[test]
 fn what_a_killed_run_left_behind_is_removed_by_the_next() {
-    let dead = {
-        let mut child = Command::new("true").spawn().unwrap();
-        child.wait().unwrap();
-        child.id()
-    };
-    let name = format!("pgh{dead}x0");
+    // It lives until all is in place: whatever belongs to nobody is removed by any test that begins meanwhile.
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    let name = format!("pgh{}x0", owner.id());
     let (namespace, directory) = (format!("{name}-a"), std::env::temp_dir().join(&name));
     let run = |program: &str, arguments: &[&str]| {
         assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
@@ -218,6 +215,8 @@ fn what_a_killed_run_left_behind_is_removed_by_the_next() {
             });
     // A killed run drops nothing.
     std::mem::forget(freezer);
+    owner.kill().unwrap();
+    owner.wait().unwrap();
 
     drop(Net::new(&["a"]));
     child.wait().unwrap();
