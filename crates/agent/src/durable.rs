@@ -141,6 +141,23 @@ mod tests {
         let again = DurableFile::open(dir.path()).unwrap();
         assert_eq!(again.now(), file.now());
 
+        // As this version writes it, every later one has to read it.
+        let stored = r#"{
+  "format": 1,
+  "member": "b_7",
+  "term": 4,
+  "sealed": 4,
+  "adopted": {
+    "3": 2
+  },
+  "promoting": [
+    4,
+    5
+  ],
+  "rebuilding": false
+}"#;
+        assert_eq!(fs::read_to_string(dir.path().join("node.json")).unwrap(), stored);
+
         fs::write(dir.path().join("node.json"), "{}").unwrap();
         assert!(matches!(DurableFile::open(dir.path()), Err(DurableError::Malformed { .. })));
     }

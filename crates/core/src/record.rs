@@ -776,3 +776,134 @@ impl Record {
         self.events.drain(..excess);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORED: &str = include_str!("../testdata/record_v1.json");
+
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    /// A life that leaves something in every field of the format.
+    fn lived() -> Record {
+        let mut record = Record::empty();
+        let change = |record: &mut Record, proposal: Proposal| {
+            *record = record.apply(&proposal).unwrap_or_else(|refusal| panic!("{proposal:?}: {refusal}"));
+        };
+        let rule = |members: &[&str]| Rule {
+            members: members.iter().map(|member| member.parse().unwrap()).collect(),
+            needed: 1,
+        };
+        let vote = |member: &str, standing, term, lsn: &str, timeline| Vote {
+            member: member.parse().unwrap(),
+            standing,
+            position: Position { term: Term(term), lsn: lsn.parse().unwrap() },
+            timeline: Timeline(timeline),
+            begins: vec![(Timeline(1), Lsn::ZERO), (Timeline(2), "0/3000000".parse().unwrap())],
+            electable: true,
+            priority: 100,
+        };
+        let open = |term, cause, released| Proposal::Open {
+            term: Term(term),
+            cause,
+            by: node("a"),
+            released,
+            poisoned: false,
+        };
+        change(&mut record, Proposal::Found { node: node("a") });
+        let system = SystemId(7_710_000_000_000_000_001);
+        change(&mut record, Proposal::Founded { node: node("a"), system, needed: 1 });
+        change(&mut record, open(0, Cause::Bootstrap, false));
+        let first = vote("a_1", Standing::Sealed, 0, "0/3000000", 1);
+        change(&mut record, Proposal::Vote { term: Term(1), vote: first });
+        change(&mut record, Proposal::Decide { term: Term(1), winner: node("a"), patient: true });
+        let (begin, at) = ("0/3000000".parse().unwrap(), "0/3000098".parse().unwrap());
+        change(&mut record, Proposal::Promoted { term: Term(1), begin, at });
+        change(&mut record, Proposal::GateOpened { term: Term(1) });
+        for name in ["b", "c", "d"] {
+            change(&mut record, Proposal::Enlist { node: node(name), from: Incarnation(0) });
+        }
+        let voters = rule(&["a_1", "b_2"]);
+        change(&mut record, Proposal::ProposeRule { term: Term(1), rule: voters.clone() });
+        change(&mut record, Proposal::FinishRule { term: Term(1), rule: voters, change: 1 });
+        for members in [&["a_1", "b_2", "c_3"][..], &["a_1", "b_2", "c_3", "d_4"]] {
+            change(&mut record, Proposal::ProposeRule { term: Term(1), rule: rule(members) });
+        }
+        change(&mut record, Proposal::Bar { node: node("c"), why: Some("no space for WAL".to_owned()) });
+        let order = Switchover { term: Term(1), to: Some(node("b")) };
+        change(&mut record, Proposal::Switchover { order: Some(order) });
+        change(&mut record, open(1, Cause::AgentSilent, false));
+        let running = vote("a_1", Standing::Running, 1, "16/B374D848", 2);
+        change(&mut record, Proposal::Vote { term: Term(2), vote: running });
+        change(&mut record, Proposal::Force { term: Term(1), to: node("b"), by: node("b") });
+        record.note(1_795_204_440, "forced", "an operator at b forced b to lead next".to_owned());
+        record
+    }
+
+    /// A change of this text is a change of what is stored: agents of the version before read it, and what they
+    /// have stored is read by this one. It takes a new [`Record::VERSION`], and a file of its own.
+    #[test]
+    fn version_1_is_stored_as_it_was_and_read_as_it_was_meant() {
+        let record = lived();
+        assert_eq!(record.version, 1, "a new version leaves this file as it is and gets another");
+        let text = serde_json::to_string_pretty(&record).unwrap() + "\n";
+        assert_eq!(text, STORED, "what is stored has changed");
+        assert_eq!(serde_json::from_str::<Record>(STORED).unwrap(), record);
+    }
+
+    /// A word that the version before does not know makes it refuse the record.
+    #[test]
+    fn the_words_of_version_1_stay_what_they_are() {
+        let causes = [
+            (Cause::Bootstrap, "bootstrap"),
+            (Cause::Crash, "crash"),
+            (Cause::Stop, "stop"),
+            (Cause::Switchover, "switchover"),
+            (Cause::Damage, "damage"),
+            (Cause::LeaseLost, "lease_lost"),
+            (Cause::Unreachable, "unreachable"),
+            (Cause::AgentSilent, "agent_silent"),
+            (Cause::Fenced, "fenced"),
+            (Cause::Forced, "forced"),
+        ];
+        for (index, (cause, word)) in causes.into_iter().enumerate() {
+            assert_eq!(serde_json::to_value(cause).unwrap(), word);
+            assert_eq!(cause as usize, index, "a cause is missing here");
+        }
+        assert_eq!(Cause::Forced as usize + 1, causes.len());
+        assert_eq!(serde_json::to_value(Standing::Running).unwrap(), "running");
+        assert_eq!(serde_json::to_value(Standing::Sealed).unwrap(), "sealed");
+    }
+
+    #[test]
+    fn the_fixture_leaves_no_field_empty() {
+        let empty = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => true,
+            serde_json::Value::Array(items) => items.is_empty(),
+            serde_json::Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        let mut unseen = vec![(String::new(), serde_json::from_str::<serde_json::Value>(STORED).unwrap())];
+        let mut lacking = Vec::new();
+        while let Some((path, value)) = unseen.pop() {
+            // The first timeline has no parent, and a node that is well is not barred.
+            if empty(&value) && !path.ends_with(".parent") && !path.ends_with(".barred") {
+                lacking.push(path);
+                continue;
+            }
+            match value {
+                serde_json::Value::Array(items) => {
+                    unseen.extend(items.into_iter().map(|item| (path.clone(), item)));
+                }
+                serde_json::Value::Object(fields) => {
+                    unseen.extend(fields.into_iter().map(|(name, field)| (format!("{path}.{name}"), field)));
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(lacking, Vec::<String>::new(), "what is empty here could change its form unnoticed");
+    }
+}
