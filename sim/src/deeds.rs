@@ -133,10 +133,7 @@ impl World {
             Action::Seal { term } => self.seal(node, *term),
             Action::Vote { term, template } => self.vote(node, *term, template),
             Action::CatchUp { term, source, until } => self.catch_up(node, *term, source, *until),
-            Action::Promote { term, timeline, lower, list } => {
-                let numbers: Vec<Timeline> = lower.keys().copied().collect();
-                self.promote(node, *term, *timeline, &numbers, list)
-            }
+            Action::Promote { term, timeline, list } => self.promote(node, *term, *timeline, list),
             Action::Follow { term, upstream, timeline } => self.follow(node, *term, upstream, *timeline),
             Action::SetSyncList { list, .. } => self.set_sync_list(node, list),
             Action::WriteMarker { list, .. } => self.write_marker(node, list),
@@ -448,14 +445,7 @@ impl World {
         self.remember(node, |durable| durable.adopted.extend(chain));
     }
 
-    fn promote(
-        &mut self,
-        node: usize,
-        term: Term,
-        timeline: Timeline,
-        lower: &[Timeline],
-        list: &SyncList,
-    ) -> Step {
+    fn promote(&mut self, node: usize, term: Term, timeline: Timeline, list: &SyncList) -> Step {
         let state = self.nodes[node].postgres.state;
         match self.stage(node) {
             0 => {
@@ -476,8 +466,8 @@ impl World {
                 // Readers of a standby are shut out before it leads: it may hold WAL that nobody acknowledged.
                 server.gate_open &= left_open;
                 if !self.broken(Breakage::ReusedTimelineNumber) {
-                    for number in lower {
-                        self.nodes[node].postgres.add_history(*number);
+                    for number in 2..timeline.0 {
+                        self.nodes[node].postgres.add_history(Timeline(number));
                     }
                 }
                 // Whoever streamed from this standby, or has a slot of the former reign, has not adopted this

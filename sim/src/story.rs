@@ -1,11 +1,8 @@
 //! Actions and proposals as one short line each, for replays and for the recorded scripts.
 
-use std::collections::BTreeMap;
-
 use pgherd_core::action::Action;
 use pgherd_core::observation::SyncList;
 use pgherd_core::record::{Proposal, Standing};
-use pgherd_core::types::{Lsn, Timeline};
 
 pub fn list(list: &SyncList) -> String {
     if list.needed == 0 {
@@ -13,11 +10,6 @@ pub fn list(list: &SyncList) -> String {
     }
     let names: Vec<String> = list.names.iter().map(ToString::to_string).collect();
     format!("any {} of ({})", list.needed, names.join(", "))
-}
-
-fn lower(lines: &BTreeMap<Timeline, Option<(Timeline, Lsn)>>) -> String {
-    let lines: Vec<String> = lines.keys().map(ToString::to_string).collect();
-    if lines.is_empty() { String::new() } else { format!(", histories of {}", lines.join(" and ")) }
 }
 
 pub fn proposal(proposal: &Proposal) -> String {
@@ -73,12 +65,8 @@ pub fn action(action: &Action) -> String {
         Action::Seal { term } => format!("seal for term {term}"),
         Action::Vote { term, .. } => format!("read the position and vote in term {term}"),
         Action::CatchUp { source, until, .. } => format!("catch up from {source} to {until}"),
-        Action::Promote { term, timeline, lower: lines, list: names } => {
-            format!(
-                "promote for term {term} onto timeline {timeline}{}, waiting for {}",
-                lower(lines),
-                list(names)
-            )
+        Action::Promote { term, timeline, list: names } => {
+            format!("promote for term {term} onto timeline {timeline}, waiting for {}", list(names))
         }
         Action::Follow { term, upstream, timeline } => {
             format!("follow {upstream} in term {term} on timeline {timeline}")

@@ -5,8 +5,6 @@
 //! ordered: one is begun only after all before it have succeeded, and the rest is dropped at the first
 //! that fails. The next decision sees for itself how far things got.
 
-use std::collections::BTreeMap;
-
 use crate::observation::SyncList;
 use crate::record::{Proposal, Vote};
 use crate::types::{Lsn, Member, NodeName, Term, Timeline};
@@ -47,11 +45,11 @@ pub enum Action {
         source: NodeName,
         until: Lsn,
     },
-    /// Shut clients out and have `list` proven in effect, then leave recovery on exactly `timeline`.
+    /// Shut clients out and have `list` proven in effect, then leave recovery on exactly `timeline`: every lower
+    /// number is taken, by a `.history` file where it is not.
     Promote {
         term: Term,
         timeline: Timeline,
-        lower: BTreeMap<Timeline, Option<(Timeline, Lsn)>>,
         list: SyncList,
     },
     /// Note `term` as adopted, unseal, and stream from `upstream`.

@@ -291,14 +291,6 @@ fn stopped(
     }
 }
 
-/// For each number below `timeline`, where it left its parent as far as that is known, for the `.history`
-/// files that make PostgreSQL choose exactly `timeline`. Numbers that nobody reserved are among them: a person
-/// may have promoted a server onto one.
-fn lower_lines(record: &Record, timeline: Timeline) -> BTreeMap<Timeline, Option<(Timeline, Lsn)>> {
-    let numbers = (2..timeline.0).map(Timeline);
-    numbers.map(|number| (number, record.line(number).and_then(|line| line.parent.zip(line.begin)))).collect()
-}
-
 /// Nodes that answer this agent, itself among them.
 fn answering(now: Instant, seen: &Observation<'_>) -> BTreeSet<NodeName> {
     let heard = seen.peers.keys().filter(|node| heard_lately(now, seen, node));

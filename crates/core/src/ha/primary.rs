@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::action::Action;
 use crate::durability::{self, flushed_by, list_of};
-use crate::ha::{Decision, Goal, Memory, election, lease, lower_lines, switchover, voters_missing};
+use crate::ha::{Decision, Goal, Memory, election, lease, switchover, voters_missing};
 use crate::observation::{Busy, Copy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Reign};
@@ -115,7 +115,6 @@ fn promote(now: Instant, record: &Record, reign: &Reign, term: Term) -> Decision
     Decision::new(Goal::Primary, Reason::Promoting { term, timeline }, now).act(Action::Promote {
         term,
         timeline,
-        lower: lower_lines(record, timeline),
         list: list_of(rules.target(), &reign.holder),
     })
 }
