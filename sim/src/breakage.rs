@@ -63,6 +63,7 @@ impl Breakage {
 
 /// What a broken `Record::apply` would have made of `proposal`.
 pub fn rewrite(breakage: Breakage, before: &Record, proposal: &Proposal, mut next: Record) -> Record {
+    let decided = before.election.is_some() && next.election.is_none();
     match (breakage, proposal) {
         (Breakage::RuleChangedInOneStep, Proposal::ProposeRule { rule, .. }) => {
             if let Some(rules) = &mut next.rules {
@@ -70,7 +71,7 @@ pub fn rewrite(breakage: Breakage, before: &Record, proposal: &Proposal, mut nex
                 rules.next = None;
             }
         }
-        (Breakage::RuleWithoutTheOldPrimary, Proposal::Decide { .. }) if before.holder() != next.holder() => {
+        (Breakage::RuleWithoutTheOldPrimary, _) if decided && before.holder() != next.holder() => {
             if let (Some(rules), Some(old)) = (&mut next.rules, before.holder())
                 && rules.current.members.len() > rules.current.needed as usize + 1
             {
@@ -84,7 +85,7 @@ pub fn rewrite(breakage: Breakage, before: &Record, proposal: &Proposal, mut nex
                 vote.position = Position::default();
             }
         }
-        (Breakage::ReusedTimelineNumber, Proposal::Decide { .. }) if before.holder() != next.holder() => {
+        (Breakage::ReusedTimelineNumber, _) if decided && before.holder() != next.holder() => {
             let parent = next.lines.last().and_then(|line| line.parent);
             if let (Some(parent), Some(mut line)) = (parent, next.lines.pop()) {
                 line.timeline = Timeline(parent.0 + 1);

@@ -102,12 +102,13 @@ pub fn record_changed(world: &mut World, by: usize, before: &Record, after: &Rec
         world.oracle.protected = None;
         world.oracle.era += 1;
     }
-    match proposal {
-        Proposal::Vote { vote, .. } if vote.standing == Standing::Sealed => {
-            timelines::voted(world, vote);
-        }
-        Proposal::Decide { .. } => promotion::decided(world, before, after),
-        _ => {}
+    if let Proposal::Vote { vote, .. } = proposal
+        && vote.standing == Standing::Sealed
+    {
+        timelines::voted(world, vote);
+    }
+    if let Some(election) = before.election_ended_by(proposal, after) {
+        promotion::decided(world, before, &election, after);
     }
     overlap::check(world);
 }

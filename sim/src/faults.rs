@@ -105,8 +105,8 @@ impl Fault {
     }
 }
 
-/// Is this change of the record the step?
-type Step = fn(&Proposal) -> bool;
+/// Is this change of the record the step? Also told whether it ended an election.
+type Step = fn(&Proposal, bool) -> bool;
 
 /// Faults that wait for a step of the protocol, and strike in the middle of it.
 #[derive(Clone, Copy, Debug)]
@@ -118,13 +118,13 @@ pub struct Ambush {
 
 /// The steps that are worth an ambush, each with its weight. A rule change is the one that most can go wrong in.
 const STEPS: [(Step, u64); 7] = [
-    (|change| matches!(change, Proposal::Open { .. }), 1),
-    (|change| matches!(change, Proposal::Vote { .. }), 1),
-    (|change| matches!(change, Proposal::Decide { .. }), 2),
-    (|change| matches!(change, Proposal::Promoted { .. }), 1),
-    (|change| matches!(change, Proposal::ProposeRule { .. }), 5),
-    (|change| matches!(change, Proposal::FinishRule { .. }), 1),
-    (|change| matches!(change, Proposal::Enlist { .. }), 1),
+    (|change, _| matches!(change, Proposal::Open { .. }), 1),
+    (|change, decided| matches!(change, Proposal::Vote { .. }) && !decided, 1),
+    (|_, decided| decided, 2),
+    (|change, _| matches!(change, Proposal::Promoted { .. }), 1),
+    (|change, _| matches!(change, Proposal::ProposeRule { .. }), 5),
+    (|change, _| matches!(change, Proposal::FinishRule { .. }), 1),
+    (|change, _| matches!(change, Proposal::Enlist { .. }), 1),
 ];
 
 impl World {
@@ -178,8 +178,10 @@ impl World {
     }
 
     /// The record has changed: is this the step that somebody waits for?
-    pub fn spring_ambush(&mut self, change: &Proposal) {
-        let Some(ambush) = self.ambush.as_mut().filter(|ambush| (ambush.step)(change)) else { return };
+    pub fn spring_ambush(&mut self, change: &Proposal, decided: bool) {
+        let Some(ambush) = self.ambush.as_mut().filter(|ambush| (ambush.step)(change, decided)) else {
+            return;
+        };
         if ambush.lets_pass > 0 {
             ambush.lets_pass -= 1;
             return;

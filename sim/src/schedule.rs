@@ -244,7 +244,6 @@ fn established_record(world: &World, names: &[NodeName], needed: u32) -> Record 
         priority: 100,
     };
     change(&mut record, Proposal::Vote { term: Term(1), vote });
-    change(&mut record, Proposal::Decide { term: Term(1), winner: first.clone(), patient: true });
     change(&mut record, Proposal::Promoted { term: Term(1), begin: wal::lsn(1), at: wal::lsn(2) });
     change(&mut record, Proposal::GateOpened { term: Term(1) });
     for name in &names[1..] {

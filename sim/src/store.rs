@@ -188,19 +188,24 @@ impl World {
         if before.election.is_none() && next.election.is_some() {
             self.store.opened_at = self.now;
         }
-        match proposal {
-            Proposal::Open { cause: Cause::Crash, .. } => self.crashes.push(self.now),
-            Proposal::Decide { .. } => {
-                self.coverage.elections += 1;
-                if before.holder() != next.holder() && before.holder().is_some() {
-                    self.coverage.failovers += 1;
-                }
-            }
-            _ => {}
+        if let Proposal::Open { cause: Cause::Crash, .. } = proposal {
+            self.crashes.push(self.now);
         }
-        self.tell(None, |_| format!("record: {}", story::proposal(proposal)));
+        let decided = before.election.is_some() && next.election.is_none();
+        if decided {
+            self.coverage.elections += 1;
+            if before.holder() != next.holder() && before.holder().is_some() {
+                self.coverage.failovers += 1;
+            }
+        }
+        self.tell(None, |_| {
+            let by_vote = decided && matches!(proposal, Proposal::Vote { .. });
+            let winner = next.holder().filter(|_| by_vote);
+            let winner = winner.map_or_else(String::new, |winner| format!(", and {} leads", winner.node));
+            format!("record: {}{winner}", story::proposal(proposal))
+        });
         checkers::record_changed(self, by, &before, &next, proposal);
-        self.spring_ambush(proposal);
+        self.spring_ambush(proposal, decided);
         for node in 0..self.nodes.len() {
             self.watch_soon(node);
         }

@@ -1,10 +1,13 @@
 //! Which changes of the record are worth a line of `pgherd history`, and how it reads.
 
-use pgherd_core::record::{Cause, Proposal, Record, Standing};
+use pgherd_core::record::{Cause, Election, Proposal, Record, Standing};
 
 /// A line's stable code and its sentence, for a change that was accepted; `None` for what only machines
 /// care about.
 pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Option<(&'static str, String)> {
+    if let Some(election) = before.election_ended_by(proposal, after) {
+        return decided(&election, after);
+    }
     Some(match proposal {
         Proposal::Founded { node, system, .. } => {
             ("founded", format!("{node} made the cluster, system identifier {system}"))
@@ -23,7 +26,6 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
             before.election.as_ref()?.forced.as_ref().filter(|named| *named == node)?;
             ("force-void", format!("{node} has no copy that could lead, and is no longer forced to"))
         }
-        Proposal::Decide { .. } => decided(before, after)?,
         Proposal::Promoted { begin, .. } => {
             let reign = after.reign.as_ref()?;
             let (node, timeline) = (&reign.holder.node, reign.timeline);
@@ -46,6 +48,7 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         Proposal::Found { .. }
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }
+        | Proposal::Decide { .. }
         | Proposal::ProposeRule { .. } => return None,
     })
 }
@@ -68,8 +71,8 @@ fn code_of(cause: Cause) -> &'static str {
     }
 }
 
-fn decided(before: &Record, after: &Record) -> Option<(&'static str, String)> {
-    let (election, reign) = (before.election.as_ref()?, after.reign.as_ref()?);
+fn decided(election: &Election, after: &Record) -> Option<(&'static str, String)> {
+    let reign = after.reign.as_ref()?;
     let (term, winner) = (election.term, &reign.holder.node);
     let vote = election.votes.get(winner)?;
     if vote.standing == Standing::Running {

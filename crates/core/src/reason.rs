@@ -55,7 +55,6 @@ reasons! {
     WaitingForBetterVotes { term: Term, missing: BTreeSet<NodeName> } = "waiting-for-better-votes",
     WaitingForForced { term: Term, named: NodeName } = "waiting-for-forced",
     WaitingForHolderVote { term: Term, holder: NodeName } = "waiting-for-holder-vote",
-    WaitingForDecision { term: Term, winner: NodeName } = "waiting-for-decision",
     NobodyElectable { term: Term } = "nobody-electable",
     CatchingUpToLead { term: Term, source: NodeName, until: Position } = "catching-up-to-lead",
     WaitingForCatchUp { term: Term, candidate: NodeName } = "waiting-for-catch-up",
@@ -153,7 +152,6 @@ impl fmt::Display for Reason {
                     "term {term} waits a moment for {holder}, which may be alive and then simply goes on"
                 )
             }
-            WaitingForDecision { term, winner } => write!(f, "waits for {winner} to take term {term}"),
             NobodyElectable { term } => {
                 write!(
                     f,

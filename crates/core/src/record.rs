@@ -76,6 +76,15 @@ pub struct Election {
     pub votes: BTreeMap<NodeName, Vote>,
 }
 
+impl Election {
+    /// Suspicion may be wrong: a holder that is alive is given a moment to say so, which saves a failover.
+    pub fn awaits(&self, holder: Option<&Member>) -> bool {
+        let suspected = matches!(self.cause, Cause::Unreachable | Cause::AgentSilent);
+        let voted = holder.is_some_and(|holder| self.votes.contains_key(&holder.node));
+        suspected && !self.released && !voted && holder.is_some()
+    }
+}
+
 /// Why a term was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -334,6 +343,7 @@ pub enum Proposal {
         term: Term,
         holder: Member,
     },
+    /// Ends the election, too, if that is settled by it.
     Vote {
         term: Term,
         vote: Vote,
@@ -344,7 +354,7 @@ pub enum Proposal {
         term: Term,
         node: NodeName,
     },
-    /// Ends the election. `patient`: no further vote is expected in time.
+    /// Ends an election that no vote has ended. `patient`: no further vote is expected in time.
     Decide {
         term: Term,
         winner: NodeName,
@@ -462,6 +472,15 @@ impl Record {
         Some(left)
     }
 
+    /// The election that `proposal` ends, with all its votes, if `after` is the record that comes of it.
+    pub fn election_ended_by(&self, proposal: &Proposal, after: &Record) -> Option<Election> {
+        let mut election = self.election.clone().filter(|_| after.election.is_none())?;
+        if let Proposal::Vote { vote, .. } = proposal {
+            election.votes.insert(vote.member.node.clone(), vote.clone());
+        }
+        Some(election)
+    }
+
     /// The record after `proposal`, or why it may not happen.
     pub fn apply(&self, proposal: &Proposal) -> Result<Record, Refusal> {
         let mut next = self.clone();
@@ -475,7 +494,10 @@ impl Record {
             }
             Proposal::Force { term, to, by } => next.force(*term, to, by)?,
             Proposal::Gone { term, holder } => next.gone(*term, holder)?,
-            Proposal::Vote { term, vote } => next.vote(*term, vote)?,
+            Proposal::Vote { term, vote } => {
+                next.vote(*term, vote)?;
+                next.decide_if_settled(*term)?;
+            }
             Proposal::Unvote { term, node } => {
                 let election = next.election.as_mut().filter(|election| election.term == *term);
                 let election = election.ok_or(Refusal::Stale)?;
@@ -627,6 +649,17 @@ impl Record {
             Tally::Incumbent(member) if member.node == *winner => self.reign_again(term),
             Tally::Winner(member) if member.node == *winner => self.new_reign(term, member),
             _ => Err(Refusal::Stale),
+        }
+    }
+
+    /// The vote that settles an election ends it, too, which saves a failover one round through the store.
+    fn decide_if_settled(&mut self, term: Term) -> Result<(), Refusal> {
+        let awaits_holder = self.election.as_ref().is_some_and(|election| election.awaits(self.holder()));
+        match election::tally(self, false) {
+            Tally::Incumbent(member) | Tally::Winner(member) if !awaits_holder => {
+                self.decide(term, &member.node, false)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -819,7 +852,6 @@ mod tests {
         change(&mut record, open(0, Cause::Bootstrap, false));
         let first = vote("a_1", Standing::Sealed, 0, "0/3000000", 1);
         change(&mut record, Proposal::Vote { term: Term(1), vote: first });
-        change(&mut record, Proposal::Decide { term: Term(1), winner: node("a"), patient: true });
         let (begin, at) = ("0/3000000".parse().unwrap(), "0/3000098".parse().unwrap());
         change(&mut record, Proposal::Promoted { term: Term(1), begin, at });
         change(&mut record, Proposal::GateOpened { term: Term(1) });
@@ -836,9 +868,9 @@ mod tests {
         let order = Switchover { term: Term(1), to: Some(node("b")) };
         change(&mut record, Proposal::Switchover { order: Some(order) });
         change(&mut record, open(1, Cause::AgentSilent, false));
+        change(&mut record, Proposal::Force { term: Term(1), to: node("b"), by: node("b") });
         let running = vote("a_1", Standing::Running, 1, "16/B374D848", 2);
         change(&mut record, Proposal::Vote { term: Term(2), vote: running });
-        change(&mut record, Proposal::Force { term: Term(1), to: node("b"), by: node("b") });
         record.note(1_795_204_440, "forced", "an operator at b forced b to lead next".to_owned());
         record
     }

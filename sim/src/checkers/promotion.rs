@@ -6,8 +6,8 @@ use crate::postgres::State;
 use crate::wal::Point;
 use crate::world::World;
 
-pub fn decided(world: &mut World, before: &Record, after: &Record) {
-    let (Some(election), Some(reign)) = (&before.election, &after.reign) else { return };
+pub fn decided(world: &mut World, before: &Record, election: &Election, after: &Record) {
+    let Some(reign) = &after.reign else { return };
     let same_reign = before.reign.as_ref().is_some_and(|old| old.timeline == reign.timeline);
     if same_reign {
         return;

@@ -324,7 +324,6 @@ async fn a_switchover_is_asked_for_once_and_followed_to_its_end() {
     scene.propose(sealed("b_2")).await;
     scene.propose(sealed("a_1")).await;
     scene.propose(sealed("c_3")).await;
-    scene.propose(Proposal::Decide { term: Term(5), winner: name("b"), patient: true }).await;
     scene.propose(Proposal::Promoted { term: Term(5), begin: Lsn(0x300), at: Lsn(0x340) }).await;
     assert_eq!(scene.backend.change("s".to_owned()).await.unwrap().state, ChangeState::Running);
     scene.propose(Proposal::GateOpened { term: Term(5) }).await;

@@ -278,7 +278,6 @@ mod tests {
         step(&mut record, Proposal::Founded { node: name("a"), system: SystemId(7), needed: 1 });
         step(&mut record, open(0, Cause::Bootstrap, "a", false));
         step(&mut record, vote_in(1, "a_1", Standing::Sealed));
-        step(&mut record, Proposal::Decide { term: Term(1), winner: name("a"), patient: true });
         step(&mut record, Proposal::Promoted { term: Term(1), begin: Lsn(32), at: Lsn(48) });
         step(&mut record, Proposal::Enlist { node: name("b"), from: Incarnation(0) });
         let both = rule(1, &["a_1", "b_2"]);
@@ -288,15 +287,12 @@ mod tests {
         step(&mut record, Proposal::GateOpened { term: Term(1) });
         step(&mut record, open(1, Cause::AgentSilent, "b", false));
         step(&mut record, vote_in(2, "a_1", Standing::Running));
-        step(&mut record, Proposal::Decide { term: Term(2), winner: name("a"), patient: false });
         let order = Switchover { term: Term(2), to: Some(name("b")) };
         step(&mut record, Proposal::Switchover { order: Some(order.clone()) });
         step(&mut record, Proposal::Switchover { order: None });
         step(&mut record, Proposal::Switchover { order: Some(Switchover { to: None, ..order }) });
         step(&mut record, open(2, Cause::Switchover, "a", true));
         step(&mut record, vote_in(3, "b_2", Standing::Sealed));
-        step(&mut record, vote_in(3, "a_1", Standing::Sealed));
-        step(&mut record, Proposal::Decide { term: Term(3), winner: name("b"), patient: true });
         step(&mut record, Proposal::Promoted { term: Term(3), begin: Lsn(64), at: Lsn(72) });
         let alone = rule(0, &["b_2"]);
         step(&mut record, Proposal::ProposeRule { term: Term(3), rule: alone.clone() });

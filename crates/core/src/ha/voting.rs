@@ -10,7 +10,7 @@ use crate::ha::election::{self, Tally, Waiting};
 use crate::ha::{Decision, Goal, Memory, heard_lately};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
-use crate::record::{Cause, Election, Position, Proposal, Record, Standing, Vote};
+use crate::record::{Election, Position, Proposal, Record, Standing, Vote};
 use crate::spec::times::{HOLDER_VOTE_WAIT, VOTES_WAIT};
 use crate::types::{Instant, Member};
 
@@ -171,7 +171,7 @@ fn sealed_and_voted(
         Tally::Wait(Waiting::Forced { named }) => waits(Reason::WaitingForForced { term, named }),
         Tally::Wait(Waiting::NobodyElectable) => waits(Reason::NobodyElectable { term }),
         Tally::Wait(Waiting::NoElection) => decision,
-        Tally::Incumbent(winner) => waits(Reason::WaitingForDecision { term, winner: winner.node }),
+        Tally::Incumbent(winner) => waits(Reason::Deciding { term, winner: winner.node }),
         Tally::Winner(winner) => match holder_may_still_vote(memory, now, record, election) {
             Some(holder) => waits(Reason::WaitingForHolderVote { term, holder: holder.node.clone() }),
             None => waits(Reason::Deciding { term, winner: winner.node }),
@@ -179,7 +179,7 @@ fn sealed_and_voted(
     }
 }
 
-/// Ends the election if it can be ended and it is this node's turn to.
+/// Ends an election that no vote has ended, if that can be done and it is this node's turn to.
 pub fn end(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Action> {
     let election = record.election.as_ref()?;
     let (_, first_seen) = memory.election_seen?;
@@ -204,18 +204,15 @@ fn patience_is_over(memory: &Memory, now: Instant, election: &Election) -> bool 
     memory.election_seen.is_some_and(|(term, at)| term == election.term && now.since(at) >= VOTES_WAIT)
 }
 
-/// Suspicion may be wrong: a holder that is alive is given a moment to say so, which saves a failover.
+/// The holder, while it is given its moment to say that it is alive.
 fn holder_may_still_vote<'a>(
     memory: &Memory,
     now: Instant,
     record: &'a Record,
     election: &Election,
 ) -> Option<&'a Member> {
-    let suspected = matches!(election.cause, Cause::Unreachable | Cause::AgentSilent);
-    let holder = record.holder()?;
-    let voted = election.votes.contains_key(&holder.node);
     let recent = memory
         .election_seen
         .is_some_and(|(term, at)| term == election.term && now.since(at) < HOLDER_VOTE_WAIT);
-    (suspected && !election.released && !voted && recent).then_some(holder)
+    record.holder().filter(|holder| recent && election.awaits(Some(holder)))
 }
