@@ -286,7 +286,7 @@ impl World {
         let timeline = self.wal.hand(server.hand).number;
         let senders = server.senders.iter().map(|sender| seen::Sender {
             pid: sender.pid,
-            member: Some(Member {
+            member: (sender.timeline == timeline).then(|| Member {
                 node: self.nodes[sender.node].name.clone(),
                 incarnation: pgherd_core::types::Incarnation(sender.incarnation),
             }),
@@ -294,12 +294,11 @@ impl World {
             streaming: sender.streaming,
             flush_lsn: sender.flush.map(lsn),
         });
-        let own_slots = server.slots.iter().filter(|(_, of)| *of == timeline);
         seen::Primary {
             copy: self.copy(node),
             flush_lsn: lsn(server.flushed),
             senders: senders.collect(),
-            slots: own_slots.map(|(node, _)| self.nodes[*node].name.clone()).collect(),
+            slots: server.slots.iter().map(|node| self.nodes[*node].name.clone()).collect(),
         }
     }
 
@@ -311,6 +310,10 @@ impl World {
         }
         let next = self.span(REPORT_EVERY.0, REPORT_EVERY.1);
         self.after(next, Event::ReportTick { node, life });
+        if self.nodes[node].agent.duties.keep_slots {
+            let all = (0..self.nodes.len()).collect();
+            self.nodes[node].postgres.slots = all;
+        }
         let holder = self.probe_holder(node);
         let report = Rc::new(self.report(node, holder));
         let delay = self.network.delay;

@@ -218,9 +218,8 @@ impl World {
                 // The signal file and the empty upstream are on disk before the first process runs.
                 let server = &mut self.nodes[node].postgres;
                 server.conninfo = None;
-                if !server.list_on_disk.waits() {
-                    server.list_on_disk = reserved;
-                }
+                // Under that nothing is acknowledged, should somebody promote it.
+                server.list_on_disk = reserved;
                 forget_deeds(&mut self.nodes[node].agent.local);
                 self.remember(node, |durable| durable.promoting = None);
                 self.start_server(node);
@@ -470,10 +469,6 @@ impl World {
                         self.nodes[node].postgres.add_history(Timeline(number));
                     }
                 }
-                // Whoever streamed from this standby, or has a slot of the former reign, has not adopted this
-                // one: its flushes must not count (it could not say in an election what it holds).
-                self.end_senders(node);
-                self.nodes[node].postgres.slots.clear();
                 self.reload(node);
                 self.nodes[node].agent.stage_until = self.now + LIST_WITHIN;
                 Step::Next(POLL / 3)
@@ -506,15 +501,7 @@ impl World {
                         self.kill_server(node, 20 * MS);
                         return Step::Failed("PostgreSQL took another timeline");
                     }
-                    let members: Vec<usize> = (0..self.nodes.len()).collect();
-                    for member in members {
-                        self.nodes[node].postgres.slots.push((member, timeline));
-                    }
-                    // The signal file is put back and synced, then the promotion is over.
-                    self.remember(node, |durable| {
-                        durable.promoting = None;
-                        durable.sealed = None;
-                    });
+                    self.nodes[node].postgres.slots = (0..self.nodes.len()).collect();
                     let local = &mut self.nodes[node].agent.local;
                     forget_deeds(local);
                     local.list = Some(list.clone());
@@ -648,6 +635,14 @@ impl World {
         if !matches!(server.state, State::Primary | State::Standby) {
             return Step::Failed("only an open server has a gate");
         }
+        // What was noted for a promotion has served.
+        if self.durable(node).promoting.is_some() {
+            self.remember(node, |durable| {
+                durable.promoting = None;
+                durable.sealed = None;
+            });
+        }
+        let server = &mut self.nodes[node].postgres;
         if open && !server.gate_open {
             server.gate_open = true;
             server.touch();
@@ -680,13 +675,12 @@ impl World {
 
     fn create_slot(&mut self, node: usize, member: &NodeName) -> Step {
         let Some(member) = self.index(member) else { return Step::Failed("nobody of that name") };
-        let timeline = self.wal.hand(self.nodes[node].postgres.hand).number;
         let server = &mut self.nodes[node].postgres;
         if server.state != State::Primary {
             return Step::Failed("slots are made on the primary");
         }
-        if !server.slots.contains(&(member, timeline)) {
-            server.slots.push((member, timeline));
+        if !server.slots.contains(&member) {
+            server.slots.push(member);
             server.touch();
         }
         Step::Done

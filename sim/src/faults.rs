@@ -647,12 +647,14 @@ impl World {
         if server.state != State::Primary || node == claims {
             return;
         }
+        let timeline = self.wal.hand(server.hand).number;
         server.pids += 1;
         server.senders.push(Sender {
             link: None,
             pid: server.pids,
             node: claims,
             incarnation,
+            timeline,
             streaming: true,
             flush: None,
             list: Rc::clone(&server.loaded),

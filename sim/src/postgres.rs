@@ -48,7 +48,7 @@ pub enum Process {
 pub struct Conninfo {
     pub upstream: usize,
     pub term: Term,
-    /// The standby's slot belongs to this timeline, and a primary on another one does not have it.
+    /// Adopted for this reign, and part of the name that the standby connects under.
     pub timeline: Timeline,
 }
 
@@ -59,6 +59,8 @@ pub struct Sender {
     pub pid: u32,
     pub node: usize,
     pub incarnation: u64,
+    /// The timeline in the name that it connected under.
+    pub timeline: Timeline,
     pub streaming: bool,
     pub flush: Option<u64>,
     pub list: Rc<List>,
@@ -105,7 +107,7 @@ pub struct Postgres {
     pub diverged: bool,
     pub attempt: u32,
     pub senders: Vec<Sender>,
-    pub slots: Vec<(usize, Timeline)>,
+    pub slots: Vec<usize>,
     pub waits: VecDeque<Wait>,
     pub loaded: Rc<List>,
     /// The checkpointer's flag: commits wait at all.
@@ -401,14 +403,14 @@ impl World {
     pub fn sender_releases(&mut self, node: usize, link: usize) {
         let server = &self.nodes[node].postgres;
         let Some(sender) = server.senders.iter().find(|sender| sender.link == Some(link)) else { return };
-        if !sender.streaming || !sender.list.names(sender.node, sender.incarnation) {
+        if !sender.streaming || !sender.list.names(sender) {
             return;
         }
         let needed = sender.list.core.needed as usize;
         let mut flushed: Vec<u64> = server
             .senders
             .iter()
-            .filter(|other| other.streaming && other.list.names(other.node, other.incarnation))
+            .filter(|other| other.streaming && other.list.names(other))
             .filter_map(|other| other.flush)
             .collect();
         flushed.sort_unstable_by(|one, other| other.cmp(one));

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::breakage::Breakage;
 use crate::checkers::timelines;
 use crate::postgres::{Sender, State};
+use crate::wal::Point;
 use crate::world::{Event, Layer, MS, SECOND, Time, World};
 
 /// `wal_receiver_timeout` and `wal_sender_timeout`, roughly: a silent other end is given up after this long.
@@ -14,6 +15,8 @@ const TIMEOUT: Time = 3 * SECOND;
 const RETRY: (Time, Time) = (100 * MS, 400 * MS);
 /// Lost packets are sent again after about this long.
 const RETRANSMIT: Time = 200 * MS;
+/// Where a WAL receiver begins to ask is the beginning of a segment.
+const SEGMENT_RECORDS: u64 = 16;
 /// Records in one message.
 const BATCH: u64 = 8;
 
@@ -74,25 +77,29 @@ impl World {
         if upstream.senders.iter().any(|sender| sender.link.is_some() && sender.node == node) {
             return false;
         }
-        // Slots belong to a timeline. A primary has those of its own; a standby those of the one that it was
-        // itself told to follow, so that nobody gets from it what it has under another name.
-        let timeline = self.wal.number(upstream.durable_end());
-        let has_slot = match upstream.state {
-            State::Primary => upstream.slots.contains(&(node, timeline)) && conninfo.timeline == timeline,
-            _ => upstream.conninfo.is_some_and(|own| own.timeline == conninfo.timeline),
-        };
-        if !has_slot && !self.broken(Breakage::UnadoptedStandbyCounts) {
+        if !upstream.slots.contains(&node) {
             return false;
         }
+        let timeline = if self.broken(Breakage::UnadoptedStandbyCounts) {
+            self.wal.hand(upstream.hand).number
+        } else {
+            conninfo.timeline
+        };
         let (theirs, mine) = (upstream.durable_end(), self.nodes[node].postgres.end());
-        if self.wal.admits(theirs, mine).is_none() {
+        // A server in recovery looks at the beginning of the segment only: who asks may have more than it has.
+        let segment = Point { at: mine.at - mine.at % SEGMENT_RECORDS, ..mine };
+        let ahead = upstream.state == State::Standby
+            && mine.at > theirs.at
+            && self.wal.admits(theirs, segment).is_some()
+            && self.wal.holds(mine, theirs);
+        if self.wal.admits(theirs, mine).is_none() && !ahead {
             let parted = !self.wal.holds(mine, theirs) || self.nodes[up].postgres.state == State::Primary;
             let server = &mut self.nodes[node].postgres;
             server.diverged = parted;
             server.touch();
             return false;
         }
-        if !self.wal.holds(theirs, mine) {
+        if !self.wal.holds(theirs, mine) && !ahead {
             timelines::two_meanings(self, node, up);
             return false;
         }
@@ -119,6 +126,7 @@ impl World {
             pid: upstream.pids,
             node,
             incarnation,
+            timeline,
             streaming: false,
             flush: None,
             list: Rc::clone(&upstream.loaded),
@@ -197,6 +205,16 @@ impl World {
         self.links[link].ship_pending = false;
         self.nodes[standby].streamed_at = self.now;
         let (source, limit) = (self.nodes[upstream].postgres.hand, self.nodes[upstream].postgres.flushed);
+        let mine = self.nodes[standby].postgres.end();
+        let promoted = self.nodes[upstream].postgres.state != State::Standby;
+        if promoted && self.wal.admits(Point { hand: source, at: limit }, mine).is_none() {
+            // It has more than what the new timeline was forked from, and does not go onto it.
+            self.nodes[standby].postgres.diverged = true;
+            self.end_receiver(standby);
+            let late = self.span(RETRY.0, RETRY.1);
+            self.connect_soon(standby, late);
+            return;
+        }
         let before = self.nodes[standby].postgres.written;
         let until = limit.min(before + BATCH);
         if until > before {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use pgherd_core::durability;
 use pgherd_core::ha::election::{self, Tally, Waiting};
 use pgherd_core::record::{Cause, Position, Proposal, Record, Rule, Standing, Vote};
 use pgherd_core::spec::{ClusterSpec, Durability, NodeSpec, PostgresSource, PostgresSpec, Times};
@@ -18,6 +19,8 @@ use crate::wal::{self, Point};
 use crate::world::{Clock, Event, MS, SECOND, Time, World};
 
 pub const SYSTEM: SystemId = SystemId(7_710_000_000_000_000_001);
+/// What the record reserves for the cluster's first reign.
+const FIRST_TIMELINE: Timeline = Timeline(3);
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// An operator who sees that the copies left cannot elect decides after this long.
 const PERSON_AFTER: Time = 20 * SECOND;
@@ -165,10 +168,10 @@ pub fn establish(world: &mut World) {
     let record = established_record(world, &names, needed);
 
     let hand_one = world.wal.found(0);
-    let hand = world.wal.promote(Point { hand: hand_one, at: 1 }, Timeline(2), Some(Term(1)), 0);
+    let hand = world.wal.promote(Point { hand: hand_one, at: 1 }, FIRST_TIMELINE, Some(Term(1)), 0);
     let rules = record.rules.clone();
     let list =
-        rules.map(|rules| pgherd_core::durability::list_of(&rules.current, &member_of(&record, &first)));
+        rules.map(|rules| durability::list_of(&rules.current, &member_of(&record, &first), FIRST_TIMELINE));
     let list = world.list(&list.unwrap_or_default());
     for (node, name) in names.iter().enumerate() {
         let reserved = world.reserved();
@@ -178,25 +181,25 @@ pub fn establish(world: &mut World) {
         durable.member = Some(member_of(&record, name));
         durable.term = Term(1);
         durable.adopted.insert(Timeline(1), Term(0));
-        durable.adopted.insert(Timeline(2), Term(1));
+        durable.adopted.insert(FIRST_TIMELINE, Term(1));
         let server = &mut there.postgres;
         server.generation = 1;
         server.hand = hand;
         (server.written, server.flushed, server.visible) = (2, 2, 2);
-        server.add_history(Timeline(2));
+        server.add_history(FIRST_TIMELINE);
         if node == 0 {
             server.state = State::Primary;
             server.list_on_disk = Rc::clone(&list);
             server.loaded = Rc::clone(&list);
             server.waits_enforced = list.waits();
             server.gate_open = true;
-            server.slots = all.into_iter().map(|node| (node, Timeline(2))).collect();
+            server.slots = all;
         } else {
             server.state = State::Standby;
             server.list_on_disk = Rc::clone(&reserved);
             server.loaded = reserved;
             server.waits_enforced = true;
-            server.conninfo = Some(Conninfo { upstream: 0, term: Term(1), timeline: Timeline(2) });
+            server.conninfo = Some(Conninfo { upstream: 0, term: Term(1), timeline: FIRST_TIMELINE });
         }
     }
     world.oracle.copies = names.iter().filter_map(|name| record.member(name)).collect();
@@ -208,8 +211,8 @@ pub fn establish(world: &mut World) {
         world.connect_soon(node, MS);
     }
     if world.store.record.rules.as_ref().is_some_and(|rules| rules.current.needed == 0) {
-        world.oracle.declared_lines.insert(Timeline(2));
-        world.oracle.lossy_lines.insert(Timeline(2));
+        world.oracle.declared_lines.insert(FIRST_TIMELINE);
+        world.oracle.lossy_lines.insert(FIRST_TIMELINE);
     }
 }
 

@@ -16,12 +16,12 @@ use pgherd_core::ha::Memory;
 use pgherd_core::observation::{Busy, Durable, Local, Peer, Report, SyncList};
 use pgherd_core::record::{Proposal, Record};
 use pgherd_core::spec::{ClusterSpec, Times};
-use pgherd_core::types::{Instant, Member, NodeName, Term};
+use pgherd_core::types::{Instant, Member, NodeName, Term, Timeline};
 
 use crate::breakage::Breakage;
 use crate::checkers::Oracle;
 use crate::coverage::Coverage;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, Sender};
 use crate::random::Random;
 use crate::wal::{Point, Wal};
 
@@ -521,7 +521,7 @@ impl Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct List {
     pub core: SyncList,
-    pub names: Vec<(usize, u64)>,
+    pub names: Vec<(usize, u64, Timeline)>,
 }
 
 impl List {
@@ -530,15 +530,17 @@ impl List {
         self.core.needed > 0
     }
 
-    pub fn names(&self, node: usize, incarnation: u64) -> bool {
-        self.names.contains(&(node, incarnation))
+    pub fn names(&self, sender: &Sender) -> bool {
+        self.names.contains(&(sender.node, sender.incarnation, sender.timeline))
     }
 }
 
 impl World {
     pub fn list(&self, core: &SyncList) -> Rc<List> {
         let names = core.names.iter();
-        let names = names.filter_map(|member| Some((self.index(&member.node)?, member.incarnation.0)));
+        let names = names.filter_map(|stream| {
+            Some((self.index(&stream.member.node)?, stream.member.incarnation.0, stream.timeline))
+        });
         Rc::new(List { names: names.collect(), core: core.clone() })
     }
 

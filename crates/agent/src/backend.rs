@@ -26,7 +26,7 @@ use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::RoutingTable;
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
-use pgherd_core::types::NodeName;
+use pgherd_core::types::{Instant, NodeName};
 use pgherd_dcs::{RaftStore, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -117,6 +117,12 @@ impl AgentBackend {
     }
 }
 
+/// May this agent still learn what the cluster's record says? One that has not had its first thought is younger than
+/// any other.
+fn is_young(started: Option<Instant>, now: Instant) -> bool {
+    started.is_none_or(|started| now.since(started) < KNOWS_NOTHING_FOR)
+}
+
 /// An error of the store, for whoever asked.
 pub(crate) fn refused(error: &AgreedError) -> Error {
     match error {
@@ -131,8 +137,7 @@ pub(crate) fn refused(error: &AgreedError) -> Error {
 impl Backend for AgentBackend {
     async fn status(&self) -> Answer<Status> {
         let picture = self.picture().await?;
-        let age = picture.started.map_or(Duration::MAX, |started| picture.now.since(started));
-        if picture.record.is_none() && age < KNOWS_NOTHING_FOR {
+        if picture.record.is_none() && is_young(picture.started, picture.now) {
             // Another agent is asked meanwhile, which knows more.
             return Err(Error::of(Code::NotReady));
         }

@@ -233,12 +233,9 @@ impl Workshop {
                 }
                 // Before anybody is pointed here, so that the first attempt to stream succeeds.
                 let others: Vec<&NodeName> = record.nodes.keys().filter(|node| **node != self.me).collect();
-                server.create_slots(&others).await?;
-                self.remember(|durable| {
-                    durable.promoting = None;
-                    durable.sealed = None;
-                })
-                .await?;
+                if !server.has_slots(&others) {
+                    server.create_slots(&others).await?;
+                }
                 deeds.forget = true;
                 return Ok(Some(server.look_of(&promoted, record).await));
             }
@@ -246,6 +243,13 @@ impl Workshop {
                 self.current(*term).await?;
                 let from = place(spec, upstream)?;
                 let lines = chain(record, *timeline);
+                let durable = self.durable.lock().await.now().clone();
+                let known = lines.iter().all(|(line, term)| durable.adopted.get(line) == Some(term));
+                if !known && durable.sealed.is_none() {
+                    // The former receiver is gone before these timelines are noted: what it could still bring, from
+                    // an upstream that somebody promotes by hand, would pass for theirs.
+                    server.seal().await?;
+                }
                 self.remember(|durable| {
                     durable.term = *term;
                     durable.sealed = None;
@@ -253,7 +257,7 @@ impl Workshop {
                 })
                 .await?;
                 let member = self.member().await;
-                server.follow(upstream, from, member.as_ref(), *term).await?;
+                server.follow(upstream, from, member.as_ref(), (*term, *timeline)).await?;
             }
             Action::SetSyncList { term, list } => {
                 self.current(*term).await?;
@@ -268,6 +272,14 @@ impl Workshop {
                 self.current(*term).await?;
                 server.set_gate(*open).await?;
                 deeds.gate_open = Some(*open);
+                // What was noted for a promotion has served; nobody had to wait for its end on disk.
+                if self.durable.lock().await.now().promoting.is_some() {
+                    self.remember(|durable| {
+                        durable.promoting = None;
+                        durable.sealed = None;
+                    })
+                    .await?;
+                }
             }
             Action::Checkpoint { term } => {
                 self.current(*term).await?;

@@ -151,6 +151,8 @@ struct Inner {
 struct Known {
     gate: Option<Gate>,
     follows: Option<(NodeName, Term)>,
+    /// The physical slots, as the last look showed them.
+    slots: BTreeSet<String>,
     /// The list that was proven in force for commits, on the server that runs.
     proven: Option<SyncList>,
     /// The end of WAL at the last seal.
@@ -418,7 +420,7 @@ impl Server {
         let member = member.ok_or_else(|| ServerError::NotEnlisted(inner.node.clone()))?;
         let server = inner.live()?;
         // The other copy is sealed and may have no slot for this one; what is lacking is recent.
-        let upstream = inner.upstream(source, from, member, false).await?;
+        let upstream = inner.upstream(source, from, member, None).await?;
         let password = Secret::new(inner.password(secrets::REPLICATION)?);
         let files = inner.files.lock().await;
         follow::follow(&inner.instance, Some(&server), &upstream, &password, None).await?;
@@ -498,12 +500,12 @@ impl Server {
         upstream: &NodeName,
         from: (&str, u16),
         member: Option<&Member>,
-        term: Term,
+        (term, timeline): (Term, Timeline),
     ) -> Result<()> {
         let inner = self.inner()?;
         let member = member.ok_or_else(|| ServerError::NotEnlisted(inner.node.clone()))?;
         let server = inner.live()?;
-        let target = inner.upstream(upstream, from, member, true).await?;
+        let target = inner.upstream(upstream, from, member, Some(timeline)).await?;
         let password = Secret::new(inner.password(secrets::REPLICATION)?);
         let files = inner.files.lock().await;
         follow::follow(&inner.instance, Some(&server), &target, &password, None).await?;
@@ -587,6 +589,16 @@ impl Server {
         let pid = i32::try_from(pid).unwrap_or(0);
         inner.monitor.lock().await.terminate(pid, SQL_WITHIN).await?;
         Ok(())
+    }
+
+    /// Did the last look show the slot of each of `nodes`, and none of a former incarnation?
+    pub(crate) fn has_slots(&self, nodes: &[&NodeName]) -> bool {
+        let Some(inner) = &self.inner else { return true };
+        let record = inner.record();
+        let wanted: Option<BTreeSet<String>> =
+            nodes.iter().map(|node| Some(conf::slot_name(&record.member(node)?))).collect();
+        let ours = |slot: &&String| slot.parse::<Member>().is_ok_and(|member| nodes.contains(&&member.node));
+        wanted.is_some_and(|wanted| wanted == inner.known().slots.iter().filter(ours).cloned().collect())
     }
 
     /// Gives each of `nodes` its slot, and drops those of their former incarnations, which nobody will use again.
@@ -837,10 +849,11 @@ impl Inner {
         node: &NodeName,
         from: (&str, u16),
         member: &Member,
-        slot: bool,
+        adopted: Option<Timeline>,
     ) -> Result<Upstream> {
         let (host, port) = from;
-        Ok(Upstream { node: node.clone(), address: resolve(host).await?, port, member: member.clone(), slot })
+        let address = resolve(host).await?;
+        Ok(Upstream { node: node.clone(), address, port, member: member.clone(), adopted })
     }
 
     async fn remote(
@@ -897,7 +910,7 @@ fn names_of(list: &SyncList) -> SyncNames {
         return SyncNames::Nobody;
     }
     let needed = usize::try_from(list.needed).unwrap_or(usize::MAX);
-    SyncNames::Any { needed, members: list.names.iter().cloned().collect() }
+    SyncNames::Any { needed, streams: list.names.iter().cloned().collect() }
 }
 
 fn make_private(dir: &PathBuf) -> Result<()> {

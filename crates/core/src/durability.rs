@@ -20,7 +20,7 @@ use crate::ha::{Memory, PendingRule, heard_lately, rejoin, standby};
 use crate::observation::{Observation, Primary, Running, Sender, SyncList};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign, Rule};
-use crate::types::{Instant, Lsn, Member, Term};
+use crate::types::{Instant, Lsn, Member, Stream, Term, Timeline};
 
 /// A voter that has not streamed for this long is taken out of the rule, if enough others are left.
 pub const DROP_VOTER_AFTER: Duration = Duration::from_secs(2);
@@ -31,14 +31,15 @@ pub const UNDO_RULE_AFTER: Duration = Duration::from_secs(3);
 /// A standby this close behind the primary is offered a vote.
 pub const NEW_VOTER_LAG_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The list that expresses `rule` on `primary`. Where commits need a standby and the rule has none, it is
+/// The list that expresses `rule` on `primary`, which reigns on `timeline`. Where commits need a standby and the rule has none, it is
 /// `needed` of nobody, which the driver writes as the reserved name: an empty list would release every
 /// waiting commit as if it had been replicated.
-pub fn list_of(rule: &Rule, primary: &Member) -> SyncList {
+pub fn list_of(rule: &Rule, primary: &Member, timeline: Timeline) -> SyncList {
     if rule.needed == 0 {
         return SyncList::default();
     }
-    SyncList { needed: rule.needed, names: rule.voters(&primary.node).cloned().collect() }
+    let streams = rule.voters(&primary.node).map(|member| Stream { member: member.clone(), timeline });
+    SyncList { needed: rule.needed, names: streams.collect() }
 }
 
 /// How many voters of `rule` have flushed everything up to `lsn`.
@@ -80,7 +81,7 @@ pub fn step(
         if desired != rules.current {
             return Some(propose(term, rules.current.towards(&desired, &holder.node)));
         }
-        let list = list_of(&rules.current, holder);
+        let list = list_of(&rules.current, holder, reign.timeline);
         let set = Action::SetSyncList { term, list: list.clone() };
         return (seen.local.list.as_ref() != Some(&list)).then(|| (vec![set], Reason::SettingList {}));
     };
@@ -94,7 +95,7 @@ pub fn step(
     if is_alone(&desired) && desired != *target && desired != rules.current {
         return Some(propose(term, desired));
     }
-    let list = list_of(target, holder);
+    let list = list_of(target, holder, reign.timeline);
     if seen.local.list.as_ref() != Some(&list) {
         let reason = Reason::ChangingRule { to: target.to_string() };
         return Some((vec![Action::SetSyncList { term, list }], reason));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::ha::election;
 use crate::record::{Position, Record};
 use crate::spec::{ClusterSpec, Times};
-use crate::types::{Instant, Lsn, Member, NodeName, SystemId, Term, Timeline};
+use crate::types::{Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
 
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
@@ -149,7 +149,7 @@ pub struct Primary {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sender {
     pub pid: u32,
-    /// The member that its `application_name` claims to be, if it reads as one.
+    /// The member that its `application_name` claims to be, if it reads as one that has adopted this timeline.
     pub member: Option<Member>,
     /// Its certificate names that node, and it streams from that node's own slot.
     pub genuine: bool,
@@ -161,7 +161,7 @@ pub struct Sender {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SyncList {
     pub needed: u32,
-    pub names: BTreeSet<Member>,
+    pub names: BTreeSet<Stream>,
 }
 
 /// What holds the local PostgreSQL.

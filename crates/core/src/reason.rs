@@ -46,6 +46,7 @@ reasons! {
     OpeningFirstElection {} = "opening-first-election",
     // Elections.
     Opening { cause: Cause } = "opening-election",
+    LettingOthersVote { term: Term } = "letting-others-vote",
     Sealing { term: Term } = "sealing",
     Voting { term: Term } = "voting",
     VotedRunning { term: Term } = "voted-running",
@@ -126,6 +127,12 @@ impl fmt::Display for Reason {
             WaitingForFounder { founder: None } => write!(f, "waits for the first node of the file to begin"),
             OpeningFirstElection {} => write!(f, "opens the cluster's first election"),
             Opening { cause } => write!(f, "opens an election: {cause}"),
+            LettingOthersVote { term } => {
+                write!(
+                    f,
+                    "lets the others vote first in the election of term {term}, which can do without it"
+                )
+            }
             Sealing { term } => write!(f, "stops receiving, to vote in the election of term {term}"),
             Voting { term } => write!(f, "votes in the election of term {term}"),
             VotedRunning { term } => {

@@ -53,6 +53,9 @@ pub struct Reign {
     pub timeline: Timeline,
     /// True once PostgreSQL left recovery on `timeline` and the fork is known.
     pub promoted: bool,
+    /// Where the winner's copy ended when it was elected. The promotion does not leave its parent before that.
+    #[serde(default)]
+    pub elected_at: Lsn,
     /// End of WAL right after the promotion: the gate opens when the voters have it.
     pub promoted_at: Lsn,
     /// True once clients were let in; from then on what they saw acknowledged is on enough members.
@@ -457,8 +460,9 @@ impl Record {
         self.reign.as_ref().filter(|_| self.election.is_none())
     }
 
-    /// Where the history of `timeline` left `ancestor`: `None` if `ancestor` is not in it, or a fork is
-    /// not known. A timeline has not left itself, which is `Lsn(u64::MAX)`.
+    /// Where the history of `timeline` left `ancestor`, or will not leave it before, as long as the reign is not
+    /// promoted: `None` if `ancestor` is not in it, or a fork is not known. A timeline has not left itself, which is
+    /// `Lsn(u64::MAX)`.
     pub fn left(&self, ancestor: Timeline, timeline: Timeline) -> Option<Lsn> {
         let mut at = timeline;
         let mut left = Lsn(u64::MAX);
@@ -466,7 +470,8 @@ impl Record {
             let line = self.line(at)?;
             // Numbers fall strictly on the way up, so the walk ends even over a broken record.
             let parent = line.parent.filter(|parent| *parent < at)?;
-            left = line.begin?;
+            let reserved = self.reign.as_ref().filter(|reign| !reign.promoted && reign.timeline == at);
+            left = line.begin.or(reserved.map(|reign| reign.elected_at))?;
             at = parent;
         }
         Some(left)
@@ -678,13 +683,16 @@ impl Record {
                 line.begin.get_or_insert(*begin);
             }
         }
-        // Beyond every number that was reserved, and every one that somebody gave to a promotion by hand.
+        // Beyond every number that was reserved, and every one that somebody gave to a promotion by hand. A person who
+        // promotes the winner before its agent does gets the number after the highest; so that one is left out, and
+        // who follows the winner early cannot take a person's timeline for the reserved one.
         let seen = election.votes.values().map(|vote| vote.timeline);
         let highest = self.lines.iter().map(|line| line.timeline).chain(seen).max().unwrap_or_default();
-        let timeline = Timeline(highest.0 + 1);
+        let timeline = Timeline(highest.0 + 2);
         // Only a forced winner can come from a timeline of nobody's term; nobody else's history is its own.
         let line = self.line(vote.timeline).filter(|line| line.term == vote.position.term);
         let parent = line.map(|line| line.timeline);
+        let elected_at = vote.position.lsn;
         self.lines.push(Line { timeline, term, parent, begin: None });
         let predecessor_gone = self.reign.take().is_none_or(|old| {
             let vote = election.votes.get(&old.holder.node).filter(|vote| vote.member == old.holder);
@@ -696,6 +704,7 @@ impl Record {
             holder: winner.clone(),
             timeline,
             promoted: false,
+            elected_at,
             promoted_at: Lsn::ZERO,
             gate_opened: false,
             predecessor_gone,

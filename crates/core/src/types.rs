@@ -173,7 +173,7 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// A node in one incarnation: what a durability rule counts. Printed as `b_7`, its `application_name`.
+/// A node in one incarnation: what a durability rule counts. Printed as `b_7`, which is also its slot's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     pub node: NodeName,
@@ -198,6 +198,37 @@ impl FromStr for Member {
 }
 
 serde_as_text!(Member);
+
+/// A member that streams, and the timeline that it has adopted for it. Printed as `b_7.3`, its `application_name`.
+///
+/// The list of synchronous standbys names streams. PostgreSQL takes a standby along onto whatever timeline its
+/// upstream is promoted to; under the name for the former one it is not counted there, until its node has noted the
+/// timeline. If it were, its vote would not count what it has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stream {
+    pub member: Member,
+    pub timeline: Timeline,
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.member, self.timeline)
+    }
+}
+
+impl FromStr for Stream {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Stream, Malformed> {
+        text.split_once('.')
+            .and_then(|(member, number)| {
+                Some(Stream { member: member.parse().ok()?, timeline: Timeline(number.parse().ok()?) })
+            })
+            .ok_or_else(|| Malformed {
+                what: "a member and its timeline such as b_7.3",
+                text: text.to_owned(),
+            })
+    }
+}
 
 /// A moment on one machine's `CLOCK_BOOTTIME`. Moments of different machines are never compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -254,5 +285,9 @@ mod tests {
         let member: Member = "db_1_12".parse().unwrap();
         assert_eq!((member.node.as_str(), member.incarnation), ("db_1", Incarnation(12)));
         assert_eq!(member.to_string(), "db_1_12");
+        let stream: Stream = "db_1_12.3".parse().unwrap();
+        assert_eq!((&stream.member, stream.timeline), (&member, Timeline(3)));
+        assert_eq!(stream.to_string(), "db_1_12.3");
+        assert!("db_1_12".parse::<Stream>().is_err() && "db_1_12.3".parse::<Member>().is_err());
     }
 }

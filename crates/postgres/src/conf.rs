@@ -25,7 +25,9 @@ use crate::logs;
 
 mod managed;
 
-pub(crate) use managed::{Conninfo, passfile_line, read_blocking, write_blocking};
+pub(crate) use managed::{
+    Conninfo, passfile_line, put_blocking, read_blocking, replace_blocking, write_blocking,
+};
 pub use managed::{Managed, SyncNames, SyncNamesError, Upstream, slot_name};
 
 const FILES: Duration = Duration::from_secs(10);

@@ -18,20 +18,38 @@ pub(crate) const PRIVATE: u32 = 0o600;
 
 /// Replaces `path` by `bytes`, durably. Readers see the old content or the new one.
 pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    replace(path, bytes, mode)?;
+    sync_parent(path)
+}
+
+/// The same as far as the content goes; the caller syncs the directory.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let beside = beside(path);
+    let file = write_beside(&beside, bytes, mode)?;
+    file.sync_all().map_err(Error::io("sync", &beside))?;
+    fs::rename(&beside, path).map_err(Error::io("replace", path))
+}
+
+/// The same without waiting for the disk, for what may be lost with the machine; [`write_if_changed`] makes up for it.
+/// The content may be lost as well.
+pub(crate) fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let beside = beside(path);
+    write_beside(&beside, bytes, mode)?;
+    fs::rename(&beside, path).map_err(Error::io("replace", path))
+}
+
+fn write_beside(beside: &Path, bytes: &[u8], mode: u32) -> Result<File> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(mode)
-        .open(&beside)
-        .map_err(Error::io("create", &beside))?;
-    file.write_all(bytes).map_err(Error::io("write", &beside))?;
+        .open(beside)
+        .map_err(Error::io("create", beside))?;
+    file.write_all(bytes).map_err(Error::io("write", beside))?;
     // `mode` above is cut by the umask, and ignored for a file left from an earlier attempt.
-    file.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("set the mode of", &beside))?;
-    file.sync_all().map_err(Error::io("sync", &beside))?;
-    fs::rename(&beside, path).map_err(Error::io("replace", path))?;
-    sync_parent(path)
+    file.set_permissions(Permissions::from_mode(mode)).map_err(Error::io("set the mode of", beside))?;
+    Ok(file)
 }
 
 /// The same, unless the file already says so; `true` if it was written. What is visible need not be on disk: a

@@ -1,15 +1,17 @@
 //! Streaming from an upstream: a standby is pointed at it, at once.
 //!
 //! Order on disk: first the password, then the name of the upstream, so that a kill in between leaves a standby
-//! that connects to nobody or to the right one. Leaves out: whether this node may follow that upstream; a standby
-//! that follows the wrong one acknowledges what it must not.
+//! that connects to nobody or to the right one. Nobody waits for the disk: a machine that dies meanwhile starts sealed.
+//!
+//! Leaves out: whether this node may follow that upstream. Hazard: a standby that follows the wrong one acknowledges
+//! what it must not.
 
 use std::time::{Duration, Instant};
 
 use pgherd_core::types::Lsn;
 use rustix::process::Signal;
 
-use crate::conf::{self, Upstream, passfile_line, read_blocking, write_blocking};
+use crate::conf::{self, Managed, Upstream, passfile_line, put_blocking, read_blocking};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
@@ -69,10 +71,16 @@ pub async fn follow(
         let line = passfile_line(roles::REPLICATION, password);
         let restore_command = restore_command.unwrap_or_default().to_owned();
         blocking("writing down the upstream", FILES, move || {
-            durable::write_if_changed(&instance.passfile(), line.as_bytes(), durable::PRIVATE)?;
-            let mut managed = read_blocking(&instance)?.following(&instance, &upstream);
-            managed.restore_command = restore_command;
-            write_blocking(&instance, &managed)
+            if durable::read(&instance.passfile())?.as_deref() != Some(line.as_bytes()) {
+                durable::put(&instance.passfile(), line.as_bytes(), durable::PRIVATE)?;
+            }
+            let before = read_blocking(&instance)?;
+            let managed = Managed { restore_command, ..before.clone().following(&instance, &upstream) };
+            let changed = managed != before;
+            if changed {
+                put_blocking(&instance, &managed)?;
+            }
+            Ok::<_, Error>(changed)
         })
         .await?
     };

@@ -168,14 +168,34 @@ pub(crate) async fn write_into(
     .await
 }
 
+/// Replaces `pg_hba.conf`, which reaches the disk in its own time.
+pub(crate) async fn put(instance: &Instance, gate: Gate, lines: &[String]) -> Result<(), HbaError> {
+    let (hba, path) = (generate(gate, lines)?, instance.data_dir.join("pg_hba.conf"));
+    let put = move || durable::put(&path, hba.as_bytes(), durable::PRIVATE);
+    Ok(blocking("writing pg_hba.conf", FILES, put).await?)
+}
+
 /// Sets the gate of a running server: when this returns, no session can begin by other rules.
 ///
 /// A file that is right already says nothing of what was loaded, so it is loaded again whatever it said.
 pub async fn set(server: &Server, gate: Gate, lines: &[String], deadline: Duration) -> Result<(), HbaError> {
     let instance = server.instance();
-    write(instance, gate, lines).await?;
-    let asked = std::time::SystemTime::now();
-    server.reload()?;
+    let asked = match gate {
+        Gate::Open => {
+            // Clients need not wait for the disk. Should the machine die first, the gate is found closed.
+            put(instance, gate, lines).await?;
+            let asked = std::time::SystemTime::now();
+            server.reload()?;
+            write(instance, gate, lines).await?;
+            asked
+        }
+        Gate::Closed => {
+            write(instance, gate, lines).await?;
+            let asked = std::time::SystemTime::now();
+            server.reload()?;
+            asked
+        }
+    };
     let until = tokio::time::Instant::now() + deadline;
     loop {
         let session = Session::local(instance, roles::SUPERUSER, deadline).await?;

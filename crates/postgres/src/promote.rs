@@ -12,6 +12,10 @@
 //! 6. `standby.signal` is put back and synced as soon as PostgreSQL has removed it (rule 7).
 //! 7. The number and the fork are compared with what was decided. A primary that took another number, or lacks
 //!    what the node voted for, is killed before anybody is let in.
+//! 8. WAL goes on beyond everything that a standby which connected before the promotion can have flushed. What this
+//!    node had received may end in the middle of a record, behind the fork; its WAL senders have passed that on, and
+//!    go on showing it as flushed until their standbys answer for the first time on the new timeline. So only what
+//!    lies behind it proves anything.
 //!
 //! Leaves out: opening the gate again. Hazard: everything that an election is about.
 
@@ -27,9 +31,10 @@ use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::hba::{self, Gate, HbaError};
 use crate::instance::Instance;
-use crate::observe::resume_replay;
 use crate::process::{GoneError, Server, ensure_gone};
 use crate::receivers::{self, Kind};
+use crate::roles;
+use crate::sql::{Session, first_field};
 use crate::sync_names::{self, SyncError};
 use crate::wal::history::{self, History, ReserveError};
 use crate::wal::{self, Boundary, EndOfWal};
@@ -119,17 +124,16 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
 
     let listed = async {
         // Both files are written before the one reload, and one session shows that both were read.
-        sync_names::set(instance, None, &order.names).await?;
-        hba::write(instance, Gate::Closed, &[]).await?;
+        sync_names::put(instance, &order.names).await?;
+        hba::put(instance, Gate::Closed, &[]).await?;
         let asked = SystemTime::now();
         server.reload()?;
         let session = sync_names::prove(server, &order.names, deadline).await?;
-        if !hba::has_loaded(&session, asked).await? {
+        let (loaded, received) = loaded_and_received(&session).await?;
+        if loaded < asked {
             hba::set(server, Gate::Closed, &[], deadline).await?;
         }
-        // The trigger ends a pause, too, but only when PostgreSQL next looks, which it does once a second.
-        resume_replay(&session, deadline).await?;
-        Ok(began.elapsed())
+        Ok((began.elapsed(), received))
     };
     let reserved = {
         let (instance, reserved) = (instance.clone(), order.timeline);
@@ -142,8 +146,8 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
             Ok::<_, PromoteError>(())
         })
     };
-    let list = match tokio::try_join!(listed, reserved) {
-        Ok((list, ())) => list,
+    let (list, received) = match tokio::try_join!(listed, reserved) {
+        Ok((listed, ())) => listed,
         Err(error) => {
             let instance = instance.clone();
             blocking("giving up a promotion", FILES, move || forget_pending(&instance)).await?;
@@ -151,7 +155,12 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
         }
     };
 
-    match after_trigger(server, order, deadline).await {
+    let promoted = async {
+        let promoted = after_trigger(server, order, deadline).await?;
+        let end = write_beyond(instance, received, promoted.end, deadline).await?;
+        Ok::<_, PromoteError>(Promoted { end, ..promoted })
+    };
+    match promoted.await {
         Ok(promoted) => {
             Ok(Promoted { took: Took { list, total: began.elapsed(), ..promoted.took }, ..promoted })
         }
@@ -194,6 +203,37 @@ async fn after_trigger(server: &Server, order: &Order, deadline: Duration) -> Re
         sessions_ended: ended.len(),
         took,
     })
+}
+
+/// When the postmaster last read its files, before it began this session; and up to where this standby has WAL for
+/// those who stream from it, whole records or not. Ends a pause of replay, too: the trigger would do that as well, but
+/// only when PostgreSQL next looks, which it does once a second.
+async fn loaded_and_received(session: &Session) -> Result<(SystemTime, Lsn)> {
+    let query = "SELECT (extract(epoch FROM pg_catalog.pg_conf_load_time()) * 1000000)::bigint, \
+                 greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
+                 CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_wal_replay_resume() END";
+    let answer =
+        session.simple_query(query).await.map_err(Error::sql("tell what it has loaded and received"))?;
+    let micros = first_field(&answer, 0).and_then(|micros| micros.parse().ok()).unwrap_or_default();
+    let received = first_field(&answer, 1).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+    Ok((SystemTime::UNIX_EPOCH + Duration::from_micros(micros), received))
+}
+
+/// Writes so much WAL, if `end` does not lie behind `received` anyway, and returns where it ends then.
+async fn write_beyond(instance: &Instance, received: Lsn, end: Lsn, deadline: Duration) -> Result<Lsn> {
+    if end > received {
+        return Ok(end);
+    }
+    // Every session from before was ended.
+    let session = Session::local(instance, roles::SUPERUSER, deadline).await?;
+    // With its commit it reaches the disk, which is what standbys are sent; it must not wait for them.
+    session.batch_execute("SET synchronous_commit = local").await.map_err(Error::sql("write WAL"))?;
+    let bytes = i32::try_from(received.bytes_since(end) + 1).unwrap_or(i32::MAX);
+    let query = "SELECT pg_catalog.pg_logical_emit_message(true, 'pgherd', pg_catalog.repeat('.', $1))::text";
+    let row = session.query_one(query, &[&bytes]).await.map_err(Error::sql("write WAL"))?;
+    let written: Lsn = row.get::<_, String>(0).parse().unwrap_or(end);
+    tracing::debug!(%received, %end, %written, "went on beyond what standbys may have flushed");
+    Ok(written)
 }
 
 /// The timeline of a promotion that was begun and is not known to have ended: by an agent that died meanwhile. The

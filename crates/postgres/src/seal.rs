@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use crate::conf::{self, read_blocking, write_blocking};
+use crate::conf::{self, read_blocking, replace_blocking};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
 use crate::instance::Instance;
@@ -118,7 +118,7 @@ pub fn is_sealed_on_disk(instance: &Instance) -> Result<bool> {
 
 fn on_disk(instance: &Instance, server: Option<&Server>) -> Result<Vec<String>> {
     let sealed = read_blocking(instance)?.sealed();
-    write_blocking(instance, &sealed)?;
+    replace_blocking(instance, &sealed)?;
     let removed = conf::remove_from_auto_conf(instance, &UNDOING)?;
     if let Some(server) = server {
         // Early, so that the startup process has seldom anything left to ask for when its receiver ends. If the
@@ -130,6 +130,7 @@ fn on_disk(instance: &Instance, server: Option<&Server>) -> Result<Vec<String>> 
         }
     }
     durable::remove(&instance.passfile())?;
+    // Syncs the directory as well, and with it the name of the file above.
     durable::touch(&instance.standby_signal())?;
     Ok(removed)
 }

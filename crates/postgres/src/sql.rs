@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::poll_fn;
 use tokio_postgres::error::DbError;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage};
 
 use crate::error::{Error, Result, within};
 use crate::instance::Instance;
@@ -147,6 +147,14 @@ pub(crate) fn name(text: &str) -> String {
 pub(crate) fn literal(text: &str) -> String {
     let text = text.replace('\0', "").replace('\'', "''");
     if text.contains('\\') { format!(" E'{}'", text.replace('\\', "\\\\")) } else { format!("'{text}'") }
+}
+
+/// A field of the first row of an answer to a simple query, which takes one round trip where others take two.
+pub(crate) fn first_field(answer: &[SimpleQueryMessage], field: usize) -> Option<String> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(field).map(str::to_owned),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -14,16 +14,16 @@
 
 use std::time::Duration;
 
-use pgherd_core::types::Member;
+use pgherd_core::types::Stream;
 
-use crate::conf::{AUTO_CONF, SyncNames, read_blocking, write_blocking};
+use crate::conf::{AUTO_CONF, Managed, SyncNames, put_blocking, read_blocking, write_blocking};
 use crate::durable;
 use crate::error::{Error, Result, blocking, within};
 use crate::instance::Instance;
 use crate::proc;
 use crate::process::Server;
 use crate::roles;
-use crate::sql::Session;
+use crate::sql::{Session, first_field};
 
 const FILES: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(3);
@@ -78,6 +78,20 @@ pub async fn set(instance: &Instance, server: Option<&Server>, names: &SyncNames
     }
 }
 
+/// The same for a standby that is about to be promoted, which is started with another list should its machine die
+/// before: nobody waits for the disk, and the caller tells the server.
+pub(crate) async fn put(instance: &Instance, names: &SyncNames) -> Result<()> {
+    let (instance, names) = (instance.clone(), names.clone());
+    blocking("writing synchronous_standby_names", FILES, move || {
+        if !names.waits() {
+            durable::remove(&note_path(&instance))?;
+        }
+        let managed = read_blocking(&instance)?;
+        put_blocking(&instance, &Managed { synchronous_standby_names: names, ..managed })
+    })
+    .await
+}
+
 /// Returns when `names` is in force for every commit that begins from now on, WAL senders aside; with the superuser's
 /// session that it took.
 pub async fn prove(server: &Server, names: &SyncNames, deadline: Duration) -> Result<Session, SyncError> {
@@ -123,7 +137,8 @@ async fn shown(server: &Server, names: &SyncNames, deadline: Duration) -> Result
     let wanted = names.to_string();
     loop {
         let session = Session::local(server.instance(), roles::SUPERUSER, deadline).await?;
-        let shown = setting(&session, "synchronous_standby_names").await?;
+        let rows = session.simple_query("SHOW synchronous_standby_names").await;
+        let shown = first_field(&rows.map_err(Error::sql("show its list"))?, 0).unwrap_or_default();
         if shown == wanted {
             return Ok(session);
         }
@@ -132,11 +147,6 @@ async fn shown(server: &Server, names: &SyncNames, deadline: Duration) -> Result
         }
         tokio::time::sleep(POLL).await;
     }
-}
-
-async fn setting(session: &Session, name: &str) -> Result<String> {
-    let row = session.query_one("SELECT pg_catalog.current_setting($1)", &[&name]).await;
-    Ok(row.map_err(Error::sql("show a setting"))?.get(0))
 }
 
 async fn checkpointer_is_idle(session: &Session) -> Result<bool> {
@@ -173,11 +183,11 @@ pub async fn senders_disagree(
     names: &SyncNames,
     deadline: Duration,
 ) -> Result<Vec<Disagreement>> {
-    let members: &[Member] = match names {
-        SyncNames::Any { members, .. } => members,
+    let streams: &[Stream] = match names {
+        SyncNames::Any { streams, .. } => streams,
         SyncNames::Empty | SyncNames::Nobody => &[],
     };
-    let listed: Vec<String> = members.iter().map(Member::to_string).collect();
+    let listed: Vec<String> = streams.iter().map(Stream::to_string).collect();
     let query = "SELECT application_name, pid, sync_priority FROM pg_catalog.pg_stat_replication \
                  WHERE sync_priority > 0 AND lower(application_name) <> ALL ($1)";
     within("comparing priorities", deadline, async {
@@ -223,7 +233,8 @@ impl Note {
             Note::Started(Postmaster(who)) => format!("started {who}\n"),
             Note::InForce(Postmaster(who)) => format!("in-force {who}\n"),
         };
-        durable::write(&note_path(instance), text.as_bytes(), durable::PRIVATE)
+        // The postmaster that it is true for does not outlive the machine either.
+        durable::put(&note_path(instance), text.as_bytes(), durable::PRIVATE)
     }
 }
 

@@ -3,7 +3,7 @@
 use pgherd_core::record::{Election, Record, Standing, Vote};
 
 use crate::postgres::State;
-use crate::wal::Point;
+use crate::wal::{self, Point};
 use crate::world::World;
 
 pub fn decided(world: &mut World, before: &Record, election: &Election, after: &Record) {
@@ -23,7 +23,10 @@ pub fn decided(world: &mut World, before: &Record, election: &Election, after: &
             world.oracle.forced = Some(after.term);
             world.coverage.forced += 1;
         }
-        accept_loss(world, end);
+        // What its vote does not count is given up, too, even if it is there: who was taken along onto a timeline
+        // that it had not adopted cannot say so.
+        let says = election.votes.get(&reign.holder.node).map(|vote| wal::at(vote.position.lsn));
+        accept_loss(world, world.wal.place(end.hand, says.map_or(end.at, |says| end.at.min(says))));
         return;
     }
     enough_are_sealed(world, before, election);

@@ -69,6 +69,7 @@ fn record() -> Record {
             holder: "a_1".parse().unwrap(),
             timeline: Timeline(2),
             promoted: true,
+            elected_at: Lsn::ZERO,
             promoted_at: Lsn(1),
             gate_opened: true,
             predecessor_gone: true,
@@ -283,6 +284,13 @@ fn is<T: std::fmt::Debug>(answer: Answer<T>, code: Code) -> Error {
     assert!(error.is(code), "{error:?} is not {code}");
     assert!(error.hint.is_some(), "{error:?}");
     error
+}
+
+#[test]
+fn an_agent_that_has_just_started_leaves_the_answer_to_the_others() {
+    let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+    assert!(is_young(None, at(100)), "before its first thought");
+    assert!(is_young(Some(at(99)), at(100)) && !is_young(Some(at(90)), at(100)));
 }
 
 fn sealed(member: &str) -> Proposal {

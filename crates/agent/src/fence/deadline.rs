@@ -64,6 +64,7 @@ mod tests {
                 holder: "a_1".parse().unwrap(),
                 timeline: Timeline(2),
                 promoted: true,
+                elected_at: Lsn::ZERO,
                 promoted_at: Lsn(1),
                 gate_opened: true,
                 predecessor_gone: true,

@@ -108,6 +108,7 @@ mod tests {
                 holder: holder.clone(),
                 timeline: Timeline(4),
                 promoted: true,
+                elected_at: Lsn::ZERO,
                 promoted_at: Lsn(1),
                 gate_opened: true,
                 predecessor_gone: true,

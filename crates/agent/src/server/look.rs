@@ -1,5 +1,7 @@
 //! One look at the local PostgreSQL: its processes, its own view of itself, or its files.
 
+use pgherd_core::types::Stream;
+
 use super::*;
 
 /// How long a look waits for the end of a stopped server's WAL before it does without.
@@ -81,6 +83,8 @@ impl Inner {
                 return;
             }
         };
+        let physical = view.slots.iter().filter(|slot| !slot.logical);
+        self.known().slots = physical.map(|slot| slot.name.clone()).collect();
         seen.gate_open = self.gate().await == Gate::Open;
         seen.pending_restart = Some(!view.pending_restart.is_empty());
         if view.in_recovery {
@@ -120,7 +124,9 @@ impl Inner {
     async fn primary(&self, view: &View) -> Postgres {
         let record = self.record();
         let senders = view.senders.iter().filter_map(|sender| {
-            let member: Option<Member> = sender.application_name.parse().ok();
+            // Whoever was taken along from the timeline before has not adopted this one, and does not count.
+            let stream: Option<Stream> = sender.application_name.parse().ok();
+            let member = stream.filter(|stream| stream.timeline == view.timeline).map(|stream| stream.member);
             let genuine = member.as_ref().is_some_and(|member| is_genuine(sender, member, &record));
             Some(Sender {
                 pid: u32::try_from(sender.pid).ok()?,
@@ -277,7 +283,7 @@ impl Inner {
         let proven = self.known().proven.clone()?;
         let names = names_of(&proven);
         let agree = view.senders.iter().all(|sender| {
-            let listed = proven.names.iter().any(|member| member.to_string() == sender.application_name);
+            let listed = proven.names.iter().any(|stream| stream.to_string() == sender.application_name);
             // One that counts nobody yet will count by the present list.
             sender.sync_priority.is_none_or(|priority| priority == 0 || listed)
         });

@@ -363,7 +363,7 @@ mod tests {
         );
         assert!(history.entries.iter().all(|entry| entry.at.starts_with("2027-01-15T08:")));
         let promoted = history.entries.iter().find(|entry| entry.event == Event::Promoted).unwrap();
-        assert_eq!(promoted.timeline, Some(2));
+        assert_eq!(promoted.timeline, Some(3));
     }
 
     #[test]

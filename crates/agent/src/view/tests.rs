@@ -83,6 +83,7 @@ impl Moment {
                 holder: "a_1".parse().unwrap(),
                 timeline: Timeline(3),
                 promoted: true,
+                elected_at: Lsn::ZERO,
                 promoted_at: Lsn(0x400_0000),
                 gate_opened: true,
                 predecessor_gone: true,

@@ -146,6 +146,7 @@ mod tests {
                 holder: member(holder),
                 timeline: Timeline(2),
                 promoted: true,
+                elected_at: Lsn::ZERO,
                 promoted_at: Lsn::ZERO,
                 gate_opened: true,
                 predecessor_gone: false,

@@ -115,7 +115,7 @@ fn promote(now: Instant, record: &Record, reign: &Reign, term: Term) -> Decision
     Decision::new(Goal::Primary, Reason::Promoting { term, timeline }, now).act(Action::Promote {
         term,
         timeline,
-        list: list_of(rules.target(), &reign.holder),
+        list: list_of(rules.target(), &reign.holder, timeline),
     })
 }
 
@@ -216,7 +216,7 @@ fn gate(
         return Decision { reason: Reason::GateWaitsForLease { predecessor_ms_left }, ..decision }
             .again(now, left);
     }
-    let lists: Vec<_> = rules.in_force().map(|rule| list_of(rule, &reign.holder)).collect();
+    let lists: Vec<_> = rules.in_force().map(|rule| list_of(rule, &reign.holder, reign.timeline)).collect();
     if !seen.local.list.as_ref().is_some_and(|list| lists.contains(list)) {
         return Decision { reason: Reason::GateWaitsForList {}, ..decision };
     }

@@ -30,7 +30,7 @@ pub fn decide(
     let usable = match local.postgres.copy() {
         Some(copy) if is_members_copy && !local.durable.rebuilding => match fits(seen, record, reign, copy) {
             Fit::Follows => return None,
-            // Whether it fits shows only when the new timeline has begun.
+            // It shows when the new timeline has begun.
             Fit::Unknown => return None,
             Fit::Parted => false,
         },
@@ -145,6 +145,11 @@ pub(crate) fn has_all(record: &Record, reign: &Reign, report: &Report) -> bool {
     reign.promoted && report.holds.zip(begun_with).is_some_and(|(holds, begun_with)| holds >= begun_with)
 }
 
+/// Is everything that this copy holds certainly in the history of the reign?
+pub(crate) fn is_contained(seen: &Observation<'_>, record: &Record, reign: &Reign, copy: &Copy) -> bool {
+    matches!(fits(seen, record, reign, copy), Fit::Follows)
+}
+
 enum Fit {
     Follows,
     Unknown,
@@ -161,12 +166,10 @@ fn fits(seen: &Observation<'_>, record: &Record, reign: &Reign, copy: &Copy) -> 
     if !known {
         return Fit::Parted;
     }
-    if !reign.promoted {
-        return Fit::Unknown;
-    }
     let parted = matches!(&seen.local.postgres, Postgres::Standby(standby) if standby.diverged);
     match record.left(copy.timeline, reign.timeline) {
         Some(left) if end <= left && !parted => Fit::Follows,
-        _ => Fit::Parted,
+        _ if reign.promoted => Fit::Parted,
+        _ => Fit::Unknown,
     }
 }

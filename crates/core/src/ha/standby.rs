@@ -77,11 +77,15 @@ fn follow(
     standby: &Standby,
 ) -> Decision {
     let term = record.term;
-    if !reign.promoted {
-        let reason = Reason::WaitingForPromotion { term, holder: reign.holder.node.clone() };
-        return Decision::new(Goal::Standby, reason, now);
-    }
     let upstream = upstream(now, seen, record, reign);
+    let waits = || {
+        let reason = Reason::WaitingForPromotion { term, holder: reign.holder.node.clone() };
+        Decision::new(Goal::Standby, reason, now)
+    };
+    let early = upstream == reign.holder.node && may_follow_early(now, seen, record, reign, standby);
+    if !reign.promoted && !early {
+        return waits();
+    }
     let sealed_for_later = seen.local.durable.sealed.is_some();
     let pointed = standby.follows.as_ref() == Some(&(upstream.clone(), term)) && !sealed_for_later;
     if !pointed {
@@ -92,6 +96,9 @@ fn follow(
             timeline: reign.timeline,
         });
     }
+    if !reign.promoted {
+        return waits();
+    }
     if !standby.receiving {
         return Decision::new(Goal::Standby, Reason::NotReceiving { upstream }, now);
     }
@@ -101,6 +108,29 @@ fn follow(
     }
     // For reads. It stays open through outages of the upstream; a start and a promotion begin with it closed.
     follows.act(Action::SetGate { term, open: true })
+}
+
+/// May this standby connect to the winner while that is still being promoted, so that it is there when WAL of the new
+/// timeline is?
+///
+/// It must not bring WAL that the winner may lack: what a WAL receiver reports as flushed would then count for commits
+/// that it has never seen. So this copy was sealed for this very election, which means that it has not grown since,
+/// and ends where the winner's certainly went on. What it receives from the winner meanwhile is the winner's own.
+fn may_follow_early(
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    reign: &Reign,
+    standby: &Standby,
+) -> bool {
+    let holder = &reign.holder.node;
+    let report = seen.peers.get(holder).and_then(|peer| peer.report.as_ref());
+    let already = standby.follows.as_ref() == Some(&(holder.clone(), record.term));
+    let sealed = seen.local.durable.sealed == Some(record.term) && !standby.receiving;
+    // One that does not run yet would refuse, and the next attempt is some time away.
+    let runs =
+        heard_lately(now, seen, holder) && report.is_some_and(|report| report.running == Running::Standby);
+    already || (sealed && runs && rejoin::is_contained(seen, record, reign, &standby.copy))
 }
 
 /// The node that the file says, while that one serves; else the holder. A node that commits are counting on

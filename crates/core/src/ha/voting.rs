@@ -3,6 +3,7 @@
 //! Sealing comes before the vote and is durable before the vote is sent; a vote of a copy that could still
 //! receive would count WAL that is acknowledged a moment later on the losing side.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
@@ -12,11 +13,13 @@ use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Election, Position, Proposal, Record, Standing, Vote};
 use crate::spec::times::{HOLDER_VOTE_WAIT, VOTES_WAIT};
-use crate::types::{Instant, Member};
+use crate::types::{Instant, Member, NodeName};
 
 /// The winner ends the election itself; another does it only if the winner has not after this long, so that
 /// not everybody writes the same decision.
 pub const OTHERS_DECIDE_AFTER: Duration = Duration::from_millis(150);
+/// For so long a stopped holder lets the others vote, which takes them some ten milliseconds.
+pub const OTHERS_VOTE_FIRST: Duration = Duration::from_millis(100);
 /// If the best candidate has not taken what it lacks by then, everyone who can tries to.
 pub const OTHERS_CATCH_UP_AFTER: Duration = Duration::from_secs(4);
 
@@ -63,6 +66,10 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
             if let (false, Some((term, _))) = (is_stopped, local.durable.promoting) {
                 return stop(Reason::WithdrawingPromotion { term });
             }
+            if is_stopped && others_vote_first(memory, now, seen, record, election, &member) {
+                return Decision::new(Goal::Sealed, Reason::LettingOthersVote { term }, now)
+                    .again(now, OTHERS_VOTE_FIRST);
+            }
             if local.durable.sealed != Some(term) {
                 return Decision::new(Goal::Sealed, Reason::Sealing { term }, now)
                     .act(Action::Seal { term })
@@ -75,6 +82,26 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
             sealed_and_voted(memory, now, seen, record, election, &member)
         }
     }
+}
+
+/// May the stopped holder hold its vote back for a moment? Where the others are enough to elect one of them, its vote
+/// changes nothing, and only slows theirs: on the way into the store, and on a machine that they share.
+fn others_vote_first(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    election: &Election,
+    member: &Member,
+) -> bool {
+    let fresh = memory
+        .election_seen
+        .is_some_and(|(term, at)| term == election.term && now.since(at) < OTHERS_VOTE_FIRST);
+    let plain = election.released && !election.poisoned && election.forced.is_none();
+    let promised = record.rules.as_ref().is_some_and(|rules| rules.in_force().all(|rule| rule.needed > 0));
+    let others = seen.spec.nodes.iter().map(|node| &node.name).filter(|node| heard_lately(now, seen, node));
+    let others: BTreeSet<NodeName> = others.filter(|node| *node != seen.me).cloned().collect();
+    fresh && plain && promised && record.holder() == Some(member) && election::winnable(record, &others)
 }
 
 /// What decides who may lead is told when it changes after the vote: a bar that came or went, and a promotion by

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 
-use pgherd_core::types::{Member, NodeName};
+use pgherd_core::types::{Member, NodeName, Stream, Timeline};
 
 use crate::conf::{MANAGED_CONF, parse, quoted};
 use crate::durable;
@@ -29,7 +29,7 @@ pub enum SyncNames {
     Nobody,
     Any {
         needed: usize,
-        members: Vec<Member>,
+        streams: Vec<Stream>,
     },
 }
 
@@ -55,9 +55,9 @@ impl fmt::Display for SyncNames {
             SyncNames::Empty => Ok(()),
             SyncNames::Nobody => write!(f, "ANY 1 ({NOBODY})"),
             // A list without members would be a syntax error, and PostgreSQL would keep the one before.
-            SyncNames::Any { members, .. } if members.is_empty() => SyncNames::Nobody.fmt(f),
-            SyncNames::Any { needed, members } => {
-                let names: Vec<String> = members.iter().map(|member| format!("\"{member}\"")).collect();
+            SyncNames::Any { streams, .. } if streams.is_empty() => SyncNames::Nobody.fmt(f),
+            SyncNames::Any { needed, streams } => {
+                let names: Vec<String> = streams.iter().map(|stream| format!("\"{stream}\"")).collect();
                 write!(f, "ANY {needed} ({})", names.join(", "))
             }
         }
@@ -84,10 +84,10 @@ impl FromStr for SyncNames {
             .and_then(|rest| rest.strip_suffix(')'))
             .and_then(|rest| rest.split_once(" ("))
             .ok_or_else(foreign)?;
-        let members: Option<Vec<Member>> =
+        let streams: Option<Vec<Stream>> =
             names.split(", ").map(|name| name.strip_prefix('"')?.strip_suffix('"')?.parse().ok()).collect();
-        match (needed.parse(), members) {
-            (Ok(needed), Some(members)) if needed > 0 => Ok(SyncNames::Any { needed, members }),
+        match (needed.parse(), streams) {
+            (Ok(needed), Some(streams)) if needed > 0 => Ok(SyncNames::Any { needed, streams }),
             _ => Err(foreign()),
         }
     }
@@ -100,10 +100,21 @@ pub struct Upstream {
     pub node: NodeName,
     pub address: IpAddr,
     pub port: u16,
-    /// Who we are: `application_name`, and the slot that is ours on the upstream.
+    /// Who we are: named by the slot that is ours on the upstream, and in `application_name`.
     pub member: Member,
-    /// False where the upstream has no slot for us, such as a clone's source.
-    pub slot: bool,
+    /// The timeline that was adopted, under which a primary counts us. `None` where nobody is to count us and no slot
+    /// is ours, such as at a sealed copy that we take some WAL from.
+    pub adopted: Option<Timeline>,
+}
+
+impl Upstream {
+    fn application_name(&self) -> String {
+        let member = self.member.clone();
+        match self.adopted {
+            Some(timeline) => Stream { member, timeline }.to_string(),
+            None => member.to_string(),
+        }
+    }
 }
 
 /// What `pgherd.conf` says.
@@ -139,7 +150,7 @@ impl Managed {
     pub(crate) fn following(self, instance: &Instance, upstream: &Upstream) -> Managed {
         Managed {
             primary_conninfo: conninfo(instance, upstream),
-            primary_slot_name: if upstream.slot { slot_name(&upstream.member) } else { String::new() },
+            primary_slot_name: upstream.adopted.map(|_| slot_name(&upstream.member)).unwrap_or_default(),
             ..self
         }
     }
@@ -170,7 +181,7 @@ fn conninfo(instance: &Instance, upstream: &Upstream) -> String {
         address: upstream.address,
         port: upstream.port,
         user: crate::roles::REPLICATION,
-        application_name: &upstream.member.to_string(),
+        application_name: &upstream.application_name(),
         database: None,
         passfile: &instance.passfile(),
         tls: &instance.tls,
@@ -256,27 +267,38 @@ pub(crate) fn write_blocking(instance: &Instance, managed: &Managed) -> Result<b
     )
 }
 
+/// The same for a caller that syncs the directory itself.
+pub(crate) fn replace_blocking(instance: &Instance, managed: &Managed) -> Result<()> {
+    durable::replace(&instance.data_dir.join(MANAGED_CONF), managed.text().as_bytes(), durable::PRIVATE)
+}
+
+/// The same for what need not outlive the machine's present run.
+pub(crate) fn put_blocking(instance: &Instance, managed: &Managed) -> Result<()> {
+    durable::put(&instance.data_dir.join(MANAGED_CONF), managed.text().as_bytes(), durable::PRIVATE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_list_is_read_back_as_it_was_written_and_a_foreign_one_is_not() {
-        let members = vec!["b_7".parse().unwrap(), "node_c_3".parse().unwrap()];
-        for names in [SyncNames::Empty, SyncNames::Nobody, SyncNames::Any { needed: 2, members }] {
+        let streams = vec!["b_7.3".parse().unwrap(), "node_c_3.12".parse().unwrap()];
+        for names in [SyncNames::Empty, SyncNames::Nobody, SyncNames::Any { needed: 2, streams }] {
             assert_eq!(names.to_string().parse(), Ok(names));
         }
-        for foreign in ["*", "b", "ANY 1 (*)", "FIRST 1 (\"b_7\")", "ANY 0 (\"b_7\")", "ANY 1 (\"b\")"] {
+        let others = ["*", "b", "ANY 1 (*)", "FIRST 1 (\"b_7.3\")", "ANY 0 (\"b_7.3\")", "ANY 1 (\"b_7\")"];
+        for foreign in others {
             assert!(foreign.parse::<SyncNames>().is_err(), "{foreign}");
         }
-        let empty = SyncNames::Any { needed: 1, members: vec![] };
+        let empty = SyncNames::Any { needed: 1, streams: vec![] };
         assert_eq!(empty.to_string(), SyncNames::Nobody.to_string(), "a list of no one lets nobody pass");
     }
 
     #[test]
     fn nobody_cannot_be_anybody() {
         assert!(NOBODY.len() > 63);
-        assert!(NOBODY.parse::<Member>().is_err());
+        assert!(NOBODY.parse::<Stream>().is_err());
     }
 
     #[test]

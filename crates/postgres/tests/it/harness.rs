@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pgherd_core::types::{Incarnation, Lsn, Member, NodeName, Timeline};
+use pgherd_core::types::{Incarnation, Lsn, Member, NodeName, Stream, Timeline};
 use pgherd_postgres::clone::{CloneOrder, Progress, clone};
 use pgherd_postgres::conf::{Settings, SyncNames, Upstream};
 use pgherd_postgres::promote::{Order, promote};
@@ -53,8 +53,14 @@ pub(crate) fn as_user<F: Future<Output = ()>>(test: &str, story: impl FnOnce() -
     runtime.block_on(story());
 }
 
-/// The build directory may be closed to others, so the program is copied to where they can read it.
+/// The build directory may be closed to others, so the program is copied to where they can read it. Once: tests that run
+/// as threads of one program would get into each other's way.
 fn readable_copy() -> PathBuf {
+    static COPY: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    COPY.get_or_init(make_readable_copy).clone()
+}
+
+fn make_readable_copy() -> PathBuf {
     use std::os::unix::fs::MetadataExt;
     let original = std::env::current_exe().unwrap();
     let state = std::fs::metadata(&original).unwrap();
@@ -247,12 +253,11 @@ impl Herd {
 
     /// Sets the list on a primary and waits until it holds.
     pub(crate) async fn wait_for(&self, primary: &Node, needed: usize, members: &[&Member]) {
-        let names =
-            SyncNames::Any { needed, members: members.iter().map(|member| (*member).clone()).collect() };
+        let names = SyncNames::Any { needed, streams: members.iter().map(|member| stream(member)).collect() };
         sync_names::set(primary.server.instance(), Some(&primary.server), &names).await.unwrap();
         sync_names::prove(&primary.server, &names, SOON).await.unwrap();
         let session = superuser(primary.server.instance()).await;
-        let listed: Vec<String> = members.iter().map(|member| member.to_string()).collect();
+        let listed: Vec<String> = members.iter().map(|member| stream(member).to_string()).collect();
         let query = "SELECT coalesce(bool_and(sync_priority > 0), true) FROM pg_stat_replication \
                      WHERE application_name = ANY ($1)";
         until("every WAL sender counts by the list", async || {
@@ -360,13 +365,20 @@ pub(crate) fn member(name: &str, incarnation: u64) -> Member {
     Member { node: name.parse::<NodeName>().unwrap(), incarnation: Incarnation(incarnation) }
 }
 
+/// To the driver the timeline in a name is part of the name, and the same one will do for all.
+const ADOPTED: Timeline = Timeline(2);
+
+pub(crate) fn stream(member: &Member) -> Stream {
+    Stream { member: member.clone(), timeline: ADOPTED }
+}
+
 pub(crate) fn upstream(of: &Instance, member: &Member) -> Upstream {
     Upstream {
         node: of.node.clone(),
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: of.port,
         member: member.clone(),
-        slot: true,
+        adopted: Some(ADOPTED),
     }
 }
 

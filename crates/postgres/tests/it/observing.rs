@@ -27,7 +27,7 @@ story! {
         assert_eq!(view.timeline, Timeline(2));
         assert!(view.flush_lsn.unwrap() > Lsn(0));
         let [sender] = &view.senders[..] else { panic!("{view:?}") };
-        assert_eq!(sender.application_name, "b_1");
+        assert_eq!(sender.application_name, "b_1.2");
         assert_eq!(sender.client_dn.as_deref(), Some("/CN=b"));
         assert_eq!(sender.slot.as_deref(), Some("b_1"));
         assert_eq!((sender.sync_state.as_deref(), sender.sync_priority), (Some("quorum"), Some(1)));

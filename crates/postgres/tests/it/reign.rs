@@ -11,7 +11,7 @@ use pgherd_postgres::wal::end_of_wal;
 use pgherd_postgres::{Instance, InstanceSpec, MakingError, Server, follow};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Herd, SOON, ask, story, until, upstream};
+use crate::harness::{Herd, SOON, ask, story, stream, until, upstream};
 
 story! {
     async fn a_failover_by_hand_loses_nothing_and_takes_the_reserved_timeline() {
@@ -35,7 +35,7 @@ story! {
         assert_eq!(on_b.end.timeline, Timeline(2));
         let (winner, loser, voted) = if on_b.end.lsn >= on_c.end.lsn { (b, c, on_b) } else { (c, b, on_c) };
 
-        let names = SyncNames::Any { needed: 1, members: vec![loser.member.clone()] };
+        let names = SyncNames::Any { needed: 1, streams: vec![stream(&loser.member)] };
         let order = Order { timeline: Timeline(7), at_least: voted.end.lsn, names };
         let promoted = promote(&winner.server, &order, SOON).await.unwrap();
         eprintln!("promoted in {:?}", promoted.took);
@@ -86,7 +86,7 @@ async fn measure(pointed_early: bool) {
     );
     let (on_winner, _) = (on_winner.unwrap(), on_loser.unwrap());
     let sealed = began.elapsed();
-    let names = SyncNames::Any { needed: 1, members: vec![loser.member.clone()] };
+    let names = SyncNames::Any { needed: 1, streams: vec![stream(&loser.member)] };
     let order = Order { timeline: Timeline(3), at_least: on_winner.end.lsn, names };
     let point = async || {
         herd.follow(loser.instance(), Some(&loser.server), winner.instance(), &loser.member).await;
@@ -119,6 +119,62 @@ story! {
         for early in [false, true, false, true, false, true] {
             measure(early).await;
         }
+    }
+}
+
+story! {
+    /// What the winner had received ends in the middle of a record. Its WAL sender has passed that on to a standby that
+    /// was there before the promotion, and shows it as flushed until the standby first answers on the new timeline.
+    async fn wal_goes_on_beyond_what_an_early_standby_can_have_flushed() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b", "c"]).await;
+        let [a, b, c] = &nodes[..] else { unreachable!() };
+        a.session().await.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+        let writer = a.session().await;
+        let pid: i32 = writer.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let backend = Pid::from_raw(pid).unwrap();
+        // One record that does not fit into the WAL buffers, and a writer that stops in the middle of it.
+        let endless = tokio::spawn(async move {
+            let big = "SELECT pg_logical_emit_message(false, 'big', repeat('x', 200000000))";
+            drop(writer.simple_query(big).await);
+        });
+        let on_b = b.session().await;
+        let grown = "SELECT (pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn() > 300000)::text";
+        until("b has received a part of it", async || (ask(&on_b, grown).await == "true").then_some(())).await;
+        kill_process(backend, Signal::STOP).unwrap();
+        a.server.stop(StopMode::Kill, SOON).await.unwrap();
+        endless.await.unwrap();
+
+        let sealed = seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+        let on_c = seal(c.instance(), Some(&c.server), None, SOON).await.unwrap();
+        assert_eq!(sealed.end.lsn, on_c.end.lsn, "neither has the whole record");
+        let received: Lsn = ask(&on_b, "SELECT pg_last_wal_receive_lsn()::text").await.parse().unwrap();
+        assert!(received > sealed.end.lsn, "{received} ends in the middle of a record");
+
+        pgherd_postgres::slots::ensure(&on_b, &c.member, SOON).await.unwrap();
+        drop(on_b);
+        herd.follow(c.instance(), Some(&c.server), b.instance(), &c.member).await;
+        let early = b.session().await;
+        let flushed = "SELECT coalesce(max(flush_lsn)::text, '0/0') FROM pg_stat_replication";
+        until("c has flushed a part of a record from b", async || {
+            (ask(&early, flushed).await.parse::<Lsn>().unwrap() > sealed.end.lsn).then_some(())
+        })
+        .await;
+        drop(early);
+
+        let names = SyncNames::Any { needed: 1, streams: vec![stream(&c.member)] };
+        let order = Order { timeline: Timeline(4), at_least: sealed.end.lsn, names };
+        let promoted = promote(&b.server, &order, SOON).await.unwrap();
+        assert_eq!(promoted.fork, sealed.end.lsn);
+        assert!(promoted.end > received, "{} proves nothing below {received}", promoted.end);
+        let session = b.session().await;
+        session.batch_execute("INSERT INTO t VALUES (7)").await.unwrap();
+        drop(session);
+        b.server.stop(StopMode::Kill, SOON).await.unwrap();
+        until("c has what was acknowledged", async || {
+            (ask(&c.session().await, "SELECT count(*) FROM t WHERE id = 7").await == "1").then_some(())
+        })
+        .await;
     }
 }
 
