@@ -1,0 +1,167 @@
+//! Which server a session may use, and until when that is known.
+//!
+//! Agents send routing tables; a proxy may listen to several of them, and any may be late, cut off or out of date. Two
+//! rules make that harmless:
+//!
+//! - **Terms only grow.** A table of a lower term than one seen before is ignored, whoever sent it and however fresh it
+//!   looks: it tells of a primary that has lost the term.
+//! - **A table is worth what is left of its proof.** It counts from before it was read. When it has run out nobody is
+//!   known to be the primary, and clients wait instead of guessing: the old one may have been replaced meanwhile.
+//!
+//! Leaves out: the transport, and the choice between standbys. Hazard: a write that goes to a former primary.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use pgherd_core::types::{Instant, NodeName, Term};
+
+use crate::pool::Place;
+
+/// How a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub node: NodeName,
+    pub address: IpAddr,
+    pub port: u16,
+    /// Of use to a proxy on the same host only.
+    pub socket_dir: Option<PathBuf>,
+}
+
+/// What an agent knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub term: Term,
+    /// `None` while nobody may be written to.
+    pub primary: Option<Target>,
+    pub gate_open: bool,
+    /// Counted from before the table was read, on this machine's clock.
+    pub valid_until: Instant,
+}
+
+/// Where writes go now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writes {
+    To(Place, Target),
+    Hold(Hold),
+}
+
+/// Why clients wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// No agent has said anything yet.
+    Unknown,
+    /// An election or a promotion is under way.
+    NoPrimary,
+    GateClosed,
+    /// The newest table has run out: no agent is heard, or none can prove the term.
+    OutOfDate,
+}
+
+#[derive(Debug, Default)]
+pub struct Routes {
+    newest: Option<Table>,
+}
+
+impl Routes {
+    /// Takes a table into account. `false`: it is of a former term and changes nothing.
+    ///
+    /// Within one term the last word counts. An agent that has not heard yet of a gate that opened makes clients wait
+    /// until its next table; one that has not heard of a gate that closed sends them to a server that lets nobody in.
+    pub fn learn(&mut self, table: Table) -> bool {
+        let stale = self.newest.as_ref().is_some_and(|known| table.term < known.term);
+        if !stale {
+            self.newest = Some(table);
+        }
+        !stale
+    }
+
+    pub fn writes(&self, now: Instant) -> Writes {
+        let Some(table) = &self.newest else { return Writes::Hold(Hold::Unknown) };
+        match &table.primary {
+            _ if now >= table.valid_until => Writes::Hold(Hold::OutOfDate),
+            None => Writes::Hold(Hold::NoPrimary),
+            Some(_) if !table.gate_open => Writes::Hold(Hold::GateClosed),
+            Some(target) => Writes::To(Place { node: target.node.clone(), term: table.term }, target.clone()),
+        }
+    }
+
+    /// May a server connection of this place be used? The last look before anything is sent on it.
+    pub fn admits(&self, place: &Place, now: Instant) -> bool {
+        matches!(self.writes(now), Writes::To(present, _) if present == *place)
+    }
+
+    /// The highest term that was heard of, for `SHOW`.
+    pub fn term(&self) -> Option<Term> {
+        self.newest.as_ref().map(|table| table.term)
+    }
+
+    /// When [`Routes::writes`] changes by itself.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.newest.as_ref().map(|table| table.valid_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_secs(seconds))
+    }
+
+    fn target(node: &str) -> Target {
+        let address = Ipv4Addr::LOCALHOST.into();
+        Target { node: node.parse().unwrap(), address, port: 5432, socket_dir: None }
+    }
+
+    /// Of `node` as primary with an open gate, good until `until`.
+    fn table(term: u64, node: &str, until: u64) -> Table {
+        Table { term: Term(term), primary: Some(target(node)), gate_open: true, valid_until: at(until) }
+    }
+
+    fn place(term: u64, node: &str) -> Place {
+        Place { node: node.parse().unwrap(), term: Term(term) }
+    }
+
+    #[test]
+    fn a_former_term_is_ignored_however_long_it_says_it_lasts() {
+        let mut routes = Routes::default();
+        assert_eq!(routes.writes(at(0)), Writes::Hold(Hold::Unknown));
+        assert!(routes.learn(table(4, "a", 10)));
+        assert_eq!(routes.writes(at(1)), Writes::To(place(4, "a"), target("a")));
+        assert!(routes.learn(Table { primary: None, ..table(5, "a", 10) }), "term 5 has no primary yet");
+        assert!(!routes.learn(table(4, "a", 100)));
+        assert_eq!(routes.writes(at(1)), Writes::Hold(Hold::NoPrimary));
+        assert!(routes.learn(table(5, "b", 10)));
+        assert!(!routes.learn(table(4, "a", 100)));
+        assert_eq!(routes.writes(at(1)), Writes::To(place(5, "b"), target("b")));
+        assert!(routes.admits(&place(5, "b"), at(1)));
+        assert!(!routes.admits(&place(4, "a"), at(1)) && !routes.admits(&place(5, "a"), at(1)));
+        assert_eq!(routes.term(), Some(Term(5)));
+    }
+
+    #[test]
+    fn nobody_is_known_to_be_the_primary_when_the_proof_has_run_out() {
+        let mut routes = Routes::default();
+        routes.learn(table(4, "a", 10));
+        assert_eq!(routes.wake_at(), Some(at(10)));
+        assert!(routes.admits(&place(4, "a"), at(9)));
+        assert!(!routes.admits(&place(4, "a"), at(10)));
+        assert_eq!(routes.writes(at(10)), Writes::Hold(Hold::OutOfDate));
+        routes.learn(table(4, "a", 13));
+        assert!(routes.admits(&place(4, "a"), at(12)), "the same connections are good again");
+    }
+
+    #[test]
+    fn within_a_term_the_last_word_counts() {
+        let mut routes = Routes::default();
+        routes.learn(table(4, "a", 10));
+        routes.learn(Table { gate_open: false, ..table(4, "a", 10) });
+        assert_eq!(routes.writes(at(1)), Writes::Hold(Hold::GateClosed));
+        routes.learn(table(4, "a", 8));
+        assert!(routes.admits(&place(4, "a"), at(7)) && !routes.admits(&place(4, "a"), at(8)));
+    }
+}
