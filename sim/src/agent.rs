@@ -20,7 +20,7 @@ use crate::breakage::{self, Breakage};
 use crate::checkers::leases;
 use crate::postgres::{State, WaitFor};
 use crate::wal::lsn;
-use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, busy_with, is_proposal};
+use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, is_proposal};
 
 /// Crashes further back do not count towards the poison rule.
 const CRASH_WINDOW: Time = 600 * SECOND;
@@ -203,7 +203,7 @@ impl World {
         agent.proposals.retain(|flight| !flight.from_deed);
         agent.deeds = deeds.into();
         agent.deed_record = view.as_ref().map(|(record, _)| Rc::clone(record));
-        agent.local.busy = agent.deeds.iter().find_map(busy_with).or(Some(seen::Busy::Configure));
+        agent.local.busy = agent.deeds.iter().find_map(Action::busy).or(Some(seen::Busy::Configure));
         agent.stage = 0;
         self.next_deed(node);
     }

@@ -18,7 +18,7 @@ use crate::checkers::{destruction, gates, incarnations, terms};
 use crate::postgres::{Conninfo, State};
 use crate::story;
 use crate::wal::{self, Point};
-use crate::world::{Event, Layer, MS, SECOND, Time, World, busy_with};
+use crate::world::{Event, Layer, MS, SECOND, Time, World};
 
 /// A clean stop that takes longer becomes an immediate one.
 const STOP_WITHIN: Time = 3 * SECOND;
@@ -55,7 +55,7 @@ impl World {
             self.think_within(node, MS);
             return;
         };
-        if let Some(busy) = busy_with(&action) {
+        if let Some(busy) = action.busy() {
             self.nodes[node].agent.local.busy = Some(busy);
         }
         self.coverage.action(&action);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pgherd_core::action::{Action, Duties};
 use pgherd_core::ha::Memory;
-use pgherd_core::observation::{Busy, Durable, Local, Peer, Report, SyncList};
+use pgherd_core::observation::{Durable, Local, Peer, Report, SyncList};
 use pgherd_core::record::{Proposal, Record};
 use pgherd_core::spec::{ClusterSpec, Times};
 use pgherd_core::types::{Instant, Member, NodeName, Term, Timeline};
@@ -551,25 +551,4 @@ impl World {
 
 pub fn is_proposal(action: &Action) -> bool {
     matches!(action, Action::Propose(_))
-}
-
-pub fn busy_with(action: &Action) -> Option<Busy> {
-    Some(match action {
-        Action::Propose(_) | Action::BecomeMember { .. } | Action::Adopt { .. } => return None,
-        Action::InitDb => Busy::InitDb,
-        Action::StartSealed => Busy::Start,
-        Action::StopCleanly | Action::StopNow => Busy::Stop,
-        Action::Seal { .. } | Action::Vote { .. } => Busy::Seal,
-        Action::CatchUp { .. } => Busy::CatchUp,
-        Action::Promote { .. } => Busy::Promote,
-        Action::Follow { .. } => Busy::Follow,
-        Action::SetSyncList { .. }
-        | Action::WriteMarker { .. }
-        | Action::SetGate { .. }
-        | Action::Checkpoint { .. }
-        | Action::CutSender { .. }
-        | Action::CreateSlot { .. } => Busy::Configure,
-        Action::Clone { .. } => Busy::Clone,
-        Action::Rewind { .. } => Busy::Rewind,
-    })
 }

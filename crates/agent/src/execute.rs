@@ -66,28 +66,7 @@ pub(crate) struct Executor {
 
 /// What the local PostgreSQL is held by while `actions` are done.
 pub(crate) fn busy_with(actions: &[Action]) -> Busy {
-    actions.iter().find_map(kind).unwrap_or(Busy::Configure)
-}
-
-fn kind(action: &Action) -> Option<Busy> {
-    Some(match action {
-        Action::Propose(_) | Action::BecomeMember { .. } | Action::Adopt { .. } => return None,
-        Action::InitDb => Busy::InitDb,
-        Action::StartSealed => Busy::Start,
-        Action::StopCleanly | Action::StopNow => Busy::Stop,
-        Action::Seal { .. } | Action::Vote { .. } => Busy::Seal,
-        Action::CatchUp { .. } => Busy::CatchUp,
-        Action::Promote { .. } => Busy::Promote,
-        Action::Follow { .. } => Busy::Follow,
-        Action::SetSyncList { .. }
-        | Action::WriteMarker { .. }
-        | Action::SetGate { .. }
-        | Action::Checkpoint { .. }
-        | Action::CutSender { .. }
-        | Action::CreateSlot { .. } => Busy::Configure,
-        Action::Clone { .. } => Busy::Clone,
-        Action::Rewind { .. } => Busy::Rewind,
-    })
+    actions.iter().find_map(Action::busy).unwrap_or(Busy::Configure)
 }
 
 impl Executor {
@@ -115,7 +94,7 @@ impl Workshop {
         let mut deeds = DeedsChange::default();
         let mut promoted = None;
         for action in actions {
-            if let Some(busy) = kind(&action)
+            if let Some(busy) = action.busy()
                 && self.events.send(Event::Working(Some(busy))).await.is_err()
             {
                 return;

@@ -5,7 +5,7 @@
 //! ordered: one is begun only after all before it have succeeded, and the rest is dropped at the first
 //! that fails. The next decision sees for itself how far things got.
 
-use crate::observation::SyncList;
+use crate::observation::{Busy, SyncList};
 use crate::record::{Proposal, Vote};
 use crate::types::{Lsn, Member, NodeName, Term, Timeline};
 
@@ -95,6 +95,30 @@ pub enum Action {
         term: Term,
         source: NodeName,
     },
+}
+
+impl Action {
+    /// What holds PostgreSQL while this is done; `None` for what is between the agent, its disk and the store.
+    pub fn busy(&self) -> Option<Busy> {
+        Some(match self {
+            Action::Propose(_) | Action::BecomeMember { .. } | Action::Adopt { .. } => return None,
+            Action::InitDb => Busy::InitDb,
+            Action::StartSealed => Busy::Start,
+            Action::StopCleanly | Action::StopNow => Busy::Stop,
+            Action::Seal { .. } | Action::Vote { .. } => Busy::Seal,
+            Action::CatchUp { .. } => Busy::CatchUp,
+            Action::Promote { .. } => Busy::Promote,
+            Action::Follow { .. } => Busy::Follow,
+            Action::SetSyncList { .. }
+            | Action::WriteMarker { .. }
+            | Action::SetGate { .. }
+            | Action::Checkpoint { .. }
+            | Action::CutSender { .. }
+            | Action::CreateSlot { .. } => Busy::Configure,
+            Action::Clone { .. } => Busy::Clone,
+            Action::Rewind { .. } => Busy::Rewind,
+        })
+    }
 }
 
 /// What a vote says besides the position, which is read when the copy is sealed.
