@@ -1,12 +1,13 @@
 //! Where messages begin and end in a stream of bytes, in either direction.
 //!
-//! A [`Scanner`] reads the five bytes in front of each message, refuses what PostgreSQL would refuse, and counts the
-//! body off in whatever parts it arrives. It holds no bytes: what it hands out is borrowed from the caller's buffer,
-//! so a message of a gigabyte costs what a message of ten bytes costs. Leaves out the packets that open a connection,
-//! which have no type byte ([`crate::startup`]), and what bodies mean ([`crate::message`]).
+//! A [`Scanner`] reads the five bytes in front of each message, refuses what PostgreSQL would refuse, and
+//! counts the body off in whatever parts it arrives. It holds no bytes: what it hands out is borrowed from
+//! the caller's buffer, so a message of a gigabyte costs what a message of ten bytes costs. Leaves out the
+//! packets that open a connection, which have no type byte ([`crate::startup`]), and what bodies mean
+//! ([`crate::message`]).
 //!
-//! Hazard: a length believed wrongly makes data look like messages. After the first error a scanner repeats it for
-//! ever, so that nobody goes on reading at a place where no message begins.
+//! Hazard: a length believed wrongly makes data look like messages. After the first error a scanner repeats
+//! it for ever, so that nobody goes on reading at a place where no message begins.
 
 use std::fmt;
 
@@ -20,7 +21,8 @@ pub const LARGE_MESSAGE_BYTES: u32 = 0x3fff_fffe;
 pub const SMALL_MESSAGE_BYTES: u32 = 10_000;
 /// Greatest length while a client proves who it is: `PG_MAX_AUTH_TOKEN_LENGTH` in `auth.h`.
 pub const AUTHENTICATION_MESSAGE_BYTES: u32 = 65_535;
-/// Greatest length of what a server has no reason to send long: the limit of `pqParseInput3` in `fe-protocol3.c`.
+/// Greatest length of what a server has no reason to send long: the limit of `pqParseInput3` in
+/// `fe-protocol3.c`.
 pub const SMALL_ANSWER_BYTES: u32 = 30_000;
 /// Greatest length of an Authentication message: the limit of `PQconnectPoll` in `fe-connect.c`.
 pub const AUTHENTICATION_REQUEST_BYTES: u32 = 2_000;
@@ -85,8 +87,9 @@ impl FrameError {
     }
 }
 
-/// The least and the greatest value of the length field, which counts itself; `None` if the type is not allowed.
-/// Types and limits are those of `SocketBackend` in `postgres.c` for clients, of `pqParseInput3` for servers.
+/// The least and the greatest value of the length field, which counts itself; `None` if the type is not
+/// allowed. Types and limits are those of `SocketBackend` in `postgres.c` for clients, of `pqParseInput3` for
+/// servers.
 const fn length_bounds(side: Side, phase: Phase, kind: u8) -> Option<(u32, u32)> {
     let bounds = match (side, phase, kind) {
         (Side::Client, Phase::Authentication, b'p') => (4, AUTHENTICATION_MESSAGE_BYTES),
@@ -215,9 +218,9 @@ impl Scanner {
         Ok(Some(Piece::Header(header)))
     }
 
-    /// Takes everything that may be passed on unseen, in one slice: what is left of the present body, then messages,
-    /// whole or cut off, up to the first whose type is in `stop`, up to an incomplete header, or up to an error,
-    /// which the next call returns.
+    /// Takes everything that may be passed on unseen, in one slice: what is left of the present body, then
+    /// messages, whole or cut off, up to the first whose type is in `stop`, up to an incomplete header, or up
+    /// to an error, which the next call returns.
     pub fn run<'a>(&mut self, input: &mut &'a [u8], stop: TypeSet) -> Result<&'a [u8], FrameError> {
         if let Some(failed) = self.failed {
             return Err(failed);
@@ -243,8 +246,9 @@ impl Scanner {
         Ok(&whole[..whole.len() - input.len()])
     }
 
-    /// Takes the rest of the present body as one slice, for a caller that must look inside; to be called after the
-    /// header. Borrowed from `input` if it is all there, else gathered in `spill`; `None` if it needs more bytes.
+    /// Takes the rest of the present body as one slice, for a caller that must look inside; to be called
+    /// after the header. Borrowed from `input` if it is all there, else gathered in `spill`; `None` if it
+    /// needs more bytes.
     pub fn whole<'a>(
         &mut self,
         input: &mut &'a [u8],
@@ -280,8 +284,8 @@ impl Scanner {
         part
     }
 
-    /// Checks the header at the front of `input` without taking it. A wrong type is refused by its first byte: a
-    /// stranger need not be waited for.
+    /// Checks the header at the front of `input` without taking it. A wrong type is refused by its first
+    /// byte: a stranger need not be waited for.
     fn peek(&mut self, input: &[u8]) -> Result<Option<Header>, FrameError> {
         let Scanner { side, phase, .. } = *self;
         let Some(&kind) = input.first() else { return Ok(None) };

@@ -1,16 +1,18 @@
 //! The PostgreSQL wire protocol as bytes and state machines.
 //!
-//! Responsible for knowing where a message begins and ends ([`frame`]), what opens a connection ([`startup`]), and
-//! what the few messages mean that somebody between client and server must understand ([`message`]). Leaves out
-//! sockets, TLS, timers, passwords and every decision on what to do with a message: callers bring bytes and take
-//! bytes.
+//! Responsible for knowing where a message begins and ends ([`frame`]), what opens a connection
+//! ([`startup`]), what the few messages mean that somebody between client and server must understand
+//! ([`message`]), and what a server still owes its client ([`flow`]). Leaves out sockets, TLS, timers,
+//! passwords and every decision on what to do with a message: callers bring bytes and take bytes.
 //!
-//! Hazard: a byte counted wrongly, or an answer taken for complete too early, gives one client the rows of another.
-//! So every input is taken for hostile, whichever side it comes from; what PostgreSQL itself would refuse is refused
-//! here, and an error ends the connection that it came from.
+//! Hazard: a byte counted wrongly, or an answer taken for complete too early, gives one client the rows of
+//! another. So every input is taken for hostile, whichever side it comes from; what PostgreSQL itself would
+//! refuse is refused here, and an error ends the connection that it came from.
 //!
-//! The manual is cited by the sections of PostgreSQL 15, chapter 55; protocol 3.2 by PostgreSQL 18, chapter 54.
+//! The manual is cited by the sections of PostgreSQL 15, chapter 55; protocol 3.2 by PostgreSQL 18, chapter
+//! 54.
 
+pub mod flow;
 pub mod frame;
 pub mod message;
 pub mod sqlstate;

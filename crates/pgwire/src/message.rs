@@ -1,9 +1,9 @@
 //! What messages say: views that borrow from the body, and builders that append to a buffer.
 //!
-//! [`client`] and [`server`] hold the views, one for each side that sends; [`build`] writes messages. A view is made
-//! from a whole body and checks all of it, as PostgreSQL's `pq_getmsg*` functions do: lengths inside the message,
-//! terminators, and that nothing is left over. It copies and allocates nothing. Leaves out framing ([`crate::frame`])
-//! and what is allowed when.
+//! [`client`] and [`server`] hold the views, one for each side that sends; [`build`] writes messages. A view
+//! is made from a whole body and checks all of it, as PostgreSQL's `pq_getmsg*` functions do: lengths inside
+//! the message, terminators, and that nothing is left over. It copies and allocates nothing. Leaves out
+//! framing ([`crate::frame`]) and what is allowed when ([`crate::flow`]).
 //!
 //! Hazard: a text that ends elsewhere than its sender thinks puts words into somebody else's mouth.
 

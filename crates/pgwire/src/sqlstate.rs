@@ -1,8 +1,8 @@
 //! The five characters that say what kind of error an ErrorResponse reports.
 //!
-//! Leaves out the list of all codes: only those are here that this crate attaches to its own refusals. Hazard: a code
-//! that was never checked would travel to clients as part of a message, so a value of the type is always five
-//! digits or capitals.
+//! Leaves out the list of all codes: only those are here that this crate attaches to its own refusals.
+//! Hazard: a code that was never checked would travel to clients as part of a message, so a value of the type
+//! is always five digits or capitals.
 
 use std::fmt;
 

@@ -1,11 +1,12 @@
 //! What a connection begins with: requests for encryption, for a cancel, or for a session.
 //!
-//! An [`Opening`] takes the first bytes of a connection, up to the startup packet, and refuses bytes that came before
-//! they could be meant. Leaves out encryption itself, passwords, and what a user may do: until authentication has
-//! ended, a parameter is a text and nothing more (CVE-2025-12819).
+//! An [`Opening`] takes the first bytes of a connection, up to the startup packet, and refuses bytes that
+//! came before they could be meant. Leaves out encryption itself, passwords, and what a user may do: until
+//! authentication has ended, a parameter is a text and nothing more (CVE-2025-12819).
 //!
-//! Hazard: everybody who can reach the port gets this far. Bytes that were sent in clear before the handshake and are
-//! read after it let a man in the middle speak as the client (CVE-2021-23214) or as the server (CVE-2021-23222).
+//! Hazard: everybody who can reach the port gets this far. Bytes that were sent in clear before the handshake
+//! and are read after it let a man in the middle speak as the client (CVE-2021-23214) or as the server
+//! (CVE-2021-23222).
 
 use crate::SqlState;
 use crate::message::cursor::Cursor;
@@ -40,8 +41,8 @@ impl Version {
         self.0 as u16
     }
 
-    /// The version that is spoken with who asked for this one. 3.1 was never spoken by anybody, but claimed by old
-    /// poolers, so whoever asks for it gets 3.0 (PostgreSQL 18, 54.1).
+    /// The version that is spoken with who asked for this one. 3.1 was never spoken by anybody, but claimed
+    /// by old poolers, so whoever asks for it gets 3.0 (PostgreSQL 18, 54.1).
     pub fn spoken(self) -> Version {
         if self.minor() >= 2 { Version::V3_2 } else { Version::V3_0 }
     }
@@ -141,9 +142,9 @@ impl Opening {
         Opening { state: State::Open, at_first_byte: true, ssl_done: false, gss_done: false }
     }
 
-    /// Reads one request off the front of `input`, which must hold everything that was received; `None` if it needs
-    /// more, at most [`MAX_PACKET_BYTES`] and four. Of what comes behind a request that is to be answered in clear
-    /// nothing is read: it is refused.
+    /// Reads one request off the front of `input`, which must hold everything that was received; `None` if it
+    /// needs more, at most [`MAX_PACKET_BYTES`] and four. Of what comes behind a request that is to be
+    /// answered in clear nothing is read: it is refused.
     pub fn read<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Request<'a>>, StartupError> {
         match self.state {
             State::Open => {}
@@ -209,9 +210,9 @@ impl Opening {
     }
 }
 
-/// The client's side: the server's answer to SSLRequest (`granting` is `S`) or GSSENCRequest (`G`), which is one
-/// byte. Whatever came behind it was not encrypted and is refused (CVE-2021-23222), and so is the text of an
-/// ErrorResponse, because nobody knows whom it is from (CVE-2024-10977).
+/// The client's side: the server's answer to SSLRequest (`granting` is `S`) or GSSENCRequest (`G`), which is
+/// one byte. Whatever came behind it was not encrypted and is refused (CVE-2021-23222), and so is the text of
+/// an ErrorResponse, because nobody knows whom it is from (CVE-2024-10977).
 pub fn encryption_answer(received: &[u8], granting: u8) -> Result<Option<Answer>, StartupError> {
     match received {
         [] => Ok(None),

@@ -1,10 +1,10 @@
 //! Writes messages: appends them, whole, to a buffer.
 //!
-//! Everything that a proxy says by itself, as a server to its clients and as a client to its servers; the other
-//! messages are passed on as they came. Leaves out when to say it.
+//! Everything that a proxy says by itself, as a server to its clients and as a client to its servers; the
+//! other messages are passed on as they came. Leaves out when to say it.
 //!
-//! Hazard: a zero inside a text would end it early and make the rest a message of its own, so a text with a zero is
-//! refused, and an error text, which must come out whatever is in it, gets a `?` there.
+//! Hazard: a zero inside a text would end it early and make the rest a message of its own, so a text with a
+//! zero is refused, and an error text, which must come out whatever is in it, gets a `?` there.
 
 use bytes::{BufMut, BytesMut};
 
@@ -22,8 +22,8 @@ pub enum Unsendable {
     TooLong { message: &'static str },
 }
 
-/// A message under construction. Everything is written first and judged at the end, so that nothing is left of it if
-/// it cannot be sent.
+/// A message under construction. Everything is written first and judged at the end, so that nothing is left
+/// of it if it cannot be sent.
 struct Draft<'a> {
     to: &'a mut BytesMut,
     message: &'static str,
@@ -225,7 +225,8 @@ pub fn authentication_md5_password(to: &mut BytesMut, salt: [u8; 4]) {
     fixed(to, b'R', &[0, 0, 0, 5, a, b, c, d]);
 }
 
-/// AuthenticationSASL with mechanisms in the order of preference; none of them empty, because that ends the list.
+/// AuthenticationSASL with mechanisms in the order of preference; none of them empty, because that ends the
+/// list.
 pub fn authentication_sasl(to: &mut BytesMut, mechanisms: &[&str]) -> Result<(), Unsendable> {
     let draft = Draft::new(to, b'R', "AuthenticationSASL").u32(10);
     let named = mechanisms.iter().filter(|name| !name.is_empty());

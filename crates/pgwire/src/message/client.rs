@@ -1,7 +1,8 @@
 //! Messages that clients send, as views of their bodies; manual 55.7.
 //!
-//! Leaves out the packets that open a connection ([`crate::startup`]). Hazard: type `p` stands for four different
-//! messages that only the state of the authentication tells apart, so each of them has its own function here.
+//! Leaves out the packets that open a connection ([`crate::startup`]). Hazard: type `p` stands for four
+//! different messages that only the state of the authentication tells apart, so each of them has its own
+//! function here.
 
 pub use super::cursor::{Formats, Oids, Values};
 
@@ -113,8 +114,8 @@ impl<'a> Bind<'a> {
     }
 }
 
-/// The two names at the beginning of a Bind, from as much of its body as there is; `None` if they do not end in it.
-/// So a Bind of any size can be redirected without holding its values.
+/// The two names at the beginning of a Bind, from as much of its body as there is; `None` if they do not end
+/// in it. So a Bind of any size can be redirected without holding its values.
 pub fn bind_names(beginning: &[u8]) -> Option<BindNames<'_>> {
     let mut cursor = Cursor::new("Bind", beginning);
     Some(BindNames { portal: cursor.text().ok()?, statement: cursor.text().ok()? })

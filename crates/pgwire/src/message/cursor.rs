@@ -1,6 +1,7 @@
 //! Reads the data types of messages (manual 55.6) off the front of a body.
 //!
-//! Leaves out what they mean. Hazard: none of the numbers it reads is true before it was compared with what is there.
+//! Leaves out what they mean. Hazard: none of the numbers it reads is true before it was compared with what
+//! is there.
 
 use super::{Defect, Format, Malformed};
 

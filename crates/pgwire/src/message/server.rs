@@ -1,7 +1,7 @@
 //! Messages that servers send, as views of their bodies; manual 55.7 and 55.8.
 //!
-//! Leaves out rows as values of a type. Hazard: a server may be hostile or broken; an error without an SQLSTATE
-//! (CVE-2026-6666) or with a field twice is still an error, and is read as one.
+//! Leaves out rows as values of a type. Hazard: a server may be hostile or broken; an error without an
+//! SQLSTATE (CVE-2026-6666) or with a field twice is still an error, and is read as one.
 
 pub use super::cursor::{Formats, Oids, Values};
 
@@ -161,8 +161,8 @@ impl<'a> Mechanisms<'a> {
     }
 }
 
-/// NegotiateProtocolVersion: the newest version that the server speaks, and options that it does not know. The manual
-/// of 15 says "minor version"; the server has always sent the whole number.
+/// NegotiateProtocolVersion: the newest version that the server speaks, and options that it does not know.
+/// The manual of 15 says "minor version"; the server has always sent the whole number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NegotiateProtocolVersion<'a> {
     pub version: Version,
@@ -188,8 +188,8 @@ impl<'a> NegotiateProtocolVersion<'a> {
     }
 }
 
-/// The fields of an ErrorResponse or NoticeResponse, manual 55.8. Unknown ones are to be ignored; of a field that
-/// comes twice the first one counts.
+/// The fields of an ErrorResponse or NoticeResponse, manual 55.8. Unknown ones are to be ignored; of a field
+/// that comes twice the first one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fields<'a> {
     cursor: Cursor<'a>,

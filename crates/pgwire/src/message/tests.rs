@@ -218,7 +218,8 @@ fn cve_2026_6664_lengths_inside_a_message_are_compared_with_what_is_there() {
     assert_eq!(client::password(b"\0").unwrap_err().defect, Defect::Value, "an empty password");
 }
 
-/// CVE-2026-6666: an error without SQLSTATE; also with a wrong, a repeated or an unknown field, and with none.
+/// CVE-2026-6666: an error without SQLSTATE; also with a wrong, a repeated or an unknown field, and with
+/// none.
 #[test]
 fn cve_2026_6666_an_error_without_sqlstate_is_still_an_error() {
     let fields = |body: &'static [u8]| match ServerMessage::parse(b'E', body) {

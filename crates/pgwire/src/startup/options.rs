@@ -1,12 +1,13 @@
 //! The `options` of a startup packet: a command line for the backend in one text.
 //!
-//! Splits it as PostgreSQL's `pg_split_opts` (`postinit.c`) does and recognises settings as its `process_postgres_switches`
-//! and `ParseLongOption` do. Leaves out which settings exist and who may set them. Hazard: a setting that was seen
-//! differently from PostgreSQL follows the wrong client.
+//! Splits it as PostgreSQL's `pg_split_opts` (`postinit.c`) does and recognises settings as its
+//! `process_postgres_switches` and `ParseLongOption` do. Leaves out which settings exist and who may set
+//! them. Hazard: a setting that was seen differently from PostgreSQL follows the wrong client.
 
 use std::borrow::Cow;
 
-/// The arguments: split at white space, where a backslash takes the next byte literally and one at the end is dropped.
+/// The arguments: split at white space, where a backslash takes the next byte literally and one at the end is
+/// dropped.
 pub fn split(options: &[u8]) -> impl Iterator<Item = Cow<'_, [u8]>> {
     let mut rest = options;
     std::iter::from_fn(move || {
