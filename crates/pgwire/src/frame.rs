@@ -249,11 +249,11 @@ impl Scanner {
     /// Takes the rest of the present body as one slice, for a caller that must look inside; to be called
     /// after the header. Borrowed from `input` if it is all there, else gathered in `spill`; `None` if it
     /// needs more bytes.
-    pub fn whole<'a>(
+    pub fn whole<'input: 'body, 'body>(
         &mut self,
-        input: &mut &'a [u8],
-        spill: &'a mut Spill,
-    ) -> Result<Option<&'a [u8]>, FrameError> {
+        input: &mut &'input [u8],
+        spill: &'body mut Spill,
+    ) -> Result<Option<&'body [u8]>, FrameError> {
         if let Some(failed) = self.failed {
             return Err(failed);
         }

@@ -309,7 +309,9 @@ fn compare(steps: &[(u8, u8)]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
     #[test]
-    fn every_interleaving_is_judged_as_by_a_server_by_the_book(steps in prop::collection::vec((any::<u8>(), any::<u8>()), 1..50)) {
+    fn every_interleaving_is_judged_as_by_a_server_by_the_book(
+        steps in prop::collection::vec((any::<u8>(), any::<u8>()), 1..50),
+    ) {
         compare(&steps)?;
     }
 }

@@ -208,7 +208,10 @@ proptest! {
 
     #[test]
     fn hostile_bytes_are_judged_alike_however_they_are_split(
-        bytes in prop::collection::vec(prop_oneof![Just(0_u8), Just(4), Just(b'D'), Just(b'Z'), Just(b'S'), any::<u8>()], 1..200),
+        bytes in prop::collection::vec(
+            prop_oneof![Just(0_u8), Just(4), Just(b'D'), Just(b'Z'), Just(b'S'), any::<u8>()],
+            1..200,
+        ),
         parts in prop::collection::vec(1..9_usize, 1..10),
     ) {
         for (side, phase) in [(Side::Client, Phase::Session), (Side::Server, Phase::Session)] {

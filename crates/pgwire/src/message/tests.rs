@@ -287,7 +287,13 @@ proptest! {
     ) {
         let format = [if binary { Format::Binary } else { Format::Text }];
         let values: Vec<Option<&[u8]>> = values.iter().map(|value| value.as_deref()).collect();
-        let out = BindOut { portal: &portal, statement: &statement, formats: &format, values: &values, result_formats: &[] };
+        let out = BindOut {
+            portal: &portal,
+            statement: &statement,
+            formats: &format,
+            values: &values,
+            result_formats: &[],
+        };
         let message = written(|to| build::bind(to, &out));
         let Ok(ClientMessage::Bind(back)) = client(&message) else { panic!("unreadable") };
         prop_assert_eq!((back.portal, back.statement), (&portal[..], &statement[..]));
@@ -296,7 +302,11 @@ proptest! {
     }
 
     #[test]
-    fn texts_come_back_as_they_were_written(name in text(), value in text(), types in prop::collection::vec(any::<u32>(), 0..9)) {
+    fn texts_come_back_as_they_were_written(
+        name in text(),
+        value in text(),
+        types in prop::collection::vec(any::<u32>(), 0..9),
+    ) {
         let message = written(|to| build::parse(to, &name, &value, &types));
         let Ok(ClientMessage::Parse(back)) = client(&message) else { panic!("unreadable") };
         prop_assert_eq!((back.name, back.text), (&name[..], &value[..]));
@@ -306,7 +316,10 @@ proptest! {
     }
 
     #[test]
-    fn hostile_bodies_never_panic(kind in any::<u8>(), body in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..80)) {
+    fn hostile_bodies_never_panic(
+        kind in any::<u8>(),
+        body in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..80),
+    ) {
         let read = ClientMessage::parse(kind, &body).map(|message| match message {
             ClientMessage::Bind(bind) => bind.values.iter().flatten().map(<[u8]>::len).sum(),
             _ => 0,

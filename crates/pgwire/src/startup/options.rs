@@ -105,7 +105,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_escaped_comes_back(arguments in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..10)) {
+        fn what_is_escaped_comes_back(
+            arguments in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..10),
+        ) {
             let mut text = Vec::new();
             for argument in &arguments {
                 text.push(b' ');

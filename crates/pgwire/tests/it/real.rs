@@ -1,0 +1,446 @@
+//! A real server and this crate agree: on where messages end, what they say, and what is owed.
+//!
+//! Every byte in either direction goes through a scanner, every message through its view and through the
+//! flow, so a disagreement about any of them fails. Leaves out TLS and passwords. Answers are compared by
+//! their types.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use pgherd_pgwire::SqlState;
+use pgherd_pgwire::flow::{Answer, Event, Flow, Origin, Request};
+use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill};
+use pgherd_pgwire::message::build::{self, BindOut};
+use pgherd_pgwire::message::server::Authentication;
+use pgherd_pgwire::message::{ClientMessage, Key, ServerMessage, Target, TransactionStatus};
+use pgherd_pgwire::startup::{self, Version};
+
+use crate::server::{Server, as_user};
+
+/// A client that believes nothing before the crate has agreed.
+struct Client {
+    stream: TcpStream,
+    sent: Scanner,
+    received: Scanner,
+    unread: Vec<u8>,
+    flow: Flow,
+    pid: u32,
+    key: Vec<u8>,
+    /// The body of the last message that was no ParameterStatus.
+    body: Vec<u8>,
+    last: Option<Event>,
+}
+
+impl Client {
+    fn connect(server: &Server, more: &[(&[u8], &[u8])]) -> Client {
+        Client::open(server.connect(), Version::V3_0, more).0
+    }
+
+    /// Starts a session; also the types of all messages up to ReadyForQuery, without the ParameterStatus.
+    fn open(mut stream: TcpStream, version: Version, more: &[(&[u8], &[u8])]) -> (Client, String) {
+        let mut to = BytesMut::new();
+        let parameters = [&[(&b"user"[..], &b"postgres"[..])], more].concat();
+        build::startup_message(&mut to, version, &parameters).unwrap();
+        stream.write_all(&to).unwrap();
+        let mut client = Client {
+            stream,
+            sent: Scanner::new(Side::Client, Phase::Session),
+            received: Scanner::new(Side::Server, Phase::Authentication),
+            unread: Vec::new(),
+            flow: Flow::new(TransactionStatus::Idle),
+            pid: 0,
+            key: Vec::new(),
+            body: Vec::new(),
+            last: None,
+        };
+        let mut types = String::new();
+        while !types.ends_with('Z') {
+            let (kind, body) = client.message().expect("the server answers a startup message");
+            match ServerMessage::parse(kind, &body).unwrap() {
+                ServerMessage::Authentication(Authentication::Ok) => client.received.enter(Phase::Starting),
+                ServerMessage::ParameterStatus { .. } => continue,
+                ServerMessage::BackendKeyData { pid, key } => {
+                    (client.pid, client.key) = (pid, key.as_bytes().to_vec());
+                }
+                ServerMessage::ReadyForQuery(status) => {
+                    assert_eq!(status, TransactionStatus::Idle);
+                    client.received.enter(Phase::Session);
+                }
+                ServerMessage::NegotiateProtocolVersion(_) => client.body.clone_from(&body),
+                other => panic!("{other:?} while starting"),
+            }
+            types.push(char::from(kind));
+        }
+        (client, types)
+    }
+
+    fn send(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let mut to = BytesMut::new();
+        write(&mut to);
+        let (mut input, mut spill) = (&to[..], Spill::new(1 << 20));
+        while let Some(piece) = self.sent.next(&mut input).expect("a client's message is well framed") {
+            let Piece::Header(header) = piece else { panic!("a body was left") };
+            let body = self.sent.whole(&mut input, &mut spill).unwrap().expect("what is built is whole");
+            ClientMessage::parse(header.kind, body).expect("what is built can be read");
+            let request = Request::of(header.kind, body.first().copied()).unwrap();
+            self.flow.request(request, Origin::Client).unwrap();
+        }
+        self.stream.write_all(&to).unwrap();
+    }
+
+    /// The next message; `None` at the end of the stream.
+    fn message(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (mut kind, mut spill) = (None, Spill::new(1 << 20));
+        loop {
+            let mut input = self.unread.as_slice();
+            if kind.is_none()
+                && let Some(Piece::Header(header)) = self.received.next(&mut input).expect("well framed")
+            {
+                kind = Some(header.kind);
+            }
+            if let Some(kind) = kind
+                && let Some(body) = self.received.whole(&mut input, &mut spill).unwrap()
+            {
+                let body = body.to_vec();
+                self.unread = input.to_vec();
+                return Some((kind, body));
+            }
+            self.unread = input.to_vec();
+            let mut chunk = [0; 8_192];
+            let count = self.stream.read(&mut chunk).expect("the server answers in time");
+            if count == 0 {
+                assert!(kind.is_none() && self.unread.is_empty(), "the stream ends between two messages");
+                return None;
+            }
+            self.unread.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    /// Reads up to a message of one of these types, and returns all types: repeated ones once, and no
+    /// ParameterStatus.
+    fn until(&mut self, stop: &[u8]) -> String {
+        let mut types = String::new();
+        loop {
+            let (kind, body) = self.message().expect("the server goes on");
+            ServerMessage::parse(kind, &body).expect("what a server sends can be read");
+            let answer = Answer::of(kind, &body).unwrap();
+            self.last = Some(self.flow.answer(answer).unwrap_or_else(|breach| panic!("{types}: {breach}")));
+            if kind == b'S' {
+                continue;
+            }
+            if !types.ends_with(char::from(kind)) || !matches!(kind, b'D' | b'd') {
+                types.push(char::from(kind));
+            }
+            self.body = body;
+            if stop.contains(&kind) {
+                return types;
+            }
+        }
+    }
+
+    fn query(&mut self, text: &str) -> String {
+        self.send(|to| build::query(to, text.as_bytes()).unwrap());
+        self.until(b"Z")
+    }
+
+    fn sqlstate(&self) -> Option<SqlState> {
+        match ServerMessage::parse(b'E', &self.body) {
+            Ok(ServerMessage::ErrorResponse(fields)) => fields.sqlstate(),
+            _ => None,
+        }
+    }
+}
+
+/// Parse, Bind and Execute of one statement.
+fn run(to: &mut BytesMut, text: &str) {
+    build::parse(to, b"", text.as_bytes(), &[]).unwrap();
+    build::bind(to, &BindOut::default()).unwrap();
+    build::execute(to, b"", 0).unwrap();
+}
+
+fn rows(to: &mut BytesMut, text: &str) {
+    build::copy_data(to, text.as_bytes()).unwrap();
+}
+
+#[test]
+fn a_real_server_and_the_crate_agree() {
+    as_user(concat!("real::", "a_real_server_and_the_crate_agree"), || {
+        let began = Instant::now();
+        let server = Server::start();
+        starting(&server);
+        simple_queries(&server);
+        pipelines(&server);
+        copies(&server);
+        failing_copies(&server);
+        out_of_turn(&server);
+        cancelling(&server);
+        replicating(&server);
+        drop(server);
+        eprintln!("agreed in {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(60), "a small test became a long one");
+    });
+}
+
+/// Manual 55.2.1 and 55.2.10.
+fn starting(server: &Server) {
+    let mut stream = server.connect();
+    let mut to = BytesMut::new();
+    build::ssl_request(&mut to);
+    stream.write_all(&to).unwrap();
+    let mut answer = [0; 100];
+    let count = stream.read(&mut answer).unwrap();
+    assert_eq!(startup::encryption_answer(&answer[..count], b'S'), Ok(Some(startup::Answer::Refused)));
+    let (mut client, types) = Client::open(stream, Version(3 << 16 | 99), &[(b"_pq_.unheard_of", b"1")]);
+    assert_eq!(types, "vRKZ");
+    let Ok(ServerMessage::NegotiateProtocolVersion(spoken)) = ServerMessage::parse(b'v', &client.body) else {
+        panic!("{:?}", client.body);
+    };
+    assert!([Version::V3_0, Version::V3_2].contains(&spoken.version), "a whole number: {:?}", spoken.version);
+    assert_eq!(spoken.unknown_options().collect::<Vec<_>>(), [b"_pq_.unheard_of"]);
+    assert!((4..=256).contains(&client.key.len()));
+    assert_eq!(client.query("SELECT 1"), "TDCZ");
+    client.send(build::terminate);
+    assert_eq!(client.message(), None);
+
+    // The server's reading of the options is that of `startup::options`.
+    let options = br"-c application_name=a\ b\\c --extra-float-digits=2";
+    let mut client = Client::connect(server, &[(b"options", options)]);
+    client.send(|to| build::query(to, b"SHOW application_name").unwrap());
+    assert_eq!(client.until(b"D"), "TD");
+    let switches: Vec<_> = startup::options::switches(options).collect();
+    let startup::options::Switch::Setting { value, .. } = &switches[0] else { panic!("{switches:?}") };
+    assert!(client.body.ends_with(value), "{:?} ends with {value:?}", client.body);
+    assert_eq!((client.until(b"Z"), switches.len()), ("CZ".to_owned(), 2));
+}
+
+/// Manual 55.2.2 and 55.2.5.
+fn simple_queries(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    assert_eq!(client.query(""), "IZ");
+    assert_eq!(client.query("SELECT 1; SELECT 2"), "TDCTDCZ");
+    assert_eq!(client.query("SELECT 1; SELECT 1/0; SELECT 2"), "TDCEZ");
+    assert_eq!(client.query("SELECT repeat('x', 100000) FROM generate_series(1, 30)"), "TDCZ");
+    assert!(client.flow.is_clean());
+    assert_eq!(client.query("BEGIN"), "CZ");
+    assert!(!client.flow.is_clean());
+    assert_eq!(client.query("SELECT 1/0"), "EZ");
+    assert_eq!(client.flow.status(), TransactionStatus::Failed);
+    assert_eq!(client.query("ROLLBACK"), "CZ");
+    // Function 1397 is abs(int4), its argument and its result in binary.
+    let absolute = b"F\0\0\0\x18\0\0\x05\x75\0\x01\0\x01\0\x01\0\0\0\x04\xff\xff\xff\xfb\0\x01";
+    client.send(|to| to.extend_from_slice(absolute));
+    assert_eq!(client.until(b"Z"), "VZ");
+    client.send(|to| to.extend_from_slice(b"F\0\0\0\x0e\0\0\0\0\0\0\0\0\0\0"));
+    assert_eq!(client.until(b"Z"), "EZ");
+    assert!(client.flow.is_clean());
+}
+
+/// Manual 55.2.3 and 55.2.4.
+fn pipelines(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    client.send(|to| {
+        run(to, "SELECT 1");
+        build::sync(to);
+        run(to, "SELECT 1/0");
+        run(to, "SELECT 2");
+        build::query(to, b"SELECT 3").unwrap();
+        build::sync(to);
+        run(to, "SELECT 4");
+        build::query(to, b"SELECT 5").unwrap();
+        build::sync(to);
+    });
+    assert_eq!(client.flow.outstanding(), 17);
+    assert_eq!(client.until(b"Z"), "12DCZ");
+    // The division is found when the statement is planned, or when it is executed.
+    assert_eq!(client.until(b"E").replace('2', ""), "1E");
+    assert_eq!(client.until(b"Z"), "Z");
+    assert_eq!(client.until(b"Z"), "12DCTDCZ");
+    assert_eq!(client.until(b"Z"), "Z");
+    assert!(client.flow.is_clean());
+
+    client.send(|to| {
+        build::parse(to, b"named", b"SELECT $1::int4 + g FROM generate_series(1, 5) g", &[]).unwrap();
+        build::describe(to, Target::Statement, b"named").unwrap();
+        let values: [Option<&[u8]>; 1] = [Some(b"1")];
+        build::bind(to, &BindOut { statement: b"named", values: &values, ..BindOut::default() }).unwrap();
+        build::describe(to, Target::Portal, b"").unwrap();
+        build::execute(to, b"", 2).unwrap();
+        build::flush(to);
+    });
+    assert_eq!(client.until(b"s"), "1tT2TDs");
+    assert!(!client.flow.is_clean(), "the batch is open though nothing is outstanding");
+    assert_eq!(client.flow.outstanding(), 0);
+    client.send(|to| {
+        build::execute(to, b"", 0).unwrap();
+        build::close(to, Target::Statement, b"named").unwrap();
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "DC3Z");
+    // A deferred constraint fails at the Sync, behind a complete answer.
+    assert_eq!(client.query("CREATE TEMP TABLE d (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)"), "CZ");
+    client.send(|to| {
+        run(to, "INSERT INTO d VALUES (1), (1)");
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "12CEZ");
+    assert!(client.flow.is_clean());
+}
+
+/// Manual 55.2.6.
+fn copies(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    assert_eq!(client.query("CREATE TEMP TABLE t (a int)"), "CZ");
+    assert_eq!(client.query("COPY (SELECT generate_series(1, 9)) TO STDOUT; SELECT 1"), "HdcCTDCZ");
+    client.send(|to| {
+        run(to, "COPY (SELECT 1) TO STDOUT");
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "12HdcCZ");
+
+    client.send(|to| build::query(to, b"COPY t FROM STDIN").unwrap());
+    assert_eq!(client.until(b"G"), "G");
+    assert!(client.flow.is_copying_in());
+    client.send(|to| {
+        rows(to, "1\n2\n");
+        build::sync(to);
+        build::flush(to);
+        build::copy_done(to);
+    });
+    assert_eq!(client.until(b"Z"), "CZ", "Sync and Flush were ignored");
+    // Everything at once, and a query behind it.
+    client.send(|to| {
+        build::query(to, b"COPY t FROM STDIN").unwrap();
+        rows(to, "3\n");
+        build::copy_done(to);
+        build::query(to, b"SELECT 1").unwrap();
+    });
+    assert_eq!(client.until(b"Z") + &client.until(b"Z"), "GCZTDCZ");
+    // In a batch: the Sync before the data is ignored, the one behind it is not.
+    client.send(|to| {
+        run(to, "COPY t FROM STDIN");
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"G"), "12G");
+    client.send(|to| {
+        rows(to, "4\n");
+        build::copy_done(to);
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "CZ");
+    assert!(client.flow.is_clean());
+    client.send(|to| build::query(to, b"SELECT count(*) FROM t").unwrap());
+    client.until(b"D");
+    assert_eq!(client.body, b"\0\x01\0\0\0\x014", "four rows arrived");
+    client.until(b"Z");
+}
+
+fn failing_copies(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    assert_eq!(client.query("CREATE TEMP TABLE t (a int)"), "CZ");
+    // Bad data, refused by the client, and a table that is not there, each with its data behind it.
+    client.send(|to| {
+        build::query(to, b"COPY t FROM STDIN").unwrap();
+        rows(to, "x\n");
+        rows(to, "1\n");
+        build::copy_done(to);
+        build::query(to, b"COPY t FROM STDIN").unwrap();
+        build::copy_fail(to, b"no").unwrap();
+        build::query(to, b"COPY nowhere FROM STDIN").unwrap();
+        rows(to, "1\n");
+        build::copy_done(to);
+        build::query(to, b"SELECT 1").unwrap();
+    });
+    let answers: Vec<String> = (0..4).map(|_| client.until(b"Z")).collect();
+    assert_eq!(answers, ["GEZ", "GEZ", "EZ", "TDCZ"]);
+    assert!(client.flow.is_clean());
+    // In a batch that waits with its Sync.
+    client.send(|to| {
+        run(to, "COPY t FROM STDIN");
+        rows(to, "x\n");
+        build::copy_done(to);
+        build::query(to, b"SELECT 'skipped'").unwrap();
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "12GEZ");
+    // In a batch whose COPY never begins both Syncs are answered.
+    client.send(|to| {
+        run(to, "COPY nowhere FROM STDIN");
+        build::sync(to);
+        rows(to, "1\n");
+        build::copy_done(to);
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z") + &client.until(b"Z"), "12EZZ");
+    assert!(client.flow.is_clean());
+    // With a Sync in front of the data: doubt, though the server means well.
+    client.send(|to| {
+        run(to, "COPY t FROM STDIN");
+        build::sync(to);
+        rows(to, "x\n");
+        build::copy_done(to);
+        build::sync(to);
+    });
+    assert_eq!(client.until(b"Z"), "12GEZ");
+    assert!(client.flow.in_doubt() && !client.flow.is_clean());
+}
+
+/// Manual 55.2.7: what comes without being asked for.
+fn out_of_turn(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    assert_eq!(client.query("SET application_name = 'x'; LISTEN c"), "CCZ");
+    assert_eq!(client.query("DO $$ BEGIN RAISE NOTICE 'n'; END $$"), "NCZ");
+    let mut other = Client::connect(server, &[]);
+    assert_eq!(other.query("NOTIFY c, 'payload'"), "CZ");
+    assert_eq!(client.until(b"A"), "A");
+    assert!(client.flow.is_clean());
+    assert_eq!(other.query(&format!("SELECT pg_terminate_backend({})", client.pid)), "TDCZ");
+    assert_eq!(client.until(b"E"), "E");
+    assert_eq!((client.last, client.sqlstate()), (Some(Event::Closing), SqlState::new(b"57P01")));
+    assert!(!client.flow.is_clean());
+    assert_eq!(client.message(), None);
+}
+
+/// Manual 55.2.8.
+fn cancelling(server: &Server) {
+    let mut client = Client::connect(server, &[]);
+    client.send(|to| build::query(to, b"SELECT pg_sleep(600)").unwrap());
+    let began = Instant::now();
+    // Repeated: the first may come before the statement has begun, and is then without effect.
+    let cancelled = loop {
+        let mut to = BytesMut::new();
+        build::cancel_request(&mut to, client.pid, Key::new(&client.key).unwrap());
+        let mut stream = server.connect();
+        stream.write_all(&to).unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "a cancel is not answered");
+        client.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let ready = client.stream.peek(&mut [0; 1]).is_ok();
+        client.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        if ready {
+            break client.until(b"E");
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "the query is never cancelled");
+    };
+    assert_eq!((cancelled.as_str(), client.sqlstate()), ("TE", SqlState::new(b"57014")));
+    assert_eq!(client.until(b"Z"), "Z");
+    assert!(client.flow.is_clean());
+}
+
+/// Manual 55.4: a walsender, a stream both ways, and a base backup.
+fn replicating(server: &Server) {
+    let mut client = Client::connect(server, &[(b"replication", b"true")]);
+    client.send(|to| build::query(to, b"IDENTIFY_SYSTEM").unwrap());
+    assert_eq!(client.until(b"D"), "TD");
+    let Ok(ServerMessage::DataRow(row)) = ServerMessage::parse(b'D', &client.body) else { panic!("no row") };
+    let position = String::from_utf8(row.iter().nth(2).flatten().unwrap().to_vec()).unwrap();
+    assert_eq!(client.until(b"Z"), "CZ");
+    client.send(|to| build::query(to, format!("START_REPLICATION {position}").as_bytes()).unwrap());
+    assert_eq!(client.until(b"W"), "W");
+    assert!(client.flow.is_copying_in());
+    client.send(build::copy_done);
+    assert_eq!(client.until(b"Z").replace('d', ""), "cCCZ", "for the COPY and for the command");
+    assert!(client.flow.is_clean());
+    assert_eq!(client.query("BASE_BACKUP (CHECKPOINT 'fast', WAIT false, MANIFEST 'no')"), "TDCTDCHdcTDCCZ");
+    assert!(client.flow.is_clean());
+}

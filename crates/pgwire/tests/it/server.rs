@@ -1,0 +1,123 @@
+//! A PostgreSQL server for one test: made, started, and gone afterwards however the test ends.
+//!
+//! PostgreSQL refuses root, so a test that is started by root runs itself again as `postgres`. The server
+//! hangs on a pipe of this process: when the process is gone, even killed, a shell at the other end stops the
+//! server and removes its directory. Leaves out configuration beyond what the tests need. Hazard: a server
+//! that is left behind holds a port and memory of a machine that others use.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const USER: &str = "postgres";
+const SOON: Duration = Duration::from_secs(10);
+
+/// Stops the server when its standard input ends.
+const KEEPER: &str = r#"
+trap '' INT TERM HUP
+"$1/postgres" -D "$2" -p "$3" -k '' -h 127.0.0.1 -c fsync=off -c shared_buffers=16MB </dev/null &
+read -r _
+kill -INT $!
+wait $!
+rm -rf "$2"
+"#;
+
+/// Runs a story; as root, runs the same test again as `postgres` and fails if that does.
+pub(crate) fn as_user(test: &str, story: impl FnOnce()) {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return story();
+    }
+    // The build directory may be closed to others.
+    let copy = std::env::temp_dir().join(format!("pgherd-pgwire-it-{}", std::process::id()));
+    fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    let again = Command::new(&copy)
+        .args(["--exact", test, "--nocapture"])
+        .current_dir("/tmp")
+        .uid(id("-u"))
+        .gid(id("-g"))
+        .status();
+    fs::remove_file(&copy).unwrap();
+    let again = again.expect("the test runs again as an unprivileged user");
+    assert!(again.success(), "as {USER}: {again}");
+}
+
+fn id(flag: &str) -> u32 {
+    let output = Command::new("id").args([flag, USER]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().expect("the tests need a user postgres")
+}
+
+fn programs() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PGHERD_TEST_BIN_DIR") {
+        return dir.into();
+    }
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let newest = installed.map(|entry| entry.path()).max_by_key(|path| version(path));
+    newest.expect("the tests need a PostgreSQL server: install Debian's postgresql package").join("bin")
+}
+
+pub(crate) struct Server {
+    keeper: Child,
+    pub(crate) port: u16,
+}
+
+impl Server {
+    pub(crate) fn start() -> Server {
+        let programs = programs();
+        let dir = std::env::temp_dir().join(format!("pgherd-pgwire-{}", std::process::id()));
+        let made = Command::new(programs.join("initdb"))
+            .args(["--no-sync", "-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C", "-D"])
+            .arg(&dir)
+            .output()
+            .unwrap();
+        if !made.status.success() {
+            fs::remove_dir_all(&dir).ok();
+            panic!("initdb: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        let port = free_port();
+        let keeper = Command::new("sh")
+            .args(["-c", KEEPER, "keeper"])
+            .args([programs.as_os_str(), dir.as_os_str(), port.to_string().as_ref()])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Server { keeper, port };
+        let began = Instant::now();
+        // Its last line says when clients are let in.
+        let state = dir.join("postmaster.pid");
+        while !fs::read_to_string(&state).is_ok_and(|text| text.contains("ready")) {
+            assert!(began.elapsed() < SOON, "the server is not ready");
+            // sleep: between two looks.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// A socket on which nothing can hang for ever.
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        self.keeper.wait().ok();
+    }
+}
+
+/// Below the kernel's range for outgoing connections, so that a port that is free now stays free until it is
+/// used.
+fn free_port() -> u16 {
+    let start = 21_000 + (std::process::id() % 900) as u16 * 10;
+    (start..start + 1_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
