@@ -558,6 +558,6 @@ enum Next {
 }
 
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

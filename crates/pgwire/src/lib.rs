@@ -19,3 +19,6 @@ pub mod sqlstate;
 pub mod startup;
 
 pub use sqlstate::SqlState;
+
+#[cfg(test)]
+mod tests;

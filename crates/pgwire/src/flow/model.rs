@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use crate::flow::{Answer, Request};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Does {
+pub(crate) enum Does {
     /// Waits for a message. `batch`: inside an extended batch.
     Reads {
         batch: bool,
@@ -61,17 +61,17 @@ pub(super) enum Does {
 
 /// All states the server may be in: how many messages it has read, and what it does.
 #[derive(Clone, Debug)]
-pub(super) struct Model {
+pub(crate) struct Model {
     sent: Vec<Request>,
     states: BTreeSet<(usize, Does)>,
 }
 
 impl Model {
-    pub(super) fn new() -> Model {
+    pub(crate) fn new() -> Model {
         Model { sent: Vec::new(), states: BTreeSet::from([(0, Does::Reads { batch: false })]) }
     }
 
-    pub(super) fn send(&mut self, request: Request) {
+    pub(crate) fn send(&mut self, request: Request) {
         self.sent.push(request);
         self.read_on();
     }
@@ -90,7 +90,7 @@ impl Model {
     }
 
     /// Whether any server could say this now; if so, only such servers remain.
-    pub(super) fn says(&mut self, answer: Answer) -> bool {
+    pub(crate) fn says(&mut self, answer: Answer) -> bool {
         let possible: BTreeSet<_> =
             self.states.iter().filter_map(|(read, does)| Some((*read, says(*does, answer)?))).collect();
         if possible.is_empty() {
@@ -101,12 +101,12 @@ impl Model {
         true
     }
 
-    pub(super) fn could_say(&self, answer: Answer) -> bool {
+    pub(crate) fn could_say(&self, answer: Answer) -> bool {
         self.states.iter().any(|(_, does)| says(*does, answer).is_some())
     }
 
     /// Some server that fits may still owe something or be in the middle of something.
-    pub(super) fn may_be_busy(&self) -> bool {
+    pub(crate) fn may_be_busy(&self) -> bool {
         let idle = Does::Reads { batch: false };
         // States that stopped reading early are not the last ones: a server reads on.
         let stuck = |(read, does): &&(usize, Does)| {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::model::Model;
 use super::*;
 
-fn request(kind: u8) -> Request {
+pub(crate) fn request(kind: u8) -> Request {
     match kind {
         // The two Describes, as letters that are no types of clients.
         b's' => Request::DescribeStatement,
@@ -17,7 +17,7 @@ fn request(kind: u8) -> Request {
     }
 }
 
-fn answer(kind: u8) -> Answer {
+pub(crate) fn answer(kind: u8) -> Answer {
     match kind {
         b'e' => Answer::Error { fatal: false },
         b'!' => Answer::Error { fatal: true },
@@ -257,8 +257,8 @@ fn types_and_contents_become_requests_and_answers() {
     assert!(Answer::of(b'R', b"\0\0\0\0").is_err(), "no authentication in a session");
 }
 
-const REQUESTS: &[u8] = b"QQQPBspEEEECSSSHFdccfX";
-const ANSWERS: &[u8] = b"123tTnDCIsGHWdcVZe!N";
+pub(crate) const REQUESTS: &[u8] = b"QQQPBspEEEECSSSHFdccfX";
+pub(crate) const ANSWERS: &[u8] = b"123tTnDCIsGHWdcVZe!N";
 
 /// Plays random requests and answers to both, the answers mostly legal ones, and compares after each.
 fn compare(steps: &[(u8, u8)]) -> Result<(), TestCaseError> {
