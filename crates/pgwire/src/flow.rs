@@ -259,7 +259,7 @@ enum End {
 }
 
 /// A session from the first ReadyForQuery on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// What is being answered, and how far.
     current: Option<(Owed, At)>,
@@ -323,12 +323,26 @@ impl Flow {
         self.in_doubt
     }
 
-    /// The client's data goes into a COPY now.
+    /// The client's data goes into a COPY now; its CopyData need not be shown to [`Flow::request`].
     pub fn is_copying_in(&self) -> bool {
         let taking = |at| {
             matches!(at, At::CopyIn { input: Input::Open, .. } | At::CopyBoth { client_done: false, .. })
         };
-        self.current.is_some_and(|(_, at)| taking(at))
+        // Behind another request, or when it is over, data is nobody's.
+        let next = self.queue.is_empty() && !self.terminated && self.end == End::Open;
+        next && self.current.is_some_and(|(_, at)| taking(at))
+    }
+
+    /// The type of answer that may come now any number of times without changing anything: rows inside a
+    /// result, data inside a COPY. Such messages need not be shown to [`Flow::answer`], so that a run of them
+    /// is passed on unseen ([`crate::frame::Scanner::run`] with [`crate::frame::TypeSet::all_but`]).
+    pub fn repeatable(&self) -> Option<u8> {
+        match self.current? {
+            _ if self.end != End::Open || self.in_doubt => None,
+            (_, At::Rows) => Some(b'D'),
+            (_, At::CopyOut | At::CopyBoth { server_done: false, .. }) => Some(b'd'),
+            _ => None,
+        }
     }
 
     /// A request goes to the server, in this order.
@@ -464,8 +478,9 @@ impl Flow {
             (_, At::CopyIn { input: Input::Done, .. }, CommandComplete) => Next::At(At::Complete),
 
             // Simple query, manual 55.2.2; a walsender's commands too, which follow a COPY by further
-            // results.
-            (Request::Query, At::Begin | At::Complete, RowDescription) => Next::At(At::Rows),
+            // results. Behind rows as well: a rule that adds a SELECT to a statement adds its rows, without a
+            // CommandComplete.
+            (Request::Query, At::Begin | At::Complete | At::Rows, RowDescription) => Next::At(At::Rows),
             (Request::Query, At::Begin | At::Complete, CopyIn) => Next::At(copy_in),
             (Request::Query, At::Begin | At::Complete, CopyOut) => Next::At(At::CopyOut),
             (Request::Query, At::Begin | At::Complete, CopyBoth) => Next::At(copy_both),

@@ -168,6 +168,10 @@ impl TypeSet {
         TypeSet(bits)
     }
 
+    pub const fn all_but(kinds: &[u8]) -> TypeSet {
+        TypeSet(!TypeSet::of(kinds).0)
+    }
+
     pub const fn contains(self, kind: u8) -> bool {
         kind < 128 && self.0 >> kind & 1 == 1
     }

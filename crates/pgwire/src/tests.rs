@@ -35,7 +35,7 @@ fn fuzz(name: &str, target: Target, seeds: &[&[u8]]) -> Outcome {
     }
     let per_second = outcome.executions as f64 / outcome.elapsed.as_secs_f64();
     eprintln!(
-        "{name}: {} executions, {per_second:.0} per second, {} inputs kept, {} features, types {}; planted bug \
+        "{name}: {} executions, {per_second:.0} per second, {} kept, {} features, types {}; planted bug \
          found at execution {}: {}",
         outcome.executions, outcome.kept, outcome.features, outcome.types, found.execution, found.text,
     );

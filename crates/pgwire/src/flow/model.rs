@@ -198,7 +198,7 @@ fn says(does: Does, answer: Answer) -> Option<Does> {
         (Does::Executes { rows: false }, CopyOut) => Does::CopiesOut { simple: false },
         (Does::CopiedIn { simple: false } | Does::CopiedOut, CommandComplete) => batch,
 
-        (Does::Queries { .. }, RowDescription) => Does::Rows,
+        (Does::Queries { .. } | Does::Rows, RowDescription) => Does::Rows,
         (Does::Queries { .. } | Does::Rows, CommandComplete) => Does::Queries { complete: true },
         (Does::Queries { complete: false }, EmptyQuery) => Does::Queries { complete: true },
         (Does::Queries { .. }, CopyIn) => Does::CopiesIn { simple: true },

@@ -60,6 +60,7 @@ fn after_these_the_connection_is_clean() {
         ">Q <IZ",
         ">Q <CCTDCZ",
         ">Q <TDeZ",
+        ">Q <TDTDCZ",
         ">QQ <CZCZ",
         ">PBpES <12TDDCZ",
         ">PBpES <12nCZ",
@@ -149,7 +150,7 @@ fn what_the_server_must_not_send_breaks_the_connection_for_ever() {
         ">Q <eC",
         ">Q <ee",
         ">Q <1",
-        ">Q <TT",
+        ">Q <TG",
         ">Q <HC",
         ">Q <GC",
         ">Q <G >f <C",
@@ -298,6 +299,15 @@ fn compare(steps: &[(u8, u8)]) -> Result<(), TestCaseError> {
                 prop_assert!(!flow.is_clean(), "clean after a breach: {}", story);
                 return Ok(());
             }
+        }
+        if let Some(kind) = flow.repeatable() {
+            let mut again = flow.clone();
+            prop_assert!(again.answer(answer(kind)).is_ok() && again == flow, "not repeatable: {}", story);
+        }
+        if flow.is_copying_in() {
+            let mut again = flow.clone();
+            let taken = again.request(Request::CopyData, Origin::Client) == Ok(Accepted::InCopy);
+            prop_assert!(taken && again == flow, "takes no data: {}", story);
         }
         let clean = flow.is_clean();
         prop_assert!(!(clean && model.may_be_busy()), "taken for clean too early: {}", story);

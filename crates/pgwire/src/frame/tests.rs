@@ -122,6 +122,14 @@ fn types_are_allowed_per_side_and_phase_and_refused_by_their_first_byte() {
     assert_eq!(allowed(Side::Server, Phase::Session), "123ACDEGHINSTVWZcdnst");
 }
 
+/// CVE-2026-6665: a malicious server's nonce was longer than what held it.
+#[test]
+fn cve_2026_6665_what_a_server_sends_during_authentication_is_short() {
+    assert_eq!(verdict(Side::Server, Phase::Authentication, b'R', 2_000), Ok(()));
+    assert!(verdict(Side::Server, Phase::Authentication, b'R', 2_001).is_err());
+    assert!(verdict(Side::Server, Phase::Authentication, b'E', 30_001).is_err());
+}
+
 /// CVE-2026-107350: a second startup message, or anything but an answer, while a client authenticates.
 #[test]
 fn cve_2026_107350_a_startup_message_during_authentication_is_refused() {
@@ -144,6 +152,16 @@ fn a_run_passes_by_what_nobody_looks_at_and_stops_before_what_somebody_does() {
     assert_eq!(scanner.run(&mut input, stop), Ok(&stream[18..]));
     assert_eq!(scanner.body_left_bytes(), 4);
     assert_eq!(scanner.run(&mut &b"wxyzD\0?"[..], stop), Ok(&b"wxyz"[..]));
+}
+
+#[test]
+fn a_run_can_be_limited_to_rows() {
+    let rows = TypeSet::all_but(b"D");
+    assert!(!rows.contains(b'D') && rows.contains(b'C') && rows.contains(0));
+    let mut scanner = Scanner::new(Side::Server, Phase::Session);
+    let mut input = &b"D\0\0\0\x04D\0\0\0\x05xC\0\0\0\x05\0"[..];
+    assert_eq!(scanner.run(&mut input, rows).map(<[u8]>::len), Ok(11));
+    assert_eq!(input[0], b'C');
 }
 
 #[test]

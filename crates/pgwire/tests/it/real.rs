@@ -228,6 +228,12 @@ fn simple_queries(server: &Server) {
     assert_eq!(client.query("SELECT 1/0"), "EZ");
     assert_eq!(client.flow.status(), TransactionStatus::Failed);
     assert_eq!(client.query("ROLLBACK"), "CZ");
+    // Rules that add rows to an INSERT.
+    let rules = "CREATE TEMP TABLE ruled (a int);
+        CREATE RULE one AS ON INSERT TO ruled DO ALSO SELECT 1;
+        CREATE RULE two AS ON INSERT TO ruled DO ALSO SELECT 2";
+    assert_eq!(client.query(rules), "CCCZ");
+    assert_eq!(client.query("INSERT INTO ruled VALUES (1)"), "TDTDCZ");
     // Function 1397 is abs(int4), its argument and its result in binary.
     let absolute = b"F\0\0\0\x18\0\0\x05\x75\0\x01\0\x01\0\x01\0\0\0\x04\xff\xff\xff\xfb\0\x01";
     client.send(|to| to.extend_from_slice(absolute));
