@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::flow::{Answer, Event, Flow, Origin, Request};
-use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill};
+use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::server::Authentication;
 use pgherd_pgwire::message::{ClientMessage, Key, ServerMessage, Target, TransactionStatus};
@@ -108,14 +108,33 @@ impl Client {
                 return Some((kind, body));
             }
             self.unread = input.to_vec();
-            let mut chunk = [0; 8_192];
-            let count = self.stream.read(&mut chunk).expect("the server answers in time");
-            if count == 0 {
+            if !self.read_more() {
                 assert!(kind.is_none() && self.unread.is_empty(), "the stream ends between two messages");
                 return None;
             }
-            self.unread.extend_from_slice(&chunk[..count]);
         }
+    }
+
+    /// Passes on all messages of one type unseen, as a proxy does with rows; whether there were any.
+    fn pass(&mut self, kind: u8) -> bool {
+        let mut any = false;
+        loop {
+            let mut input = self.unread.as_slice();
+            any |= !self.received.run(&mut input, TypeSet::all_but(&[kind])).expect("well framed").is_empty();
+            self.unread = input.to_vec();
+            if self.unread.first().is_some_and(|next| *next != kind) {
+                return any;
+            }
+            assert!(self.read_more(), "the server goes on");
+        }
+    }
+
+    /// Whether there was more.
+    fn read_more(&mut self) -> bool {
+        let mut chunk = [0; 8_192];
+        let count = self.stream.read(&mut chunk).expect("the server answers in time");
+        self.unread.extend_from_slice(&chunk[..count]);
+        count > 0
     }
 
     /// Reads up to a message of one of these types, and returns all types: repeated ones once, and no
@@ -123,6 +142,13 @@ impl Client {
     fn until(&mut self, stop: &[u8]) -> String {
         let mut types = String::new();
         loop {
+            if let Some(kind) = self.flow.repeatable()
+                && !stop.contains(&kind)
+                && self.pass(kind)
+                && !types.ends_with(char::from(kind))
+            {
+                types.push(char::from(kind));
+            }
             let (kind, body) = self.message().expect("the server goes on");
             ServerMessage::parse(kind, &body).expect("what a server sends can be read");
             let answer = Answer::of(kind, &body).unwrap();
