@@ -196,6 +196,8 @@ fn a_real_server_and_the_crate_agree() {
         let began = Instant::now();
         let server = Server::start();
         starting(&server);
+        startup_packets(&server);
+        types_and_limits(&server);
         simple_queries(&server);
         pipelines(&server);
         copies(&server);
@@ -239,6 +241,91 @@ fn starting(server: &Server) {
     let startup::options::Switch::Setting { value, .. } = &switches[0] else { panic!("{switches:?}") };
     assert!(client.body.ends_with(value), "{:?} ends with {value:?}", client.body);
     assert_eq!((client.until(b"Z"), switches.len()), ("CZ".to_owned(), 2));
+}
+
+/// Startup packets that are let in here are let in there, and no others.
+fn startup_packets(server: &Server) {
+    let named = |length: usize| {
+        let name = vec![b'x'; length];
+        [b"\0\x03\0\0user\0postgres\0application_name\0", name.as_slice(), b"\0\0"].concat()
+    };
+    let (longest, too_long) = (named(9_963), named(9_964));
+    let mut packets: Vec<Vec<u8>> = [
+        &b"\0\x03\0\0user\0postgres\0\0"[..],
+        b"\0\x03\0\x63user\0postgres\0\0",
+        b"\0\x03\0\0user\0postgres\0_pq_.x\0\0\0",
+        b"\0\x03\0\0user\0nobody\0user\0postgres\0\0",
+        b"\0\x03\0\0user\0postgres\0database\0\0\0",
+        b"\0\x03\0\0user\0postgres\0",
+        b"\0\x03\0\0user\0postgres",
+        b"\0\x03\0\0user\0postgres\0\0\0",
+        b"\0\x03\0\0user\0postgres\0\0x",
+        b"\0\x03\0\0user\0postgres\0b\0\0",
+        b"\0\x03\0\0user\0\0\0",
+        b"\0\x03\0\0\0",
+        b"\0\x03\0\0",
+        b"\0\x02\0\0user\0postgres\0\0",
+        b"\0\x04\0\0user\0postgres\0\0",
+        &longest,
+        &too_long,
+    ]
+    .map(<[u8]>::to_vec)
+    .to_vec();
+    let values = ["on", "of", "o", "1", "2", "TRUE", "tru", "truer", "Yes", "f", "database", "DATABASE", ""];
+    packets.extend(
+        values.map(|value| format!("\0\x03\0\0user\0postgres\0replication\0{value}\0\0").into_bytes()),
+    );
+    assert_eq!(longest.len(), startup::MAX_PACKET_BYTES);
+    for body in packets {
+        let packet = [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat();
+        let read = startup::Opening::new().read(&mut packet.as_slice());
+        let ours = matches!(read, Ok(Some(startup::Request::Startup(_))));
+        let mut stream = server.connect();
+        stream.write_all(&packet).unwrap();
+        let mut first = [0];
+        // One that is longer than it may be is not read, which may reset the connection.
+        let theirs = stream.read(&mut first).is_ok_and(|count| count == 1 && matches!(first[0], b'R' | b'v'));
+        assert_eq!(ours, theirs, "{}: {read:?}", packet.escape_ascii());
+    }
+}
+
+/// What the scanner refuses of a client, the server refuses, and nothing else.
+fn types_and_limits(server: &Server) {
+    let refuses = |bytes: &[u8]| Scanner::new(Side::Client, Phase::Session).next(&mut &bytes[..]).is_err();
+    for kind in 0..=u8::MAX {
+        let mut client = Client::connect(server, &[]);
+        client.stream.write_all(&[kind, 0, 0, 0, 3]).unwrap();
+        // A type that it knows, with a length that it does not like, ends the connection without a word.
+        let answer = client.message().map(|(answer, body)| {
+            client.body = body;
+            answer
+        });
+        assert_eq!(answer, refuses(&[kind]).then_some(b'E'), "type {kind:#04x}");
+        let refused = answer.map(|_| SqlState::PROTOCOL_VIOLATION);
+        assert_eq!(refused, client.sqlstate(), "type {kind:#04x}");
+    }
+    for (kind, greatest) in [(b'C', 10_000), (b'D', 10_000), (b'E', 10_000), (b'Q', 0x3fff_fffe_u32)] {
+        let header = |length: u32| [&[kind][..], &length.to_be_bytes()].concat();
+        assert!(!refuses(&header(greatest)) && refuses(&header(greatest + 1)));
+        let mut client = Client::connect(server, &[]);
+        client.stream.write_all(&header(greatest + 1)).unwrap();
+        assert_eq!(client.message(), None, "one more than {greatest} for type {kind:#04x}");
+        // A gigabyte is not asked for: the server would allocate it at once.
+        if greatest < 1 << 20 {
+            let mut client = Client::connect(server, &[]);
+            let mut message = header(greatest);
+            message.resize(1 + greatest as usize, 0);
+            client.stream.write_all(&message).unwrap();
+            let answer = client.message().map(|(answer, _)| answer);
+            assert_eq!(
+                answer,
+                Some(b'E'),
+                "{greatest} for type {kind:#04x} is read, and then not understood"
+            );
+            client.stream.write_all(b"S\0\0\0\x04").unwrap();
+            assert_eq!(client.message(), Some((b'Z', b"I".to_vec())), "the session goes on");
+        }
+    }
 }
 
 /// Manual 55.2.2 and 55.2.5.
