@@ -1,7 +1,7 @@
 //! A real server and this crate agree: on where messages end, what they say, and what is owed.
 //!
 //! Every byte in either direction goes through a scanner, every message through its view and through the
-//! flow, so a disagreement about any of them fails. Leaves out TLS and passwords. Answers are compared by
+//! flow, so a disagreement about any of them fails. Leaves out TLS. Answers are compared by
 //! their types.
 
 use std::io::{Read, Write};
@@ -15,7 +15,9 @@ use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::server::Authentication;
 use pgherd_pgwire::message::{ClientMessage, Key, ServerMessage, Target, TransactionStatus};
+use pgherd_pgwire::scram::{self, Binding, ScramError, Verifier};
 use pgherd_pgwire::startup::{self, Version};
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
 use crate::server::{Server, as_user};
 
@@ -38,13 +40,12 @@ impl Client {
         Client::open(server.connect(), Version::V3_0, more).0
     }
 
-    /// Starts a session; also the types of all messages up to ReadyForQuery, without the ParameterStatus.
-    fn open(mut stream: TcpStream, version: Version, more: &[(&[u8], &[u8])]) -> (Client, String) {
+    /// Sends the startup message.
+    fn begin(mut stream: TcpStream, version: Version, parameters: &[(&[u8], &[u8])]) -> Client {
         let mut to = BytesMut::new();
-        let parameters = [&[(&b"user"[..], &b"postgres"[..])], more].concat();
-        build::startup_message(&mut to, version, &parameters).unwrap();
+        build::startup_message(&mut to, version, parameters).unwrap();
         stream.write_all(&to).unwrap();
-        let mut client = Client {
+        Client {
             stream,
             sent: Scanner::new(Side::Client, Phase::Session),
             received: Scanner::new(Side::Server, Phase::Authentication),
@@ -54,7 +55,19 @@ impl Client {
             key: Vec::new(),
             body: Vec::new(),
             last: None,
-        };
+        }
+    }
+
+    /// Starts a session; also the types of all messages up to ReadyForQuery, without the ParameterStatus.
+    fn open(stream: TcpStream, version: Version, more: &[(&[u8], &[u8])]) -> (Client, String) {
+        let parameters = [&[(&b"user"[..], &b"postgres"[..])], more].concat();
+        let mut client = Client::begin(stream, version, &parameters);
+        let types = client.reach_ready();
+        (client, types)
+    }
+
+    fn reach_ready(&mut self) -> String {
+        let client = self;
         let mut types = String::new();
         while !types.ends_with('Z') {
             let (kind, body) = client.message().expect("the server answers a startup message");
@@ -73,7 +86,32 @@ impl Client {
             }
             types.push(char::from(kind));
         }
-        (client, types)
+        types
+    }
+
+    /// Logs in with what a client has proven elsewhere.
+    fn prove(&mut self, keys: scram::ClientKeys) -> Result<(), ScramError> {
+        let (mut exchange, first) = scram::Client::start(keys, Binding::Impossible, "nonce-of-the-test");
+        let mut to = BytesMut::new();
+        loop {
+            let (kind, body) = self.message().expect("the server asks for a proof");
+            let message = ServerMessage::parse(kind, &body).unwrap();
+            let ServerMessage::Authentication(asked) = message else { panic!("{message:?}") };
+            to.clear();
+            match asked {
+                Authentication::Sasl(mechanisms) => {
+                    assert!(mechanisms.iter().any(|name| name == scram::SCRAM_SHA_256.as_bytes()));
+                    let first = Some(first.as_bytes());
+                    build::sasl_initial_response(&mut to, scram::SCRAM_SHA_256, first).unwrap();
+                }
+                Authentication::SaslContinue(data) => {
+                    build::sasl_response(&mut to, exchange.prove(data)?.as_bytes()).unwrap();
+                }
+                Authentication::SaslFinal(data) => return exchange.finish(data),
+                other => panic!("{other:?}"),
+            }
+            self.stream.write_all(&to).unwrap();
+        }
     }
 
     fn send(&mut self, write: impl FnOnce(&mut BytesMut)) {
@@ -166,9 +204,29 @@ impl Client {
         }
     }
 
+    /// The first bytes of the server's next message, which stay to be read.
+    fn peek(&mut self) -> [u8; 9] {
+        let mut first = [0; 9];
+        self.stream.read_exact(&mut first).expect("the server answers in time");
+        self.unread.extend_from_slice(&first);
+        first
+    }
+
     fn query(&mut self, text: &str) -> String {
         self.send(|to| build::query(to, text.as_bytes()).unwrap());
         self.until(b"Z")
+    }
+
+    /// The only value of a query's only row.
+    fn value(&mut self, text: &str) -> String {
+        self.send(|to| build::query(to, text.as_bytes()).unwrap());
+        assert_eq!(self.until(b"D"), "TD");
+        let value = match ServerMessage::parse(b'D', &self.body) {
+            Ok(ServerMessage::DataRow(row)) => row.iter().next().unwrap().unwrap().to_vec(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(self.until(b"Z"), "CZ");
+        String::from_utf8(value).unwrap()
     }
 
     fn sqlstate(&self) -> Option<SqlState> {
@@ -205,6 +263,7 @@ fn a_real_server_and_the_crate_agree() {
         out_of_turn(&server);
         cancelling(&server);
         replicating(&server);
+        proving(&server);
         drop(server);
         eprintln!("agreed in {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(60), "a small test became a long one");
@@ -562,4 +621,46 @@ fn replicating(server: &Server) {
     assert!(client.flow.is_clean());
     assert_eq!(client.query("BASE_BACKUP (CHECKPOINT 'fast', WAIT false, MANIFEST 'no')"), "TDCTDCHdcTDCCZ");
     assert!(client.flow.is_clean());
+}
+
+/// Manual 55.3: what a client proves to somebody in between is good for a login in its name, until its password changes.
+fn proving(server: &Server) {
+    let mut admin = Client::connect(server, &[]);
+    assert_eq!(admin.query("CREATE ROLE proven LOGIN PASSWORD 'correct horse'"), "CZ");
+    server.admit("host all proven all scram-sha-256\nhost all all all trust\n");
+    assert_eq!(admin.query("SELECT pg_reload_conf()"), "TDCZ");
+
+    let stored = admin.value("SELECT rolpassword FROM pg_authid WHERE rolname = 'proven'");
+    let verifier = Verifier::parse(&stored).expect("a verifier as this server stores it");
+    let prove = |password: &[u8]| {
+        let mut typed = ScramSha256::new(password, ChannelBinding::unsupported());
+        let (between, answer) =
+            scram::Server::start(verifier.clone(), typed.message(), Binding::Impossible, "ours").unwrap();
+        typed.update(answer.as_bytes()).unwrap();
+        let (last, keys) = between.finish(typed.message())?;
+        typed.finish(last.as_bytes()).unwrap();
+        Ok::<_, ScramError>(keys)
+    };
+    assert_eq!(prove(b"Correct horse"), Err(ScramError::WrongProof));
+    let keys = prove(b"correct horse").unwrap();
+
+    let parameters: [(&[u8], &[u8]); 2] = [(b"user", b"proven"), (b"database", b"postgres")];
+    // A new session may begin before the reload has come through, and is let in unasked.
+    let log_in = || {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let mut client = Client::begin(server.connect(), Version::V3_0, &parameters);
+            let asked = client.peek() != [b'R', 0, 0, 0, 8, 0, 0, 0, 0];
+            if asked {
+                return (client.prove(keys.clone()), client);
+            }
+            assert!(Instant::now() < until, "the server asks for no proof");
+        }
+    };
+    let (proven, mut client) = log_in();
+    assert_eq!(proven, Ok(()));
+    assert_eq!(client.reach_ready(), "RKZ");
+    assert_eq!(client.value("SELECT current_user"), "proven");
+    assert_eq!(admin.query("ALTER ROLE proven PASSWORD 'correct horse'"), "CZ");
+    assert_eq!(log_in().0, Err(ScramError::KeysOutOfDate), "the salt is another one");
 }

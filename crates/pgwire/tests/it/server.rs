@@ -63,6 +63,7 @@ fn programs() -> PathBuf {
 
 pub(crate) struct Server {
     keeper: Child,
+    dir: PathBuf,
     pub(crate) port: u16,
 }
 
@@ -87,7 +88,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Server { keeper, port };
+        let server = Server { keeper, dir: dir.clone(), port };
         let began = Instant::now();
         // Its last line says when clients are let in.
         let state = dir.join("postmaster.pid");
@@ -97,6 +98,11 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         server
+    }
+
+    /// Replaces pg_hba.conf.
+    pub(crate) fn admit(&self, lines: &str) {
+        fs::write(self.dir.join("pg_hba.conf"), lines).unwrap();
     }
 
     /// A socket on which nothing can hang for ever.
