@@ -229,8 +229,12 @@ fn schedules(arguments: &Arguments) -> bool {
         said(sum.least_commits),
         sum.thin
     );
+    let (reasons, actions) = (&sum.coverage.reasons, &sum.coverage.actions);
+    let rarest = reasons.iter().chain(actions).min_by_key(|(_, count)| **count);
+    let rarest = rarest.map_or_else(String::new, |(code, count)| format!("; rarest: {code}, {count} times"));
+    println!("coverage: {} reasons, {} actions and proposals{rarest}", reasons.len(), actions.len());
     if arguments.verbose {
-        for (code, count) in sum.coverage.reasons.iter().chain(&sum.coverage.actions) {
+        for (code, count) in reasons.iter().chain(actions) {
             println!("  {count:>9} {code}");
         }
     }
