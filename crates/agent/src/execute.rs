@@ -227,7 +227,7 @@ impl Workshop {
                 if !known && durable.sealed.is_none() {
                     // The former receiver is gone before these timelines are noted: what it could still bring, from
                     // an upstream that somebody promotes by hand, would pass for theirs.
-                    server.seal().await?;
+                    server.stop_receiving().await?;
                 }
                 self.remember(|durable| {
                     durable.term = *term;

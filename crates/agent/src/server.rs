@@ -394,6 +394,20 @@ impl Server {
         Ok(())
     }
 
+    /// Not one more byte from the present upstream.
+    pub(crate) async fn stop_receiving(&self) -> Result<()> {
+        let inner = self.inner()?;
+        let running = inner.running().filter(|server| !server.is_dead());
+        let files = inner.files.lock().await;
+        let alive = seal::stop_receiving(&inner.instance, running.as_ref(), SEAL_WITHIN).await?;
+        drop(files);
+        if !alive {
+            inner.set_running(None);
+        }
+        inner.known().follows = None;
+        Ok(())
+    }
+
     /// The position for a vote: that of the seal, or read anew for a copy that was sealed in another life of
     /// this agent.
     pub(crate) async fn sealed_end(&self) -> Result<SealedEnd> {

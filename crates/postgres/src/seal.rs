@@ -33,6 +33,9 @@ use crate::wal::{self, Boundary, EndOfWal};
 
 /// From the removal of the passfile. A receiver that lives takes some milliseconds to end.
 pub const RECEIVERS_END: Duration = Duration::from_millis(300);
+/// For reading the end of WAL. It takes long where much was written since the last checkpoint and nothing is known of
+/// how far it is whole; giving up would only begin it anew.
+const READING: Duration = Duration::from_secs(600);
 /// Between two looks while something is ending.
 const POLL: Duration = Duration::from_millis(3);
 /// Of what `ALTER SYSTEM` may have set, what would undo a seal.
@@ -79,12 +82,40 @@ pub async fn seal(
     deadline: Duration,
 ) -> Result<Sealed, SealError> {
     let began = Instant::now();
+    let LetGo { alive, removed, receivers } = let_go(instance, server, deadline).await?;
+    let end = {
+        let instance = instance.clone();
+        blocking("reading the end of WAL", READING, move || wal::end_of_wal(&instance, known)).await?
+    };
+    let alive = alive && server.is_some_and(|server| !server.is_dead());
+    Ok(Sealed { alive, end, removed, receivers, took: began.elapsed() })
+}
+
+/// The seal without a position: this node receives nothing more. `false`: its server had to be killed for that.
+pub async fn stop_receiving(
+    instance: &Instance,
+    server: Option<&Server>,
+    deadline: Duration,
+) -> Result<bool, SealError> {
+    Ok(let_go(instance, server, deadline).await?.alive)
+}
+
+struct LetGo {
+    alive: bool,
+    removed: Vec<String>,
+    receivers: usize,
+}
+
+async fn let_go(
+    instance: &Instance,
+    server: Option<&Server>,
+    deadline: Duration,
+) -> Result<LetGo, SealError> {
     let server = server.filter(|server| !server.is_dead());
     let removed = {
         let (instance, server) = (instance.clone(), server.cloned());
         blocking("sealing on disk", deadline, move || on_disk(&instance, server.as_ref())).await?
     };
-
     let mut receivers = 0;
     let mut alive = false;
     if let Some(server) = server {
@@ -93,13 +124,7 @@ pub async fn seal(
     if !alive {
         ensure_gone(instance, deadline).await?;
     }
-
-    let end = {
-        let instance = instance.clone();
-        blocking("reading the end of WAL", deadline, move || wal::end_of_wal(&instance, known)).await?
-    };
-    let alive = alive && server.is_some_and(|server| !server.is_dead());
-    Ok(Sealed { alive, end, removed, receivers, took: began.elapsed() })
+    Ok(LetGo { alive, removed, receivers })
 }
 
 /// Makes a stopped server's next start connect to nobody: what is done before each start, until the store has told the

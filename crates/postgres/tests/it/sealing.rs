@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pgherd_core::types::Lsn;
 use pgherd_postgres::observe::resume_replay;
 use pgherd_postgres::process::StopMode;
-use pgherd_postgres::seal::{Sealed, is_sealed_on_disk, seal};
+use pgherd_postgres::seal::{Sealed, is_sealed_on_disk, seal, stop_receiving};
 use pgherd_postgres::sql::Session;
 use pgherd_postgres::wal::end_of_wal;
 
@@ -212,5 +212,30 @@ story! {
         eprintln!("sealed in {:?}", sealed.took);
         assert!(sealed.alive);
         storm.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+story! {
+    /// Where no vote follows nobody waits for the end of WAL, which takes long behind an old checkpoint.
+    async fn a_standby_stops_receiving_and_follows_again() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let [a, b] = &nodes[..] else { unreachable!() };
+        a.session().await.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+        let on_b = b.session().await;
+        let is_there = "SELECT (to_regclass('t') IS NOT NULL)::text";
+        until("b has the table", async || (ask(&on_b, is_there).await == "true").then_some(())).await;
+        assert!(stop_receiving(b.instance(), Some(&b.server), SOON).await.unwrap(), "its server goes on");
+        assert!(is_sealed_on_disk(b.instance()).unwrap());
+        let receivers = "SELECT count(*) FROM pg_stat_wal_receiver";
+        until("no receiver is left", async || (ask(&on_b, receivers).await == "0").then_some(())).await;
+        // Nobody is there who could acknowledge it.
+        let alone = "SET synchronous_commit = local; INSERT INTO t VALUES (1)";
+        a.session().await.batch_execute(alone).await.unwrap();
+        herd.follow(b.instance(), Some(&b.server), a.instance(), &b.member).await;
+        until("b has caught up", async || {
+            (ask(&on_b, "SELECT count(*) FROM t").await == "1").then_some(())
+        })
+        .await;
     }
 }
