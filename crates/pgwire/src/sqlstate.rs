@@ -16,6 +16,12 @@ impl SqlState {
     pub const INVALID_AUTHORIZATION_SPECIFICATION: SqlState = SqlState(*b"28000");
     pub const INVALID_PASSWORD: SqlState = SqlState(*b"28P01");
     pub const PROGRAM_LIMIT_EXCEEDED: SqlState = SqlState(*b"54000");
+    pub const TOO_MANY_CONNECTIONS: SqlState = SqlState(*b"53300");
+    pub const CONNECTION_FAILURE: SqlState = SqlState(*b"08006");
+    pub const TRANSACTION_RESOLUTION_UNKNOWN: SqlState = SqlState(*b"08007");
+    pub const SERIALIZATION_FAILURE: SqlState = SqlState(*b"40001");
+    pub const ADMIN_SHUTDOWN: SqlState = SqlState(*b"57P01");
+    pub const CANNOT_CONNECT_NOW: SqlState = SqlState(*b"57P03");
 
     /// `None` unless the text is five digits or capital letters.
     pub fn new(text: &[u8]) -> Option<SqlState> {

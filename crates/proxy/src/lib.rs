@@ -7,6 +7,9 @@
 //! - [`routes`]: which server a session may use, and until when that is known.
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
 
+pub mod hba;
 pub mod login;
 pub mod pool;
 pub mod routes;
+pub mod server;
+pub mod session;

@@ -1,0 +1,135 @@
+//! Lines and the clients whom they are about.
+
+use pgherd_pgwire::startup::Version;
+
+use super::*;
+
+fn asked(user: &str, database: &str) -> Asked {
+    Asked {
+        user: user.to_owned(),
+        database: database.to_owned(),
+        replication: Replication::Off,
+        version: Version::V3_0,
+        parameters: Vec::new(),
+    }
+}
+
+fn verdict(lines: &[&str], user: &str, database: &str, from: &str, encrypted: bool) -> String {
+    let hba = Hba::parse(lines.iter().copied()).unwrap();
+    match hba.method(&asked(user, database), from.parse().unwrap(), encrypted) {
+        Method::ScramSha256 => "scram".to_owned(),
+        Method::Admit => "admitted".to_owned(),
+        Method::Reject { message } => message,
+    }
+}
+
+#[test]
+fn the_first_line_that_fits_decides() {
+    let lines = [
+        "# TYPE DATABASE USER ADDRESS METHOD",
+        "",
+        "local all all peer",
+        "host all mallory all reject",
+        "hostssl shop,\"all\" app,anna 10.0.0.0/8 scram-sha-256 # applications",
+        "hostnossl all old 10.0.0.0 255.255.0.0 md5",
+        "host sameuser all 192.168.7.7/32 scram-sha-256",
+        "host all six ::1/128 scram-sha-256",
+    ];
+    for (user, database, from, encrypted) in [
+        ("app", "shop", "10.1.2.3", true),
+        ("anna", "all", "10.1.2.3", true),
+        ("app", "shop", "::ffff:10.1.2.3", true),
+        ("old", "x", "10.0.200.1", false),
+        ("me", "me", "192.168.7.7", false),
+        ("six", "x", "::1", true),
+    ] {
+        assert_eq!(verdict(&lines, user, database, from, encrypted), "scram", "{user} {database} {from}");
+    }
+    for (user, database, from, encrypted) in [
+        ("app", "shop", "10.1.2.3", false),
+        ("app", "shop", "11.1.2.3", true),
+        ("app", "other", "10.1.2.3", true),
+        ("old", "x", "10.1.0.1", false),
+        ("old", "x", "10.0.0.1", true),
+        ("me", "you", "192.168.7.7", false),
+        ("me", "me", "192.168.7.8", false),
+        ("six", "x", "::2", true),
+    ] {
+        let encryption = if encrypted { "SSL encryption" } else { "no encryption" };
+        assert_eq!(
+            verdict(&lines, user, database, from, encrypted),
+            format!(
+                "no pg_hba.conf entry for host \"{from}\", user \"{user}\", database \"{database}\", {encryption}"
+            )
+        );
+    }
+    assert_eq!(
+        verdict(&lines, "mallory", "shop", "10.0.0.1", true),
+        "pg_hba.conf rejects connection for host \"10.0.0.1\", user \"mallory\", database \"shop\", SSL encryption"
+    );
+}
+
+#[test]
+fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
+    for line in [
+        "host all +readers all reject",
+        "host samerole all all scram-sha-256",
+        "host all all db.example.com reject",
+        "host all all samenet scram-sha-256",
+        "host /^shop all all scram-sha-256",
+    ] {
+        let lines = [line, "host all all all scram-sha-256"];
+        assert_eq!(
+            verdict(&lines, "app", "shop", "10.0.0.1", true),
+            "hba line 1 asks for what a proxy cannot know: whether it is about this client",
+            "{line}"
+        );
+    }
+    let lines = ["hostssl other +readers samehost reject", "host all all all scram-sha-256"];
+    assert_eq!(verdict(&lines, "app", "shop", "10.0.0.1", true), "scram", "it is about another database");
+    for (line, what) in [
+        ("host all all all ldap ldapserver=x", "ldap"),
+        ("host all all all trust", "trust"),
+        ("hostssl all all all scram-sha-256 clientcert=verify-ca", "clientcert=verify-ca"),
+    ] {
+        assert_eq!(
+            verdict(&[line], "app", "shop", "10.0.0.1", true),
+            format!("the proxy does not support \"{what}\" of hba line 1")
+        );
+    }
+}
+
+#[test]
+fn replication_is_a_database_of_its_own() {
+    let hba = Hba::parse(["host replication rep all scram-sha-256", "host all all all reject"]).unwrap();
+    let from = "10.0.0.1".parse().unwrap();
+    let physical = Asked { replication: Replication::Physical, ..asked("rep", "rep") };
+    assert_eq!(hba.method(&physical, from, true), Method::ScramSha256);
+    let logical = Asked { replication: Replication::Logical, ..asked("rep", "replication") };
+    assert!(matches!(hba.method(&logical, from, true), Method::Reject { .. }));
+    let all = Hba::parse(["host all all all scram-sha-256"]).unwrap();
+    assert_eq!(
+        all.method(&physical, from, true),
+        Method::Reject {
+            message: "no pg_hba.conf entry for replication connection from host \"10.0.0.1\", user \"rep\", SSL encryption"
+                .to_owned()
+        }
+    );
+}
+
+#[test]
+fn lines_that_are_none_are_named() {
+    for (line, what) in [
+        ("hosts all all all scram-sha-256", "it must begin with local, host, hostssl or hostnossl"),
+        ("host all all", "it lacks fields: type, database, user, address (not for local), method"),
+        ("host all all all", "it lacks fields: type, database, user, address (not for local), method"),
+        ("host all all 10.0.0.1 scram-sha-256", "its address lacks a valid netmask"),
+        ("host all all 10.0.0.0/33 md5", "its address lacks a valid netmask"),
+        ("host all all 10.0.0.0 255.0.255.0 md5", "its address lacks a valid netmask"),
+        ("host all all a,b md5", "only databases and users may be lists"),
+        ("host all \"all all md5", "a quote does not end"),
+    ] {
+        let error = Hba::parse(["", line]).unwrap_err();
+        assert_eq!(error, HbaError { number: 2, line: line.to_owned(), what }, "{line}");
+    }
+}

@@ -1,0 +1,174 @@
+//! Servers of every kind, with this crate's own [`Login`] in the place of PostgreSQL.
+
+use pgherd_pgwire::message::Key;
+use pgherd_pgwire::message::build::{Report, Severity};
+use pgherd_pgwire::scram::Verifier;
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use postgres_protocol::password;
+
+use super::*;
+use crate::login::{self, Login, Method, Tls};
+
+fn purpose() -> Purpose {
+    Purpose {
+        user: "alice".to_owned(),
+        database: "shop".to_owned(),
+        replication: Replication::Off,
+        parameters: vec![("application_name".to_owned(), "till".to_owned())],
+    }
+}
+
+fn begun(keys: Option<ClientKeys>) -> (ServerLogin, BytesMut) {
+    let mut out = BytesMut::new();
+    let login = ServerLogin::new(&purpose(), keys, "nonce-of-the-proxy".to_owned(), &mut out).unwrap();
+    (login, out)
+}
+
+fn verifier() -> Verifier {
+    Verifier::parse(&password::scram_sha_256(b"correct horse")).unwrap()
+}
+
+/// What the password is worth against this verifier.
+fn keys(verifier: Verifier) -> ClientKeys {
+    let mut client = ScramSha256::new(b"correct horse", ChannelBinding::unsupported());
+    let first = client.message().to_vec();
+    let (server, challenge) =
+        scram::Server::start(verifier, &first, Binding::Impossible, "nonce-of-the-test").unwrap();
+    client.update(challenge.as_bytes()).unwrap();
+    server.finish(client.message()).unwrap().1
+}
+
+fn give(login: &mut ServerLogin, bytes: &[u8]) -> (Step, BytesMut) {
+    let (mut input, mut out) = (bytes, BytesMut::new());
+    (login.read(&mut input, &mut out), out)
+}
+
+/// A server that takes the startup packet in `sent` and asks for SCRAM; what it writes.
+fn asks(sent: &[u8], verifier: Verifier) -> (Login, BytesMut) {
+    let (mut server, mut out) =
+        (Login::new(Tls::Unavailable, "nonce-of-the-server".to_owned()), BytesMut::new());
+    assert_eq!(server.read(&mut &sent[..], &mut out), login::Step::Method);
+    let asked = server.asked().unwrap();
+    assert_eq!((asked.user.as_str(), asked.database.as_str()), ("alice", "shop"));
+    assert_eq!(asked.parameters, purpose().parameters);
+    assert_eq!(server.method(Method::ScramSha256, &mut out), login::Step::Verifier);
+    assert_eq!(server.verifier(verifier, &mut out), login::Step::More);
+    (server, out)
+}
+
+fn starting(to: &mut BytesMut) {
+    build::parameter_status(to, b"TimeZone", b"UTC").unwrap();
+    build::parameter_status(to, b"in_hot_standby", b"off").unwrap();
+    build::parameter_status(to, b"TimeZone", b"Europe/Berlin").unwrap();
+    build::backend_key_data(to, 4711, Key::new(b"seven77").unwrap());
+    build::ready_for_query(to, TransactionStatus::Idle);
+}
+
+#[test]
+fn keys_open_a_server_that_stores_the_same_verifier() {
+    let stored = verifier();
+    let (mut proxy, sent) = begun(Some(keys(stored.clone())));
+    let (mut server, mut answer) = asks(&sent, stored);
+    let mut rounds = 0;
+    let welcome = loop {
+        // Byte by byte, as slow networks bring it.
+        let (mut step, mut sent, mut left) = (Step::More, BytesMut::new(), Vec::new());
+        for byte in answer.split() {
+            left.push(byte);
+            let mut input = &left[..];
+            step = proxy.read(&mut input, &mut sent);
+            left = input.to_vec();
+        }
+        if let Step::In(welcome) = step {
+            break welcome;
+        }
+        assert_eq!(step, Step::More);
+        match server.read(&mut &sent[..], &mut answer) {
+            login::Step::More => {}
+            login::Step::In(_) => starting(&mut answer),
+            other => panic!("{other:?}"),
+        }
+        rounds += 1;
+        assert!(rounds < 5);
+    };
+    let parameters = [("TimeZone", "Europe/Berlin"), ("in_hot_standby", "off")];
+    assert_eq!(welcome.parameters, parameters.map(|(name, value)| (name.into(), value.into())));
+    assert_eq!((welcome.pid, welcome.key.as_slice()), (4711, &b"seven77"[..]));
+}
+
+#[test]
+fn a_password_that_was_changed_is_noticed() {
+    let (mut proxy, sent) = begun(Some(keys(verifier())));
+    let (mut server, answer) = asks(&sent, verifier());
+    let (step, sent) = give(&mut proxy, &answer);
+    assert_eq!(step, Step::More);
+    let mut answer = BytesMut::new();
+    assert_eq!(server.read(&mut &sent[..], &mut answer), login::Step::More);
+    let (step, sent) = give(&mut proxy, &answer);
+    assert_eq!(step, Step::Failed(NotIn::Scram(scram::ScramError::KeysOutOfDate)));
+    assert!(sent.is_empty(), "it is told nothing");
+    assert!(matches!(give(&mut proxy, &answer).0, Step::Failed(NotIn::Protocol(_))), "and that is the end");
+}
+
+#[test]
+fn nothing_but_a_proof_is_an_answer() {
+    let asks: [(&str, fn(&mut BytesMut)); 4] = [
+        ("a password in clear", build::authentication_cleartext_password),
+        ("an md5 password", |to| build::authentication_md5_password(to, [1; 4])),
+        ("no proof at all", build::authentication_ok),
+        ("an unknown SASL mechanism", |to| build::authentication_sasl(to, &["PLAIN"]).unwrap()),
+    ];
+    for (method, ask) in asks {
+        let (mut proxy, _) = begun(Some(keys(verifier())));
+        let mut asked = BytesMut::new();
+        ask(&mut asked);
+        let (step, sent) = give(&mut proxy, &asked);
+        assert_eq!(step, Step::Failed(NotIn::Method(method)));
+        assert!(sent.is_empty(), "nothing is told to whoever asks for {method}");
+    }
+    let (mut proxy, _) = begun(None);
+    let mut asked = BytesMut::new();
+    build::authentication_sasl(&mut asked, &[SCRAM_SHA_256]).unwrap();
+    assert_eq!(give(&mut proxy, &asked).0, Step::Failed(NotIn::Method("a password")));
+
+    // Where a certificate is proof enough.
+    let (mut proxy, _) = begun(None);
+    let mut welcome = BytesMut::new();
+    build::authentication_ok(&mut welcome);
+    starting(&mut welcome);
+    assert!(matches!(give(&mut proxy, &welcome).0, Step::In(_)));
+}
+
+#[test]
+fn a_refusal_comes_in_the_servers_words() {
+    for (sqlstate, passes) in [
+        ("57P03", true),
+        ("53300", true),
+        ("57P01", true),
+        ("08006", true),
+        ("3D000", false),
+        ("28P01", false),
+    ] {
+        let (mut proxy, _) = begun(None);
+        let mut said = BytesMut::new();
+        let report = Report {
+            severity: Severity::Fatal,
+            sqlstate: SqlState::new(sqlstate.as_bytes()).unwrap(),
+            message: "not today",
+            detail: Some("it is late"),
+            hint: None,
+        };
+        build::error_response(&mut said, &report);
+        let (Step::Failed(failure), _) = give(&mut proxy, &said) else { panic!() };
+        assert_eq!(
+            failure,
+            NotIn::Refused {
+                sqlstate: report.sqlstate,
+                message: "not today".to_owned(),
+                detail: Some("it is late".to_owned()),
+                hint: None
+            }
+        );
+        assert_eq!(failure.passes(), passes, "{sqlstate}");
+    }
+}
