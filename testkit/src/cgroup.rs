@@ -6,7 +6,7 @@
 //! Hazard: a group that stays frozen holds processes that no signal can end; `remove_everywhere` thaws first.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::Process;
 use crate::wait::wait_until;
@@ -73,12 +73,16 @@ fn remove(group: &Path) {
         }
     }
     let root = group.parent().expect("a group lies below its root");
-    for pid in members(group) {
-        // A process that has ended since needs no move.
-        let _moved = std::fs::write(root.join("cgroup.procs"), pid.to_string());
+    let began = Instant::now();
+    // Busy until the last process has left, and one that is moved may have had a child meanwhile.
+    while std::fs::remove_dir(group).is_err() && group.exists() && began.elapsed() < EFFECT_DEADLINE {
+        for pid in members(group) {
+            // A process that has ended since needs no move.
+            let _moved = std::fs::write(root.join("cgroup.procs"), pid.to_string());
+        }
+        // sleep: between two looks.
+        std::thread::sleep(Duration::from_millis(2));
     }
-    // Busy until the last process has left; the next run tries again.
-    let _removed = std::fs::remove_dir(group);
 }
 
 fn members(group: &Path) -> Vec<i32> {

@@ -102,6 +102,18 @@ fn a_starved_host_is_held_back_and_then_runs_again() {
 }
 
 #[test]
+fn a_host_is_starved_again_and_again_though_its_processes_have_children_all_the_time() {
+    let net = Net::new(&["a"]);
+    for _ in 0..3 {
+        net.host("a").command("sh").args(["-c", "while :; do /bin/true; done"]).spawn();
+    }
+    for _ in 0..300 {
+        // Fails if something of the time before is left.
+        drop(net.host("a").starve(50));
+    }
+}
+
+#[test]
 fn a_crashed_host_says_no_goodbye_and_is_silent_until_the_power_is_back() {
     let net = Net::new(&["a"]);
     let a = net.host("a");
