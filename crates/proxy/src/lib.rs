@@ -3,13 +3,34 @@
 //! What is decided here is decided without sockets, threads or a clock, by state machines that are told what happened and
 //! answer what is to be done: docs/decisions/2026-11-21-outline-of-the-proxy.md says which, and in which order they come.
 //!
-//! - [`login`]: who may come in.
+//! - [`login`], [`hba`]: who may come in.
 //! - [`routes`]: which server a session may use, and until when that is known.
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
+//! - [`session`]: what happens to the bytes between a client and its server.
+//! - [`server`]: how the proxy comes in at a server in a client's name.
+//!
+//! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
+//! above, and does what they answer.
 
+mod backend;
+mod cancel;
+mod client;
+mod clock;
+mod fence;
 pub mod hba;
 pub mod login;
+mod net;
 pub mod pool;
+mod pools;
+mod proxy;
+mod relay;
 pub mod routes;
 pub mod server;
 pub mod session;
+mod verifiers;
+mod world;
+
+pub use net::{ALPN, InClear, ServerTls};
+pub use proxy::{Config, Proxy, StartError};
+pub use verifiers::AuthQuery;
+pub use world::{ClientTls, Settings};

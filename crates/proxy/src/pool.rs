@@ -79,6 +79,8 @@ pub enum Refusal {
     QueryWait,
     /// There was no server to use for so long.
     NoRoute,
+    /// The server does not let this user in, or has no such database.
+    Rejected,
 }
 
 /// What somebody has to do now.
@@ -266,6 +268,19 @@ impl Pool {
         }
         self.forget(server);
         self.open_more(now);
+    }
+
+    /// A server that was to be opened said no, and would say it again: whoever waits longest is refused for it.
+    pub fn rejected(&mut self, server: ServerId, now: Instant) {
+        let opening = |known: &&Server| known.state == State::Opening;
+        if self.servers.get(&server).filter(opening).is_some() {
+            self.forget(server);
+            if let Some((_, Waiter { client, .. })) = self.waiting.pop_first() {
+                self.tickets.remove(&client);
+                self.orders.push_back(Order::Refuse { client, why: Refusal::Rejected });
+            }
+            self.open_more(now);
+        }
     }
 
     /// A server is gone: closed as ordered, or by itself in whatever state it was.

@@ -102,6 +102,7 @@ pub struct Session {
     /// The body that is going by belongs to a message that is not passed on.
     hidden: bool,
     has_left: bool,
+    server_has_ended: bool,
     used: bool,
     /// A statement is under way that may commit the open transaction, or cannot be read.
     may_commit: bool,
@@ -118,6 +119,7 @@ impl Session {
             muted: false,
             hidden: false,
             has_left: false,
+            server_has_ended: false,
             used: false,
             may_commit: false,
         }
@@ -126,6 +128,11 @@ impl Session {
     /// The client has said Terminate.
     pub fn has_left(&self) -> bool {
         self.has_left
+    }
+
+    /// The server has said its last word, which the client has heard.
+    pub fn server_has_ended(&self) -> bool {
+        self.server_has_ended
     }
 
     /// It asked the server for something.
@@ -314,7 +321,8 @@ impl Session {
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
         self.flow.answer(answer).map_err(server_fault)?;
-        if matches!(answer, Answer::Ready(_) | Answer::Error { fatal: true }) {
+        self.server_has_ended |= answer == Answer::Error { fatal: true };
+        if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }
         if self.muted && !is_asynchronous(kind) {

@@ -1,4 +1,5 @@
-//! A PostgreSQL server for one test: made, started, and gone afterwards however the test ends.
+//! A PostgreSQL server for one test: made, started, and gone afterwards however the test ends. The tests of `proxy` include
+//! this file, too.
 //!
 //! PostgreSQL refuses root, so a test that is started by root runs itself again as `postgres`. The server
 //! hangs on a pipe of this process: when the process is gone, even killed, a shell at the other end stops the
@@ -6,7 +7,7 @@
 //! that is left behind holds a port and memory of a machine that others use.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -103,14 +104,6 @@ impl Server {
     /// Replaces pg_hba.conf.
     pub(crate) fn admit(&self, lines: &str) {
         fs::write(self.dir.join("pg_hba.conf"), lines).unwrap();
-    }
-
-    /// A socket on which nothing can hang for ever.
-    pub(crate) fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
     }
 }
 

@@ -212,6 +212,22 @@ fn a_server_that_cannot_be_opened_is_tried_again_later_and_elsewhere_at_once() {
 }
 
 #[test]
+fn what_a_server_would_say_again_is_told_to_who_waits_longest() {
+    let mut pool = Pool::new(Limits { size: 1, ..LIMITS }, at(0));
+    pool.route(place("a", 1), at(0));
+    for client in [1, 2] {
+        assert_eq!(pool.request(ClientId(client), ONE, at(0)), Answer::Waits);
+    }
+    assert_eq!(orders(&mut pool).len(), 1);
+    pool.rejected(ServerId(0), at(1));
+    let refused = Order::Refuse { client: ClientId(1), why: Refusal::Rejected };
+    let again = Order::Open { server: ServerId(1), worker: ONE, place: place("a", 1) };
+    assert_eq!(orders(&mut pool), [refused, again], "each hears it for itself");
+    pool.rejected(ServerId(0), at(1));
+    assert_eq!(orders(&mut pool), [], "it is gone already");
+}
+
+#[test]
 fn a_pause_drains_and_ends_with_what_was_asked_for_meanwhile() {
     let mut pool = with_idle(LIMITS, 2);
     let server = lent(pool.request(ClientId(1), ONE, at(1)));
@@ -282,6 +298,7 @@ enum Happens {
     Leave { which: usize },
     Opened { which: usize },
     Failed { which: usize },
+    Rejected { which: usize },
     Closed { which: usize },
     Dies { which: usize },
     Route { node: usize, later_term: bool },
@@ -301,6 +318,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         2 => any::<usize>().prop_map(|which| Leave { which }),
         8 => any::<usize>().prop_map(|which| Opened { which }),
         2 => any::<usize>().prop_map(|which| Failed { which }),
+        1 => any::<usize>().prop_map(|which| Rejected { which }),
         5 => any::<usize>().prop_map(|which| Closed { which }),
         1 => any::<usize>().prop_map(|which| Dies { which }),
         2 => (0..3_usize, any::<bool>()).prop_map(|(node, later_term)| Route { node, later_term }),
@@ -411,6 +429,11 @@ impl World {
                 let Some(index) = pick(which, self.opening.len()) else { return };
                 let (server, _) = self.opening.remove(index);
                 self.pool.failed(server, now);
+            }
+            Happens::Rejected { which } => {
+                let Some(index) = pick(which, self.opening.len()) else { return };
+                let (server, _) = self.opening.remove(index);
+                self.pool.rejected(server, now);
             }
             Happens::Closed { which } => {
                 let Some(index) = pick(which, self.closing.len()) else { return };

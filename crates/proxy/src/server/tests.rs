@@ -112,7 +112,8 @@ fn a_password_that_was_changed_is_noticed() {
 
 #[test]
 fn nothing_but_a_proof_is_an_answer() {
-    let asks: [(&str, fn(&mut BytesMut)); 4] = [
+    type Ask = fn(&mut BytesMut);
+    let asks: [(&str, Ask); 4] = [
         ("a password in clear", build::authentication_cleartext_password),
         ("an md5 password", |to| build::authentication_md5_password(to, [1; 4])),
         ("no proof at all", build::authentication_ok),

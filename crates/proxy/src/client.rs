@@ -1,0 +1,431 @@
+//! One client, from its first byte to its last.
+//!
+//! Comes in ([`crate::login`]), waits for a server ([`crate::pools`]), is relayed to it ([`crate::relay`]), and leaves it as
+//! clean as it was found. Whatever goes wrong, the client hears one sentence with an SQLSTATE before it is closed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use pgherd_pgwire::SqlState;
+use pgherd_pgwire::message::build::{self, Report, Severity};
+use pgherd_pgwire::message::{Key, TransactionStatus};
+use pgherd_pgwire::scram::ClientKeys;
+use pgherd_pgwire::startup::options::{Switch, switches};
+use pgherd_pgwire::startup::{Replication, Version};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::backend::{Backend, Cancelable, NotDone};
+use crate::cancel::{Cancels, Ticket};
+use crate::fence::Admission;
+use crate::login::{Asked, Login, Method, Step};
+use crate::net::{self, Stream};
+use crate::pool::{Refusal, Worker};
+use crate::pools::{Lent, NotLent, OnePool};
+use crate::relay::{End, relay};
+use crate::routes::Writes;
+use crate::server::{NotIn, Purpose};
+use crate::session::{Fault, Session};
+use crate::world::{World, nonce};
+
+/// For the last sentence: whoever does not take it by then does not hear it.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a client is told before it is closed.
+struct Farewell {
+    sqlstate: SqlState,
+    message: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+impl Farewell {
+    fn new(sqlstate: SqlState, message: impl Into<String>) -> Farewell {
+        Farewell { sqlstate, message: message.into(), detail: None, hint: None }
+    }
+
+    fn write(&self, to: &mut BytesMut) {
+        let report = Report {
+            severity: Severity::Fatal,
+            sqlstate: self.sqlstate,
+            message: &self.message,
+            detail: self.detail.as_deref(),
+            hint: self.hint.as_deref(),
+        };
+        build::error_response(to, &report);
+    }
+}
+
+impl From<NotIn> for Farewell {
+    fn from(error: NotIn) -> Farewell {
+        match error {
+            NotIn::Refused { sqlstate, message, detail, hint } => {
+                Farewell { sqlstate, message, detail, hint }
+            }
+            NotIn::Scram(error) => Farewell {
+                hint: Some("If the password was just changed, connect again.".to_owned()),
+                ..Farewell::new(error.sqlstate(), format!("the server did not let the proxy in: {error}"))
+            },
+            error => Farewell::new(
+                SqlState::CONNECTION_FAILURE,
+                format!("the proxy cannot reach the server: {error}"),
+            ),
+        }
+    }
+}
+
+impl From<NotLent> for Farewell {
+    fn from(why: NotLent) -> Farewell {
+        let (sqlstate, message) = match why {
+            NotLent::Rejected(error) => return error.into(),
+            NotLent::Refused(Refusal::TooManyWaiting) => {
+                (SqlState::TOO_MANY_CONNECTIONS, "too many clients are waiting for a server")
+            }
+            NotLent::Refused(Refusal::QueryWait) => {
+                (SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
+            }
+            NotLent::Refused(Refusal::NoRoute | Refusal::Rejected) => {
+                (SqlState::CANNOT_CONNECT_NOW, "there was no primary for too long")
+            }
+        };
+        Farewell {
+            hint: Some(
+                "pgherd explain says what the herd is doing, pgherd status who is the primary.".to_owned(),
+            ),
+            ..Farewell::new(sqlstate, message)
+        }
+    }
+}
+
+/// Why a client did not come in.
+enum Out {
+    /// It is gone, or is not to be answered.
+    Silent,
+    Told(Farewell),
+}
+
+impl From<std::io::Error> for Out {
+    fn from(_: std::io::Error) -> Out {
+        Out::Silent
+    }
+}
+
+/// A client that has proven who it is. What it is told so far stands in `out`.
+struct Guest {
+    stream: Stream,
+    out: BytesMut,
+    asked: Asked,
+    keys: Option<ClientKeys>,
+}
+
+pub(crate) async fn serve(stream: TcpStream, address: IpAddr, worker: Worker, world: Arc<World>) {
+    let within = world.settings.load().login_timeout;
+    // In a box, so that a client that is in does not carry what it took to come in.
+    let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)));
+    let Ok(Some(guest)) = entering.await else { return };
+    let Guest { mut stream, mut out, asked, keys } = guest;
+    match stay(&mut stream, &mut out, asked, keys, worker, &world).await {
+        Ok(Left::ByItself) => return,
+        // The server has said why.
+        Ok(Left::Told) => {}
+        Err(farewell) => farewell.write(&mut out),
+    }
+    say(&mut stream, &mut out).await;
+}
+
+/// How a client went that needs no farewell.
+enum Left {
+    ByItself,
+    Told,
+}
+
+/// The last words, of the proxy or of a server. What the client still sends is read and dropped for a moment: a connection
+/// that is closed with unread bytes is reset, and then its client may never read what it was told.
+async fn say(stream: &mut Stream, out: &mut BytesMut) {
+    let saying = async {
+        stream.send(out).await?;
+        stream.shutdown().await?;
+        let mut ignored = BytesMut::with_capacity(1024);
+        while stream.receive(&mut ignored).await.is_ok() {
+            ignored.clear();
+        }
+        std::io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_WITHIN, saying).await {
+        tracing::debug!(%error, "a client may not have heard why it was closed");
+    }
+}
+
+async fn enter(stream: Stream, address: IpAddr, world: &Arc<World>) -> Option<Guest> {
+    let nonce = nonce().ok()?;
+    let settings = world.settings.load_full();
+    let mut login = Login::new(settings.tls(), nonce);
+    let mut stream = stream;
+    let (mut input, mut out) = (BytesMut::new(), BytesMut::new());
+    let keys = match converse(&mut stream, &mut login, address, world, &mut input, &mut out).await {
+        Ok(keys) => keys,
+        Err(Out::Silent) => return None,
+        Err(Out::Told(farewell)) => {
+            farewell.write(&mut out);
+            say(&mut stream, &mut out).await;
+            return None;
+        }
+    };
+    let asked = login.asked()?.clone();
+    if !input.is_empty() {
+        // Nothing may be sent before ReadyForQuery; what is, is read when there is a server. No driver does so.
+        Farewell::new(SqlState::PROTOCOL_VIOLATION, "statements came before the first ReadyForQuery")
+            .write(&mut out);
+        say(&mut stream, &mut out).await;
+        return None;
+    }
+    Some(Guest { stream, out, asked, keys })
+}
+
+async fn converse(
+    stream: &mut Stream,
+    login: &mut Login,
+    address: IpAddr,
+    world: &Arc<World>,
+    input: &mut BytesMut,
+    out: &mut BytesMut,
+) -> Result<Option<ClientKeys>, Out> {
+    let settings = world.settings.load_full();
+    loop {
+        let mut rest = &input[..];
+        let mut step = login.read(&mut rest, out);
+        let taken = input.len() - rest.len();
+        input.advance(taken);
+        if step == Step::Method {
+            let Some(asked) = login.asked() else { return Err(Out::Silent) };
+            let method = method(asked, address, login.is_encrypted(), &settings);
+            step = login.method(method, out);
+        }
+        if step == Step::Verifier {
+            let user = login.asked().map(|asked| asked.user.clone()).unwrap_or_default();
+            let verifier = world.verifiers.of(&user, world).await.map_err(|error| Out::Told(error.into()))?;
+            step = login.verifier(verifier, out);
+        }
+        match step {
+            Step::More | Step::Method | Step::Verifier => {
+                stream.send(out).await?;
+                stream.receive(input).await?;
+            }
+            Step::Handshake => {
+                stream.send(out).await?;
+                let Some(tls) = &settings.client_tls else { return Err(Out::Silent) };
+                let direct = !input.is_empty();
+                handshake(stream, input.split(), Arc::clone(&tls.config), direct).await?;
+                login.encrypted(tls.certificate_hash.clone());
+            }
+            Step::In(keys) => return Ok(keys),
+            Step::Cancel { pid, key } => {
+                world.cancels.cancel(pid, &key, &*world.server_tls).await;
+                return Err(Out::Silent);
+            }
+            Step::Refused => {
+                say(stream, out).await;
+                return Err(Out::Silent);
+            }
+            Step::HangUp => return Err(Out::Silent),
+        }
+    }
+}
+
+/// `direct`: nobody had asked for it, and then the client must say what it wants to speak (manual 55.2.11).
+async fn handshake(
+    stream: &mut Stream,
+    front: BytesMut,
+    config: Arc<rustls::ServerConfig>,
+    direct: bool,
+) -> Result<(), Out> {
+    let (encrypted, protocol) = net::accept_tls(stream.take_tcp()?, front, config).await?;
+    if direct && protocol.as_deref() != Some(net::ALPN) {
+        return Err(Out::Silent);
+    }
+    *stream = encrypted;
+    Ok(())
+}
+
+/// pgherd's own roles come from where they are at home, never through a proxy.
+fn method(asked: &Asked, address: IpAddr, encrypted: bool, settings: &crate::world::Settings) -> Method {
+    if asked.user.starts_with("pgherd_") {
+        return Method::Reject {
+            message: format!("role \"{}\" does not come in through a proxy", asked.user),
+        };
+    }
+    settings.hba.method(asked, address, encrypted)
+}
+
+/// Has a server, uses it, leaves it.
+async fn stay(
+    stream: &mut Stream,
+    out: &mut BytesMut,
+    asked: Asked,
+    keys: Option<ClientKeys>,
+    worker: Worker,
+    world: &Arc<World>,
+) -> Result<Left, Farewell> {
+    let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
+        .map_err(|error| Farewell::new(SqlState::CONNECTION_FAILURE, error.to_string()))?;
+    if asked.replication != Replication::Off {
+        return replicate(stream, out, &asked, keys, &ticket, world).await;
+    }
+    let settings = settings(&asked)?;
+    let pool = world.pools.of((asked.database, asked.user), keys, world);
+    let client = world.next_client();
+    let mut lent = tokio::select! {
+        lent = pool.lend(client, worker, world) => lent?,
+        () = stream.gone() => return Ok(Left::ByItself),
+    };
+    let applied = match lent.backend.apply(&settings).await {
+        Ok(applied) => applied,
+        Err(NotDone::Refused { sqlstate, message }) => {
+            leave(&pool, lent, true, world).await;
+            return Err(Farewell::new(sqlstate, message));
+        }
+        Err(NotDone::Lost(why)) => {
+            pool.gone(lent.server, world);
+            return Err(Farewell::new(SqlState::CONNECTION_FAILURE, format!("the server was lost: {why}")));
+        }
+    };
+    let mut session = Session::new();
+    let end = use_server(stream, out, &mut lent.backend, &mut session, &ticket, world).await;
+    // A cancel that is on its way hits this client's server, and nobody else's.
+    ticket.slot.lock().await.take();
+    let left = left(&end, &session, &lent.backend);
+    match end {
+        End::ServerLost(_) => pool.gone(lent.server, world),
+        End::ClientLeft if session.is_clean() => leave(&pool, lent, applied || session.used(), world).await,
+        _ => pool.give_back(lent, false, world),
+    }
+    left
+}
+
+/// Gives a server back on which nothing is under way.
+async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<World>) {
+    if dirty && let Err(error) = lent.backend.clean().await {
+        tracing::info!(%error, pid = lent.backend.welcome.pid, "a server could not be cleaned, and is closed");
+        return pool.give_back(lent, false, world);
+    }
+    pool.give_back(lent, true, world);
+}
+
+/// From the first ReadyForQuery to the end.
+async fn use_server(
+    stream: &mut Stream,
+    out: &mut BytesMut,
+    backend: &mut Backend,
+    session: &mut Session,
+    ticket: &Ticket,
+    world: &Arc<World>,
+) -> End {
+    *ticket.slot.lock().await = Some(Cancelable {
+        target: backend.target.clone(),
+        pid: backend.welcome.pid,
+        key: backend.welcome.key.clone(),
+    });
+    for (name, value) in &backend.welcome.parameters {
+        if let Err(error) = build::parameter_status(out, name, value) {
+            return End::Fault(Fault::Server(error.to_string()));
+        }
+    }
+    match Key::new(&ticket.key) {
+        Ok(key) => build::backend_key_data(out, ticket.pid, key),
+        Err(error) => return End::Fault(Fault::Server(error.to_string())),
+    }
+    build::ready_for_query(out, TransactionStatus::Idle);
+    if stream.send(out).await.is_err() {
+        return End::ClientLeft;
+    }
+    *out = BytesMut::new();
+    let mut admission = Admission::new(Arc::clone(&world.fence), backend.place.clone());
+    relay(stream, &mut backend.stream, session, &mut admission).await
+}
+
+/// What the client has to hear of it.
+fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
+    let lost = session.lost();
+    Err(match end {
+        End::ClientLeft => return Ok(Left::ByItself),
+        End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
+        End::ServerLost(why) => Farewell {
+            detail: Some(format!("{}: {why}.", backend.place.node)),
+            ..Farewell::new(lost.sqlstate(), format!("the server was lost; {}", lost.sentence()))
+        },
+        End::Rerouted => Farewell {
+            detail: Some(format!(
+                "Node {} is not the primary of term {} any more.",
+                backend.place.node, backend.place.term.0
+            )),
+            hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
+            ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
+        },
+        End::Fault(Fault::Client { sqlstate, message }) => Farewell::new(*sqlstate, message.clone()),
+        End::Fault(fault) => Farewell::new(SqlState::PROTOCOL_VIOLATION, fault.to_string()),
+    })
+}
+
+/// A walsender is its client's from the beginning to the end, with all that its startup packet says.
+async fn replicate(
+    stream: &mut Stream,
+    out: &mut BytesMut,
+    asked: &Asked,
+    keys: Option<ClientKeys>,
+    ticket: &Ticket,
+    world: &Arc<World>,
+) -> Result<Left, Farewell> {
+    let Writes::To(place, target) = world.fence.writes() else {
+        return Err(NotLent::Refused(Refusal::NoRoute).into());
+    };
+    let purpose = Purpose {
+        user: asked.user.clone(),
+        database: asked.database.clone(),
+        replication: asked.replication,
+        parameters: asked.parameters.clone(),
+    };
+    let mut backend = Backend::open(place, target, &*world.server_tls, &purpose, keys).await?;
+    let mut session = Session::new();
+    let end = use_server(stream, out, &mut backend, &mut session, ticket, world).await;
+    ticket.slot.lock().await.take();
+    let left = left(&end, &session, &backend);
+    backend.close().await;
+    left
+}
+
+/// What a startup packet sets, in PostgreSQL's order: the command line first.
+fn settings(asked: &Asked) -> Result<Vec<(String, String)>, Farewell> {
+    let not_taken = |what: String| Farewell {
+        hint: Some("Settings can be given as -c name=value.".to_owned()),
+        ..Farewell::new(SqlState::FEATURE_NOT_SUPPORTED, what)
+    };
+    let mut settings = Vec::new();
+    for (_, options) in asked.parameters.iter().filter(|(name, _)| name == "options") {
+        for switch in switches(options.as_bytes()) {
+            let text = |bytes: Vec<u8>| {
+                String::from_utf8(bytes).map_err(|_| not_taken("options are not valid UTF-8".to_owned()))
+            };
+            match switch {
+                Switch::Setting { name, value } => settings.push((text(name)?, text(value)?)),
+                Switch::Other(switch) => {
+                    let switch = text(switch)?;
+                    return Err(not_taken(format!(
+                        "the proxy does not take the command-line argument \"{switch}\""
+                    )));
+                }
+            }
+        }
+    }
+    let others = asked.parameters.iter().filter(|(name, _)| name != "options");
+    settings.extend(others.cloned());
+    Ok(settings)
+}
+
+/// Tells one client too many, if it is worth a word: it has not said anything yet.
+pub(crate) async fn refuse(stream: TcpStream) {
+    let mut out = BytesMut::new();
+    Farewell::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").write(&mut out);
+    say(&mut Stream::Tcp(stream), &mut out).await;
+}

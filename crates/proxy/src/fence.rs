@@ -1,0 +1,176 @@
+//! What everybody in a proxy knows of the routes, and who is told when it changes.
+//!
+//! An [`Admission`] says of one server connection whether it may be used at this moment. Most often that costs a look at a
+//! number and at the clock. Leaves out what a route is ([`crate::routes`]). Hazard: a connection to a former primary that
+//! still takes statements.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pgherd_core::types::Instant;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::pool::Place;
+use crate::routes::{Routes, Table, Writes};
+
+#[derive(Debug)]
+pub(crate) struct Fence {
+    routes: Mutex<Routes>,
+    /// Rises with every table.
+    version: AtomicU64,
+    changes: watch::Sender<u64>,
+    hold: Duration,
+}
+
+/// May a server connection be used now?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Admitted,
+    /// Nobody knows at the moment.
+    Unknown,
+    /// Never again.
+    Superseded,
+}
+
+impl Fence {
+    /// A session that hears nothing of the route of its server for `hold` is ended.
+    pub(crate) fn new(hold: Duration) -> Fence {
+        Fence { routes: Mutex::default(), version: AtomicU64::new(1), changes: watch::Sender::new(1), hold }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `false`: the table is of a former term.
+    pub(crate) fn learn(&self, table: Table) -> bool {
+        let learnt = self.routes().learn(table);
+        if learnt {
+            self.look_again();
+        }
+        learnt
+    }
+
+    pub(crate) fn writes(&self) -> Writes {
+        self.routes().writes(clock::now())
+    }
+
+    /// When [`Fence::writes`] changes by itself.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        self.routes().wake_at()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Every session asks again.
+    pub(crate) fn look_again(&self) {
+        let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
+        self.changes.send_replace(version);
+    }
+}
+
+/// The right to use one server connection.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    fence: Arc<Fence>,
+    place: Place,
+    /// It was admitted by this version, until then.
+    seen: u64,
+    until: Instant,
+    unknown_since: Option<Instant>,
+}
+
+impl Admission {
+    pub(crate) fn new(fence: Arc<Fence>, place: Place) -> Admission {
+        Admission { fence, place, seen: 0, until: Instant::from_boot(Duration::ZERO), unknown_since: None }
+    }
+
+    /// Wakes whoever awaits its changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.fence.subscribe()
+    }
+
+    pub(crate) fn verdict(&mut self) -> Verdict {
+        let now = clock::now();
+        let version = self.fence.version.load(Ordering::Acquire);
+        if version == self.seen && now < self.until {
+            return Verdict::Admitted;
+        }
+        let routes = self.fence.routes();
+        match routes.writes(now) {
+            Writes::To(place, _) if place == self.place => {
+                self.seen = version;
+                self.until = routes.wake_at().unwrap_or(now);
+                self.unknown_since = None;
+                Verdict::Admitted
+            }
+            Writes::To(..) => Verdict::Superseded,
+            Writes::Hold(_) if routes.term().is_some_and(|term| term > self.place.term) => {
+                Verdict::Superseded
+            }
+            Writes::Hold(_) => {
+                let since = *self.unknown_since.get_or_insert(now);
+                if now.since(since) >= self.fence.hold { Verdict::Superseded } else { Verdict::Unknown }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_core::types::Term;
+
+    use super::*;
+    use crate::routes::Target;
+
+    fn table(term: u64, node: Option<&str>, lasts: Duration) -> Table {
+        let target = |node: &str| Target {
+            node: node.parse().unwrap(),
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 5432,
+            socket_dir: None,
+        };
+        Table {
+            term: Term(term),
+            primary: node.map(target),
+            gate_open: true,
+            valid_until: clock::now() + lasts,
+        }
+    }
+
+    #[test]
+    fn a_connection_is_good_while_its_place_is_and_never_again_after() {
+        let long = Duration::from_secs(60);
+        let fence = Arc::new(Fence::new(long));
+        let place = Place { node: "a".parse().unwrap(), term: Term(4) };
+        let mut admission = Admission::new(Arc::clone(&fence), place.clone());
+        assert_eq!(admission.verdict(), Verdict::Unknown, "nobody has said anything");
+        fence.learn(table(4, Some("a"), long));
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        fence.learn(table(4, None, long));
+        assert_eq!(admission.verdict(), Verdict::Unknown);
+        fence.learn(table(4, Some("a"), Duration::ZERO));
+        assert_eq!(admission.verdict(), Verdict::Unknown, "its proof has run out");
+        fence.learn(table(4, Some("a"), long));
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        fence.learn(table(5, None, long));
+        assert_eq!(admission.verdict(), Verdict::Superseded, "whoever will be the primary");
+        assert!(!fence.learn(table(4, Some("a"), long)));
+        assert_eq!(admission.verdict(), Verdict::Superseded);
+        let mut other = Admission::new(Arc::clone(&fence), Place { term: Term(5), ..place });
+        fence.learn(table(5, Some("b"), long));
+        assert_eq!(other.verdict(), Verdict::Superseded);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_route_for_ever() {
+        let fence = Arc::new(Fence::new(Duration::ZERO));
+        let place = Place { node: "a".parse().unwrap(), term: Term(4) };
+        assert_eq!(Admission::new(fence, place).verdict(), Verdict::Superseded);
+    }
+}

@@ -1,0 +1,220 @@
+//! Connections: TCP, Unix sockets and TLS behind one type, and their making.
+//!
+//! Leaves out every byte's meaning. Hazard: bytes that came in clear before a TLS handshake and are read after it; the
+//! state machines of the opening refuse them, and [`Rewound`] gives back only what the handshake itself began with.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use pgherd_core::types::NodeName;
+use pgherd_pgwire::message::build;
+use pgherd_pgwire::startup::{Answer, encryption_answer};
+use rustix::net::RecvFlags;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::routes::Target;
+
+/// How servers are spoken to: in clear, or with TLS and what it takes to believe that it is that node.
+pub trait ServerTls: Send + Sync + 'static {
+    /// `None`: in clear.
+    fn to_node(&self, node: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)>;
+}
+
+/// For servers on the same machine or in a network of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct InClear;
+
+impl ServerTls for InClear {
+    fn to_node(&self, _: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        None
+    }
+}
+
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    ClientTls(Box<tokio_rustls::server::TlsStream<Rewound>>),
+    ServerTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// What it was is in a handshake.
+    Taken,
+}
+
+impl Stream {
+    /// Nothing has come, and the other side has not closed: true of an idle server. Asks the kernel, since the runtime may
+    /// not have heard yet.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let fd = match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::ServerTls(stream) => stream.get_ref().0.as_fd(),
+            Stream::ClientTls(stream) => stream.get_ref().0.inner.as_fd(),
+            Stream::Taken => return false,
+        };
+        let mut byte = [0];
+        let peeked = rustix::net::recv(fd, &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+
+    pub(crate) async fn send(&mut self, out: &mut BytesMut) -> io::Result<()> {
+        if !out.is_empty() {
+            self.write_all(out).await?;
+            out.clear();
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// More bytes behind those that are there; an end is an error.
+    pub(crate) async fn receive(&mut self, input: &mut BytesMut) -> io::Result<()> {
+        match self.read_buf(input).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// For a handshake, which gives it back in another form.
+    pub(crate) fn take_tcp(&mut self) -> io::Result<TcpStream> {
+        match std::mem::replace(self, Stream::Taken) {
+            Stream::Tcp(stream) => Ok(stream),
+            _ => Err(io::Error::other("TLS inside TLS")),
+        }
+    }
+
+    /// Until the other side has closed, as far as that can be known without taking what it has sent before.
+    pub(crate) async fn gone(&self) {
+        let tcp = match self {
+            Stream::Tcp(stream) => stream,
+            Stream::ClientTls(stream) => &stream.get_ref().0.inner,
+            _ => return std::future::pending().await,
+        };
+        match tcp.peek(&mut [0]).await {
+            Ok(0) | Err(_) => {}
+            Ok(_) => std::future::pending().await,
+        }
+    }
+
+    /// Has TLS put what was written on its way?
+    pub(crate) fn must_flush(&self) -> bool {
+        matches!(self, Stream::ClientTls(_) | Stream::ServerTls(_))
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $stream:ident => $body:expr) => {
+        match $self.get_mut() {
+            Stream::Tcp($stream) => $body,
+            Stream::Unix($stream) => $body,
+            Stream::ClientTls($stream) => $body,
+            Stream::ServerTls($stream) => $body,
+            Stream::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+/// A connection with what was read too early put back in front: a TLS handshake that nobody had announced.
+pub(crate) struct Rewound {
+    front: Bytes,
+    inner: TcpStream,
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.front.has_remaining() {
+            let count = self.front.len().min(buf.remaining());
+            buf.put_slice(&self.front.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// What is spoken inside of TLS, as of PostgreSQL 17.
+pub const ALPN: &[u8] = b"postgresql";
+
+/// The server's side of a handshake; `front` was received already. Also what the client said that it will speak.
+pub(crate) async fn accept_tls(
+    inner: TcpStream,
+    front: BytesMut,
+    config: Arc<ServerConfig>,
+) -> io::Result<(Stream, Option<Vec<u8>>)> {
+    let rewound = Rewound { front: front.freeze(), inner };
+    let encrypted = TlsAcceptor::from(config).accept(rewound).await?;
+    let protocol = encrypted.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    Ok((Stream::ClientTls(Box::new(encrypted)), protocol))
+}
+
+/// Connects to a server, over its Unix socket where it has one here.
+pub(crate) async fn connect(target: &Target, tls: &dyn ServerTls) -> io::Result<Stream> {
+    if let Some(dir) = &target.socket_dir {
+        return Ok(Stream::Unix(UnixStream::connect(socket(dir, target.port)).await?));
+    }
+    let mut stream = TcpStream::connect(SocketAddr::new(target.address, target.port)).await?;
+    stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    let Some((config, name)) = tls.to_node(&target.node) else { return Ok(Stream::Tcp(stream)) };
+    let mut asked = BytesMut::new();
+    build::ssl_request(&mut asked);
+    stream.write_all(&asked).await?;
+    // One byte and no more: what a man in the middle put behind it is not read (CVE-2021-23222).
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await?;
+    match encryption_answer(&answer, b'S') {
+        Ok(Some(Answer::Granted)) => {}
+        Ok(_) => return Err(io::Error::other("the server has no TLS")),
+        Err(error) => return Err(io::Error::other(error)),
+    }
+    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    Ok(Stream::ServerTls(Box::new(stream)))
+}
+
+fn socket(dir: &Path, port: u16) -> std::path::PathBuf {
+    dir.join(format!(".s.PGSQL.{port}"))
+}

@@ -1,0 +1,308 @@
+//! The pools at work: does what [`Pool`] orders, with real connections.
+//!
+//! Idle connections lie beside their pool, under one lock, so that whoever is lent one has it at once, on whatever worker.
+//! What takes time (opening, closing) is done by tasks without the lock.
+//!
+//! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pgherd_pgwire::scram::ClientKeys;
+use pgherd_pgwire::startup::Replication;
+use tokio::sync::oneshot;
+
+use crate::backend::Backend;
+use crate::clock;
+use crate::pool::{Answer, ClientId, Counts, Limits, Order, Pool, Refusal, ServerId, Worker};
+use crate::routes::Writes;
+use crate::server::{NotIn, Purpose};
+use crate::world::World;
+
+/// Database and user.
+pub(crate) type Name = (String, String);
+
+#[derive(Default)]
+pub(crate) struct Pools {
+    by_name: Mutex<HashMap<Name, Arc<OnePool>>>,
+}
+
+pub(crate) struct OnePool {
+    name: Name,
+    state: Mutex<State>,
+}
+
+struct State {
+    pool: Pool,
+    idle: HashMap<ServerId, Backend>,
+    waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
+    /// Of whoever came in last: they open servers for all.
+    keys: Option<ClientKeys>,
+    /// What the server said when it let nobody in.
+    rejection: Option<NotIn>,
+}
+
+type Granted = Result<(ServerId, Backend), NotLent>;
+
+/// Why there is no server for a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotLent {
+    Refused(Refusal),
+    /// Told by the server.
+    Rejected(NotIn),
+}
+
+/// A server that is somebody's.
+pub(crate) struct Lent {
+    pub(crate) server: ServerId,
+    pub(crate) backend: Backend,
+}
+
+impl Pools {
+    fn all(&self) -> MutexGuard<'_, HashMap<Name, Arc<OnePool>>> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `keys`: those that the client has just proven to have.
+    pub(crate) fn of(&self, name: Name, keys: Option<ClientKeys>, world: &World) -> Arc<OnePool> {
+        let mut all = self.all();
+        let pool = all.entry(name).or_insert_with_key(|name| {
+            let limits = world.settings.load().limits;
+            let mut pool = Pool::new(limits, clock::now());
+            if let Writes::To(place, _) = world.fence.writes() {
+                pool.route(place, clock::now());
+            }
+            let state =
+                State { pool, idle: HashMap::new(), waiting: HashMap::new(), keys: None, rejection: None };
+            Arc::new(OnePool { name: name.clone(), state: Mutex::new(state) })
+        });
+        let pool = Arc::clone(pool);
+        drop(all);
+        pool.state().keys = keys;
+        pool
+    }
+
+    /// The route is another one, or nobody knows it any more.
+    pub(crate) fn rerouted(&self, world: &Arc<World>) {
+        let writes = world.fence.writes();
+        for pool in self.every() {
+            let mut state = pool.state();
+            match &writes {
+                Writes::To(place, _) => state.pool.route(place.clone(), clock::now()),
+                Writes::Hold(_) => state.pool.hold(clock::now()),
+            }
+            pool.act(state, world);
+        }
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits, world: &Arc<World>) {
+        for pool in self.every() {
+            let mut state = pool.state();
+            state.pool.set_limits(limits, clock::now());
+            pool.act(state, world);
+        }
+    }
+
+    /// Some times a second: what has waited or idled for too long.
+    pub(crate) fn tick(&self, world: &Arc<World>) {
+        for pool in self.every() {
+            let mut state = pool.state();
+            let dead: Vec<ServerId> = state
+                .idle
+                .iter()
+                .filter(|(_, backend)| !backend.stream.is_quiet())
+                .map(|(server, _)| *server)
+                .collect();
+            for server in dead {
+                state.idle.remove(&server);
+                state.pool.closed(server, clock::now());
+            }
+            state.pool.tick(clock::now());
+            pool.act(state, world);
+        }
+        // Nobody is in it, and nothing is remembered but limits.
+        self.all().retain(|_, pool| {
+            let state = pool.state();
+            Arc::strong_count(pool) > 1 || !state.pool.is_drained() || !state.waiting.is_empty()
+        });
+    }
+
+    pub(crate) fn counts(&self) -> Vec<(Name, Counts)> {
+        let now = clock::now();
+        self.every().iter().map(|pool| (pool.name.clone(), pool.state().pool.counts(now))).collect()
+    }
+
+    fn every(&self) -> Vec<Arc<OnePool>> {
+        self.all().values().cloned().collect()
+    }
+}
+
+impl OnePool {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a server. Whoever stops waiting leaves the queue.
+    pub(crate) async fn lend(
+        self: &Arc<Self>,
+        client: ClientId,
+        worker: Worker,
+        world: &Arc<World>,
+    ) -> Result<Lent, NotLent> {
+        let receiver = {
+            let mut state = self.state();
+            loop {
+                match state.pool.request(client, worker, clock::now()) {
+                    Answer::Lent { server, .. } => {
+                        let Some(backend) = state.idle.remove(&server) else { continue };
+                        if backend.stream.is_quiet() {
+                            self.act(state, world);
+                            return Ok(Lent { server, backend });
+                        }
+                        state.pool.closed(server, clock::now());
+                    }
+                    Answer::Refused(why) => {
+                        self.act(state, world);
+                        return Err(NotLent::Refused(why));
+                    }
+                    Answer::Waits => break,
+                }
+            }
+            let (sender, receiver) = oneshot::channel();
+            state.waiting.insert(client, sender);
+            self.act(state, world);
+            receiver
+        };
+        let mut waiter = Waiter { pool: self, client, receiver, world };
+        match (&mut waiter.receiver).await {
+            Ok(granted) => granted.map(|(server, backend)| Lent { server, backend }),
+            // Never: whoever drops the sender has answered.
+            Err(_) => Err(NotLent::Refused(Refusal::QueryWait)),
+        }
+    }
+
+    /// `reusable`: it is as clean as a fresh one.
+    pub(crate) fn give_back(self: &Arc<Self>, lent: Lent, reusable: bool, world: &Arc<World>) {
+        let mut state = self.state();
+        state.idle.insert(lent.server, lent.backend);
+        state.pool.release(lent.server, reusable, clock::now());
+        self.act(state, world);
+    }
+
+    /// A server that was lent is no more.
+    pub(crate) fn gone(self: &Arc<Self>, server: ServerId, world: &Arc<World>) {
+        let mut state = self.state();
+        state.pool.closed(server, clock::now());
+        self.act(state, world);
+    }
+
+    /// Does what the pool has ordered.
+    fn act(self: &Arc<Self>, mut state: MutexGuard<'_, State>, world: &Arc<World>) {
+        while let Some(order) = state.pool.poll() {
+            match order {
+                Order::Lend { client, server, .. } => {
+                    let Some(backend) = state.idle.remove(&server) else { continue };
+                    let sender = state.waiting.remove(&client);
+                    let refused = match sender {
+                        Some(sender) => sender.send(Ok((server, backend))).err(),
+                        None => Some(Ok((server, backend))),
+                    };
+                    // It left in this moment.
+                    if let Some(Ok((server, backend))) = refused {
+                        state.idle.insert(server, backend);
+                        state.pool.release(server, true, clock::now());
+                    }
+                }
+                Order::Refuse { client, why } => {
+                    let said = match (why, &state.rejection) {
+                        (Refusal::Rejected, Some(rejection)) => NotLent::Rejected(rejection.clone()),
+                        (why, _) => NotLent::Refused(why),
+                    };
+                    if let Some(sender) = state.waiting.remove(&client) {
+                        // If it has just left, nobody has to hear it.
+                        drop(sender.send(Err(said)));
+                    }
+                }
+                Order::Open { server, worker, .. } => {
+                    let (pool, world, keys) = (Arc::clone(self), Arc::clone(world), state.keys.clone());
+                    let handle = &world.workers[usize::from(worker.0) % world.workers.len()];
+                    handle.clone().spawn(async move { pool.open(server, keys, &world).await });
+                }
+                Order::Close { server, worker, why } => {
+                    let Some(backend) = state.idle.remove(&server) else { continue };
+                    tracing::debug!(?why, pid = backend.welcome.pid, "closes a server");
+                    let (pool, world) = (Arc::clone(self), Arc::clone(world));
+                    let handle = &world.workers[usize::from(worker.0) % world.workers.len()];
+                    handle.clone().spawn(async move {
+                        backend.close().await;
+                        pool.gone(server, &world);
+                    });
+                }
+            }
+        }
+    }
+
+    async fn open(self: Arc<Self>, server: ServerId, keys: Option<ClientKeys>, world: &Arc<World>) {
+        let (database, user) = self.name.clone();
+        let purpose = Purpose { user, database, replication: Replication::Off, parameters: Vec::new() };
+        // The route may have changed since it was ordered; then the pool closes what is opened for the former one.
+        let opened = match world.fence.writes() {
+            Writes::To(place, target) => {
+                Backend::open(place, target, &*world.server_tls, &purpose, keys).await
+            }
+            Writes::Hold(why) => Err(NotIn::Unreachable(format!("there is no route: {why:?}"))),
+        };
+        let mut state = self.state();
+        let now = clock::now();
+        match opened {
+            Ok(backend) => {
+                state.rejection = None;
+                state.idle.insert(server, backend);
+                state.pool.opened(server, now);
+            }
+            Err(error) if error.passes() => {
+                tracing::info!(%error, database = self.name.0, user = self.name.1, "cannot open a server yet");
+                state.pool.failed(server, now);
+            }
+            Err(error) => {
+                tracing::info!(%error, database = self.name.0, user = self.name.1, "the server lets nobody in");
+                world.verifiers.forget(&self.name.1);
+                state.rejection = Some(error);
+                state.pool.rejected(server, now);
+            }
+        }
+        self.act(state, world);
+    }
+}
+
+/// A client in the queue.
+struct Waiter<'a> {
+    pool: &'a Arc<OnePool>,
+    client: ClientId,
+    receiver: oneshot::Receiver<Granted>,
+    world: &'a Arc<World>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        let late = self.receiver.try_recv();
+        let mut state = self.pool.state();
+        state.waiting.remove(&self.client);
+        match late {
+            // It was lent one in the moment in which it left.
+            Ok(Ok((server, backend))) => {
+                state.idle.insert(server, backend);
+                state.pool.release(server, true, clock::now());
+            }
+            _ => {
+                state.pool.leave(self.client);
+            }
+        }
+        self.pool.act(state, self.world);
+    }
+}
+
+/// How often [`Pools::tick`] is to be called.
+pub(crate) const TICK: Duration = Duration::from_millis(100);

@@ -1,0 +1,236 @@
+//! A proxy that runs: listeners, workers, and what keeps them in step with the routes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::client;
+use crate::clock;
+use crate::net::ServerTls;
+use crate::pool::{Counts, Worker};
+use crate::pools::TICK;
+use crate::routes::{Table, Writes};
+use crate::verifiers::{AuthQuery, Verifiers};
+use crate::world::{NoRandomness, Settings, World};
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 4096;
+/// After an accept that failed for want of descriptors or memory: those who leave must be noticed.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// What cannot be replaced while it runs.
+pub struct Config {
+    pub listen: SocketAddr,
+    /// Threads, each with its own event loop.
+    pub workers: u16,
+    pub server_tls: Arc<dyn ServerTls>,
+    pub auth_query: AuthQuery,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot start a worker")]
+    Worker(#[source] io::Error),
+    #[error("the system has no random bytes")]
+    NoRandomness,
+}
+
+impl From<NoRandomness> for StartError {
+    fn from(_: NoRandomness) -> StartError {
+        StartError::NoRandomness
+    }
+}
+
+/// Ends when it is dropped, and its clients with it.
+pub struct Proxy {
+    world: Arc<World>,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Listens, and lets clients wait until [`Proxy::learn`] has told where the primary is.
+    pub fn start(config: Config, settings: Settings) -> Result<Proxy, StartError> {
+        let Config { mut listen, workers, server_tls, auth_query } = config;
+        let mut runtimes = Vec::new();
+        for _ in 0..workers.max(1) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtimes.push(runtime.map_err(StartError::Worker)?);
+        }
+        let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+        let world = Arc::new(World::new(settings, server_tls, Verifiers::new(auth_query)?, handles));
+        let stop = watch::Sender::new(false);
+        let mut threads = Vec::new();
+        for (number, runtime) in (0_u16..).zip(runtimes) {
+            let listener = bind(listen).map_err(|source| StartError::Listen { address: listen, source })?;
+            // The others share the port that the first one was given.
+            listen =
+                listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+            let (world, stopped) = (Arc::clone(&world), stop.subscribe());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker {number}"))
+                .spawn(move || work(&runtime, listener, Worker(number), &world, stopped));
+            threads.push(thread.map_err(StartError::Worker)?);
+        }
+        Ok(Proxy { world, address: listen, stop, threads })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `false`: the table is of a former term, and changes nothing.
+    pub fn learn(&self, table: Table) -> bool {
+        let learnt = self.world.fence.learn(table);
+        if learnt {
+            self.world.pools.rerouted(&self.world);
+        }
+        learnt
+    }
+
+    /// For those who come from now on; limits for all.
+    pub fn replace(&self, settings: Settings) {
+        let limits = settings.limits;
+        self.world.settings.store(Arc::new(settings));
+        self.world.pools.set_limits(limits, &self.world);
+    }
+
+    /// Of each pool: its database, its user, and how full it is.
+    pub fn pools(&self) -> Vec<((String, String), Counts)> {
+        self.world.pools.counts()
+    }
+
+    pub fn clients(&self) -> u64 {
+        self.world.clients.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a worker has ended by a fault");
+            }
+        }
+    }
+}
+
+/// Each worker has a queue of its own, and the kernel spreads the clients.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn work(
+    runtime: &Runtime,
+    listener: std::net::TcpListener,
+    worker: Worker,
+    world: &Arc<World>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    runtime.block_on(async {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "a worker cannot listen"),
+        };
+        if worker == Worker(0) {
+            tokio::spawn(keep_in_step(Arc::clone(world)));
+        }
+        tokio::select! {
+            () = accept(listener, worker, world) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    });
+}
+
+/// For ever: there is nothing that a proxy could do better than listen.
+async fn accept(listener: TcpListener, worker: Worker, world: &Arc<World>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, from)) => welcome(stream, from, worker, world),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+fn welcome(stream: TcpStream, from: SocketAddr, worker: Worker, world: &Arc<World>) {
+    let set = || -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        Ok(sockopt::set_socket_keepalive(&stream, true)?)
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "a client was gone before it was there");
+        return;
+    }
+    let here = Here::new(world);
+    if here.number > world.settings.load().max_clients as u64 {
+        tokio::spawn(async move {
+            client::refuse(stream).await;
+            drop(here);
+        });
+        return;
+    }
+    let world = Arc::clone(world);
+    tokio::spawn(async move {
+        client::serve(stream, from.ip(), worker, world).await;
+        drop(here);
+    });
+}
+
+/// Counts a client for as long as it is there.
+struct Here {
+    world: Arc<World>,
+    number: u64,
+}
+
+impl Here {
+    fn new(world: &Arc<World>) -> Here {
+        Here { world: Arc::clone(world), number: world.clients.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.world.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Ends what has waited too long, and notices when a route has run out.
+async fn keep_in_step(world: Arc<World>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut was_known = false;
+    loop {
+        ticks.tick().await;
+        let known = matches!(world.fence.writes(), Writes::To(..));
+        let ran_out = world.fence.wake_at().is_some_and(|at| clock::now() >= at);
+        if was_known != known || ran_out {
+            // Sessions count by themselves how long they have waited.
+            world.fence.look_again();
+            world.pools.rerouted(&world);
+        }
+        was_known = known;
+        world.pools.tick(&world);
+    }
+}

@@ -1,0 +1,270 @@
+//! Moves bytes between a client and its server, and asks the [`Session`] what to do with them.
+//!
+//! Nothing is kept for a connection that waits: bytes are read into a buffer of the thread, shown to the session, and
+//! written at once. Only what the other side does not take yet is kept, and then nothing more is read for it.
+//!
+//! Nothing is sent to a server that the route does not admit at that moment: while nobody knows whether it is still the
+//! primary its client is not listened to.
+//!
+//! Leaves out: who gets which server, and what becomes of it afterwards.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use pgherd_pgwire::frame::HEADER_BYTES;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::fence::{Admission, Verdict};
+use crate::net::Stream;
+use crate::session::{Fault, Pass, Passed, Session};
+
+/// What is read at once. Large, so that a big result costs few system calls; one for each thread.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// The longest beginning of a header; whoever leaves more has no room for it now.
+const HEADER_LEFT_BYTES: usize = HEADER_BYTES - 1;
+
+thread_local! {
+    static CHUNK: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client said goodbye, or is gone.
+    ClientLeft,
+    ServerLost(String),
+    /// The server was told to be the client's no more: it is of a former term.
+    Rerouted,
+    Fault(Fault),
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    /// Read, and not taken: the beginning of a header, or all that there was no room for.
+    unread: BytesMut,
+    /// Passed on, and not taken yet.
+    pending: BytesMut,
+    must_flush: bool,
+}
+
+/// Until one side leaves. `admission` is that of the server.
+pub(crate) async fn relay(
+    client: &mut Stream,
+    server: &mut Stream,
+    session: &mut Session,
+    admission: &mut Admission,
+) -> End {
+    let (mut to_server, mut to_client) = (Way::default(), Way::default());
+    let mut fence = admission.subscribe();
+    loop {
+        let mut changed = pin!(fence.changed());
+        let moved = std::future::poll_fn(|cx| {
+            if let Poll::Ready(end) =
+                poll(cx, client, server, session, admission, &mut to_server, &mut to_client)
+            {
+                return Poll::Ready(Some(end));
+            }
+            // What was decided while nobody looked is looked at again.
+            changed.as_mut().poll(cx).map(|_| None)
+        });
+        if let Some(end) = moved.await {
+            return end;
+        }
+    }
+}
+
+fn poll(
+    cx: &mut Context<'_>,
+    client: &mut Stream,
+    server: &mut Stream,
+    session: &mut Session,
+    admission: &mut Admission,
+    to_server: &mut Way,
+    to_client: &mut Way,
+) -> Poll<End> {
+    loop {
+        let answered = match from_server(cx, server, client, session, to_client) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(end)) => return Poll::Ready(end),
+            Poll::Pending => false,
+        };
+        let asked = match from_client(cx, client, server, session, admission, to_server) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(end)) => return Poll::Ready(end),
+            Poll::Pending => false,
+        };
+        if session.has_left() && !to_server.pending.has_remaining() {
+            return Poll::Ready(End::ClientLeft);
+        }
+        if !(answered || asked) {
+            return Poll::Pending;
+        }
+    }
+}
+
+fn from_server(
+    cx: &mut Context<'_>,
+    server: &mut Stream,
+    client: &mut Stream,
+    session: &mut Session,
+    way: &mut Way,
+) -> Poll<Result<(), End>> {
+    let gone = |_: io::Error| End::ClientLeft;
+    ready!(way.drain(cx, client)).map_err(gone)?;
+    let lost = |error: io::Error| End::ServerLost(error.to_string());
+    let show = |chunk: &[u8], edited: &mut BytesMut| session.from_server(chunk, edited).map(Shown::from);
+    match ready!(way.pump(cx, server, client, show)) {
+        Ok(true) => Poll::Ready(Ok(())),
+        Ok(false) => Poll::Ready(Err(End::ServerLost("it closed the connection".to_owned()))),
+        Err(Broken::Read(error)) => Poll::Ready(Err(lost(error))),
+        Err(Broken::Write(error)) => Poll::Ready(Err(gone(error))),
+        Err(Broken::Fault(fault)) => Poll::Ready(Err(End::Fault(fault))),
+    }
+}
+
+fn from_client(
+    cx: &mut Context<'_>,
+    client: &mut Stream,
+    server: &mut Stream,
+    session: &mut Session,
+    admission: &mut Admission,
+    way: &mut Way,
+) -> Poll<Result<(), End>> {
+    match admission.verdict() {
+        Verdict::Admitted => {}
+        // The fence wakes this task when that changes.
+        Verdict::Unknown => return Poll::Pending,
+        Verdict::Superseded => return Poll::Ready(Err(End::Rerouted)),
+    }
+    let lost = |error: io::Error| End::ServerLost(error.to_string());
+    ready!(way.drain(cx, server)).map_err(lost)?;
+    if !session.has_room() || session.has_left() {
+        // Until the server has answered, which wakes this task.
+        return Poll::Pending;
+    }
+    let show = |chunk: &[u8], edited: &mut BytesMut| session.from_client(chunk, edited).map(Shown::from);
+    match ready!(way.pump(cx, client, server, show)) {
+        Ok(true) => Poll::Ready(Ok(())),
+        Ok(false) | Err(Broken::Read(_)) => Poll::Ready(Err(End::ClientLeft)),
+        Err(Broken::Write(error)) => Poll::Ready(Err(lost(error))),
+        Err(Broken::Fault(fault)) => Poll::Ready(Err(End::Fault(fault))),
+    }
+}
+
+enum Broken {
+    Read(io::Error),
+    Write(io::Error),
+    Fault(Fault),
+}
+
+/// What a session said of a chunk, by positions.
+struct Shown {
+    /// `None`: what stands in the other buffer.
+    as_it_came: Option<usize>,
+    taken_bytes: usize,
+}
+
+impl From<Passed<'_>> for Shown {
+    fn from(passed: Passed<'_>) -> Shown {
+        let as_it_came = match passed.pass {
+            Pass::AsItCame(bytes) => Some(bytes.len()),
+            Pass::Edited => None,
+        };
+        Shown { as_it_came, taken_bytes: passed.taken_bytes }
+    }
+}
+
+impl Way {
+    /// Gives the other side what it has not taken yet.
+    fn drain(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        while self.pending.has_remaining() {
+            let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.pending.advance(count);
+        }
+        if self.must_flush {
+            ready!(Pin::new(to).poll_flush(cx))?;
+            self.must_flush = false;
+        }
+        if self.pending.capacity() > 0 {
+            self.pending = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and passes it on. `false`: the end.
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
+    ) -> Poll<Result<bool, Broken>> {
+        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        let pumped = self.pump_through(cx, from, to, &mut chunk, show);
+        CHUNK.set(Some(chunk));
+        pumped
+    }
+
+    fn pump_through(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        chunk: &mut [u8],
+        show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
+    ) -> Poll<Result<bool, Broken>> {
+        let kept = self.unread.len();
+        chunk[..kept].copy_from_slice(&self.unread);
+        let mut count = 0;
+        if kept <= HEADER_LEFT_BYTES {
+            let mut buffer = ReadBuf::new(&mut chunk[kept..]);
+            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Broken::Read)?;
+            count = buffer.filled().len();
+            if count == 0 {
+                return Poll::Ready(Ok(false));
+            }
+        }
+        self.unread = BytesMut::new();
+        let received = &chunk[..kept + count];
+        let mut edited = BytesMut::new();
+        let shown = show(received, &mut edited).map_err(Broken::Fault)?;
+        match shown.as_it_came {
+            Some(length) => {
+                self.pass(cx, to, &received[shown.taken_bytes - length..shown.taken_bytes])?;
+            }
+            None => self.pass(cx, to, &edited)?,
+        }
+        self.unread.extend_from_slice(&received[shown.taken_bytes..]);
+        Poll::Ready(Ok(true))
+    }
+
+    /// Writes what can be written now and keeps the rest.
+    fn pass(&mut self, cx: &mut Context<'_>, to: &mut Stream, mut bytes: &[u8]) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(0)) => return Err(Broken::Write(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => bytes = &bytes[count..],
+                Poll::Ready(Err(error)) => return Err(Broken::Write(error)),
+                Poll::Pending => {
+                    self.pending.extend_from_slice(bytes);
+                    break;
+                }
+            }
+        }
+        self.must_flush = to.must_flush();
+        if self.must_flush
+            && let Poll::Ready(flushed) = Pin::new(to).poll_flush(cx)
+        {
+            flushed.map_err(Broken::Write)?;
+            self.must_flush = false;
+        }
+        Ok(())
+    }
+}

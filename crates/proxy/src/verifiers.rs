@@ -1,0 +1,138 @@
+//! What PostgreSQL stores of the users' passwords, asked for when somebody comes.
+//!
+//! One connection to the primary, in a role of its own that may read this and nothing else, in a database of its own: what
+//! a client's startup packet says never reaches it (CVE-2025-12819). An answer is good for a moment, so that a thousand
+//! clients who come at once ask once. Roles that may not log in, and passwords that have run out, are as good as none
+//! (CVE-2025-2291).
+//!
+//! Leaves out what is done with it ([`crate::login`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pgherd_pgwire::scram::Verifier;
+use pgherd_pgwire::startup::Replication;
+use tokio::time::Instant;
+
+use crate::backend::{Backend, NotDone};
+use crate::routes::Writes;
+use crate::server::{NotIn, Purpose};
+use crate::world::{NoRandomness, World, random};
+
+const GOOD_FOR: Duration = Duration::from_secs(1);
+/// Names that were asked for and are forgotten together: strangers must not fill the memory.
+const MAX_KNOWN: usize = 10_000;
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+const QUERY: &[u8] = b"SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin \
+     AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())";
+
+/// As whom and where it is asked.
+#[derive(Clone, Debug)]
+pub struct AuthQuery {
+    pub user: String,
+    pub database: String,
+}
+
+pub(crate) struct Verifiers {
+    query: AuthQuery,
+    known: Mutex<HashMap<String, (Option<Verifier>, Instant)>>,
+    connection: tokio::sync::Mutex<Option<Backend>>,
+    /// Makes the verifiers of those who do not exist.
+    secret: [u8; 32],
+}
+
+impl Verifiers {
+    pub(crate) fn new(query: AuthQuery) -> Result<Verifiers, NoRandomness> {
+        Ok(Verifiers {
+            query,
+            known: Mutex::default(),
+            connection: tokio::sync::Mutex::default(),
+            secret: random()?,
+        })
+    }
+
+    /// Of this user, or of nobody. Waits for a primary as long as clients may.
+    pub(crate) async fn of(&self, user: &str, world: &Arc<World>) -> Result<Verifier, NotIn> {
+        let until = Instant::now() + world.settings.load().limits.hold;
+        let found = loop {
+            if let Some(known) = self.known(user) {
+                break known;
+            }
+            let mut changes = world.fence.subscribe();
+            let failed = match self.ask(user, world).await {
+                Ok(found) => break found,
+                Err(error) if !error.passes() => return Err(error),
+                Err(error) => error,
+            };
+            tracing::debug!(%failed, "a verifier could not be asked for yet");
+            let retry = Instant::now() + world.settings.load().limits.retry;
+            if retry >= until {
+                return Err(failed);
+            }
+            // A new route is tried at once.
+            tokio::select! {
+                () = tokio::time::sleep_until(retry) => {}
+                _ = changes.changed() => {}
+            }
+        };
+        Ok(found.unwrap_or_else(|| Verifier::of_nobody(user, &self.secret)))
+    }
+
+    /// The next one who comes asks again: a password was changed.
+    pub(crate) fn forget(&self, user: &str) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(user);
+    }
+
+    fn known(&self, user: &str) -> Option<Option<Verifier>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(user).filter(|(_, asked)| asked.elapsed() < GOOD_FOR).map(|(verifier, _)| verifier.clone())
+    }
+
+    async fn ask(&self, user: &str, world: &Arc<World>) -> Result<Option<Verifier>, NotIn> {
+        let mut connection = self.connection.lock().await;
+        // Somebody else may have asked while this one waited.
+        if let Some(known) = self.known(user) {
+            return Ok(known);
+        }
+        let Writes::To(place, target) = world.fence.writes() else {
+            return Err(NotIn::Unreachable("there is no primary at the moment".to_owned()));
+        };
+        let asked = Instant::now();
+        let mut backend =
+            match connection.take().filter(|known| known.place == place && known.stream.is_quiet()) {
+                Some(backend) => backend,
+                None => {
+                    let purpose = Purpose {
+                        user: self.query.user.clone(),
+                        database: self.query.database.clone(),
+                        replication: Replication::Off,
+                        parameters: vec![("application_name".to_owned(), "pgherd proxy".to_owned())],
+                    };
+                    Backend::open(place, target, &*world.server_tls, &purpose, None).await?
+                }
+            };
+        let rows = match backend.values(QUERY, user, ASK_WITHIN).await {
+            Ok(rows) => rows,
+            Err(NotDone::Refused { sqlstate, message }) => {
+                return Err(NotIn::Refused { sqlstate, message, detail: None, hint: None });
+            }
+            Err(NotDone::Lost(why)) => return Err(NotIn::Unreachable(why)),
+        };
+        *connection = Some(backend);
+        let stored = rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok());
+        let verifier = stored.as_deref().and_then(Verifier::parse);
+        if stored.is_some() && verifier.is_none() {
+            tracing::warn!(
+                user,
+                "has a password that is not stored for SCRAM, and cannot come in through a proxy"
+            );
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.insert(user.to_owned(), (verifier.clone(), asked));
+        Ok(verifier)
+    }
+}

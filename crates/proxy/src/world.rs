@@ -1,0 +1,129 @@
+//! What all workers of a proxy share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::rand;
+use rustls::ServerConfig;
+use tokio::runtime::Handle;
+
+use crate::cancel::Cancels;
+use crate::fence::Fence;
+use crate::hba::Hba;
+use crate::login;
+use crate::net::ServerTls;
+use crate::pool::{ClientId, Limits};
+use crate::pools::Pools;
+use crate::verifiers::Verifiers;
+
+/// What can be replaced while the proxy runs; clients that are in stay in.
+#[derive(Clone)]
+pub struct Settings {
+    pub hba: Hba,
+    pub client_tls: Option<ClientTls>,
+    /// Clients without TLS are refused.
+    pub tls_required: bool,
+    /// Of each pool.
+    pub limits: Limits,
+    /// In all, those that are coming in included.
+    pub max_clients: usize,
+    /// From the first byte to the proof.
+    pub login_timeout: Duration,
+}
+
+impl Settings {
+    pub fn new(hba: Hba) -> Settings {
+        Settings {
+            hba,
+            client_tls: None,
+            tls_required: false,
+            limits: Limits {
+                size: 20,
+                opening: 10,
+                waiting: 10_000,
+                query_wait: Duration::from_secs(120),
+                hold: Duration::from_secs(60),
+                server_idle: Duration::from_secs(600),
+                server_lifetime: Duration::from_secs(3600),
+                retry: Duration::from_millis(200),
+            },
+            max_clients: 10_000,
+            login_timeout: Duration::from_secs(60),
+        }
+    }
+
+    pub(crate) fn tls(&self) -> login::Tls {
+        match (&self.client_tls, self.tls_required) {
+            (None, _) => login::Tls::Unavailable,
+            (Some(_), false) => login::Tls::Offered,
+            (Some(_), true) => login::Tls::Required,
+        }
+    }
+}
+
+/// What clients are shown.
+#[derive(Clone)]
+pub struct ClientTls {
+    pub config: Arc<ServerConfig>,
+    /// `tls-server-end-point` of the certificate (RFC 5929), for channel binding.
+    pub certificate_hash: Option<Vec<u8>>,
+}
+
+pub(crate) struct World {
+    pub(crate) settings: ArcSwap<Settings>,
+    pub(crate) fence: Arc<Fence>,
+    pub(crate) server_tls: Arc<dyn ServerTls>,
+    pub(crate) verifiers: Verifiers,
+    pub(crate) pools: Pools,
+    pub(crate) cancels: Cancels,
+    /// Where each worker's tasks are spawned.
+    pub(crate) workers: Vec<Handle>,
+    /// Clients, whether they are in or not.
+    pub(crate) clients: AtomicU64,
+    next_client: AtomicU64,
+}
+
+impl World {
+    pub(crate) fn new(
+        settings: Settings,
+        server_tls: Arc<dyn ServerTls>,
+        verifiers: Verifiers,
+        workers: Vec<Handle>,
+    ) -> World {
+        World {
+            fence: Arc::new(Fence::new(settings.limits.hold)),
+            settings: ArcSwap::from_pointee(settings),
+            server_tls,
+            verifiers,
+            pools: Pools::default(),
+            cancels: Cancels::default(),
+            workers,
+            clients: AtomicU64::new(0),
+            next_client: AtomicU64::new(1),
+        }
+    }
+
+    pub(crate) fn next_client(&self) -> ClientId {
+        ClientId(self.next_client.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const BYTES: usize>() -> Result<[u8; BYTES], NoRandomness> {
+    let mut bytes = [0; BYTES];
+    rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
+    Ok(bytes)
+}
+
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the system has no random bytes")]
+pub(crate) struct NoRandomness;
+
+/// Printable and without a comma, as SCRAM wants it: 24 characters, as many as PostgreSQL sends.
+pub(crate) fn nonce() -> Result<String, NoRandomness> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bytes = random::<24>()?;
+    Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 64)])).collect())
+}

@@ -1,0 +1,160 @@
+//! A server, a proxy in front of it, and clients of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
+
+use pgherd_core::types::{Instant, Term};
+use pgherd_proxy::hba::Hba;
+use pgherd_proxy::routes::{Table, Target};
+use pgherd_proxy::{AuthQuery, Config, InClear, Proxy, Settings};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::server::{Server, as_user};
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const PASSWORD: &str = "correct horse";
+
+/// Defines a test that runs as an unprivileged user, with a server and a proxy in front of it.
+macro_rules! story {
+    ($(#[$meta:meta])* async fn $name:ident($scene:ident) $body:block) => {
+        #[test]
+        $(#[$meta])*
+        fn $name() {
+            crate::harness::run(concat!(module_path!(), "::", stringify!($name)), async |$scene| $body);
+        }
+    };
+}
+pub(crate) use story;
+
+pub(crate) fn run(test: &str, story: impl AsyncFnOnce(&Scene)) {
+    let (_, test) = test.split_once("::").expect("a module path has the crate's name");
+    as_user(test, || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let scene = Scene::new().await;
+            story(&scene).await;
+        });
+    });
+}
+
+pub(crate) struct Scene {
+    pub(crate) proxy: Proxy,
+    pub(crate) server: Server,
+}
+
+/// What every story begins with; some change it.
+pub(crate) fn settings() -> Settings {
+    let mut settings = Settings::new(Hba::parse(["host all all 127.0.0.1/32 scram-sha-256"]).unwrap());
+    settings.limits.size = 3;
+    settings.limits.retry = Duration::from_millis(20);
+    settings
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let server = Server::start();
+        let admin = connect(&format!("host=127.0.0.1 port={} user=postgres dbname=postgres", server.port))
+            .await
+            .unwrap();
+        admin
+            .batch_execute(&format!(
+                "CREATE ROLE alice LOGIN REPLICATION PASSWORD '{PASSWORD}'; CREATE ROLE bob LOGIN PASSWORD 'else';\
+                 CREATE ROLE late LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2001-01-01';\
+                 CREATE ROLE nologin NOLOGIN PASSWORD '{PASSWORD}';\
+                 CREATE ROLE pgherd_proxy LOGIN;\
+                 GRANT SELECT (rolname, rolcanlogin, rolvaliduntil, rolpassword) ON pg_catalog.pg_authid TO pgherd_proxy"
+            ))
+            .await
+            .unwrap();
+        admin.batch_execute("CREATE DATABASE shop OWNER alice").await.unwrap();
+        server.admit(
+            "host all postgres,pgherd_proxy 127.0.0.1/32 trust\n\
+             host all,replication all 127.0.0.1/32 scram-sha-256\n",
+        );
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let config = Config {
+            listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            workers: 2,
+            server_tls: Arc::new(InClear),
+            auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+        };
+        let proxy = Proxy::start(config, settings()).unwrap();
+        let scene = Scene { proxy, server };
+        scene.route(1, "a");
+        scene
+    }
+
+    /// From now on that node is the primary, in that term; all of them are the one server.
+    pub(crate) fn route(&self, term: u64, node: &str) {
+        assert!(self.proxy.learn(self.table(term, Some(node))));
+    }
+
+    pub(crate) fn table(&self, term: u64, node: Option<&str>) -> Table {
+        let target = |node: &str| Target {
+            node: node.parse().unwrap(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: self.server.port,
+            socket_dir: None,
+        };
+        let long = Instant::from_boot(Duration::from_secs(u64::from(u32::MAX)));
+        Table { term: Term(term), primary: node.map(target), gate_open: true, valid_until: long }
+    }
+
+    pub(crate) fn conninfo(&self, user: &str, more: &str) -> String {
+        let port = self.proxy.address().port();
+        format!("host=127.0.0.1 port={port} user={user} dbname=shop password='{PASSWORD}' {more}")
+    }
+
+    pub(crate) async fn alice(&self) -> Client {
+        connect(&self.conninfo("alice", "")).await.unwrap()
+    }
+
+    pub(crate) async fn admin(&self) -> Client {
+        connect(&format!("host=127.0.0.1 port={} user=postgres dbname=shop", self.server.port)).await.unwrap()
+    }
+}
+
+pub(crate) async fn connect(conninfo: &str) -> Result<Client, tokio_postgres::Error> {
+    Ok(connect_and_watch(conninfo).await?.0)
+}
+
+/// Also how the connection will end.
+pub(crate) async fn connect_and_watch(conninfo: &str) -> Result<(Client, Ending), tokio_postgres::Error> {
+    let connecting = tokio_postgres::connect(conninfo, NoTls);
+    let (client, connection) = tokio::time::timeout(SOON, connecting).await.expect("in time")?;
+    Ok((client, tokio::spawn(connection)))
+}
+
+pub(crate) type Ending = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;
+
+/// What a client was told at the end, though it had not asked.
+pub(crate) async fn last_word(ending: Ending) -> (String, String) {
+    told(&tokio::time::timeout(SOON, ending).await.expect("in time").unwrap().unwrap_err())
+}
+
+/// SQLSTATE and message of what a client was told.
+pub(crate) fn told(error: &tokio_postgres::Error) -> (String, String) {
+    let told = error.as_db_error().unwrap_or_else(|| panic!("{error:?}"));
+    (told.code().code().to_owned(), told.message().to_owned())
+}
+
+/// By a simple query, which leaves nothing to be said afterwards.
+pub(crate) async fn one(client: &Client, query: &str) -> String {
+    let messages = tokio::time::timeout(SOON, client.simple_query(query)).await.expect("in time").unwrap();
+    let row = messages.into_iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    row.expect("a row").get(0).unwrap_or_default().to_owned()
+}
+
+pub(crate) async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let began = Moment::now();
+    while !check().await {
+        assert!(began.elapsed() < SOON, "not in time: {what}");
+        // sleep: between two looks.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,11 @@
+//! The proxy between real clients and a real server.
+//!
+//! The programs of PostgreSQL are those of `PGHERD_TEST_BIN_DIR`, or the newest that Debian installed. A
+//! machine without PostgreSQL fails these tests.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod harness;
+#[path = "../../../pgwire/tests/it/server.rs"]
+mod server;
+mod sessions;
