@@ -256,6 +256,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         tasks.push(tokio::spawn(server.clone().watch(look_pause, sender.clone())));
         tasks.push(tokio::spawn(duties::health(server.clone(), sender.clone())));
         tasks.push(tokio::spawn(stop_on_request(sender.clone())));
+        tasks.push(tokio::spawn(duties::proxy_role(server.clone(), duties.clone())));
         tasks.push(tokio::spawn(slots::keep(server.clone(), duties.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::probe(remote, duties, spec, sender)));

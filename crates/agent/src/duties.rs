@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pgherd_core::spec::HerdSpec;
 use pgherd_core::spec::times::{DEEP_PROBE_DEADLINE, DEEP_PROBE_EVERY, PROBE_EVERY};
-use pgherd_core::types::{Instant, NodeName};
+use pgherd_core::types::{Instant, NodeName, Term};
 use pgherd_dcs::Store;
 use tokio::sync::{mpsc, watch};
 
@@ -83,6 +83,35 @@ pub(crate) async fn heartbeat(
     }
 }
 
+/// Sees to the proxies' role once in each term of this node, after its gate has opened: nobody waits for it.
+pub(crate) async fn proxy_role(server: Server, mut assigned: watch::Receiver<Assigned>) {
+    let mut done: Option<Term> = None;
+    loop {
+        let now = assigned.borrow_and_update().clone();
+        if !now.duties.prove_term || done == Some(now.term) {
+            if assigned.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let again_after = match server.ensure_proxy_role().await {
+            Ok(None) => ROLE_LOOK_EVERY,
+            Ok(Some(was_wrong)) => {
+                if was_wrong {
+                    tracing::info!("the proxies' role was missing or wrong, and was put right");
+                }
+                done = Some(now.term);
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the proxies' role cannot be put right yet");
+                ROLE_AGAIN_AFTER
+            }
+        };
+        tokio::time::sleep(again_after).await;
+    }
+}
+
 /// Probes the holder's PostgreSQL from here, as a voter: a trivial command on a standing connection, and on
 /// a new one where that fails or hangs.
 pub(crate) async fn probe(
@@ -139,6 +168,11 @@ pub(crate) async fn health(server: Server, events: mpsc::Sender<Event>) {
         }
     }
 }
+
+/// The gate of a new primary opens within a second or so, and no client misses the role before a proxy asks.
+const ROLE_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Somebody has locked the table of roles, or the disk is full.
+const ROLE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// One probe may meet a moment of overload; two in a row have lasted for as many deadlines.
 const FAILURES_ARE_DAMAGE: u32 = 2;

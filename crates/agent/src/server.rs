@@ -509,6 +509,21 @@ impl Server {
         Ok(())
     }
 
+    /// In a herd that was made before there were proxies, their role is missing. `None` while this server is no
+    /// primary that is open for clients.
+    pub(crate) async fn ensure_proxy_role(&self) -> Result<Option<bool>> {
+        let inner = self.inner()?;
+        let open = {
+            let known = inner.known();
+            known.gate == Some(Gate::Open) && matches!(known.last, Some(Postgres::Primary(_)))
+        };
+        if !open {
+            return Ok(None);
+        }
+        let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
+        Ok(Some(roles::ensure_proxy(&session, CONFIGURE_WITHIN).await?))
+    }
+
     pub(crate) async fn follow(
         &self,
         upstream: &NodeName,
@@ -580,10 +595,13 @@ impl Server {
         }
         if !open {
             let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-            let query = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-                         WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid() \
-                         AND usename <> ALL (ARRAY['postgres', 'pgherd_monitor', 'pgherd_rewind', 'pgherd_replication'])";
-            let ended = session.batch_execute(query).await;
+            let query = format!(
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+                 WHERE backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid() \
+                 AND usename <> ALL (ARRAY['{}'])",
+                roles::OWN.join("', '")
+            );
+            let ended = session.batch_execute(&query).await;
             ended.map_err(|error| ServerError::Sql {
                 doing: "end its clients' sessions",
                 what: error.to_string(),

@@ -1,8 +1,9 @@
 //! Who may connect: `pg_hba.conf` in two states, and `pg_ident.conf`.
 //!
 //! With the gate closed only pgherd's own roles come in: the local superuser and monitor by the socket and `peer`,
-//! replication, rewind and monitor over TLS with a certificate of the herd's CA and a SCRAM password. With the
-//! gate open the herd file's lines follow. There is no `trust` in either.
+//! replication, rewind and monitor over TLS with a certificate of the herd's CA and a SCRAM password, a proxy by
+//! its certificate alone, which must name it as a proxy. With the gate open the herd file's lines follow. There is
+//! no `trust` in either.
 //!
 //! Leaves out: sessions that are open already; a closed gate does not end them (a promotion
 //! does). Hazard: a line of ours behind one
@@ -25,6 +26,10 @@ const OPEN: &str = "# The gate is open.";
 const CLOSED: &str = "# The gate is closed: nobody else.";
 /// The map in `pg_ident.conf` from the operating system's user to our roles.
 const MAP: &str = "pgherd";
+/// The map from the common name of a proxy's certificate to its role. Anchored at both ends: a name that only
+/// holds this one is another's. Quoted, because a comma would end the field.
+const PROXY_MAP: &str = "pgherd_proxy";
+const PROXY_NAME: &str = r#""/^pgherd:proxy/[a-z][a-z0-9_]{0,47}$""#;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -109,15 +114,18 @@ pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
     );
     let certified = "scram-sha-256 clientcert=verify-ca";
     let (replication, rewind, monitor) = (roles::REPLICATION, roles::REWIND, roles::MONITOR);
+    let proxy = roles::PROXY;
+    let own = format!("{replication},{rewind},{monitor},{proxy}");
     for line in [
         format!("local all {} peer map={MAP}", roles::SUPERUSER),
         format!("local postgres {monitor} peer map={MAP}"),
         format!("hostssl replication {replication} all {certified}"),
         format!("hostssl postgres {rewind} all {certified}"),
         format!("hostssl postgres {monitor} all {certified}"),
-        format!("local all {replication},{rewind},{monitor} reject"),
+        format!("hostssl postgres {proxy} all cert map={PROXY_MAP}"),
+        format!("local all {own} reject"),
         "local replication all reject".to_owned(),
-        format!("host all {replication},{rewind},{monitor} all reject"),
+        format!("host all {own} all reject"),
         "host replication all all reject".to_owned(),
     ] {
         writeln!(text, "{line}").expect("a String takes any text");
@@ -141,6 +149,7 @@ fn ident(instance: &Instance) -> String {
     for role in [roles::SUPERUSER, roles::MONITOR] {
         writeln!(text, "{MAP} \"{user}\" {role}").expect("a String takes any text");
     }
+    writeln!(text, "{PROXY_MAP} {PROXY_NAME} {}", roles::PROXY).expect("a String takes any text");
     text
 }
 

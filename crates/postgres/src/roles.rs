@@ -6,6 +6,7 @@
 //! | `pgherd_replication` | stream WAL and clone |
 //! | `pgherd_rewind` | the four functions that `pg_rewind` calls |
 //! | `pgherd_monitor` | read statistics, end sessions, write a heartbeat message |
+//! | `pgherd_proxy` | read who may log in and by what verifier; only with a proxy's certificate |
 //!
 //! Passwords reach the server as SCRAM verifiers only, in a session that logs no statement and shows none in
 //! `pg_stat_activity`. Every step can be repeated. Leaves out: keeping the secrets.
@@ -23,6 +24,13 @@ pub const SUPERUSER: &str = "postgres";
 pub const REPLICATION: &str = "pgherd_replication";
 pub const REWIND: &str = "pgherd_rewind";
 pub const MONITOR: &str = "pgherd_monitor";
+pub const PROXY: &str = "pgherd_proxy";
+
+/// Whose sessions are the herd's own, and go on while clients' are ended.
+pub const OWN: [&str; 5] = [SUPERUSER, REPLICATION, REWIND, MONITOR, PROXY];
+
+/// What a proxy has to know of a role before it lets a client in as that role.
+const LOGIN_COLUMNS: &str = "rolname, rolcanlogin, rolvaliduntil, rolpassword";
 
 /// The verifiers of pgherd's own roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,9 +72,41 @@ pub async fn ensure_own(client: &Session, roles: &OwnRoles, deadline: Duration) 
         role(client, REPLICATION, "LOGIN REPLICATION", Some(&roles.replication)).await?;
         role(client, REWIND, "LOGIN", Some(&roles.rewind)).await?;
         role(client, MONITOR, "LOGIN", Some(&roles.monitor)).await?;
-        run(client, "grant what pgherd's roles need", &grants).await
+        run(client, "grant what pgherd's roles need", &grants).await?;
+        proxy(client).await
     })
     .await
+}
+
+/// Creates or corrects the proxies' role alone, in a herd that was made before there was one. `client` is a
+/// superuser on the primary, in the database `postgres`: there, and nowhere else, the role may read. `true` if it
+/// had to be; a role that is right costs no write.
+pub async fn ensure_proxy(client: &Session, deadline: Duration) -> Result<bool> {
+    let right = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_authid WHERE rolname = '{PROXY}' AND rolcanlogin \
+           AND rolpassword IS NULL AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication \
+           OR rolbypassrls) \
+           AND (SELECT pg_catalog.bool_and(pg_catalog.has_column_privilege( \
+             oid, 'pg_catalog.pg_authid'::pg_catalog.regclass, wanted, 'SELECT')) \
+             FROM pg_catalog.string_to_table('{LOGIN_COLUMNS}', ', ') wanted))"
+    );
+    within("creating the proxies' role", deadline, async {
+        let row = client.query_one(&right, &[]).await.map_err(Error::sql("show the proxies' role"))?;
+        if row.get(0) {
+            return Ok(false);
+        }
+        quiet(client).await?;
+        proxy(client).await.map(|()| true)
+    })
+    .await
+}
+
+/// No password can ever be right for it: its certificate is its proof.
+async fn proxy(client: &Session) -> Result<()> {
+    let attributes = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD NULL";
+    role(client, PROXY, attributes, None).await?;
+    let grant = format!("GRANT SELECT ({LOGIN_COLUMNS}) ON pg_catalog.pg_authid TO {PROXY}");
+    run(client, "grant what the proxies need", &grant).await
 }
 
 /// Creates or corrects an application's role and database.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use pgherd_postgres::Instance;
 use pgherd_postgres::conf::{self, ConfError, Settings};
 use pgherd_postgres::control::ControlFile;
 use pgherd_postgres::hba::{self, Gate};
@@ -10,7 +11,7 @@ use pgherd_postgres::roles::{self, AppDatabase};
 use pgherd_postgres::secret::{Secret, Verifier};
 use pgherd_postgres::sql::Session;
 
-use crate::harness::{Herd, SOON, ask, settings, start, story, superuser, until};
+use crate::harness::{Authority, Herd, SOON, ask, authority, settings, start, story, superuser, until};
 
 story! {
     async fn postgresql_judges_a_configuration_before_it_is_written() {
@@ -128,6 +129,118 @@ story! {
             assert!(!text.contains("SCRAM-SHA-256$") && !text.contains("pass'word"));
         }
         assert!(stored.contains(app.password.unwrap().as_str()));
+    }
+}
+
+story! {
+    async fn a_proxy_comes_in_by_its_certificate_and_reads_verifiers_and_nothing_else() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let session = nodes[0].session().await;
+        session.batch_execute("CREATE TABLE t (i int); CREATE ROLE app LOGIN PASSWORD 'x'").await.unwrap();
+        let position = nodes[0].session().await;
+        let position = ask(&position, "SELECT pg_current_wal_flush_lsn()").await;
+        until("the standby has it", async || {
+            let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
+            (ask(&nodes[1].session().await, &replayed).await == "t").then_some(())
+        })
+        .await;
+        let stranger = authority();
+        let enter = async |instance: &Instance, role: &str, name: &str, ca: &Authority| {
+            Session::remote(&herd.certified(instance, role, name, ca).await, SOON).await
+        };
+        for gate in [Gate::Closed, Gate::Open] {
+            for node in &nodes {
+                let instance = node.instance();
+                let lines = ["hostssl all all 127.0.0.1/32 cert".to_owned()];
+                hba::set(&node.server, gate, &lines, SOON).await.unwrap();
+                for name in ["pgherd:proxy/up", &format!("pgherd:proxy/{}", "x".repeat(48))] {
+                    let proxy = enter(instance, roles::PROXY, name, &herd.ca).await.unwrap();
+                    let query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = 'app' AND rolcanlogin \
+                                 AND rolvaliduntil IS NULL";
+                    assert!(ask(&proxy, query).await.starts_with("SCRAM-SHA-256$"), "{gate:?}");
+                    for refused in [
+                        "SELECT oid FROM pg_catalog.pg_authid",
+                        "SELECT rolsuper FROM pg_catalog.pg_authid",
+                        "SELECT * FROM pg_catalog.pg_authid",
+                        "SELECT passwd FROM pg_catalog.pg_shadow",
+                        "SELECT pg_catalog.pg_read_file('pg_hba.conf')",
+                        "SELECT * FROM pg_catalog.pg_statistic",
+                        "SELECT i FROM public.t",
+                        "SET ROLE app",
+                        "SET SESSION AUTHORIZATION postgres",
+                    ] {
+                        let error = proxy.batch_execute(refused).await.expect_err(refused);
+                        let code = error.code().map(|code| code.code().to_owned());
+                        assert_eq!(code.as_deref(), Some("42501"), "{refused}: {error:?}");
+                    }
+                }
+                for (name, ca, why) in [
+                    ("pgherd:proxy/up", &stranger, "another CA's"),
+                    ("a", &herd.ca, "a node's"),
+                    ("operator:anna", &herd.ca, "an operator's"),
+                    ("pgherd_proxy", &herd.ca, "one named like the role"),
+                    ("x/pgherd:proxy/y", &herd.ca, "one that ends like a proxy's"),
+                    ("pgherd:proxy/y/z", &herd.ca, "one that begins like a proxy's"),
+                    ("pgherd:proxy/y\n", &herd.ca, "one with a line of its own"),
+                    ("x\npgherd:proxy/y", &herd.ca, "one with a line of its own before"),
+                    ("pgherd:proxy/", &herd.ca, "one without a name"),
+                ] {
+                    let refused = enter(instance, roles::PROXY, name, ca).await;
+                    assert!(refused.is_err(), "{why} comes in with the gate {gate:?}");
+                }
+                for role in ["postgres", roles::MONITOR, roles::REPLICATION, roles::REWIND, "app"] {
+                    let refused = enter(instance, role, "pgherd:proxy/up", &herd.ca).await;
+                    assert!(refused.is_err(), "a proxy comes in as {role} with the gate {gate:?}");
+                }
+                assert!(Session::local(instance, roles::PROXY, SOON).await.is_err(), "by the socket");
+            }
+        }
+    }
+}
+
+story! {
+    async fn a_herd_that_was_made_before_there_were_proxies_gets_their_role() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let session = nodes[0].session().await;
+        let remove = format!("DROP OWNED BY {0}; DROP ROLE {0}", roles::PROXY);
+        session.batch_execute(&remove).await.unwrap();
+        let ends = async |session: &Session| ask(session, "SELECT pg_current_wal_insert_lsn()").await;
+        assert!(roles::ensure_proxy(&nodes[0].session().await, SOON).await.unwrap(), "it was missing");
+        assert!(!roles::ensure_proxy(&nodes[0].session().await, SOON).await.unwrap(), "and is there now");
+
+        // What somebody changed about it is put right.
+        for wrong in [
+            "ALTER ROLE pgherd_proxy PASSWORD 'x'",
+            "ALTER ROLE pgherd_proxy NOLOGIN",
+            "ALTER ROLE pgherd_proxy CREATEROLE",
+            "REVOKE SELECT (rolvaliduntil) ON pg_authid FROM pgherd_proxy",
+        ] {
+            session.batch_execute(wrong).await.unwrap();
+            assert!(roles::ensure_proxy(&nodes[0].session().await, SOON).await.unwrap(), "{wrong}");
+            assert!(!roles::ensure_proxy(&nodes[0].session().await, SOON).await.unwrap(), "{wrong}");
+        }
+
+        // A standby that was cloned before it was made has it too, and as a primary.
+        let b = nodes[1].instance();
+        let position = ends(&session).await;
+        until("the standby has it", async || {
+            let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{position}'");
+            (ask(&nodes[1].session().await, &replayed).await == "t").then_some(())
+        })
+        .await;
+        let as_proxy = herd.certified(b, roles::PROXY, "pgherd:proxy/up", &herd.ca).await;
+        Session::remote(&as_proxy, SOON).await.unwrap();
+        nodes[0].server.stop(StopMode::Fast, SOON).await.unwrap();
+        let order = pgherd_postgres::promote::Order {
+            timeline: pgherd_core::types::Timeline(3),
+            at_least: Default::default(),
+            names: conf::SyncNames::Empty,
+        };
+        pgherd_postgres::promote::promote(&nodes[1].server, &order, SOON).await.unwrap();
+        assert!(!roles::ensure_proxy(&nodes[1].session().await, SOON).await.unwrap());
+        Session::remote(&as_proxy, SOON).await.unwrap();
     }
 }
 

@@ -95,10 +95,19 @@ pub(crate) async fn installation() -> Installation {
     found.expect("the tests need a PostgreSQL server: install Debian's postgresql package")
 }
 
+pub(crate) type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
+pub(crate) fn authority() -> Authority {
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "test herd CA");
+    rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap()
+}
+
 /// The files, certificates and secrets of some nodes on this machine.
 pub(crate) struct Herd {
     dir: tempfile::TempDir,
-    ca: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    pub(crate) ca: Authority,
     pub(crate) installation: Installation,
     pub(crate) secrets: Secrets,
     nodes: std::sync::Mutex<Vec<Instance>>,
@@ -128,10 +137,7 @@ pub(crate) struct Secrets {
 
 impl Herd {
     pub(crate) async fn new() -> Herd {
-        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "test herd CA");
-        let ca = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let ca = authority();
         let dir = tempfile::Builder::new().prefix("pgh").tempdir().unwrap();
         std::fs::write(dir.path().join("ca.crt"), ca.pem()).unwrap();
         let secrets = Secrets {
@@ -266,6 +272,36 @@ impl Herd {
             (disagree.is_empty() && counts).then_some(())
         })
         .await;
+    }
+
+    /// Somebody without a password, by a certificate of the herd, or of another CA with the same name.
+    pub(crate) async fn certified(
+        &self,
+        instance: &Instance,
+        role: &str,
+        common_name: &str,
+        ca: &Authority,
+    ) -> Remote {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, common_name);
+        let cert = params.signed_by(&key, &**ca).unwrap();
+        let dir = tempfile::Builder::new().prefix("client").tempdir_in(self.path()).unwrap();
+        let tls = TlsFiles {
+            cert: dir.path().join("client.crt"),
+            key: dir.path().join("client.key"),
+            ca: self.path().join("ca.crt"),
+        };
+        std::fs::write(&tls.cert, cert.pem()).unwrap();
+        std::fs::write(&tls.key, key.serialize_pem()).unwrap();
+        Remote {
+            host: instance.node.to_string(),
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: instance.port,
+            role: role.to_owned(),
+            password: Secret::new("none"),
+            tls: TlsIdentity::load(&tls).await.unwrap(),
+        }
     }
 
     pub(crate) async fn remote(&self, instance: &Instance, role: &str, password: &Secret) -> Remote {
