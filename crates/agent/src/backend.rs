@@ -18,7 +18,8 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
 use pgherd_api::join::{
-    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
+    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
+    RenewAnswer, RenewRequest, Token, TokenRequest,
 };
 use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
@@ -219,6 +220,14 @@ impl Backend for AgentBackend {
         request: OperatorRequest,
     ) -> Answer<OperatorAnswer> {
         self.add_operator(operator, request).await
+    }
+
+    async fn proxy_add(&self, operator: &OperatorName, request: ProxyRequest) -> Answer<ProxyAnswer> {
+        self.add_proxy(operator, request).await
+    }
+
+    async fn proxy_renew(&self, proxy: &NodeName, request: ProxyRenewRequest) -> Answer<ProxyAnswer> {
+        self.renew_proxy(proxy, request).await
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

@@ -1,5 +1,5 @@
-//! The herd's own certificates: its authority, the certificates of nodes and operators, join tokens, and
-//! the signed message by which a fenced node gives up its term.
+//! The herd's own certificates: its authority, the certificates of nodes, operators and proxies, join tokens,
+//! and the signed message by which a fenced node gives up its term.
 //!
 //! One kind of key everywhere: ECDSA P-256, which PostgreSQL, libpq and rustls all take. A node's one
 //! certificate serves the API, PostgreSQL's server side and its replication connections.
@@ -19,7 +19,7 @@ mod token;
 
 pub use authority::{
     Authority, AuthorityKey, CA_VALIDITY, IssueError, NODE_VALIDITY, NodeSubject, OPERATOR_VALIDITY,
-    OperatorName, key_of_request,
+    OperatorName, PROXY_VALIDITY, ProxySubject, key_of_request,
 };
 pub(crate) use credentials::certificates;
 pub use credentials::{Credentials, CredentialsError, NewKey, Paths};

@@ -411,6 +411,17 @@ impl Client {
         self.post(route::OPERATOR_ADD, request).await
     }
 
+    pub async fn proxy_add(&self, request: &join::ProxyRequest) -> Result<join::ProxyAnswer, CallError> {
+        self.post(route::PROXY_ADD, request).await
+    }
+
+    pub async fn proxy_renew(
+        &self,
+        request: &join::ProxyRenewRequest,
+    ) -> Result<join::ProxyAnswer, CallError> {
+        self.post(route::PROXY_RENEW, request).await
+    }
+
     /// Raft's own requests may be repeated: that is what Raft is made for.
     pub async fn raft(&self, rpc: &str, body: Bytes) -> Result<Bytes, CallError> {
         self.send(Request::post(route::RAFT.with(&escape(rpc)), body).repeatable()).await

@@ -1,7 +1,7 @@
 //! Who a certificate of the herd speaks for.
 //!
-//! The name that counts is one URI among the subject alternative names, `pgherd:node/a` or
-//! `pgherd:operator/anna`. DNS names do not count here: they also hold host names, which are given by
+//! The name that counts is one URI among the subject alternative names, `pgherd:node/a`, `pgherd:operator/anna`
+//! or `pgherd:proxy/up`. DNS names do not count here: they also hold host names, which are given by
 //! people, and a host called `b` must not make its node pass for the node `b`.
 //!
 //! Hazard: reading an identity out of a certificate that was not verified to come from the herd's
@@ -15,17 +15,19 @@ use rustls::pki_types::CertificateDer;
 pub enum Identity {
     Node(String),
     Operator(String),
+    Proxy(String),
 }
 
 const NODE_PREFIX: &str = "pgherd:node/";
 const OPERATOR_PREFIX: &str = "pgherd:operator/";
+const PROXY_PREFIX: &str = "pgherd:proxy/";
 
 /// Why a certificate of the herd's authority speaks for nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoIdentity {
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
-    #[error("the certificate names {count} nodes and operators of a herd; it must name one")]
+    #[error("the certificate names {count} nodes, operators and proxies of a herd; it must name one")]
     NotOne { count: usize },
 }
 
@@ -35,12 +37,15 @@ impl Identity {
         match self {
             Identity::Node(name) => format!("{NODE_PREFIX}{name}"),
             Identity::Operator(name) => format!("{OPERATOR_PREFIX}{name}"),
+            Identity::Proxy(name) => format!("{PROXY_PREFIX}{name}"),
         }
     }
 
     fn from_uri(uri: &str) -> Option<Identity> {
-        let node = uri.strip_prefix(NODE_PREFIX).map(|name| Identity::Node(name.to_owned()));
-        node.or_else(|| uri.strip_prefix(OPERATOR_PREFIX).map(|name| Identity::Operator(name.to_owned())))
+        let after = |prefix| uri.strip_prefix(prefix).map(str::to_owned);
+        let node = after(NODE_PREFIX).map(Identity::Node);
+        let operator = || after(OPERATOR_PREFIX).map(Identity::Operator);
+        node.or_else(operator).or_else(|| after(PROXY_PREFIX).map(Identity::Proxy))
     }
 
     /// The one identity that the certificate names. Two would let a node act as an operator.
@@ -60,6 +65,7 @@ impl fmt::Display for Identity {
         match self {
             Identity::Node(name) => write!(f, "node {name}"),
             Identity::Operator(name) => write!(f, "operator {name}"),
+            Identity::Proxy(name) => write!(f, "proxy {name}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How nodes and operators get their certificates.
+//! How nodes, operators and proxies get their certificates.
 
 use std::fmt;
 
@@ -125,6 +125,40 @@ pub struct OperatorAnswer {
     pub ca: String,
     pub herd: String,
     /// `https://host:port` of every agent, for `client.toml`.
+    pub urls: Vec<String>,
+    /// RFC 3339.
+    pub expires: String,
+}
+
+/// `POST /v1/proxies`: a certificate for a proxy, which it shows to agents and to PostgreSQL, and to its own
+/// clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProxyRequest {
+    /// As names of nodes are: a lower-case letter, then up to 47 of a-z, 0-9 and '_'.
+    pub name: String,
+    /// PEM; made where the proxy runs, so that the key stays there.
+    pub csr: String,
+    /// Host names and IP addresses by which clients reach the proxy.
+    pub hosts: Vec<String>,
+    pub valid_for_s: u64,
+}
+
+/// `POST /v1/proxies/renew`: a proxy asks for a certificate to follow the one that it uses for this request,
+/// and so under the same name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProxyRenewRequest {
+    pub csr: String,
+    pub hosts: Vec<String>,
+    /// A year at most.
+    pub valid_for_s: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProxyAnswer {
+    pub certificate: String,
+    pub ca: String,
+    pub herd: String,
+    /// `https://host:port` of every agent.
     pub urls: Vec<String>,
     /// RFC 3339.
     pub expires: String,

@@ -18,10 +18,14 @@ pub enum Access {
     Anyone,
     /// A node or an operator of this herd.
     Member,
+    /// A node, an operator or a proxy of this herd: whoever may know where clients are sent.
+    Follower,
     /// A node of this herd, and no operator: what agents tell each other.
     Node,
     /// An operator, and no node: what changes the herd in a person's name.
     Operator,
+    /// A proxy of this herd, and nobody else.
+    Proxy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +77,7 @@ routes! {
     CHECK = Get "/v1/check" Member;
     SPEC = Get "/v1/spec" Member;
     LOGS = Get "/v1/logs" Member;
-    ROUTING = Get "/v1/routing" Member;
+    ROUTING = Get "/v1/routing" Follower;
     CHANGE = Get "/v1/changes/{request_id}" Member;
     PLAN = Post "/v1/plan" Operator;
     APPLY = Post "/v1/apply" Operator;
@@ -82,6 +86,8 @@ routes! {
     FAILOVER = Post "/v1/failover" Operator;
     TOKEN_CREATE = Post "/v1/tokens" Operator;
     OPERATOR_ADD = Post "/v1/operators" Operator;
+    PROXY_ADD = Post "/v1/proxies" Operator;
+    PROXY_RENEW = Post "/v1/proxies/renew" Proxy;
     RENEW = Post "/v1/renew" Node;
     RAFT = Post "/v1/raft/{rpc}" Node;
     PEER_REPORT = Post "/v1/peer" Node;

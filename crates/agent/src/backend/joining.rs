@@ -1,11 +1,11 @@
-//! Certificates: for joining nodes, for nodes whose own is about to expire, for operators.
+//! Certificates: for joining nodes, for nodes whose own is about to expire, for operators and for proxies.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgherd_api::join::{
-    JoinAnswer, JoinMember, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token,
-    TokenRequest,
+    JoinAnswer, JoinMember, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest,
+    ProxyRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
 };
 use pgherd_api::peer::Fenced;
 use pgherd_api::{Code, Error};
@@ -18,8 +18,8 @@ use crate::fence::{self, ReceiveError};
 use crate::http::backend::Answer;
 use crate::peers;
 use crate::pki::{
-    Authority, IssueError, JoinToken, NODE_VALIDITY, NodeSubject, OperatorName, TokenRecord, TokenRefused,
-    Use, key_of_request,
+    Authority, IssueError, JoinToken, NODE_VALIDITY, NodeSubject, OperatorName, PROXY_VALIDITY, ProxySubject,
+    TokenRecord, TokenRefused, Use, key_of_request,
 };
 
 /// Longest life of a join token: long enough to set up a rack, short enough that a forgotten one dies.
@@ -149,17 +149,61 @@ impl AgentBackend {
         let certificate = authority
             .issue_operator(&request.csr, &name, now, valid_for)
             .map_err(|error| not_granted(&error))?;
-        // Nothing that is issued outlives the authority.
-        let expires = SignedDuration::try_from(valid_for).ok().and_then(|span| now.checked_add(span).ok());
-        let expires = expires.unwrap_or(authority.expires()).min(authority.expires());
+        let expires = expiry(&authority, now, valid_for);
         tracing::info!(by = %operator, %name, %expires, "made an operator's certificate");
-        let urls = spec.agents().map(|(_, host, port)| format!("https://{}", peers::address(host, port)));
         Ok(OperatorAnswer {
             certificate,
             ca: authority.certificate_pem().to_owned(),
             herd: self.identity.herd.to_string(),
-            urls: urls.collect(),
+            urls: urls(&spec),
             expires: expires.to_string(),
+        })
+    }
+
+    pub(super) async fn add_proxy(
+        &self,
+        operator: &OperatorName,
+        request: ProxyRequest,
+    ) -> Answer<ProxyAnswer> {
+        let name: NodeName = request.name.parse().map_err(|error: pgherd_core::types::Malformed| {
+            Error::of(Code::RequestMalformed).because(error)
+        })?;
+        let answer = self.issue_proxy(&name, &request.csr, &request.hosts, request.valid_for_s)?;
+        tracing::info!(by = %operator, %name, expires = answer.expires, "made a proxy's certificate");
+        Ok(answer)
+    }
+
+    pub(super) async fn renew_proxy(
+        &self,
+        proxy: &NodeName,
+        request: ProxyRenewRequest,
+    ) -> Answer<ProxyAnswer> {
+        let valid_for_s = request.valid_for_s.min(PROXY_VALIDITY.as_secs());
+        let answer = self.issue_proxy(proxy, &request.csr, &request.hosts, valid_for_s)?;
+        tracing::info!(name = %proxy, expires = answer.expires, "a proxy renewed its certificate");
+        Ok(answer)
+    }
+
+    fn issue_proxy(
+        &self,
+        name: &NodeName,
+        csr: &str,
+        hosts: &[String],
+        valid_for_s: u64,
+    ) -> Answer<ProxyAnswer> {
+        let (spec, _) = self.stored_spec()?;
+        let authority = self.authority()?;
+        let nodes: Vec<NodeName> = spec.agents().map(|(node, _, _)| node.clone()).collect();
+        let (now, valid_for) = (Timestamp::now(), Duration::from_secs(valid_for_s));
+        let subject = ProxySubject { name, hosts, nodes: &nodes };
+        let certificate =
+            authority.issue_proxy(csr, &subject, now, valid_for).map_err(|error| not_granted(&error))?;
+        Ok(ProxyAnswer {
+            certificate,
+            ca: authority.certificate_pem().to_owned(),
+            herd: self.identity.herd.to_string(),
+            urls: urls(&spec),
+            expires: expiry(&authority, now, valid_for).to_string(),
         })
     }
 
@@ -199,6 +243,16 @@ fn in_herd(spec: &pgherd_core::spec::HerdSpec, name: &str) -> Answer<NodeName> {
         Error::new(Code::NodeUnknown, format!("{name} is not in the herd file"))
             .hinting("add it to the herd file and `pgherd apply` that first")
     })
+}
+
+/// Nothing that is issued outlives the authority.
+fn expiry(authority: &Authority, now: Timestamp, valid_for: Duration) -> Timestamp {
+    let expires = SignedDuration::try_from(valid_for).ok().and_then(|span| now.checked_add(span).ok());
+    expires.unwrap_or(authority.expires()).min(authority.expires())
+}
+
+fn urls(spec: &pgherd_core::spec::HerdSpec) -> Vec<String> {
+    spec.agents().map(|(_, host, port)| format!("https://{}", peers::address(host, port))).collect()
 }
 
 fn issue_node(

@@ -5,7 +5,6 @@
 //!
 //! Hazard: a certificate that ends takes its node out of the herd, and with it its vote.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +14,6 @@ use pgherd_api::Error;
 use pgherd_api::client::ClientTls;
 use pgherd_api::join::RenewRequest;
 use pgherd_postgres::process;
-use rustls::pki_types::CertificateDer;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::AgentBackend;
 use crate::pki::{Credentials, CredentialsError, ServerTls};
@@ -72,7 +68,7 @@ impl AgentBackend {
             return Ok(None);
         }
         let csr = present.renewal_request().map_err(|error| RenewalError::Request(error.to_string()))?;
-        let hosts = hosts(present.certificate(), self.identity.node.as_str());
+        let hosts = present.hosts();
         let answer = self.renew_certificate(&self.identity.node, RenewRequest { csr, hosts }).await?;
         let renewed = present.renew(&renewal.pki_dir, &answer.certificate)?;
         renewal.server.replace(&renewed)?;
@@ -87,20 +83,4 @@ impl AgentBackend {
         }
         Ok(Some(renewed.expires()))
     }
-}
-
-/// The names and addresses that a certificate bears besides the node's own: the next one bears them too.
-pub(super) fn hosts(certificate: &CertificateDer<'_>, node: &str) -> Vec<String> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let host = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) if *name != node => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
-            16 => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
-            _ => None,
-        },
-        _ => None,
-    };
-    names.value.general_names.iter().filter_map(host).collect()
 }

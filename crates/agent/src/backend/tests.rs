@@ -22,7 +22,8 @@ use crate::clock;
 use crate::gossip::{Is, Show};
 use crate::mind::Deeds;
 use crate::pki::{
-    Authority, CA_VALIDITY, Credentials, NODE_VALIDITY, NewKey, NodeSubject, ServerTls, sign_fenced,
+    Authority, CA_VALIDITY, Credentials, NODE_VALIDITY, NewKey, NodeSubject, PROXY_VALIDITY, ServerTls,
+    sign_fenced,
 };
 
 const HERD: &str = r#"
@@ -462,6 +463,42 @@ async fn an_operators_certificate_ends_no_later_than_the_authority() {
 }
 
 #[tokio::test]
+async fn a_proxy_gets_a_certificate_and_asks_for_the_next_one_itself() {
+    let scene = Scene::new().await;
+    let directory = tempfile::tempdir().unwrap();
+    let key = NewKey::generate().unwrap();
+    let request = |name: &str, host: &str| ProxyRequest {
+        name: name.to_owned(),
+        csr: key.request().unwrap(),
+        hosts: vec!["127.0.0.1".to_owned(), host.to_owned()],
+        valid_for_s: 86_400,
+    };
+    let answer = scene.backend.proxy_add(&operator(), request("up", "db.example.com")).await.unwrap();
+    assert_eq!((answer.herd.as_str(), answer.urls[1].as_str()), ("shop", "https://127.0.0.2:8009"));
+    Credentials::save(directory.path(), &answer.ca, &answer.certificate, &key).unwrap();
+    let first = Credentials::load(directory.path()).unwrap();
+    assert_eq!(first.identity(), &pgherd_api::identity::Identity::Proxy("up".to_owned()));
+    assert_eq!(first.valid_for(), Duration::from_secs(86_400));
+    assert_eq!(first.hosts(), ["127.0.0.1", "db.example.com"]);
+    assert_eq!(answer.expires.parse::<Timestamp>().unwrap().as_second(), first.expires().as_second());
+
+    let renewal = ProxyRenewRequest {
+        csr: first.renewal_request().unwrap(),
+        hosts: first.hosts(),
+        valid_for_s: u64::MAX,
+    };
+    let answer = scene.backend.proxy_renew(&name("up"), renewal).await.unwrap();
+    let renewed = first.renew(directory.path(), &answer.certificate).unwrap();
+    assert_eq!(renewed.hosts(), first.hosts());
+    assert_eq!(renewed.valid_for(), PROXY_VALIDITY, "however long was asked for");
+
+    is(scene.backend.proxy_add(&operator(), request("Up!", "x")).await, Code::RequestMalformed);
+    // PostgreSQL's clients in the herd would take it for the node.
+    is(scene.backend.proxy_add(&operator(), request("up", "b")).await, Code::CertificateRequestInvalid);
+    is(scene.backend.proxy_add(&operator(), request("up", "*")).await, Code::CertificateRequestInvalid);
+}
+
+#[tokio::test]
 async fn a_report_counts_only_for_the_node_whose_certificate_brought_it() {
     let mut scene = Scene::new().await;
     let body = |node: &str| Bytes::from(serde_json::to_vec(&says(node, Is::Standby)).unwrap());
@@ -540,7 +577,7 @@ async fn a_certificate_is_renewed_in_its_last_third_with_the_same_names() {
     assert_eq!(renewed.expires(), expires);
     assert_eq!(**scene.backend.certificate_expires.load(), expires);
     assert_ne!(renewed.certificate_pem(), scene.credentials.certificate_pem());
-    assert_eq!(renewal::hosts(renewed.certificate(), "a"), ["db1.example.com", "127.0.0.1"]);
+    assert_eq!(renewed.hosts(), ["db1.example.com", "127.0.0.1"]);
 }
 
 #[tokio::test]

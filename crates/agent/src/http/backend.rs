@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
 use pgherd_api::join::{
-    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
+    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
+    RenewAnswer, RenewRequest, Token, TokenRequest,
 };
 use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
@@ -81,6 +82,18 @@ pub trait Backend: Send + Sync + 'static {
         operator: &OperatorName,
         request: OperatorRequest,
     ) -> impl Future<Output = Answer<OperatorAnswer>> + Send;
+
+    fn proxy_add(
+        &self,
+        operator: &OperatorName,
+        request: ProxyRequest,
+    ) -> impl Future<Output = Answer<ProxyAnswer>> + Send;
+    /// `proxy` has proved by its present certificate that it is this proxy.
+    fn proxy_renew(
+        &self,
+        proxy: &NodeName,
+        request: ProxyRenewRequest,
+    ) -> impl Future<Output = Answer<ProxyAnswer>> + Send;
 
     /// `rpc` is the last segment of the path, not checked; the body is the store's own format.
     fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes)

@@ -20,6 +20,7 @@ use crate::pki::OperatorName;
 pub enum Caller {
     Node(NodeName),
     Operator(OperatorName),
+    Proxy(NodeName),
     Anonymous,
 }
 
@@ -30,6 +31,7 @@ impl Caller {
             None => Ok(Caller::Anonymous),
             Some(Identity::Node(name)) => Ok(Caller::Node(name.parse()?)),
             Some(Identity::Operator(name)) => Ok(Caller::Operator(name.parse()?)),
+            Some(Identity::Proxy(name)) => Ok(Caller::Proxy(name.parse()?)),
         }
     }
 }
@@ -45,6 +47,14 @@ pub(super) struct ByOperator(pub(super) OperatorName);
 /// Any node or operator of the herd.
 #[derive(Debug)]
 pub(super) struct ByMember;
+
+/// A proxy of the herd.
+#[derive(Debug)]
+pub(super) struct ByProxy(pub(super) NodeName);
+
+/// Any node, operator or proxy of the herd.
+#[derive(Debug)]
+pub(super) struct ByFollower;
 
 /// Whoever reaches the listener. The handler has to check what the body says; the address is for the log.
 #[derive(Debug)]
@@ -82,6 +92,9 @@ fn refused(caller: &Caller, wanted: &str) -> Refusal {
             Code::CredentialsInsufficient,
             format!("this is for {wanted}, and {name} is an operator"),
         ),
+        Caller::Proxy(name) => {
+            Error::new(Code::CredentialsInsufficient, format!("this is for {wanted}, and {name} is a proxy"))
+        }
     })
 }
 
@@ -110,7 +123,27 @@ impl<S: Sync> FromRequestParts<S> for ByMember {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<ByMember, Refusal> {
         match caller(parts) {
             Caller::Node(_) | Caller::Operator(_) => Ok(ByMember),
-            Caller::Anonymous => Err(refused(&Caller::Anonymous, "members")),
+            other => Err(refused(&other, "nodes and operators")),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for ByProxy {
+    type Rejection = Refusal;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<ByProxy, Refusal> {
+        match caller(parts) {
+            Caller::Proxy(name) => Ok(ByProxy(name)),
+            other => Err(refused(&other, "proxies")),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for ByFollower {
+    type Rejection = Refusal;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<ByFollower, Refusal> {
+        match caller(parts) {
+            Caller::Node(_) | Caller::Operator(_) | Caller::Proxy(_) => Ok(ByFollower),
+            Caller::Anonymous => Err(refused(&Caller::Anonymous, "members of the herd")),
         }
     }
 }

@@ -11,7 +11,8 @@ use axum::middleware;
 use axum::routing::{MethodRouter, get, post};
 use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
 use pgherd_api::join::{
-    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
+    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
+    RenewAnswer, RenewRequest, Token, TokenRequest,
 };
 use pgherd_api::logs::LogsQuery;
 use pgherd_api::peer::Fenced;
@@ -25,7 +26,7 @@ use tokio::sync::Semaphore;
 use super::answer::{Json, RawJson, Refusal};
 use super::backend::{Answer, Backend};
 use super::body::{JsonBody, PeerBody, QueryOf, RaftBody, StrangerBody};
-use super::caller::{ByAnyone, ByMember, ByNode, ByOperator};
+use super::caller::{ByAnyone, ByFollower, ByMember, ByNode, ByOperator, ByProxy};
 use super::origin::refuse_other_origins;
 use super::sparingly::Sparingly;
 use super::stream::{self, MAX_STREAMS};
@@ -78,6 +79,8 @@ impl Api {
         let router = add(router, route::FAILOVER, failover::<B>);
         let router = add(router, route::TOKEN_CREATE, token_create::<B>);
         let router = add(router, route::OPERATOR_ADD, operator_add::<B>);
+        let router = add(router, route::PROXY_ADD, proxy_add::<B>);
+        let router = add(router, route::PROXY_RENEW, proxy_renew::<B>);
         let router = add(router, route::RENEW, renew::<B>);
         let router = add(router, route::RAFT, raft::<B>);
         let router = add(router, route::PEER_REPORT, peer_report::<B>);
@@ -174,7 +177,7 @@ async fn logs<B: Backend>(
     stream::lines(shared.backend.logs(query).await?, &shared.streams)
 }
 
-async fn routing<B: Backend>(_: ByMember, State(shared): Ctx<B>) -> Result<Response<Body>, Refusal> {
+async fn routing<B: Backend>(_: ByFollower, State(shared): Ctx<B>) -> Result<Response<Body>, Refusal> {
     stream::lines(shared.backend.routing().await?, &shared.streams)
 }
 
@@ -246,6 +249,23 @@ async fn operator_add<B: Backend>(
 ) -> Reply<OperatorAnswer> {
     let what = format!("operator {:?}, valid for {} s", request.name, request.valid_for_s);
     audited(&operator, &what, shared.backend.operator_add(&operator, request).await)
+}
+
+async fn proxy_add<B: Backend>(
+    ByOperator(operator): ByOperator,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<ProxyRequest>,
+) -> Reply<ProxyAnswer> {
+    let what = format!("proxy {:?}, valid for {} s", request.name, request.valid_for_s);
+    audited(&operator, &what, shared.backend.proxy_add(&operator, request).await)
+}
+
+async fn proxy_renew<B: Backend>(
+    ByProxy(proxy): ByProxy,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<ProxyRenewRequest>,
+) -> Reply<ProxyAnswer> {
+    reply(shared.backend.proxy_renew(&proxy, request).await)
 }
 
 async fn join<B: Backend>(

@@ -1,4 +1,5 @@
-//! The herd's authority: it is made once, by `init`, and says which keys are nodes and which are operators.
+//! The herd's authority: it is made once, by `init`, and says which keys are nodes, which are operators and which
+//! are proxies.
 //!
 //! Nothing of a request is copied into a certificate except its public key: the names are those that the
 //! caller has checked. So a request cannot smuggle in an authority, a usage or another node's name.
@@ -30,8 +31,11 @@ pub const NODE_VALIDITY: Duration = DAY.saturating_mul(5 * 365);
 /// People leave.
 pub const OPERATOR_VALIDITY: Duration = DAY.saturating_mul(365);
 
+/// At most, for one that a proxy asks for itself; it asks again when a third is left.
+pub const PROXY_VALIDITY: Duration = DAY.saturating_mul(365);
+
 /// Certificates are valid from so long before they were made: hosts' clocks differ.
-const CLOCK_SKEW: Duration = DAY;
+pub(super) const CLOCK_SKEW: Duration = DAY;
 
 /// Names besides the node's own in one certificate.
 const MAX_HOSTS: usize = 16;
@@ -87,6 +91,17 @@ pub struct NodeSubject<'a> {
     pub others: &'a [NodeName],
 }
 
+/// What a proxy's certificate will say.
+#[derive(Clone, Debug)]
+pub struct ProxySubject<'a> {
+    pub name: &'a NodeName,
+    /// Host names and IP addresses under which clients reach the proxy.
+    pub hosts: &'a [String],
+    /// All nodes of the herd. Whoever dials the PostgreSQL of a node verifies that node's name, which a proxy's
+    /// certificate must not bear.
+    pub nodes: &'a [NodeName],
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     #[error("the certificate request cannot be read: {0}")]
@@ -95,9 +110,9 @@ pub enum IssueError {
     KeyKind,
     #[error("\"{0}\" is not a host name or IP address")]
     Host(String),
-    #[error("the host name \"{host}\" of node {node} is the name of another node")]
-    HostIsANode { node: NodeName, host: String },
-    #[error("{count} host names for one node; at most {MAX_HOSTS} are taken")]
+    #[error("the host name \"{host}\" of {of} is the name of another node")]
+    HostIsANode { of: Identity, host: String },
+    #[error("{count} host names in one certificate; at most {MAX_HOSTS} are taken")]
     TooManyHosts { count: usize },
     #[error("the authority has expired")]
     AuthorityExpired,
@@ -203,22 +218,28 @@ impl Authority {
         now: Timestamp,
         validity: Duration,
     ) -> Result<String, IssueError> {
-        if subject.hosts.len() > MAX_HOSTS {
-            return Err(IssueError::TooManyHosts { count: subject.hosts.len() });
-        }
-        let mut names = vec![dns_name(subject.name.as_str())?];
-        for host in subject.hosts {
-            if host == subject.name.as_str() {
-                continue;
-            }
-            if subject.others.iter().any(|other| other.as_str().eq_ignore_ascii_case(host)) {
-                return Err(IssueError::HostIsANode { node: subject.name.clone(), host: host.clone() });
-            }
-            names.push(host_name(host)?);
-        }
-        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let identity = Identity::Node(subject.name.to_string());
-        self.issue(request_pem, subject.name.as_str(), identity, names, usages, now, validity)
+        let own = subject.name.as_str();
+        let hosts: Vec<&String> = subject.hosts.iter().filter(|host| *host != own).collect();
+        let mut names = vec![dns_name(own)?];
+        names.extend(host_names(&identity, &hosts, subject.others)?);
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(request_pem, own, identity, names, usages, now, validity)
+    }
+
+    /// A proxy is a client of agents and of PostgreSQL, which knows it by its common name, the same text as its
+    /// identity; and a server to its own clients.
+    pub fn issue_proxy(
+        &self,
+        request_pem: &str,
+        subject: &ProxySubject<'_>,
+        now: Timestamp,
+        validity: Duration,
+    ) -> Result<String, IssueError> {
+        let identity = Identity::Proxy(subject.name.to_string());
+        let names = host_names(&identity, &subject.hosts.iter().collect::<Vec<_>>(), subject.nodes)?;
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(request_pem, &identity.uri(), identity, names, usages, now, validity)
     }
 
     /// An operator's certificate is a client's only: it cannot pass as an agent or a PostgreSQL server, and
@@ -235,7 +256,7 @@ impl Authority {
         self.issue(request_pem, &format!("operator:{name}"), identity, Vec::new(), usages, now, validity)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "private, and each of the two callers names all of them")]
+    #[expect(clippy::too_many_arguments, reason = "private, and each of the three callers names all of them")]
     fn issue(
         &self,
         request_pem: &str,
@@ -286,6 +307,21 @@ fn common_name(name: &str) -> DistinguishedName {
 fn dns_name(name: &str) -> Result<SanType, IssueError> {
     let text = name.to_owned().try_into().map_err(|_| IssueError::Host(name.to_owned()))?;
     Ok(SanType::DnsName(text))
+}
+
+/// The names of hosts that a certificate bears, none of which may be that of a node in `nodes`.
+fn host_names(of: &Identity, hosts: &[&String], nodes: &[NodeName]) -> Result<Vec<SanType>, IssueError> {
+    if hosts.len() > MAX_HOSTS {
+        return Err(IssueError::TooManyHosts { count: hosts.len() });
+    }
+    let mut names = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        if nodes.iter().any(|node| node.as_str().eq_ignore_ascii_case(host)) {
+            return Err(IssueError::HostIsANode { of: of.clone(), host: (*host).clone() });
+        }
+        names.push(host_name(host)?);
+    }
+    Ok(names)
 }
 
 fn host_name(host: &str) -> Result<SanType, IssueError> {
@@ -383,6 +419,37 @@ mod tests {
         let many: Vec<String> = (0..17).map(|i| format!("h{i}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(matches!(issue(&authority, "a", &many), Err(IssueError::TooManyHosts { count: 17 })));
+    }
+
+    #[test]
+    fn a_proxys_certificate_says_that_it_is_one_and_bears_no_nodes_name() {
+        let (authority, _) = authority();
+        let key = NewKey::generate().unwrap();
+        let issue = |hosts: &[&str]| {
+            let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+            let subject = ProxySubject { name: &name("up"), hosts: &hosts, nodes: &[name("a"), name("b")] };
+            authority.issue_proxy(&key.request().unwrap(), &subject, now(), PROXY_VALIDITY)
+        };
+        let pem = issue(&["db.example.org", "127.0.0.1"]).unwrap();
+        let credentials =
+            Credentials::from_pem(authority.certificate_pem(), &pem, &key.expose_pem()).unwrap();
+        assert_eq!(credentials.identity(), &Identity::Proxy("up".to_owned()));
+        let certificate = crate::pki::credentials::one_certificate(&pem).unwrap();
+        let parsed = webpki::EndEntityCert::try_from(&certificate).unwrap();
+        assert_eq!(parsed.valid_dns_names().collect::<Vec<_>>(), ["db.example.org"]);
+        assert_eq!(parsed.valid_uri_names().collect::<Vec<_>>(), ["pgherd:proxy/up"]);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).unwrap();
+        let common: Vec<&str> =
+            parsed.subject().iter_common_name().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(common, ["pgherd:proxy/up"]);
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && usage.server_auth, "{usage:?}");
+
+        for wrong in ["a", "B"] {
+            assert!(matches!(issue(&[wrong]), Err(IssueError::HostIsANode { .. })), "{wrong}");
+        }
+        assert!(matches!(issue(&["*.example.org"]), Err(IssueError::Host(_))));
+        assert!(matches!(issue(&["h"; 17]), Err(IssueError::TooManyHosts { count: 17 })));
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! What a node shows of itself and whom it believes: its key, its certificate, the herd's authorities.
+//! What a node or a proxy shows of itself and whom it believes: its key, its certificate, the herd's authorities.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_api::client::{ClientTls, TlsError};
@@ -9,8 +11,10 @@ use pgherd_api::identity::{Identity, NoIdentity};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::authority::CLOCK_SKEW;
 use super::files::{self, FileError};
 
 /// Names in the node's `pki` directory. PostgreSQL's `ssl_*` settings and libpq's `ssl*` parameters name the
@@ -177,6 +181,32 @@ impl Credentials {
     pub fn renewal_is_due(&self, now: Timestamp) -> bool {
         let whole_s = self.not_after.as_second() - self.not_before.as_second();
         self.not_after.as_second() - now.as_second() < whole_s / 3
+    }
+
+    /// For how long it was made: the next one is asked for as long.
+    pub fn valid_for(&self) -> Duration {
+        let whole_s = self.not_after.as_second() - self.not_before.as_second();
+        Duration::from_secs(u64::try_from(whole_s).unwrap_or(0)).saturating_sub(CLOCK_SKEW)
+    }
+
+    /// The host names and addresses that it bears besides its holder's name: the next one bears them too.
+    pub fn hosts(&self) -> Vec<String> {
+        let Ok((_, parsed)) = X509Certificate::from_der(&self.certificate) else { return Vec::new() };
+        let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+        let node = match &self.identity {
+            Identity::Node(name) => Some(name.as_str()),
+            Identity::Operator(_) | Identity::Proxy(_) => None,
+        };
+        let host = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(name) if Some(*name) != node => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => match bytes.len() {
+                4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+                16 => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+                _ => None,
+            },
+            _ => None,
+        };
+        names.value.general_names.iter().filter_map(host).collect()
     }
 
     pub fn certificate(&self) -> &CertificateDer<'static> {

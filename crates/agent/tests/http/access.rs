@@ -60,12 +60,16 @@ fn expected(access: Access, caller: &str) -> Outcome {
         ("wrong authority" | "expired" | "not yet valid", _) => Outcome::NoHandshake,
         (_, Access::Anyone) => Outcome::LetIn,
         ("nobody", _) => Outcome::Unauthorized,
-        ("node", Access::Member | Access::Node) => Outcome::LetIn,
-        ("operator", Access::Member | Access::Operator) => Outcome::LetIn,
-        ("node", Access::Operator) | ("operator", Access::Node) => Outcome::Forbidden,
+        ("node", Access::Member | Access::Follower | Access::Node) => Outcome::LetIn,
+        ("operator", Access::Member | Access::Follower | Access::Operator) => Outcome::LetIn,
+        ("proxy", Access::Follower | Access::Proxy) => Outcome::LetIn,
+        ("node" | "operator" | "proxy", _) => Outcome::Forbidden,
         (caller, access) => panic!("no rule for {caller} and {access:?}"),
     }
 }
+
+/// A proxy stands where clients reach it. What it may ask for is a list to be thought about.
+const OPEN_TO_PROXIES: [&str; 4] = ["/v1/routing", "/v1/proxies/renew", "/v1/join", "/v1/fenced"];
 
 #[tokio::test]
 async fn each_route_lets_in_exactly_those_that_it_names() {
@@ -81,6 +85,7 @@ async fn each_route_lets_in_exactly_those_that_it_names() {
         ("not yet valid", of(herd.node_made("b", tomorrow_and_more, YEAR))),
         ("node", of(herd.node("b"))),
         ("operator", of(herd.operator("anna"))),
+        ("proxy", of(herd.proxy("up"))),
     ];
     for (caller, client) in &callers {
         for route in route::ALL {
@@ -94,6 +99,12 @@ async fn each_route_lets_in_exactly_those_that_it_names() {
             );
         }
     }
+    let open_to_proxies: Vec<&str> = route::ALL
+        .iter()
+        .filter(|route| expected(route.access, "proxy") == Outcome::LetIn)
+        .map(|route| route.path)
+        .collect();
+    assert_eq!(open_to_proxies, OPEN_TO_PROXIES, "beside what is open to anyone");
     let touched = server.backend.calls.lock().unwrap().clone();
     assert!(!touched.iter().any(|call| call.starts_with("wrong")), "{touched:?}");
 }
@@ -128,6 +139,11 @@ async fn the_caller_is_the_one_in_the_certificate() {
     let node = server.client(&herd.node("db_7"));
     assert_eq!(node.raft("append", "[1,2]".into()).await.unwrap(), "[1,2]");
     assert_eq!(server.backend.last_call().unwrap(), "db_7: raft append, 5 bytes");
+    let proxy = server.client(&herd.proxy("db_7"));
+    let request =
+        pgherd_api::join::ProxyRenewRequest { csr: String::new(), hosts: Vec::new(), valid_for_s: 1 };
+    proxy.proxy_renew(&request).await.unwrap();
+    assert_eq!(server.backend.last_call().unwrap(), "db_7: proxy renew");
     let operator = server.client(&herd.operator("anna.schmidt"));
     let request = pgherd_api::spec::ApplyRequest {
         text: String::new(),
@@ -231,14 +247,18 @@ async fn a_dns_name_is_not_an_identity() {
     assert!(matches!(refused, CallError::NotTrusted { .. }), "{refused:?}");
 }
 
-/// An operator's certificate cannot stand behind a listener.
+/// An operator's certificate cannot stand behind a listener, and a proxy's, which can, is no agent's.
 #[tokio::test]
-async fn an_operator_is_no_server() {
+async fn an_operator_is_no_server_and_a_proxy_no_agent() {
     let herd = Herd::new();
-    let server = Server::start_as(&herd.operator("anna")).await;
-    let tls = Arc::new(herd.node("b").client_tls().unwrap());
-    let refused = Client::tls(server.address.to_string(), None, tls).status().await.unwrap_err();
-    assert!(matches!(refused, CallError::NotTrusted { .. }), "{refused:?}");
+    for credentials in [herd.operator("anna"), herd.proxy("a")] {
+        let server = Server::start_as(&credentials).await;
+        for dialled in [None, Some("a")] {
+            let tls = Arc::new(herd.node("b").client_tls().unwrap());
+            let refused = Client::tls(server.address.to_string(), dialled, tls).status().await.unwrap_err();
+            assert!(matches!(refused, CallError::NotTrusted { .. }), "{credentials:?}: {refused:?}");
+        }
+    }
 }
 
 /// A node in the certificate's place of many names is nobody.

@@ -15,7 +15,8 @@ use pgherd_api::change::{
     Change, ChangeKind, ChangeState, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
-    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, RenewAnswer, RenewRequest, Token, TokenRequest,
+    JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
+    RenewAnswer, RenewRequest, Token, TokenRequest,
 };
 use pgherd_api::logs::{LogLine, LogSource, LogsQuery};
 use pgherd_api::peer::Fenced;
@@ -176,6 +177,22 @@ impl Backend for Fake {
     async fn operator_add(&self, operator: &OperatorName, _: OperatorRequest) -> Answer<OperatorAnswer> {
         self.note(format!("{operator}: operator add"));
         Err(Error::of(Code::NameTaken))
+    }
+
+    async fn proxy_add(&self, operator: &OperatorName, _: ProxyRequest) -> Answer<ProxyAnswer> {
+        self.note(format!("{operator}: proxy add"));
+        Err(Error::of(Code::NameTaken))
+    }
+
+    async fn proxy_renew(&self, proxy: &NodeName, _: ProxyRenewRequest) -> Answer<ProxyAnswer> {
+        self.note(format!("{proxy}: proxy renew"));
+        Ok(ProxyAnswer {
+            certificate: String::new(),
+            ca: String::new(),
+            herd: "shop".to_owned(),
+            urls: Vec::new(),
+            expires: "2026-11-20T20:54:54Z".to_owned(),
+        })
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

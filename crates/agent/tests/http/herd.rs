@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_agent::http::{Api, Stop, serve_tls};
-use pgherd_agent::pki::{Authority, CA_VALIDITY, Credentials, NewKey, NodeSubject, ServerTls};
+use pgherd_agent::pki::{Authority, CA_VALIDITY, Credentials, NewKey, NodeSubject, ProxySubject, ServerTls};
 use pgherd_api::Client;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -48,6 +48,15 @@ impl Herd {
         let request = key.request().unwrap();
         let pem =
             self.authority.issue_operator(&request, &name.parse().unwrap(), Timestamp::now(), YEAR).unwrap();
+        Credentials::from_pem(self.authority.certificate_pem(), &pem, &key.expose_pem()).unwrap()
+    }
+
+    pub(crate) fn proxy(&self, name: &str) -> Credentials {
+        let key = NewKey::generate().unwrap();
+        let request = key.request().unwrap();
+        let subject =
+            ProxySubject { name: &name.parse().unwrap(), hosts: &["127.0.0.1".to_owned()], nodes: &[] };
+        let pem = self.authority.issue_proxy(&request, &subject, Timestamp::now(), YEAR).unwrap();
         Credentials::from_pem(self.authority.certificate_pem(), &pem, &key.expose_pem()).unwrap()
     }
 
