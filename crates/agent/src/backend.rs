@@ -23,10 +23,12 @@ use pgherd_api::join::{
 };
 use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
+use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::RoutingTable;
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
+use pgherd_core::spec::{ClusterSpec, HerdSpec};
 use pgherd_core::types::{Instant, NodeName};
 use pgherd_dcs::{RaftStore, Store};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -98,23 +100,26 @@ impl AgentBackend {
         view::Sight { picture, store, certificate_expires, now: jiff::Timestamp::now() }
     }
 
-    /// The cluster that is meant: the only one, or the one that is named.
     pub(crate) fn cluster(&self, picture: &Picture, named: Option<&str>) -> Answer<NodeName> {
-        let clusters = &picture.spec.clusters;
-        match (named, clusters.as_slice()) {
-            (None, [only]) => Ok(only.name.clone()),
-            (None, _) => Err(Error::of(Code::ClusterAmbiguous)),
-            (Some(name), _) => {
-                let found = clusters.iter().find(|cluster| cluster.name.as_str() == name);
-                found.map(|cluster| cluster.name.clone()).ok_or_else(|| {
-                    Error::new(Code::ClusterUnknown, format!("the herd has no cluster {name}"))
-                })
-            }
-        }
+        cluster_of(&picture.spec, named).map(|cluster| cluster.name.clone())
     }
 
     pub(crate) fn changes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Change>> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The cluster that is meant: the only one, or the one that is named.
+fn cluster_of<'a>(spec: &'a HerdSpec, named: Option<&str>) -> Answer<&'a ClusterSpec> {
+    match (named, spec.clusters.as_slice()) {
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Error::of(Code::ClusterAmbiguous)),
+        (Some(name), clusters) => {
+            let found = clusters.iter().find(|cluster| cluster.name.as_str() == name);
+            found.ok_or_else(|| {
+                Error::new(Code::ClusterUnknown, format!("the herd has no cluster {name}"))
+            })
+        }
     }
 }
 
@@ -200,6 +205,10 @@ impl Backend for AgentBackend {
 
     async fn routing(&self) -> Answer<BoxStream<'static, RoutingTable>> {
         Ok(self.stream_routes())
+    }
+
+    async fn proxy(&self, query: ProxyQuery) -> Answer<ProxySettings> {
+        self.proxy_settings(&query)
     }
 
     async fn token_create(&self, operator: &OperatorName, request: TokenRequest) -> Answer<Token> {

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, ExitClass};
 use crate::route::{self, Method, Route};
-use crate::{change, join, logs, peer, report, routing, spec, status};
+use crate::{change, join, logs, peer, proxy, report, routing, spec, status};
 
 mod connection;
 mod lines;
@@ -409,6 +409,10 @@ impl Client {
         request: &join::OperatorRequest,
     ) -> Result<join::OperatorAnswer, CallError> {
         self.post(route::OPERATOR_ADD, request).await
+    }
+
+    pub async fn proxy(&self, query: &proxy::ProxyQuery) -> Result<proxy::ProxySettings, CallError> {
+        self.get(with_query(route::PROXY.path, &[("cluster", query.cluster.as_deref())])).await
     }
 
     pub async fn proxy_add(&self, request: &join::ProxyRequest) -> Result<join::ProxyAnswer, CallError> {

@@ -18,6 +18,7 @@ pub mod identity;
 pub mod join;
 pub mod logs;
 pub mod peer;
+pub mod proxy;
 pub mod report;
 pub mod route;
 pub mod routing;

@@ -78,6 +78,7 @@ routes! {
     SPEC = Get "/v1/spec" Member;
     LOGS = Get "/v1/logs" Member;
     ROUTING = Get "/v1/routing" Follower;
+    PROXY = Get "/v1/proxy" Follower;
     CHANGE = Get "/v1/changes/{request_id}" Member;
     PLAN = Post "/v1/plan" Operator;
     APPLY = Post "/v1/apply" Operator;

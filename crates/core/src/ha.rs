@@ -327,6 +327,7 @@ pub(crate) mod tests {
             },
             nodes: names.iter().map(|name| NodeSpec::new(name.parse().unwrap(), "10.0.0.1")).collect(),
             databases: Vec::new(),
+            proxy: None,
         }
     }
 

@@ -35,6 +35,9 @@ pub const FORMAT: u32 = 1;
 pub const DEFAULT_PORT: u16 = 5432;
 pub const DEFAULT_API_PORT: u16 = 8009;
 pub const DEFAULT_PRIORITY: u16 = 100;
+/// A proxy's two ports.
+pub const DEFAULT_PROXY_PORT: u16 = 9999;
+pub const DEFAULT_PROXY_READ_PORT: u16 = 9998;
 pub const MAX_PRIORITY: u16 = 1000;
 /// Raft's voters at most: a sixth would cost a round trip and tolerate no further loss.
 pub const MAX_STORE_VOTERS: usize = 5;
@@ -57,6 +60,47 @@ pub struct ClusterSpec {
     pub postgres: PostgresSpec,
     pub nodes: Vec<NodeSpec>,
     pub databases: Vec<DatabaseSpec>,
+    /// Without one, proxies go by the defaults. A version that knows no proxies reads what has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
+}
+
+/// What the proxies of a cluster do, wherever they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxySpec {
+    /// Where clients reach the primary.
+    pub port: u16,
+    /// Where clients reach standbys.
+    pub read_port: u16,
+    pub pool: Pool,
+}
+
+impl Default for ProxySpec {
+    fn default() -> ProxySpec {
+        ProxySpec { port: DEFAULT_PROXY_PORT, read_port: DEFAULT_PROXY_READ_PORT, pool: Pool::Session }
+    }
+}
+
+/// For how long a client has a server connection to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    Session,
+}
+
+impl Pool {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pool::Session => "session",
+        }
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// What an acknowledged commit has been through.
@@ -378,6 +422,7 @@ pub(crate) fn example() -> HerdSpec {
             },
             nodes,
             databases: vec![DatabaseSpec { name: "testix".parse().unwrap(), owner: "app".parse().unwrap() }],
+            proxy: None,
         }],
         witnesses: vec![WitnessSpec {
             name: name("w"),

@@ -251,7 +251,7 @@ fn expiry(authority: &Authority, now: Timestamp, valid_for: Duration) -> Timesta
     expires.unwrap_or(authority.expires()).min(authority.expires())
 }
 
-fn urls(spec: &pgherd_core::spec::HerdSpec) -> Vec<String> {
+pub(super) fn urls(spec: &pgherd_core::spec::HerdSpec) -> Vec<String> {
     spec.agents().map(|(_, host, port)| format!("https://{}", peers::address(host, port))).collect()
 }
 

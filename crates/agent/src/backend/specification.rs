@@ -1,10 +1,12 @@
 //! The specification: read, compare, replace.
 
+use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::spec::{Applied, ApplyRequest, Impact, Plan, PlanRequest, PlannedChange, Spec};
 use pgherd_api::{Code, Error};
 use pgherd_core::spec::{HerdSpec, plan};
 
-use super::{AgentBackend, WITHIN, local_view, refused};
+use super::joining::urls;
+use super::{AgentBackend, WITHIN, cluster_of, local_view, refused};
 use crate::agreed::{self, AgreedError, StoredSpec};
 use crate::files::herd;
 use crate::http::backend::Answer;
@@ -50,6 +52,25 @@ impl AgentBackend {
         })?;
         tracing::info!(%operator, generation = stored.generation, changes = changes.len(), "a herd file was applied");
         Ok(Applied { generation: stored.generation, changes })
+    }
+
+    /// What the specification says to a proxy.
+    pub(super) fn proxy_settings(&self, query: &ProxyQuery) -> Answer<ProxySettings> {
+        let (spec, generation) = self.stored_spec()?;
+        let cluster = cluster_of(&spec, query.cluster.as_deref())?;
+        let proxy = cluster.proxy.unwrap_or_default();
+        Ok(ProxySettings {
+            herd: spec.name.to_string(),
+            cluster: cluster.name.to_string(),
+            generation,
+            port: proxy.port,
+            read_port: proxy.read_port,
+            pool: match proxy.pool {
+                pgherd_core::spec::Pool::Session => Pool::Session,
+            },
+            hba: cluster.postgres.hba.clone(),
+            agents: urls(&spec),
+        })
     }
 
     /// The changes, or what of them is refused, all at once.

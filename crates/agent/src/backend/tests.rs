@@ -499,6 +499,28 @@ async fn a_proxy_gets_a_certificate_and_asks_for_the_next_one_itself() {
 }
 
 #[tokio::test]
+async fn a_proxy_is_told_what_the_newest_specification_says() {
+    let scene = Scene::new().await;
+    let ask = |cluster: Option<&str>| scene.backend.proxy(ProxyQuery { cluster: cluster.map(str::to_owned) });
+    let before = ask(None).await.unwrap();
+    assert_eq!((before.generation, before.port, before.read_port), (1, 9999, 9998));
+    assert_eq!((before.herd.as_str(), before.cluster.as_str(), before.hba.len()), ("shop", "main", 0));
+    assert_eq!(before.agents.len(), 3);
+    is(ask(Some("other")).await, Code::ClusterUnknown);
+
+    let changed = HERD.replace(
+        "version = 15",
+        "version = 15\nhba = [\"host all all 10.0.0.0/8 scram-sha-256\"]\n[proxy]\nport = 6432",
+    );
+    let request = ApplyRequest { text: changed, file: None, generation: 1, accept: Impact::Reload };
+    let applied = scene.backend.apply(&operator(), request).await.unwrap();
+    assert!(applied.changes.iter().any(|change| change.path == "cluster.main.proxy.port"), "{applied:?}");
+    let after = ask(Some("main")).await.unwrap();
+    assert_eq!((after.generation, after.port, after.read_port), (2, 6432, 9998));
+    assert_eq!(after.hba, ["host all all 10.0.0.0/8 scram-sha-256"]);
+}
+
+#[tokio::test]
 async fn a_report_counts_only_for_the_node_whose_certificate_brought_it() {
     let mut scene = Scene::new().await;
     let body = |node: &str| Bytes::from(serde_json::to_vec(&says(node, Is::Standby)).unwrap());

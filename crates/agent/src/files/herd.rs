@@ -11,13 +11,13 @@ use pgherd_core::spec::check::Wrong;
 use pgherd_core::spec::parameters::ParameterError;
 use pgherd_core::spec::times::{Time, TimesError};
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Place, PostgresSource, PostgresSpec,
-    SpecError, Step, Times, WitnessSpec,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Place, Pool, PostgresSource,
+    PostgresSpec, ProxySpec, SpecError, Step, Times, WitnessSpec,
 };
 use pgherd_core::types::NodeName;
 
 use super::finding::{Findings, Kind, Mistake};
-use super::reader::{Read, Reader, Table};
+use super::reader::{Read, Reader, Section, Table};
 
 mod keys;
 mod write;
@@ -50,7 +50,7 @@ pub fn read(file: &str, text: &str) -> Result<Herd, Findings> {
     }
     if !reader.has_errors() {
         for warning in spec.doubts() {
-            let span = reader.span_of(&in_file(&warning.at));
+            let span = reader.span_of(&in_file(&warning.at, &reader));
             let mut mistake = Mistake::new(Kind::Doubt, span, warning.doubt.to_string());
             mistake.hint = warning.doubt.hint();
             reader.mistake(mistake);
@@ -70,6 +70,7 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
     let name = reader.parsed(top, "name").or(placeholder(0));
     let times = read_times(reader, top);
     let postgres = read_postgres(reader, top);
+    let proxy = read_proxy(reader, top, &keys::PROXY, None);
     let mut unreadable = 1;
 
     let mut witnesses = Vec::new();
@@ -108,7 +109,9 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
             let owner = reader.parsed(&database, "owner").or(unreadable());
             databases.push(DatabaseSpec { name, owner });
         }
-        clusters.push(ClusterSpec { name, durability, postgres: postgres.clone(), nodes, databases });
+        let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy);
+        let postgres = postgres.clone();
+        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy });
     }
     HerdSpec { format: Format, name, times, clusters, witnesses }
 }
@@ -154,6 +157,36 @@ fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
     };
     let parameters = reader.settings(&table, "parameters");
     PostgresSpec { source, parameters, hba: reader.texts(&table, "hba") }
+}
+
+/// Over what holds for every cluster, if anything does.
+fn read_proxy(
+    reader: &mut Reader<'_>,
+    outer: &Table<'_>,
+    section: &'static Section,
+    general: Option<ProxySpec>,
+) -> Option<ProxySpec> {
+    let Read::Is(table) = reader.table(outer, "proxy", section) else { return general };
+    let general = general.unwrap_or_default();
+    let port = read_port(reader, &table, "port", general.port);
+    let read_port = read_port(reader, &table, "read_port", general.read_port);
+    let pool = match reader.text(&table, "pool") {
+        Read::Is(pool) if pool == Pool::Session.as_str() => Pool::Session,
+        Read::Is(pool) => {
+            let at = table.at.key("pool");
+            if ["transaction", "statement"].contains(&pool.as_str()) {
+                let message = format!("pool = \"{pool}\" is not built yet");
+                let mistake = Mistake::new(Kind::NotBuiltYet, reader.span_of(&at), message);
+                reader.broken(&at, mistake.hint("leave it out: a client keeps its server connection"));
+            } else {
+                let hint = "pool = \"session\" is the default";
+                reader.wrong_value(&at, format!("pool is \"session\", not \"{pool}\""), Some(hint.to_owned()));
+            }
+            general.pool
+        }
+        Read::Absent | Read::Broken => general.pool,
+    };
+    Some(ProxySpec { port, read_port, pool })
 }
 
 fn read_durability(reader: &mut Reader<'_>, table: &Table<'_>) -> Durability {
@@ -204,9 +237,16 @@ fn read_port(reader: &mut Reader<'_>, table: &Table<'_>, key: &str, default: u16
     reader.whole(table, key, 1, u64::from(u16::MAX)).or(u64::from(default)) as u16
 }
 
-/// A place of the specification in the words of the file, where `[postgres]` stands for every cluster.
-fn in_file(at: &Place) -> Place {
+/// A place of the specification in the words of the file, where `[postgres]` stands for every cluster, and
+/// `[proxy]` for those that say nothing else.
+fn in_file(at: &Place, reader: &Reader<'_>) -> Place {
     match at.0.as_slice() {
+        [Step::Key(cluster), Step::Index(_), Step::Key(proxy), ..]
+            if cluster == "cluster" && proxy == "proxy" && !reader.has(at) =>
+        {
+            let general = Place(at.0[2..].to_vec());
+            if reader.has(&general) { general } else { at.clone() }
+        }
         [Step::Key(cluster), Step::Index(_), Step::Key(postgres), ..]
             if cluster == "cluster" && postgres == "postgres" =>
         {
@@ -218,7 +258,7 @@ fn in_file(at: &Place) -> Place {
 
 /// Whether everything that a rule looked at could be read.
 fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
-    let at = in_file(&error.at);
+    let at = in_file(&error.at, reader);
     if reader.is_broken(&at) {
         return false;
     }
@@ -233,7 +273,10 @@ fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
         Wrong::FollowsUnknown { .. } | Wrong::FollowsInACircle { .. } => {
             !any_broken(&["node", "name", "follow"])
         }
-        Wrong::PortTwice { .. } => !any_broken(&["port", "api_port", "host"]),
+        Wrong::PortTwice { .. } | Wrong::ProxyPortOfNode { .. } => {
+            !any_broken(&["port", "read_port", "api_port", "host"])
+        }
+        Wrong::ProxyPortTwice { .. } => !any_broken(&["port", "read_port"]),
         Wrong::Host { host } => host != "unreadable",
         Wrong::DegradeTooSoon { .. } => !any_broken(&["suspect"]),
         Wrong::Parameter(ParameterError::NotInVersion { .. }) => !any_broken(&["version", "bin_dir"]),
@@ -242,7 +285,7 @@ fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
 }
 
 fn rule_mistake(error: &SpecError, reader: &Reader<'_>) -> Mistake {
-    let at = in_file(&error.at);
+    let at = in_file(&error.at, reader);
     let mut related: Option<(Range<usize>, &'static str)> = None;
     let span = match &error.wrong {
         Wrong::Parameter(ParameterError::Value { .. } | ParameterError::Unsafe { .. }) => reader.span_of(&at),
@@ -252,8 +295,12 @@ fn rule_mistake(error: &SpecError, reader: &Reader<'_>) -> Mistake {
             related = Some((reader.span_of(first), "it is used here first"));
             reader.span_of(&at)
         }
-        Wrong::PortTwice { first, .. } => {
+        Wrong::PortTwice { first, .. } | Wrong::ProxyPortOfNode { first, .. } => {
             related = Some((reader.span_of(first), "it is taken by this node"));
+            reader.span_of(&at)
+        }
+        Wrong::ProxyPortTwice { first, .. } => {
+            related = Some((reader.span_of(&in_file(first, reader)), "it is used here first"));
             reader.span_of(&at)
         }
         _ => reader.span_of(&at),
@@ -276,7 +323,8 @@ mod tests {
     /// A key that the program knows and nobody reads would be taken and ignored.
     #[test]
     fn every_key_that_is_built_is_read() {
-        let text = "[times]\n[postgres]\n[[witness]]\n[[cluster]]\n[[cluster.node]]\n[[cluster.database]]\n";
+        let text = "[times]\n[postgres]\n[[witness]]\n[[cluster]]\n[[cluster.node]]\n[[cluster.database]]\n\
+                    [cluster.proxy]\n[proxy]\n";
         let (mut reader, top) = Reader::parse(text);
         let top = reader.top(&top, &keys::TOP);
         read_herd(&mut reader, &top);

@@ -172,6 +172,11 @@ impl<'a> Reader<'a> {
         self.spot(at).map_or(0..0, |spot| spot.value.clone())
     }
 
+    /// Whether the text says something at this very place.
+    pub(super) fn has(&self, at: &Place) -> bool {
+        self.spots.contains_key(at)
+    }
+
     pub(super) fn key_span_of(&self, at: &Place) -> Range<usize> {
         self.spot(at).map_or(0..0, |spot| spot.key.clone())
     }

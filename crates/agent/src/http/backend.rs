@@ -16,6 +16,7 @@ use pgherd_api::join::{
 };
 use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
+use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::RoutingTable;
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
@@ -64,6 +65,8 @@ pub trait Backend: Send + Sync + 'static {
     /// A table whenever it changes and whenever its proof is renewed. `valid_for_ms` is what is left when the
     /// stream yields it; a table that waits to be sent is replaced by the next, so that none is sent late.
     fn routing(&self) -> impl Future<Output = Answer<BoxStream<'static, RoutingTable>>> + Send;
+
+    fn proxy(&self, query: ProxyQuery) -> impl Future<Output = Answer<ProxySettings>> + Send;
 
     fn token_create(
         &self,

@@ -16,6 +16,7 @@ use pgherd_api::join::{
 };
 use pgherd_api::logs::LogsQuery;
 use pgherd_api::peer::Fenced;
+use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::route::{self, Method, Route};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
@@ -71,6 +72,7 @@ impl Api {
         let router = add(router, route::SPEC, spec::<B>);
         let router = add(router, route::LOGS, logs::<B>);
         let router = add(router, route::ROUTING, routing::<B>);
+        let router = add(router, route::PROXY, proxy::<B>);
         let router = add(router, route::CHANGE, change::<B>);
         let router = add(router, route::PLAN, plan::<B>);
         let router = add(router, route::APPLY, apply::<B>);
@@ -179,6 +181,14 @@ async fn logs<B: Backend>(
 
 async fn routing<B: Backend>(_: ByFollower, State(shared): Ctx<B>) -> Result<Response<Body>, Refusal> {
     stream::lines(shared.backend.routing().await?, &shared.streams)
+}
+
+async fn proxy<B: Backend>(
+    _: ByFollower,
+    State(shared): Ctx<B>,
+    QueryOf(query): QueryOf<ProxyQuery>,
+) -> Reply<ProxySettings> {
+    reply(shared.backend.proxy(query).await)
 }
 
 async fn change<B: Backend>(

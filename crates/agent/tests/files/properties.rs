@@ -10,7 +10,7 @@ use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, Times,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Pool, PostgresSource, PostgresSpec, ProxySpec, Times,
     WitnessSpec,
 };
 use proptest::prelude::*;
@@ -118,8 +118,11 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         raft_election: Duration::from_millis(election_ms),
         ..Times::default()
     });
-    (times, nodes, parameters, durability, source, hba, prop::bool::ANY).prop_map(
-        |(times, nodes, parameters, durability, source, hba, more)| HerdSpec {
+    let proxy = prop::option::of((20_000u16..30_000, 30_000u16..40_000).prop_map(|(port, read_port)| {
+        ProxySpec { port, read_port, pool: Pool::Session }
+    }));
+    (times, nodes, parameters, durability, source, hba, proxy, prop::bool::ANY).prop_map(
+        |(times, nodes, parameters, durability, source, hba, proxy, more)| HerdSpec {
             format: Format,
             name: "shop".parse().unwrap(),
             times,
@@ -137,6 +140,7 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                 } else {
                     Vec::new()
                 },
+                proxy,
             }],
             witnesses: if more {
                 vec![WitnessSpec {

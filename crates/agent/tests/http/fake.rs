@@ -20,6 +20,7 @@ use pgherd_api::join::{
 };
 use pgherd_api::logs::{LogLine, LogSource, LogsQuery};
 use pgherd_api::peer::Fenced;
+use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::{Proof, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
@@ -154,6 +155,20 @@ impl Backend for Fake {
             valid_for_ms: 2500,
         };
         Ok(stream::iter([table]).chain(stream::pending()).boxed())
+    }
+
+    async fn proxy(&self, query: ProxyQuery) -> Answer<ProxySettings> {
+        self.note(format!("proxy of {:?}", query.cluster));
+        Ok(ProxySettings {
+            herd: "shop".to_owned(),
+            cluster: "main".to_owned(),
+            generation: 7,
+            port: 9999,
+            read_port: 9998,
+            pool: Pool::Session,
+            hba: Vec::new(),
+            agents: Vec::new(),
+        })
     }
 
     async fn token_create(&self, operator: &OperatorName, _: TokenRequest) -> Answer<Token> {

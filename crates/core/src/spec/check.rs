@@ -88,6 +88,8 @@ pub enum Wrong {
     Host { host: String },
     PortZero,
     PortTwice { host: String, port: u16, by: NodeName, first: Place },
+    ProxyPortTwice { port: u16, first: Place },
+    ProxyPortOfNode { port: u16, by: NodeName, first: Place },
     Priority { priority: u16 },
     FollowsItself,
     FollowsUnknown { follow: NodeName, meant: Option<NodeName> },
@@ -126,6 +128,10 @@ impl fmt::Display for Wrong {
             Wrong::PortZero => write!(f, "a port is 1 to 65535"),
             Wrong::PortTwice { host, port, by, .. } => {
                 write!(f, "port {port} of {host} is taken by \"{by}\"")
+            }
+            Wrong::ProxyPortTwice { port, .. } => write!(f, "port {port} of the proxies is given twice"),
+            Wrong::ProxyPortOfNode { port, by, .. } => {
+                write!(f, "port {port} is taken by \"{by}\", and all of the herd is on one host")
             }
             Wrong::Priority { priority } => write!(f, "priority {priority} is more than {MAX_PRIORITY}"),
             Wrong::FollowsItself => write!(f, "the node follows itself"),
@@ -191,6 +197,10 @@ impl Wrong {
             Wrong::NameReserved { .. } => "choose one that does not begin with \"pgherd\"",
             Wrong::Host { .. } => "leave out port and scheme: host = \"192.0.2.10\"",
             Wrong::PortTwice { .. } => "nodes on one host need a port and an api_port each",
+            Wrong::ProxyPortTwice { .. } => {
+                "port leads to the primary and read_port to standbys, and each cluster has its own"
+            }
+            Wrong::ProxyPortOfNode { .. } => "choose one that no node has as its port or api_port",
             Wrong::Priority { .. } => {
                 "0 is never promoted, 100 the default; greater is preferred between equals"
             }
@@ -326,6 +336,27 @@ impl HerdSpec {
                     add(at, Wrong::PortTwice { host, port, by, first });
                 } else {
                     ports.insert((host, port), (name, at));
+                }
+            }
+        }
+
+        // Where proxies run is not in the file. They share a host with the nodes for certain if there is one.
+        let one_host = self.agents().all(|(_, host, _)| self.agents().next().is_some_and(|(_, first, _)| first == host));
+        let mut proxies: BTreeMap<u16, Place> = BTreeMap::new();
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            let Some(proxy) = &cluster.proxy else { continue };
+            let at = root.key("cluster").index(index).key("proxy");
+            for (key, port) in [("port", proxy.port), ("read_port", proxy.read_port)] {
+                let at = at.key(key);
+                let of_node = ports.iter().find(|((_, taken), _)| one_host && *taken == port);
+                if port == 0 {
+                    add(at, Wrong::PortZero);
+                } else if let Some(first) = proxies.get(&port) {
+                    add(at, Wrong::ProxyPortTwice { port, first: first.clone() });
+                } else if let Some((_, (by, first))) = of_node {
+                    add(at, Wrong::ProxyPortOfNode { port, by: (*by).clone(), first: first.clone() });
+                } else {
+                    proxies.insert(port, at);
                 }
             }
         }
@@ -553,7 +584,7 @@ impl ClusterSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::example;
+    use crate::spec::{Pool, ProxySpec, example};
 
     fn errors(change: impl FnOnce(&mut HerdSpec)) -> Vec<String> {
         let mut spec = example();
@@ -596,6 +627,23 @@ mod tests {
             },
             "witness[0].api_port: port 8009 of 192.168.122.253 is taken by \"a\"",
         );
+        let proxy = |port, read_port| {
+            move |spec: &mut HerdSpec| {
+                spec.clusters[0].proxy = Some(ProxySpec { port, read_port, pool: Pool::Session });
+            }
+        };
+        one(proxy(0, 9998), "cluster[0].proxy.port: a port is 1 to 65535");
+        one(proxy(7000, 7000), "cluster[0].proxy.read_port: port 7000 of the proxies is given twice");
+        one(
+            |spec| {
+                spec.witnesses.clear();
+                spec.clusters[0].nodes.truncate(1);
+                spec.clusters[0].durability = Durability::Async;
+                proxy(5432, 9998)(spec);
+            },
+            "cluster[0].proxy.port: port 5432 is taken by \"a\", and all of the herd is on one host",
+        );
+        assert_eq!(errors(proxy(5432, 8009)), Vec::<String>::new(), "a proxy may have a host of its own");
         one(|spec| spec.clusters[0].nodes[0].priority = 1001, "priority 1001 is more than 1000");
         one(
             |spec| spec.clusters[0].nodes[2].follow = Some(name("c")),

@@ -54,6 +54,8 @@ pub enum Effect {
     AtOnce,
     /// Raft's timers are set when an agent starts.
     WhenAgentsStart,
+    /// Listeners are opened when a proxy starts.
+    WhenProxiesStart,
     /// The durability rule changes, in joint steps.
     Rule,
     Reload {
@@ -94,6 +96,7 @@ impl Effect {
             Effect::Leave { .. } => Impact::Destroy,
             Effect::AtOnce
             | Effect::WhenAgentsStart
+            | Effect::WhenProxiesStart
             | Effect::Rule
             | Effect::JoinStore { .. }
             | Effect::KeepDatabase { .. } => Impact::None,
@@ -106,6 +109,7 @@ impl fmt::Display for Effect {
         match self {
             Effect::AtOnce => write!(f, "agents follow it at once"),
             Effect::WhenAgentsStart => write!(f, "each agent takes it at its next start"),
+            Effect::WhenProxiesStart => write!(f, "each proxy takes it at its next start"),
             Effect::Rule => write!(f, "the durability rule changes, without a moment under neither"),
             Effect::Reload { nodes } => write!(f, "reload {}", list(nodes)),
             Effect::PendingRestart { nodes } => write!(f, "pending on {} until restarted", list(nodes)),
@@ -405,6 +409,17 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
     plan_nodes(plan, &root, was, is, primary);
     plan_postgres(plan, &root, was, is, primary);
 
+    let (from, to) = (was.proxy.unwrap_or_default(), is.proxy.unwrap_or_default());
+    for (key, from, to) in [("port", from.port, to.port), ("read_port", from.read_port, to.read_port)] {
+        if from != to {
+            plan.change(format!("{root}.proxy.{key}"), Some(&from), Some(&to), Effect::WhenProxiesStart);
+        }
+    }
+    if from.pool != to.pool {
+        let effect = Effect::WhenProxiesStart;
+        plan.change(format!("{root}.proxy.pool"), Some(&from.pool), Some(&to.pool), effect);
+    }
+
     for database in &was.databases {
         let path = format!("{root}.database.{}", database.name);
         match is.databases.iter().find(|other| other.name == database.name) {
@@ -623,7 +638,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::spec::{DatabaseSpec, WitnessSpec, example};
+    use crate::spec::{DatabaseSpec, ProxySpec, WitnessSpec, example};
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()
@@ -756,6 +771,7 @@ to be restarted afterwards, in this order
             spec.clusters[0].postgres.hba = vec!["host all all all scram-sha-256".to_owned()];
             spec.clusters[0].databases =
                 vec![DatabaseSpec { name: "shop".parse().unwrap(), owner: "app".parse().unwrap() }];
+            spec.clusters[0].proxy = Some(ProxySpec { port: 6432, ..ProxySpec::default() });
             let host = "192.168.122.41".to_owned();
             spec.witnesses = vec![WitnessSpec { name: name("w2"), host, api_port: 8009 }];
         });
@@ -777,6 +793,8 @@ to be restarted afterwards, in this order
     reload a, b, c, d
 + cluster.main.postgres.hba = host all all all scram-sha-256
     reload a, b, c, d
+~ cluster.main.proxy.port: 9999 -> 6432
+    each proxy takes it at its next start
 - cluster.main.database.testix = app
     none: database testix stays; DROP DATABASE removes it
 + witness.w2 = 192.168.122.41

@@ -33,7 +33,7 @@ pub(super) static TOP: Section = Section {
             "agents without PostgreSQL that only vote in the store",
         ),
         key("cluster", "tables", "[[cluster]]", "", "one primary and its standbys"),
-        not_built("proxy", "the connection proxy"),
+        key("proxy", "a table", "[proxy]", NONE, "where proxies listen, and what clients get there"),
         not_built("backup", "backups and the archive of WAL"),
         not_built("keeper", "agents that own a backup repository"),
         not_built("store", "another store than the embedded one"),
@@ -104,6 +104,17 @@ pub(super) static POSTGRES: Section = Section {
     ],
 };
 
+/// The same keys for all clusters and for one.
+static PROXY_KEYS: [Key; 3] = [
+    key("port", "a port", "6432", "9999", "where clients reach the primary"),
+    key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
+    key("pool", "\"session\"", "\"session\"", "session", "a client keeps its server connection until it leaves"),
+];
+
+pub(super) static PROXY: Section = Section { header: "[proxy]", keys: &PROXY_KEYS };
+
+pub(super) static CLUSTER_PROXY: Section = Section { header: "[cluster.proxy]", keys: &PROXY_KEYS };
+
 pub(super) static WITNESS: Section = Section {
     header: "[[witness]]",
     keys: &[
@@ -135,7 +146,7 @@ pub(super) static CLUSTER: Section = Section {
         key("node", "tables", "[[cluster.node]]", "", "the servers"),
         key("database", "tables", "[[cluster.database]]", NONE, "databases that init creates"),
         not_built("postgres", "settings of one cluster alone"),
-        not_built("proxy", "the connection proxy"),
+        key("proxy", "a table", "[cluster.proxy]", NONE, "over [proxy], for this cluster alone"),
         not_built("backup", "backups and the archive of WAL"),
         not_built("vip", "an address that follows the primary"),
         not_built("publication", "logical replication from this cluster"),
@@ -178,7 +189,8 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// In the order of the reference page.
-pub(super) static ALL: [&Section; 7] = [&TOP, &TIMES, &POSTGRES, &WITNESS, &CLUSTER, &NODE, &DATABASE];
+pub(super) static ALL: [&Section; 9] =
+    [&TOP, &TIMES, &POSTGRES, &PROXY, &WITNESS, &CLUSTER, &NODE, &DATABASE, &CLUSTER_PROXY];
 
 /// The reference page of the herd file.
 pub(super) fn reference() -> String {

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
-    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, Durability, HerdSpec, NodeSpec, PostgresSource,
-    PostgresSpec, Span, Times,
+    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT, Durability,
+    HerdSpec, NodeSpec, PostgresSource, PostgresSpec, ProxySpec, Span, Times,
 };
 
 pub fn write(spec: &HerdSpec) -> String {
@@ -22,6 +22,7 @@ pub fn write(spec: &HerdSpec) -> String {
     write_times(&mut file, &spec.times);
     if let Some(cluster) = spec.clusters.first() {
         write_postgres(&mut file, &cluster.postgres);
+        write_proxy(&mut file, cluster.proxy.as_ref());
     }
     for witness in &spec.witnesses {
         line(
@@ -100,6 +101,18 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
             line(file, format_args!("{} = {}", key(name), quoted(value)));
         }
     }
+}
+
+fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
+    let Some(ProxySpec { port, read_port, pool }) = proxy else {
+        let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
+        let ports = format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
+        return line(file, ports);
+    };
+    line(file, format_args!("\n[proxy]"));
+    line(file, format_args!("port = {port}                     # leads to the primary"));
+    line(file, format_args!("read_port = {read_port}                # leads to standbys"));
+    line(file, format_args!("pool = {}", quoted(pool.as_str())));
 }
 
 fn write_durability(file: &mut String, durability: &Durability) {

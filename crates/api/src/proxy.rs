@@ -1,0 +1,35 @@
+//! `GET /v1/proxy`: what a proxy has to know of a cluster beside the routing table.
+//!
+//! Leaves out: passwords and verifiers, which a proxy reads from PostgreSQL itself.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyQuery {
+    /// Needed in a herd of several clusters.
+    pub cluster: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxySettings {
+    pub herd: String,
+    pub cluster: String,
+    /// Of the specification: it grows with each `apply`.
+    pub generation: u64,
+    /// Where clients are to reach the primary.
+    pub port: u16,
+    /// Where clients are to reach standbys.
+    pub read_port: u16,
+    pub pool: Pool,
+    /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
+    pub hba: Vec<String>,
+    /// `https://host:port` of every agent.
+    pub agents: Vec<String>,
+}
+
+/// Readers must expect others: a proxy that does not know one refuses it by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    Session,
+}
