@@ -180,7 +180,11 @@ fn read_proxy(
                 reader.broken(&at, mistake.hint("leave it out: a client keeps its server connection"));
             } else {
                 let hint = "pool = \"session\" is the default";
-                reader.wrong_value(&at, format!("pool is \"session\", not \"{pool}\""), Some(hint.to_owned()));
+                reader.wrong_value(
+                    &at,
+                    format!("pool is \"session\", not \"{pool}\""),
+                    Some(hint.to_owned()),
+                );
             }
             general.pool
         }

@@ -10,8 +10,8 @@ use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Pool, PostgresSource, PostgresSpec, ProxySpec, Times,
-    WitnessSpec,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Pool, PostgresSource, PostgresSpec,
+    ProxySpec, Times, WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -118,9 +118,12 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         raft_election: Duration::from_millis(election_ms),
         ..Times::default()
     });
-    let proxy = prop::option::of((20_000u16..30_000, 30_000u16..40_000).prop_map(|(port, read_port)| {
-        ProxySpec { port, read_port, pool: Pool::Session }
-    }));
+    let proxy =
+        prop::option::of((20_000u16..30_000, 30_000u16..40_000).prop_map(|(port, read_port)| ProxySpec {
+            port,
+            read_port,
+            pool: Pool::Session,
+        }));
     (times, nodes, parameters, durability, source, hba, proxy, prop::bool::ANY).prop_map(
         |(times, nodes, parameters, durability, source, hba, proxy, more)| HerdSpec {
             format: Format,

@@ -341,7 +341,8 @@ impl HerdSpec {
         }
 
         // Where proxies run is not in the file. They share a host with the nodes for certain if there is one.
-        let one_host = self.agents().all(|(_, host, _)| self.agents().next().is_some_and(|(_, first, _)| first == host));
+        let one_host =
+            self.agents().all(|(_, host, _)| self.agents().next().is_some_and(|(_, first, _)| first == host));
         let mut proxies: BTreeMap<u16, Place> = BTreeMap::new();
         for (index, cluster) in self.clusters.iter().enumerate() {
             let Some(proxy) = &cluster.proxy else { continue };

@@ -108,7 +108,13 @@ pub(super) static POSTGRES: Section = Section {
 static PROXY_KEYS: [Key; 3] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
-    key("pool", "\"session\"", "\"session\"", "session", "a client keeps its server connection until it leaves"),
+    key(
+        "pool",
+        "\"session\"",
+        "\"session\"",
+        "session",
+        "a client keeps its server connection until it leaves",
+    ),
 ];
 
 pub(super) static PROXY: Section = Section { header: "[proxy]", keys: &PROXY_KEYS };

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
-    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT, Durability,
-    HerdSpec, NodeSpec, PostgresSource, PostgresSpec, ProxySpec, Span, Times,
+    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT,
+    Durability, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, ProxySpec, Span, Times,
 };
 
 pub fn write(spec: &HerdSpec) -> String {
@@ -106,7 +106,8 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
 fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
     let Some(ProxySpec { port, read_port, pool }) = proxy else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
-        let ports = format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
+        let ports =
+            format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
         return line(file, ports);
     };
     line(file, format_args!("\n[proxy]"));
