@@ -25,7 +25,7 @@ use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::RoutingTable;
+use pgherd_api::routing::{RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::spec::{ClusterSpec, HerdSpec};
@@ -44,10 +44,12 @@ use crate::peers::Peers;
 use crate::pki::OperatorName;
 use crate::view;
 
+pub(crate) use listeners::Listeners;
 pub(crate) use renewal::Renewal;
 
 mod changes;
 mod joining;
+mod listeners;
 mod logs;
 mod renewal;
 mod shown;
@@ -78,6 +80,8 @@ pub(crate) struct AgentBackend {
     /// When this node's own certificate ends.
     pub(crate) certificate_expires: ArcSwap<jiff::Timestamp>,
     pub(crate) changes: Mutex<BTreeMap<String, Change>>,
+    /// Of the proxies that follow the routing table here.
+    pub(crate) listeners: Listeners,
     /// Known once the specification has been read; a witness has none.
     pub(crate) instance: std::sync::OnceLock<pgherd_postgres::Instance>,
 }
@@ -116,9 +120,7 @@ fn cluster_of<'a>(spec: &'a HerdSpec, named: Option<&str>) -> Answer<&'a Cluster
         (None, _) => Err(Error::of(Code::ClusterAmbiguous)),
         (Some(name), clusters) => {
             let found = clusters.iter().find(|cluster| cluster.name.as_str() == name);
-            found.ok_or_else(|| {
-                Error::new(Code::ClusterUnknown, format!("the herd has no cluster {name}"))
-            })
+            found.ok_or_else(|| Error::new(Code::ClusterUnknown, format!("the herd has no cluster {name}")))
         }
     }
 }
@@ -147,7 +149,8 @@ impl Backend for AgentBackend {
             // Another agent is asked meanwhile, which knows more.
             return Err(Error::of(Code::NotReady));
         }
-        Ok(view::status(&self.sight(&picture, &self.raft.health().borrow())))
+        let status = view::status(&self.sight(&picture, &self.raft.health().borrow()));
+        Ok(Status { proxy: self.listeners.shown(), ..status })
     }
 
     async fn history(&self, query: HistoryQuery) -> Answer<History> {
@@ -203,8 +206,9 @@ impl Backend for AgentBackend {
         self.read_logs(query).await
     }
 
-    async fn routing(&self) -> Answer<BoxStream<'static, RoutingTable>> {
-        Ok(self.stream_routes())
+    async fn routing(&self, query: RoutingQuery) -> Answer<BoxStream<'static, RoutingTable>> {
+        let listening = self.listening(&query)?;
+        Ok(self.stream_routes(listening))
     }
 
     async fn proxy(&self, query: ProxyQuery) -> Answer<ProxySettings> {

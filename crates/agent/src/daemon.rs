@@ -109,6 +109,7 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
         routes: watch::channel(None).0,
         certificate_expires: ArcSwap::from_pointee(credentials.expires()),
         changes: Default::default(),
+        listeners: Default::default(),
         instance: Default::default(),
     });
     let listening = wire::serve(&file, Arc::clone(&tls), Arc::clone(&backend), metrics)

@@ -388,8 +388,17 @@ impl Client {
         self.stream(Request::get(with_query(route::LOGS.path, &pairs))).await
     }
 
-    pub async fn routing(&self) -> Result<Lines<routing::RoutingTable>, CallError> {
-        self.stream(Request::get(route::ROUTING.path)).await
+    pub async fn routing(
+        &self,
+        query: &routing::RoutingQuery,
+    ) -> Result<Lines<routing::RoutingTable>, CallError> {
+        let pairs = [
+            ("cluster", query.cluster.as_deref()),
+            ("proxy", query.proxy.as_deref()),
+            ("listen", query.listen.as_deref()),
+            ("read_listen", query.read_listen.as_deref()),
+        ];
+        self.stream(Request::get(with_query(route::ROUTING.path, &pairs))).await
     }
 
     pub async fn token_create(&self, request: &join::TokenRequest) -> Result<join::Token, CallError> {

@@ -8,6 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::Gate;
 
+/// All of it may be left out. A proxy says who it is and where its clients reach it; for as long as its stream
+/// lives, the agent lists that in `status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingQuery {
+    /// Needed in a herd of several clusters.
+    pub cluster: Option<String>,
+    /// The name in the certificate of whoever asks; nobody speaks for another.
+    pub proxy: Option<String>,
+    /// `address:port` of the listener that leads to the primary.
+    pub listen: Option<String>,
+    /// `address:port` of the listener that leads to standbys.
+    pub read_listen: Option<String>,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoutingTable {
     pub herd_id: String,

@@ -13,10 +13,10 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use pgherd_api::routing::{RoutingTable, RoutingTarget};
 use pgherd_core::types::Instant;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::AgentBackend;
+use super::listeners::Listening;
 use crate::clock;
 use crate::gossip::Gossip;
 use crate::view::{self, Routes};
@@ -83,16 +83,17 @@ impl AgentBackend {
         self.health.store(Some(Arc::new(shown)));
     }
 
-    /// A table whenever it changes or its proof is renewed; the newest, when the reader is slower.
-    pub(super) fn stream_routes(&self) -> BoxStream<'static, RoutingTable> {
+    /// A table whenever it changes or its proof is renewed; the newest, when the reader is slower. Who listens is
+    /// listed until the stream is dropped.
+    pub(super) fn stream_routes(&self, listening: Option<Listening>) -> BoxStream<'static, RoutingTable> {
         let mut routes = self.routes.subscribe();
         routes.mark_changed();
-        stream::unfold(routes, |mut routes: watch::Receiver<Option<Routes>>| async move {
+        stream::unfold((routes, listening), |(mut routes, listening)| async move {
             loop {
                 routes.changed().await.ok()?;
-                let newest = routes.borrow_and_update().clone();
+                let newest: Option<Routes> = routes.borrow_and_update().clone();
                 if let Some(table) = newest.and_then(|newest| newest.table_at(clock::now())) {
-                    return Some((table, routes));
+                    return Some((table, (routes, listening)));
                 }
             }
         })

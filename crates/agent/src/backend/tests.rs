@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use pgherd_api::change::ChangeState;
 use pgherd_api::spec::Impact;
-use pgherd_api::status::{Gate, State};
+use pgherd_api::status::{Gate, ProxyListener, State};
 use pgherd_core::observation::Postgres;
 use pgherd_core::record::{NodeRecord, Proposal, Record, Reign, Rule, Rules, Standing, Vote};
 use pgherd_core::spec::HerdSpec;
@@ -202,6 +202,7 @@ impl Scene {
             routes: watch::channel(None).0,
             certificate_expires: ArcSwap::from_pointee(credentials.expires()),
             changes: Mutex::default(),
+            listeners: Listeners::default(),
             instance: std::sync::OnceLock::new(),
         });
         Scene { backend, authority, credentials, dir, gossip, heard, ages, stuck }
@@ -521,6 +522,52 @@ async fn a_proxy_is_told_what_the_newest_specification_says() {
 }
 
 #[tokio::test]
+async fn status_lists_where_proxies_listen_for_as_long_as_they_follow() {
+    let scene = Scene::new().await;
+    let listed = async || {
+        let listeners = scene.backend.status().await.unwrap().proxy;
+        let text = |of: &ProxyListener| format!("{} {} {:?}", of.cluster, of.listen, of.target);
+        listeners.iter().map(text).collect::<Vec<String>>()
+    };
+    let query = |name: &str, port: u16| RoutingQuery {
+        cluster: Some("main".to_owned()),
+        proxy: Some(name.to_owned()),
+        listen: Some(format!("127.0.0.1:{port}")),
+        read_listen: Some(format!("[::1]:{}", port - 1)),
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(listed().await, none);
+    let first = scene.backend.routing(query("up", 9999)).await.unwrap();
+    let both = ["main 127.0.0.1:9999 ReadWrite", "main [::1]:9998 ReadOnly"];
+    assert_eq!(listed().await, both);
+    // It has lost its connection without knowing, and comes again.
+    let again = scene.backend.routing(query("up", 9999)).await.unwrap();
+    assert_eq!(listed().await, both);
+    drop(first);
+    assert_eq!(listed().await, both);
+    let other = scene.backend.routing(query("b", 7001)).await.unwrap();
+    assert_eq!(listed().await.len(), 4);
+    drop(again);
+    assert_eq!(listed().await, ["main 127.0.0.1:7001 ReadWrite", "main [::1]:7000 ReadOnly"]);
+    drop(other);
+    assert_eq!(listed().await, none);
+
+    // Whoever only reads the table is not listed, nor one that says no address.
+    let reader = scene.backend.routing(RoutingQuery { proxy: None, ..query("x", 1000) }).await.unwrap();
+    let silent = scene.backend.routing(RoutingQuery { listen: None, read_listen: None, ..query("x", 1000) });
+    let silent = silent.await.unwrap();
+    assert_eq!(listed().await, none);
+    drop((reader, silent));
+    for wrong in ["9999", "localhost:9999", "127.0.0.1:9999 for you"] {
+        let query = RoutingQuery { listen: Some(wrong.to_owned()), ..query("up", 9999) };
+        is(scene.backend.routing(query).await.map(drop), Code::RequestMalformed);
+    }
+    let elsewhere = RoutingQuery { cluster: Some("other".to_owned()), ..query("up", 9999) };
+    is(scene.backend.routing(elsewhere).await.map(drop), Code::ClusterUnknown);
+    assert_eq!(listed().await, none);
+}
+
+#[tokio::test]
 async fn a_report_counts_only_for_the_node_whose_certificate_brought_it() {
     let mut scene = Scene::new().await;
     let body = |node: &str| Bytes::from(serde_json::to_vec(&says(node, Is::Standby)).unwrap());
@@ -549,7 +596,7 @@ async fn the_fences_message_gives_the_term_back() {
 async fn proxies_are_told_at_once_and_a_stuck_loop_lets_nobody_through() {
     let scene = Scene::new().await;
     tokio::spawn(Arc::clone(&scene.backend).keep_shown());
-    let mut tables = scene.backend.routing().await.unwrap();
+    let mut tables = scene.backend.routing(RoutingQuery::default()).await.unwrap();
     let next = async |tables: &mut BoxStream<'static, RoutingTable>| {
         tokio::time::timeout(SOON, tables.next()).await.unwrap().unwrap()
     };

@@ -18,7 +18,7 @@ use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::RoutingTable;
+use pgherd_api::routing::{RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Error, Status};
 use pgherd_core::types::NodeName;
@@ -64,7 +64,12 @@ pub trait Backend: Send + Sync + 'static {
     fn logs(&self, query: LogsQuery) -> impl Future<Output = Answer<BoxStream<'static, LogLine>>> + Send;
     /// A table whenever it changes and whenever its proof is renewed. `valid_for_ms` is what is left when the
     /// stream yields it; a table that waits to be sent is replaced by the next, so that none is sent late.
-    fn routing(&self) -> impl Future<Output = Answer<BoxStream<'static, RoutingTable>>> + Send;
+    ///
+    /// A proxy that the query names is the one that asks.
+    fn routing(
+        &self,
+        query: RoutingQuery,
+    ) -> impl Future<Output = Answer<BoxStream<'static, RoutingTable>>> + Send;
 
     fn proxy(&self, query: ProxyQuery) -> impl Future<Output = Answer<ProxySettings>> + Send;
 

@@ -54,7 +54,10 @@ pub(super) struct ByProxy(pub(super) NodeName);
 
 /// Any node, operator or proxy of the herd.
 #[derive(Debug)]
-pub(super) struct ByFollower;
+pub(super) struct ByFollower {
+    /// Its name, if it is a proxy.
+    pub(super) proxy: Option<NodeName>,
+}
 
 /// Whoever reaches the listener. The handler has to check what the body says; the address is for the log.
 #[derive(Debug)]
@@ -142,7 +145,8 @@ impl<S: Sync> FromRequestParts<S> for ByFollower {
     type Rejection = Refusal;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<ByFollower, Refusal> {
         match caller(parts) {
-            Caller::Node(_) | Caller::Operator(_) | Caller::Proxy(_) => Ok(ByFollower),
+            Caller::Node(_) | Caller::Operator(_) => Ok(ByFollower { proxy: None }),
+            Caller::Proxy(name) => Ok(ByFollower { proxy: Some(name) }),
             Caller::Anonymous => Err(refused(&Caller::Anonymous, "members of the herd")),
         }
     }

@@ -19,6 +19,7 @@ use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::route::{self, Method, Route};
+use pgherd_api::routing::RoutingQuery;
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::types::NodeName;
@@ -179,8 +180,18 @@ async fn logs<B: Backend>(
     stream::lines(shared.backend.logs(query).await?, &shared.streams)
 }
 
-async fn routing<B: Backend>(_: ByFollower, State(shared): Ctx<B>) -> Result<Response<Body>, Refusal> {
-    stream::lines(shared.backend.routing().await?, &shared.streams)
+async fn routing<B: Backend>(
+    ByFollower { proxy }: ByFollower,
+    State(shared): Ctx<B>,
+    QueryOf(query): QueryOf<RoutingQuery>,
+) -> Result<Response<Body>, Refusal> {
+    if let Some(named) = &query.proxy
+        && proxy.as_ref().map(NodeName::as_str) != Some(named)
+    {
+        let message = format!("{} is not the proxy that asks", excerpt(named));
+        return Err(Error::new(Code::CredentialsInsufficient, message).into());
+    }
+    stream::lines(shared.backend.routing(query).await?, &shared.streams)
 }
 
 async fn proxy<B: Backend>(

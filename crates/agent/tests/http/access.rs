@@ -69,7 +69,8 @@ fn expected(access: Access, caller: &str) -> Outcome {
 }
 
 /// A proxy stands where clients reach it. What it may ask for is a list to be thought about.
-const OPEN_TO_PROXIES: [&str; 5] = ["/v1/routing", "/v1/proxy", "/v1/proxies/renew", "/v1/join", "/v1/fenced"];
+const OPEN_TO_PROXIES: [&str; 5] =
+    ["/v1/routing", "/v1/proxy", "/v1/proxies/renew", "/v1/join", "/v1/fenced"];
 
 #[tokio::test]
 async fn each_route_lets_in_exactly_those_that_it_names() {

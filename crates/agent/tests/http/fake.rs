@@ -22,7 +22,7 @@ use pgherd_api::logs::{LogLine, LogSource, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::{Proof, RoutingTable};
+use pgherd_api::routing::{Proof, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::status::{Gate, Role, Store, StoreKind};
 use pgherd_api::{Code, Error, Status};
@@ -38,6 +38,8 @@ pub(crate) struct Fake {
     pub(crate) slow_ms: AtomicU64,
     /// How `join` is answered; without one, every token is invalid.
     pub(crate) join: Mutex<Option<Join>>,
+    /// Every stream of routing tables holds one.
+    pub(crate) stream: Arc<()>,
 }
 
 impl Fake {
@@ -142,8 +144,12 @@ impl Backend for Fake {
         })
     }
 
-    async fn routing(&self) -> Answer<BoxStream<'static, RoutingTable>> {
-        self.note("routing");
+    async fn routing(&self, query: RoutingQuery) -> Answer<BoxStream<'static, RoutingTable>> {
+        self.note(match &query.proxy {
+            Some(proxy) => format!("{proxy}: routing, {:?} and {:?}", query.listen, query.read_listen),
+            None => "routing".to_owned(),
+        });
+        let stream = Arc::clone(&self.stream);
         let table = RoutingTable {
             herd_id: "4f1c".to_owned(),
             cluster: "main".to_owned(),
@@ -154,7 +160,14 @@ impl Backend for Fake {
             proof: Proof::Store,
             valid_for_ms: 2500,
         };
-        Ok(stream::iter([table]).chain(stream::pending()).boxed())
+        let tables = stream::iter([table]).chain(stream::pending());
+        Ok(tables
+            .map(move |table| {
+                // Held until the stream is dropped.
+                let _held = &stream;
+                table
+            })
+            .boxed())
     }
 
     async fn proxy(&self, query: ProxyQuery) -> Answer<ProxySettings> {
