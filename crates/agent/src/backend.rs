@@ -55,7 +55,7 @@ mod renewal;
 mod shown;
 mod specification;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// An agent that has begun so recently and has not read the store yet leaves the answer to the others.
 const KNOWS_NOTHING_FOR: Duration = Duration::from_secs(5);

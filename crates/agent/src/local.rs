@@ -1,7 +1,7 @@
 //! A whole herd on one machine: what `pgherd up` and `pgherd down` do.
 //!
 //! Responsible for: the directory, ports and files of such a herd; starting one agent process per node,
-//! starting dead ones again, taking over those that run; the way from nothing to a healthy herd, through the
+//! starting dead ones again, taking over those that run, and one proxy beside them; the way from nothing to a healthy herd, through the
 //! same commands that people run on many hosts; and the way down in an order that loses nothing.
 //!
 //! Leaves out: every decision about PostgreSQL, which is the agents' alone, and all printing: what happens is
@@ -26,6 +26,7 @@ pub(crate) mod passfile;
 mod ports;
 mod process;
 mod program;
+mod proxy;
 mod stop;
 mod supervisor;
 

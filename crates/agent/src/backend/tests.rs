@@ -26,7 +26,7 @@ use crate::pki::{
     sign_fenced,
 };
 
-const HERD: &str = r#"
+pub(crate) const HERD: &str = r#"
 name = "shop"
 
 [postgres]
@@ -107,8 +107,8 @@ impl Transport for Nobody {
     }
 }
 
-struct Scene {
-    backend: Arc<AgentBackend>,
+pub(crate) struct Scene {
+    pub(crate) backend: Arc<AgentBackend>,
     authority: Authority,
     credentials: Credentials,
     dir: tempfile::TempDir,
@@ -139,7 +139,7 @@ fn says(node: &str, running: Is) -> Gossip {
 }
 
 impl Scene {
-    async fn new() -> Scene {
+    pub(crate) async fn new() -> Scene {
         let dir = tempfile::tempdir().unwrap();
         let now = Timestamp::now();
         let (authority, key) = Authority::create(&name("shop"), "4f1c4f1c", now, CA_VALIDITY).unwrap();

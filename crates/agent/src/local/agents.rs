@@ -27,6 +27,8 @@ use crate::identity::{Identity, IdentityError};
 use crate::paths;
 use crate::pki::{read_limited, write_private, write_public};
 
+/// The command that agents are started with.
+const AGENT: &str = "agent";
 /// Keys, a store with one member and its first transaction; most of it is waiting for the disk.
 const INIT_WITHIN: Duration = Duration::from_secs(60);
 /// It is used at once.
@@ -111,20 +113,29 @@ impl Agents {
     /// An agent that runs already: the one that was noted, or one that was started and not noted, because its
     /// supervisor died in between.
     pub(super) fn adopt(&self, node: &NodeName) -> Result<Option<AgentProcess>, LocalError> {
-        let pid_file = self.home.pid_file(node);
-        let watch = LocalError::io("watch the agent of", self.home.node_dir(node));
+        self.find(&self.home.pid_file(node), &self.home.node_dir(node), AGENT)
+    }
+
+    /// The process of one command of this program that stands in `dir`, and was noted or not.
+    pub(super) fn find(
+        &self,
+        pid_file: &Path,
+        dir: &Path,
+        name: &str,
+    ) -> Result<Option<AgentProcess>, LocalError> {
+        let watch = LocalError::io("watch the process in", dir);
         let noted =
-            fs::read_to_string(&pid_file).ok().and_then(|text| serde_json::from_str::<ProcessId>(&text).ok());
-        let (bin_dir, node_dir) = (self.home.bin_dir(), self.home.node_dir(node));
+            fs::read_to_string(pid_file).ok().and_then(|text| serde_json::from_str::<ProcessId>(&text).ok());
+        let bin_dir = self.home.bin_dir();
         let found = (|| -> std::io::Result<Option<Running>> {
             if let Some(noted) = noted
                 && let Some(running) = Running::reopen(&noted)?
                 && running.runs_program_in(&bin_dir)
-                && running.stands_in(&node_dir)
+                && running.stands_in(dir)
             {
                 return Ok(Some(running));
             }
-            for pid in process::of_command(&bin_dir, Some(&node_dir), "agent") {
+            for pid in process::of_command(&bin_dir, Some(dir), name) {
                 if let Some(running) = Running::open(pid)? {
                     return Ok(Some(running));
                 }
@@ -132,13 +143,13 @@ impl Agents {
             Ok(None)
         })();
         let Some(running) = found.map_err(watch)? else { return Ok(None) };
-        self.note(node, &running)?;
+        note(pid_file, &running)?;
         Ok(Some(AgentProcess { running: Arc::new(running), child: None }))
     }
 
     /// Makes the herd, with this node as its first member.
     pub(super) async fn init(&self, node: &NodeName) -> Result<(), LocalError> {
-        let mut command = self.command(node, "init");
+        let mut command = self.command(&self.home.node_dir(node), "init");
         command.arg("--config").arg(self.home.agent_file(node)).arg("--herd").arg(self.home.herd_file());
         command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let what = format!("pgherd init for {node}");
@@ -166,8 +177,8 @@ impl Agents {
         if let Some(port) = self.ports.nodes.get(node).and_then(|ports| ports.agents_taken()) {
             return Err(LocalError::PortTaken { node: node.clone(), port });
         }
-        let log = self.open_log(node)?;
-        let mut command = self.command(node, "agent");
+        let log = self.open_log(&paths::agent_log(&self.home.node_dir(node)))?;
+        let mut command = self.command(&self.home.node_dir(node), AGENT);
         command.arg("--own-session").arg("--config").arg(self.home.agent_file(node));
         if token.is_some() {
             command.args(["--token-file", "-"]).stdin(Stdio::piped());
@@ -179,6 +190,16 @@ impl Agents {
             // An agent that ends before it has read this says why in its log.
             let _unread = stdin.write_all(format!("{token}\n").as_bytes()).await;
         }
+        self.watch_child(child, &self.home.pid_file(node), &format!("the agent of {node}")).await
+    }
+
+    /// Notes a process that was just started, for the next supervisor.
+    pub(super) async fn watch_child(
+        &self,
+        mut child: Child,
+        pid_file: &Path,
+        what: &str,
+    ) -> Result<AgentProcess, LocalError> {
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
         let opened = pid.map(Running::open).transpose().map_err(LocalError::io("watch", &self.program))?;
         let Some(running) = opened.flatten() else {
@@ -186,9 +207,9 @@ impl Agents {
                 Ok(status) => spelled(status),
                 Err(error) => error.to_string(),
             };
-            return Err(LocalError::Step { what: format!("starting the agent of {node}"), output });
+            return Err(LocalError::Step { what: format!("starting {what}"), output });
         };
-        self.note(node, &running)?;
+        note(pid_file, &running)?;
         Ok(AgentProcess { running: Arc::new(running), child: Some(child) })
     }
 
@@ -230,17 +251,18 @@ impl Agents {
     /// Turns over logs that have grown too long. Agents append, so an emptied file is written from its
     /// beginning; what is written in between is lost with the copy's tail at worst.
     pub(super) fn turn_logs_over(&self) {
-        for node in self.ports.nodes.keys() {
-            let log = paths::agent_log(&self.home.node_dir(node));
+        let agents = self.ports.nodes.keys().map(|node| paths::agent_log(&self.home.node_dir(node)));
+        for log in agents.chain([self.home.proxy_log()]) {
             if let Err(error) = turn_over(&log, self.account.as_ref()) {
                 tracing::warn!(error = %error, path = %log.display(), "cannot turn the log over");
             }
         }
     }
 
-    fn command(&self, node: &NodeName, name: &str) -> Command {
+    /// A command of this program, as the user that agents run as, in `dir`.
+    pub(super) fn command(&self, dir: &Path, name: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(name).current_dir(self.home.node_dir(node)).stdin(Stdio::null()).env_clear();
+        command.arg(name).current_dir(dir).stdin(Stdio::null()).env_clear();
         // PostgreSQL's programs are called by their paths; the rest is what every program may count on.
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("LANG", "C.UTF-8");
@@ -265,24 +287,23 @@ impl Agents {
         command
     }
 
-    fn open_log(&self, node: &NodeName) -> Result<File, LocalError> {
-        let path = paths::agent_log(&self.home.node_dir(node));
+    pub(super) fn open_log(&self, path: &Path) -> Result<File, LocalError> {
         let file =
-            File::options().create(true).append(true).open(&path).map_err(LocalError::io("open", &path))?;
-        give_to(&path, self.account.as_ref())?;
+            File::options().create(true).append(true).open(path).map_err(LocalError::io("open", path))?;
+        give_to(path, self.account.as_ref())?;
         Ok(file)
-    }
-
-    fn note(&self, node: &NodeName, running: &Running) -> Result<(), LocalError> {
-        let text = serde_json::to_string(&running.id).map_err(|error| LocalError::Step {
-            what: "noting a process".to_owned(),
-            output: error.to_string(),
-        })?;
-        keep(write_private(&self.home.pid_file(node), &text))
     }
 }
 
-fn keep(written: Result<(), crate::pki::FileError>) -> Result<(), LocalError> {
+fn note(pid_file: &Path, running: &Running) -> Result<(), LocalError> {
+    let text = serde_json::to_string(&running.id).map_err(|error| LocalError::Step {
+        what: "noting a process".to_owned(),
+        output: error.to_string(),
+    })?;
+    keep(write_private(pid_file, &text))
+}
+
+pub(super) fn keep(written: Result<(), crate::pki::FileError>) -> Result<(), LocalError> {
     written.map_err(|error| LocalError::Step { what: "keeping a file".to_owned(), output: error.to_string() })
 }
 

@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use super::LocalError;
 use super::home::{Home, Lock};
 use super::ports::Ports;
+use super::proxy::COMMAND;
 use crate::paths;
 
 /// Of a herd's directory, beside one directory per node.
-const OF_HERD: [&str; 8] = ["herd.toml", "ports.json", "pgpass", "ca.pem", "bin", "lock", "run", "log"];
+const OF_HERD: [&str; 9] =
+    ["herd.toml", "ports.json", "pgpass", "ca.pem", "bin", "lock", "run", "log", "proxy"];
+/// Of the proxy's directory.
+const OF_PROXY: [&str; 4] = ["proxy.toml", "pki", "run", "log"];
 /// Of a node's directory: what its agent keeps.
 const OF_NODE: [&str; 13] = [
     "agent.toml",
@@ -53,6 +57,11 @@ pub fn remains(home: &Home) -> Result<Option<Remains>, LocalError> {
     for (dir, node) in nodes.iter().zip(ports.nodes.keys()) {
         let strange = unknown_in(dir, |name| OF_NODE.contains(&name))?;
         unknown.extend(strange.into_iter().map(|name| format!("{node}/{name}")));
+    }
+    // A node may have the name, and then there is no proxy.
+    if !is_node(COMMAND) && home.proxy_dir().is_dir() {
+        let strange = unknown_in(&home.proxy_dir(), |name| OF_PROXY.contains(&name))?;
+        unknown.extend(strange.into_iter().map(|name| format!("{COMMAND}/{name}")));
     }
     if !unknown.is_empty() {
         return Err(LocalError::Unknown { dir: home.dir().to_owned(), names: unknown });
@@ -133,6 +142,9 @@ mod tests {
             fs::write(data.join("PG_VERSION"), "15\n").unwrap();
             fs::write(home.node_dir(node).join("agent.toml.new"), "").unwrap();
         }
+        home.make_proxy(None).unwrap();
+        fs::write(home.proxy_file(), "name = \"up\"\n").unwrap();
+        fs::write(home.proxy_log(), "").unwrap();
         (dir, home)
     }
 
@@ -150,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_strange_file_anywhere_stops_it_all() {
-        for place in ["diary.txt", "a/diary.txt"] {
+        for place in ["diary.txt", "a/diary.txt", "proxy/diary.txt"] {
             let (_dir, home) = herd();
             fs::write(home.dir().join(place), "dear diary").unwrap();
             match remains(&home) {

@@ -7,6 +7,7 @@
 //!   pgpass  ca.pem      what clients need
 //!   bin/pgherd-<hash>   the program that the agents run, so that a new build does not change it under them
 //!   lock  run/  log/    of the supervisor
+//!   proxy/              of its proxy, the agents' user's: its file, certificates and log
 //!   a/  b/  c/          one per node, the agents' user's: agent file, data, store, certificates, logs
 //! ```
 
@@ -95,6 +96,23 @@ impl Home {
         self.dir.join("run").join(format!("{node}.json"))
     }
 
+    pub(super) fn proxy_dir(&self) -> PathBuf {
+        self.dir.join("proxy")
+    }
+
+    pub(super) fn proxy_file(&self) -> PathBuf {
+        self.proxy_dir().join("proxy.toml")
+    }
+
+    pub(super) fn proxy_log(&self) -> PathBuf {
+        paths::log_dir(&self.proxy_dir()).join("proxy.log")
+    }
+
+    pub(super) fn proxy_pid_file(&self) -> PathBuf {
+        // No node can have this name.
+        self.dir.join("run").join("-proxy.json")
+    }
+
     /// Whether `up` has made a herd here.
     pub fn has_herd(&self) -> bool {
         self.ports_file().is_file()
@@ -123,6 +141,16 @@ impl Home {
         let dir = self.node_dir(node);
         make_dir(&dir, 0o700)?;
         give_to(&dir, account)
+    }
+
+    /// Makes the proxy's directories, for the user that agents run as too.
+    pub(super) fn make_proxy(&self, account: Option<&Account>) -> Result<(), LocalError> {
+        let dir = self.proxy_dir();
+        for dir in [dir.clone(), paths::log_dir(&dir), dir.join("pki")] {
+            make_dir(&dir, 0o700)?;
+            give_to(&dir, account)?;
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use pgherd_api::spec::PlanRequest;
 use pgherd_api::{Client, Status};
 use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::NodeName;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
@@ -25,6 +26,7 @@ use super::event::{Event, changes, missing};
 use super::home::{Home, Lock};
 use super::ports::{Claim, Ports};
 use super::process::{self, Running};
+use super::proxy::{self, ProxyKeeper};
 use super::stop::{self, Target};
 use super::{LocalError, control, herd, program};
 use crate::files;
@@ -145,7 +147,12 @@ impl Supervisor {
             };
             tasks.spawn(keeper.keep());
         }
-        tasks.spawn(watch(agents.clone(), self.board.clone(), self.options.herd_file.clone()));
+        let healthy = Arc::new(Notify::new());
+        let (board, told) = (self.board.clone(), Arc::clone(&healthy));
+        tasks.spawn(watch(agents.clone(), board.clone(), self.options.herd_file.clone(), told));
+        // Not among the tasks: whatever becomes of the proxy, the herd goes on.
+        let keeper = ProxyKeeper { agents: agents.clone(), board, healthy };
+        let proxy = proxy::BUILT.then(|| tokio::spawn(keeper.keep()));
         tokio::select! {
             () = self.board.asked_to_stop() => {}
             // They go on for ever, unless one of them meets a fault of ours.
@@ -155,6 +162,11 @@ impl Supervisor {
         }
         self.board.tell(Event::Stopping);
         tasks.shutdown().await;
+        if let Some(proxy) = proxy {
+            proxy.abort();
+            let _ended = proxy.await;
+        }
+        proxy::stop(&agents, &|event| self.board.tell(event)).await;
         let targets = targets(&agents, &registry)?;
         let stopped = stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await;
         for node in &nodes {
@@ -186,6 +198,7 @@ impl Supervisor {
                 enter(&registry, node, &process);
             }
         }
+        proxy::stop(&agents, &|event| self.board.tell(event)).await;
         self.wait_for_sockets(&agents, &registry).await;
         let targets = targets(&agents, &registry)?;
         stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await?;
@@ -348,7 +361,7 @@ impl Keeper {
 }
 
 /// Tells how the herd is doing, as its agents see it.
-async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>) {
+async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_healthy: Arc<Notify>) {
     let begun = Instant::now();
     let clients: Vec<Client> = agents.clients().iter().map(|client| client.within(ANSWER_WITHIN)).collect();
     let mut ticks = interval(LOOK_OFTEN);
@@ -384,6 +397,7 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>) {
             }
             let after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             board.tell(Event::Healthy { after_ms });
+            first_healthy.notify_one();
             healthy = true;
             patience = None;
             ticks = interval(LOOK);
@@ -482,7 +496,7 @@ fn data_dir(agents: &Agents, node: &NodeName) -> Result<PathBuf, LocalError> {
     Ok(file.data_dir)
 }
 
-fn forget(pid_file: &Path) {
+pub(super) fn forget(pid_file: &Path) {
     if let Err(error) = std::fs::remove_file(pid_file)
         && error.kind() != std::io::ErrorKind::NotFound
     {
