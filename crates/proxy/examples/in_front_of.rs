@@ -10,7 +10,7 @@ use std::time::Duration;
 use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
-use pgherd_proxy::{AuthQuery, Config, InClear, Proxy, Settings};
+use pgherd_proxy::{Access, AuthQuery, Config, InClear, Proxy, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,11 +32,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     settings.limits.size = more.get(1).map_or(Ok(20), |text| text.parse())?;
     settings.max_clients = 100_000;
     let auth_query = AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() };
-    let config = Config { listen: listen.parse()?, workers, server_tls: Arc::new(InClear), auth_query };
+    let config = Config {
+        listen: vec![(listen.parse()?, Access::ReadWrite)],
+        workers,
+        server_tls: Arc::new(InClear),
+        auth_query,
+    };
     let proxy = Proxy::start(config, settings)?;
     let target = Target { node: "only".parse()?, address, port, socket_dir };
     let valid_until = Instant::from_boot(Duration::from_secs(u64::from(u32::MAX)));
-    proxy.learn(Table { term: Term(1), primary: Some(target), gate_open: true, valid_until });
+    proxy.learn(Table {
+        term: Term(1),
+        primary: Some(target),
+        gate_open: true,
+        standbys: Vec::new(),
+        valid_until,
+    });
     loop {
         std::thread::park();
     }

@@ -23,15 +23,19 @@ use crate::fence::Admission;
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
 use crate::pool::{Refusal, Worker};
-use crate::pools::{Lent, NotLent, OnePool};
+use crate::pools::{Lent, Name, NotLent, OnePool};
+use crate::proxy::Access;
 use crate::relay::{End, relay};
-use crate::routes::Writes;
+use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::session::{Fault, Session};
 use crate::world::{World, nonce};
 
 /// For the last sentence: whoever does not take it by then does not hear it.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a standby may let a client wait until another one is tried.
+const STANDBY_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a client is told before it is closed.
 struct Farewell {
@@ -120,13 +124,20 @@ struct Guest {
     keys: Option<ClientKeys>,
 }
 
-pub(crate) async fn serve(stream: TcpStream, address: IpAddr, worker: Worker, world: Arc<World>) {
+/// Where a client came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Door {
+    pub(crate) access: Access,
+    pub(crate) worker: Worker,
+}
+
+pub(crate) async fn serve(stream: TcpStream, address: IpAddr, door: Door, world: Arc<World>) {
     let within = world.settings.load().login_timeout;
     // In a box, so that a client that is in does not carry what it took to come in.
     let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)));
     let Ok(Some(guest)) = entering.await else { return };
     let Guest { mut stream, mut out, asked, keys } = guest;
-    match stay(&mut stream, &mut out, asked, keys, worker, &world).await {
+    match stay(&mut stream, &mut out, asked, keys, door, &world).await {
         Ok(Left::ByItself) => return,
         // The server has said why.
         Ok(Left::Told) => {}
@@ -265,7 +276,7 @@ async fn stay(
     out: &mut BytesMut,
     asked: Asked,
     keys: Option<ClientKeys>,
-    worker: Worker,
+    door: Door,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
@@ -273,13 +284,16 @@ async fn stay(
     if asked.replication != Replication::Off {
         return replicate(stream, out, &asked, keys, &ticket, world).await;
     }
-    let settings = settings(&asked)?;
-    let pool = world.pools.of((asked.database, asked.user), keys, world);
-    let client = world.next_client();
-    let mut lent = tokio::select! {
-        lent = pool.lend(client, worker, world) => lent?,
+    let mut settings = settings(&asked)?;
+    let found = tokio::select! {
+        found = find(&asked, keys, door, world) => found?,
         () = stream.gone() => return Ok(Left::ByItself),
     };
+    let (pool, role, mut lent) = found;
+    if door.access == Access::ReadOnly && role == Role::Primary {
+        // What a standby refuses is refused here, too.
+        settings.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+    }
     let applied = match lent.backend.apply(&settings).await {
         Ok(applied) => applied,
         Err(NotDone::Refused { sqlstate, message }) => {
@@ -292,7 +306,7 @@ async fn stay(
         }
     };
     let mut session = Session::new();
-    let end = use_server(stream, out, &mut lent.backend, &mut session, &ticket, world).await;
+    let end = use_server(stream, out, &mut lent.backend, role, &mut session, &ticket, world).await;
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.slot.lock().await.take();
     let left = left(&end, &session, &lent.backend);
@@ -302,6 +316,39 @@ async fn stay(
         _ => pool.give_back(lent, false, world),
     }
     left
+}
+
+/// A server for what the client wants. Whoever wants to read is content with the primary, too, when no standby has room
+/// for it in time.
+async fn find(
+    asked: &Asked,
+    keys: Option<ClientKeys>,
+    door: Door,
+    world: &Arc<World>,
+) -> Result<(Arc<OnePool>, Role, Lent), Farewell> {
+    let client = world.next_client();
+    let pool = |role: &Role| {
+        let (database, user) = (asked.database.clone(), asked.user.clone());
+        world.pools.of(Name { database, user, role: role.clone() }, keys.clone(), world)
+    };
+    if door.access == Access::ReadOnly {
+        let mut standbys = world.fence.standbys();
+        // Each client begins with another one.
+        let first = usize::try_from(client.0).unwrap_or(0) % standbys.len().max(1);
+        standbys.rotate_left(first);
+        for standby in standbys {
+            let role = Role::Standby(standby);
+            let pool = pool(&role);
+            match tokio::time::timeout(STANDBY_WITHIN, pool.lend(client, door.worker, world)).await {
+                Ok(Ok(lent)) => return Ok((pool, role, lent)),
+                Ok(Err(NotLent::Rejected(why))) => return Err(why.into()),
+                Ok(Err(NotLent::Refused(_))) | Err(_) => {}
+            }
+        }
+    }
+    let pool = pool(&Role::Primary);
+    let lent = pool.lend(client, door.worker, world).await?;
+    Ok((pool, Role::Primary, lent))
 }
 
 /// Gives a server back on which nothing is under way.
@@ -318,6 +365,7 @@ async fn use_server(
     stream: &mut Stream,
     out: &mut BytesMut,
     backend: &mut Backend,
+    role: Role,
     session: &mut Session,
     ticket: &Ticket,
     world: &Arc<World>,
@@ -341,7 +389,7 @@ async fn use_server(
         return End::ClientLeft;
     }
     *out = BytesMut::new();
-    let mut admission = Admission::new(Arc::clone(&world.fence), backend.place.clone());
+    let mut admission = Admission::new(Arc::clone(&world.fence), role, backend.place.clone());
     relay(stream, &mut backend.stream, session, &mut admission).await
 }
 
@@ -357,7 +405,7 @@ fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewel
         },
         End::Rerouted => Farewell {
             detail: Some(format!(
-                "Node {} is not the primary of term {} any more.",
+                "Node {} is not what it was in term {}.",
                 backend.place.node, backend.place.term.0
             )),
             hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
@@ -377,7 +425,7 @@ async fn replicate(
     ticket: &Ticket,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let Writes::To(place, target) = world.fence.writes() else {
+    let Route::To(place, target) = world.fence.route(&Role::Primary) else {
         return Err(NotLent::Refused(Refusal::NoRoute).into());
     };
     let purpose = Purpose {
@@ -388,7 +436,7 @@ async fn replicate(
     };
     let mut backend = Backend::open(place, target, &*world.server_tls, &purpose, keys).await?;
     let mut session = Session::new();
-    let end = use_server(stream, out, &mut backend, &mut session, ticket, world).await;
+    let end = use_server(stream, out, &mut backend, Role::Primary, &mut session, ticket, world).await;
     ticket.slot.lock().await.take();
     let left = left(&end, &session, &backend);
     backend.close().await;

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pgherd_core::types::Instant;
+use pgherd_core::types::{Instant, NodeName};
 use tokio::sync::watch;
 
 use crate::clock;
 use crate::pool::Place;
-use crate::routes::{Routes, Table, Writes};
+use crate::routes::{Role, Route, Routes, Table};
 
 #[derive(Debug)]
 pub(crate) struct Fence {
@@ -54,11 +54,15 @@ impl Fence {
         learnt
     }
 
-    pub(crate) fn writes(&self) -> Writes {
-        self.routes().writes(clock::now())
+    pub(crate) fn route(&self, role: &Role) -> Route {
+        self.routes().route(role, clock::now())
     }
 
-    /// When [`Fence::writes`] changes by itself.
+    pub(crate) fn standbys(&self) -> Vec<NodeName> {
+        self.routes().standbys(clock::now())
+    }
+
+    /// When [`Fence::route`] changes by itself.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         self.routes().wake_at()
     }
@@ -78,6 +82,7 @@ impl Fence {
 #[derive(Debug)]
 pub(crate) struct Admission {
     fence: Arc<Fence>,
+    role: Role,
     place: Place,
     /// It was admitted by this version, until then.
     seen: u64,
@@ -86,8 +91,15 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    pub(crate) fn new(fence: Arc<Fence>, place: Place) -> Admission {
-        Admission { fence, place, seen: 0, until: Instant::from_boot(Duration::ZERO), unknown_since: None }
+    pub(crate) fn new(fence: Arc<Fence>, role: Role, place: Place) -> Admission {
+        Admission {
+            fence,
+            role,
+            place,
+            seen: 0,
+            until: Instant::from_boot(Duration::ZERO),
+            unknown_since: None,
+        }
     }
 
     /// Wakes whoever awaits its changes.
@@ -102,18 +114,16 @@ impl Admission {
             return Verdict::Admitted;
         }
         let routes = self.fence.routes();
-        match routes.writes(now) {
-            Writes::To(place, _) if place == self.place => {
+        match routes.route(&self.role, now) {
+            Route::To(place, _) if place == self.place => {
                 self.seen = version;
                 self.until = routes.wake_at().unwrap_or(now);
                 self.unknown_since = None;
                 Verdict::Admitted
             }
-            Writes::To(..) => Verdict::Superseded,
-            Writes::Hold(_) if routes.term().is_some_and(|term| term > self.place.term) => {
-                Verdict::Superseded
-            }
-            Writes::Hold(_) => {
+            Route::To(..) => Verdict::Superseded,
+            Route::Hold(_) if routes.term().is_some_and(|term| term > self.place.term) => Verdict::Superseded,
+            Route::Hold(_) => {
                 let since = *self.unknown_since.get_or_insert(now);
                 if now.since(since) >= self.fence.hold { Verdict::Superseded } else { Verdict::Unknown }
             }
@@ -139,6 +149,7 @@ mod tests {
             term: Term(term),
             primary: node.map(target),
             gate_open: true,
+            standbys: Vec::new(),
             valid_until: clock::now() + lasts,
         }
     }
@@ -148,7 +159,7 @@ mod tests {
         let long = Duration::from_secs(60);
         let fence = Arc::new(Fence::new(long));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        let mut admission = Admission::new(Arc::clone(&fence), place.clone());
+        let mut admission = Admission::new(Arc::clone(&fence), Role::Primary, place.clone());
         assert_eq!(admission.verdict(), Verdict::Unknown, "nobody has said anything");
         fence.learn(table(4, Some("a"), long));
         assert_eq!(admission.verdict(), Verdict::Admitted);
@@ -162,7 +173,7 @@ mod tests {
         assert_eq!(admission.verdict(), Verdict::Superseded, "whoever will be the primary");
         assert!(!fence.learn(table(4, Some("a"), long)));
         assert_eq!(admission.verdict(), Verdict::Superseded);
-        let mut other = Admission::new(Arc::clone(&fence), Place { term: Term(5), ..place });
+        let mut other = Admission::new(Arc::clone(&fence), Role::Primary, Place { term: Term(5), ..place });
         fence.learn(table(5, Some("b"), long));
         assert_eq!(other.verdict(), Verdict::Superseded);
     }
@@ -171,6 +182,6 @@ mod tests {
     fn nobody_waits_for_a_route_for_ever() {
         let fence = Arc::new(Fence::new(Duration::ZERO));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        assert_eq!(Admission::new(fence, place).verdict(), Verdict::Superseded);
+        assert_eq!(Admission::new(fence, Role::Primary, place).verdict(), Verdict::Superseded);
     }
 }

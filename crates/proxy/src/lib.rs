@@ -31,6 +31,7 @@ mod verifiers;
 mod world;
 
 pub use net::{ALPN, InClear, ServerTls};
-pub use proxy::{Config, Proxy, StartError};
+pub use pools::Name;
+pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
 pub use world::{ClientTls, Settings};

@@ -16,12 +16,17 @@ use tokio::sync::oneshot;
 use crate::backend::Backend;
 use crate::clock;
 use crate::pool::{Answer, ClientId, Counts, Limits, Order, Pool, Refusal, ServerId, Worker};
-use crate::routes::Writes;
+use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::world::World;
 
-/// Database and user.
-pub(crate) type Name = (String, String);
+/// Whose servers are in it: clients of another name never get them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Name {
+    pub database: String,
+    pub user: String,
+    pub role: Role,
+}
 
 #[derive(Default)]
 pub(crate) struct Pools {
@@ -70,7 +75,7 @@ impl Pools {
         let pool = all.entry(name).or_insert_with_key(|name| {
             let limits = world.settings.load().limits;
             let mut pool = Pool::new(limits, clock::now());
-            if let Writes::To(place, _) = world.fence.writes() {
+            if let Route::To(place, _) = world.fence.route(&name.role) {
                 pool.route(place, clock::now());
             }
             let state =
@@ -85,12 +90,11 @@ impl Pools {
 
     /// The route is another one, or nobody knows it any more.
     pub(crate) fn rerouted(&self, world: &Arc<World>) {
-        let writes = world.fence.writes();
         for pool in self.every() {
             let mut state = pool.state();
-            match &writes {
-                Writes::To(place, _) => state.pool.route(place.clone(), clock::now()),
-                Writes::Hold(_) => state.pool.hold(clock::now()),
+            match world.fence.route(&pool.name.role) {
+                Route::To(place, _) => state.pool.route(place, clock::now()),
+                Route::Hold(_) => state.pool.hold(clock::now()),
             }
             pool.act(state, world);
         }
@@ -244,14 +248,14 @@ impl OnePool {
     }
 
     async fn open(self: Arc<Self>, server: ServerId, keys: Option<ClientKeys>, world: &Arc<World>) {
-        let (database, user) = self.name.clone();
+        let Name { database, user, role } = self.name.clone();
         let purpose = Purpose { user, database, replication: Replication::Off, parameters: Vec::new() };
         // The route may have changed since it was ordered; then the pool closes what is opened for the former one.
-        let opened = match world.fence.writes() {
-            Writes::To(place, target) => {
+        let opened = match world.fence.route(&role) {
+            Route::To(place, target) => {
                 Backend::open(place, target, &*world.server_tls, &purpose, keys).await
             }
-            Writes::Hold(why) => Err(NotIn::Unreachable(format!("there is no route: {why:?}"))),
+            Route::Hold(why) => Err(NotIn::Unreachable(format!("there is no route: {why:?}"))),
         };
         let mut state = self.state();
         let now = clock::now();
@@ -262,12 +266,12 @@ impl OnePool {
                 state.pool.opened(server, now);
             }
             Err(error) if error.passes() => {
-                tracing::info!(%error, database = self.name.0, user = self.name.1, "cannot open a server yet");
+                tracing::info!(%error, database = self.name.database, user = self.name.user, "cannot open a server yet");
                 state.pool.failed(server, now);
             }
             Err(error) => {
-                tracing::info!(%error, database = self.name.0, user = self.name.1, "the server lets nobody in");
-                world.verifiers.forget(&self.name.1);
+                tracing::info!(%error, database = self.name.database, user = self.name.user, "the server lets nobody in");
+                world.verifiers.forget(&self.name.user);
                 state.rejection = Some(error);
                 state.pool.rejected(server, now);
             }

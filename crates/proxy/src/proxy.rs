@@ -12,12 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::client;
+use crate::client::{self, Door};
 use crate::clock;
 use crate::net::ServerTls;
 use crate::pool::{Counts, Worker};
-use crate::pools::TICK;
-use crate::routes::{Table, Writes};
+use crate::pools::{Name, TICK};
+use crate::routes::{Role, Route, Table};
 use crate::verifiers::{AuthQuery, Verifiers};
 use crate::world::{NoRandomness, Settings, World};
 
@@ -26,9 +26,19 @@ const BACKLOG: i32 = 4096;
 /// After an accept that failed for want of descriptors or memory: those who leave must be noticed.
 const BREATH: Duration = Duration::from_millis(50);
 
+/// What a listener leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The primary.
+    ReadWrite,
+    /// A standby, or while there is none the primary, which then refuses writes as a standby does.
+    ReadOnly,
+}
+
 /// What cannot be replaced while it runs.
 pub struct Config {
-    pub listen: SocketAddr,
+    /// Port 0 for a free one.
+    pub listen: Vec<(SocketAddr, Access)>,
     /// Threads, each with its own event loop.
     pub workers: u16,
     pub server_tls: Arc<dyn ServerTls>,
@@ -54,7 +64,7 @@ impl From<NoRandomness> for StartError {
 /// Ends when it is dropped, and its clients with it.
 pub struct Proxy {
     world: Arc<World>,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -62,32 +72,43 @@ pub struct Proxy {
 impl Proxy {
     /// Listens, and lets clients wait until [`Proxy::learn`] has told where the primary is.
     pub fn start(config: Config, settings: Settings) -> Result<Proxy, StartError> {
-        let Config { mut listen, workers, server_tls, auth_query } = config;
+        let Config { listen, workers, server_tls, auth_query } = config;
         let mut runtimes = Vec::new();
         for _ in 0..workers.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtimes.push(runtime.map_err(StartError::Worker)?);
         }
+        let mut addresses = Vec::new();
+        let mut listeners: Vec<Vec<(std::net::TcpListener, Access)>> =
+            runtimes.iter().map(|_| Vec::new()).collect();
+        for (address, access) in listen {
+            let failed = |source| StartError::Listen { address, source };
+            let mut address = address;
+            for listeners in &mut listeners {
+                let listener = bind(address).map_err(failed)?;
+                // The others share the port that the first one was given.
+                address = listener.local_addr().map_err(failed)?;
+                listeners.push((listener, access));
+            }
+            addresses.push(address);
+        }
         let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
         let world = Arc::new(World::new(settings, server_tls, Verifiers::new(auth_query)?, handles));
         let stop = watch::Sender::new(false);
         let mut threads = Vec::new();
-        for (number, runtime) in (0_u16..).zip(runtimes) {
-            let listener = bind(listen).map_err(|source| StartError::Listen { address: listen, source })?;
-            // The others share the port that the first one was given.
-            listen =
-                listener.local_addr().map_err(|source| StartError::Listen { address: listen, source })?;
+        for (number, (runtime, listeners)) in (0_u16..).zip(runtimes.into_iter().zip(listeners)) {
             let (world, stopped) = (Arc::clone(&world), stop.subscribe());
             let thread = std::thread::Builder::new()
                 .name(format!("worker {number}"))
-                .spawn(move || work(&runtime, listener, Worker(number), &world, stopped));
+                .spawn(move || work(&runtime, listeners, Worker(number), &world, stopped));
             threads.push(thread.map_err(StartError::Worker)?);
         }
-        Ok(Proxy { world, address: listen, stop, threads })
+        Ok(Proxy { world, addresses, stop, threads })
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Of the listeners, in their order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// `false`: the table is of a former term, and changes nothing.
@@ -106,8 +127,7 @@ impl Proxy {
         self.world.pools.set_limits(limits, &self.world);
     }
 
-    /// Of each pool: its database, its user, and how full it is.
-    pub fn pools(&self) -> Vec<((String, String), Counts)> {
+    pub fn pools(&self) -> Vec<(Name, Counts)> {
         self.world.pools.counts()
     }
 
@@ -141,31 +161,33 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 fn work(
     runtime: &Runtime,
-    listener: std::net::TcpListener,
+    listeners: Vec<(std::net::TcpListener, Access)>,
     worker: Worker,
     world: &Arc<World>,
     mut stopped: watch::Receiver<bool>,
 ) {
     runtime.block_on(async {
-        let listener = match TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "a worker cannot listen"),
-        };
+        for (listener, access) in listeners {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    tokio::spawn(accept(listener, Door { access, worker }, Arc::clone(world)));
+                }
+                Err(error) => tracing::error!(%error, "a worker cannot listen"),
+            }
+        }
         if worker == Worker(0) {
             tokio::spawn(keep_in_step(Arc::clone(world)));
         }
-        tokio::select! {
-            () = accept(listener, worker, world) => {}
-            _ = stopped.wait_for(|stopped| *stopped) => {}
-        }
+        // Whoever could tell it otherwise is gone, too.
+        let _stopped = stopped.wait_for(|stopped| *stopped).await;
     });
 }
 
 /// For ever: there is nothing that a proxy could do better than listen.
-async fn accept(listener: TcpListener, worker: Worker, world: &Arc<World>) {
+async fn accept(listener: TcpListener, door: Door, world: Arc<World>) {
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => welcome(stream, from, worker, world),
+            Ok((stream, from)) => welcome(stream, from, door, &world),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a client");
                 tokio::time::sleep(BREATH).await;
@@ -174,7 +196,7 @@ async fn accept(listener: TcpListener, worker: Worker, world: &Arc<World>) {
     }
 }
 
-fn welcome(stream: TcpStream, from: SocketAddr, worker: Worker, world: &Arc<World>) {
+fn welcome(stream: TcpStream, from: SocketAddr, door: Door, world: &Arc<World>) {
     let set = || -> io::Result<()> {
         stream.set_nodelay(true)?;
         Ok(sockopt::set_socket_keepalive(&stream, true)?)
@@ -193,7 +215,7 @@ fn welcome(stream: TcpStream, from: SocketAddr, worker: Worker, world: &Arc<Worl
     }
     let world = Arc::clone(world);
     tokio::spawn(async move {
-        client::serve(stream, from.ip(), worker, world).await;
+        client::serve(stream, from.ip(), door, world).await;
         drop(here);
     });
 }
@@ -223,7 +245,7 @@ async fn keep_in_step(world: Arc<World>) {
     let mut was_known = false;
     loop {
         ticks.tick().await;
-        let known = matches!(world.fence.writes(), Writes::To(..));
+        let known = matches!(world.fence.route(&Role::Primary), Route::To(..));
         let ran_out = world.fence.wake_at().is_some_and(|at| clock::now() >= at);
         if was_known != known || ran_out {
             // Sessions count by themselves how long they have waited.

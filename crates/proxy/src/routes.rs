@@ -34,13 +34,23 @@ pub struct Table {
     /// `None` while nobody may be written to.
     pub primary: Option<Target>,
     pub gate_open: bool,
+    /// Those that may serve reads.
+    pub standbys: Vec<Target>,
     /// Counted from before the table was read, on this machine's clock.
     pub valid_until: Instant,
 }
 
-/// Where writes go now.
+/// What a server is wanted for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Primary,
+    /// Reads, from this node.
+    Standby(NodeName),
+}
+
+/// Where a role is found now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Writes {
+pub enum Route {
     To(Place, Target),
     Hold(Hold),
 }
@@ -53,6 +63,8 @@ pub enum Hold {
     /// An election or a promotion is under way.
     NoPrimary,
     GateClosed,
+    /// The node is no standby that may serve reads, or none that is heard of.
+    NoStandby,
     /// The newest table has run out: no agent is heard, or none can prove the term.
     OutOfDate,
 }
@@ -75,19 +87,32 @@ impl Routes {
         !stale
     }
 
-    pub fn writes(&self, now: Instant) -> Writes {
-        let Some(table) = &self.newest else { return Writes::Hold(Hold::Unknown) };
-        match &table.primary {
-            _ if now >= table.valid_until => Writes::Hold(Hold::OutOfDate),
-            None => Writes::Hold(Hold::NoPrimary),
-            Some(_) if !table.gate_open => Writes::Hold(Hold::GateClosed),
-            Some(target) => Writes::To(Place { node: target.node.clone(), term: table.term }, target.clone()),
+    pub fn route(&self, role: &Role, now: Instant) -> Route {
+        let Some(table) = &self.newest else { return Route::Hold(Hold::Unknown) };
+        if now >= table.valid_until {
+            return Route::Hold(Hold::OutOfDate);
+        }
+        let found = match (role, &table.primary) {
+            (Role::Primary, None) => return Route::Hold(Hold::NoPrimary),
+            (Role::Primary, Some(_)) if !table.gate_open => return Route::Hold(Hold::GateClosed),
+            (Role::Primary, Some(target)) => Some(target),
+            (Role::Standby(node), _) => table.standbys.iter().find(|standby| standby.node == *node),
+        };
+        match found {
+            Some(target) => Route::To(Place { node: target.node.clone(), term: table.term }, target.clone()),
+            None => Route::Hold(Hold::NoStandby),
         }
     }
 
+    /// Those that reads may go to now.
+    pub fn standbys(&self, now: Instant) -> Vec<NodeName> {
+        let table = self.newest.as_ref().filter(|table| now < table.valid_until);
+        table.into_iter().flat_map(|table| &table.standbys).map(|standby| standby.node.clone()).collect()
+    }
+
     /// May a server connection of this place be used? The last look before anything is sent on it.
-    pub fn admits(&self, place: &Place, now: Instant) -> bool {
-        matches!(self.writes(now), Writes::To(present, _) if present == *place)
+    pub fn admits(&self, role: &Role, place: &Place, now: Instant) -> bool {
+        matches!(self.route(role, now), Route::To(present, _) if present == *place)
     }
 
     /// The highest term that was heard of, for `SHOW`.
@@ -95,7 +120,7 @@ impl Routes {
         self.newest.as_ref().map(|table| table.term)
     }
 
-    /// When [`Routes::writes`] changes by itself.
+    /// When [`Routes::route`] changes by itself.
     pub fn wake_at(&self) -> Option<Instant> {
         self.newest.as_ref().map(|table| table.valid_until)
     }
@@ -119,7 +144,13 @@ mod tests {
 
     /// Of `node` as primary with an open gate, good until `until`.
     fn table(term: u64, node: &str, until: u64) -> Table {
-        Table { term: Term(term), primary: Some(target(node)), gate_open: true, valid_until: at(until) }
+        Table {
+            term: Term(term),
+            primary: Some(target(node)),
+            gate_open: true,
+            standbys: vec![target("s")],
+            valid_until: at(until),
+        }
     }
 
     fn place(term: u64, node: &str) -> Place {
@@ -129,17 +160,20 @@ mod tests {
     #[test]
     fn a_former_term_is_ignored_however_long_it_says_it_lasts() {
         let mut routes = Routes::default();
-        assert_eq!(routes.writes(at(0)), Writes::Hold(Hold::Unknown));
+        assert_eq!(routes.route(&Role::Primary, at(0)), Route::Hold(Hold::Unknown));
         assert!(routes.learn(table(4, "a", 10)));
-        assert_eq!(routes.writes(at(1)), Writes::To(place(4, "a"), target("a")));
+        assert_eq!(routes.route(&Role::Primary, at(1)), Route::To(place(4, "a"), target("a")));
         assert!(routes.learn(Table { primary: None, ..table(5, "a", 10) }), "term 5 has no primary yet");
         assert!(!routes.learn(table(4, "a", 100)));
-        assert_eq!(routes.writes(at(1)), Writes::Hold(Hold::NoPrimary));
+        assert_eq!(routes.route(&Role::Primary, at(1)), Route::Hold(Hold::NoPrimary));
         assert!(routes.learn(table(5, "b", 10)));
         assert!(!routes.learn(table(4, "a", 100)));
-        assert_eq!(routes.writes(at(1)), Writes::To(place(5, "b"), target("b")));
-        assert!(routes.admits(&place(5, "b"), at(1)));
-        assert!(!routes.admits(&place(4, "a"), at(1)) && !routes.admits(&place(5, "a"), at(1)));
+        assert_eq!(routes.route(&Role::Primary, at(1)), Route::To(place(5, "b"), target("b")));
+        assert!(routes.admits(&Role::Primary, &place(5, "b"), at(1)));
+        assert!(
+            !routes.admits(&Role::Primary, &place(4, "a"), at(1))
+                && !routes.admits(&Role::Primary, &place(5, "a"), at(1))
+        );
         assert_eq!(routes.term(), Some(Term(5)));
     }
 
@@ -148,11 +182,11 @@ mod tests {
         let mut routes = Routes::default();
         routes.learn(table(4, "a", 10));
         assert_eq!(routes.wake_at(), Some(at(10)));
-        assert!(routes.admits(&place(4, "a"), at(9)));
-        assert!(!routes.admits(&place(4, "a"), at(10)));
-        assert_eq!(routes.writes(at(10)), Writes::Hold(Hold::OutOfDate));
+        assert!(routes.admits(&Role::Primary, &place(4, "a"), at(9)));
+        assert!(!routes.admits(&Role::Primary, &place(4, "a"), at(10)));
+        assert_eq!(routes.route(&Role::Primary, at(10)), Route::Hold(Hold::OutOfDate));
         routes.learn(table(4, "a", 13));
-        assert!(routes.admits(&place(4, "a"), at(12)), "the same connections are good again");
+        assert!(routes.admits(&Role::Primary, &place(4, "a"), at(12)), "the same connections are good again");
     }
 
     #[test]
@@ -160,8 +194,27 @@ mod tests {
         let mut routes = Routes::default();
         routes.learn(table(4, "a", 10));
         routes.learn(Table { gate_open: false, ..table(4, "a", 10) });
-        assert_eq!(routes.writes(at(1)), Writes::Hold(Hold::GateClosed));
+        assert_eq!(routes.route(&Role::Primary, at(1)), Route::Hold(Hold::GateClosed));
         routes.learn(table(4, "a", 8));
-        assert!(routes.admits(&place(4, "a"), at(7)) && !routes.admits(&place(4, "a"), at(8)));
+        assert!(
+            routes.admits(&Role::Primary, &place(4, "a"), at(7))
+                && !routes.admits(&Role::Primary, &place(4, "a"), at(8))
+        );
+    }
+
+    #[test]
+    fn reads_go_to_standbys_of_the_present_term_only() {
+        let mut routes = Routes::default();
+        let standby = |node: &str| Role::Standby(node.parse().unwrap());
+        assert_eq!(routes.standbys(at(0)), []);
+        routes.learn(table(4, "a", 10));
+        assert_eq!(routes.standbys(at(9)), ["s".parse::<NodeName>().unwrap()]);
+        assert_eq!(routes.standbys(at(10)), []);
+        assert_eq!(routes.route(&standby("s"), at(9)), Route::To(place(4, "s"), target("s")));
+        assert_eq!(routes.route(&standby("a"), at(9)), Route::Hold(Hold::NoStandby));
+        assert_eq!(routes.route(&standby("s"), at(10)), Route::Hold(Hold::OutOfDate));
+        routes.learn(Table { primary: None, ..table(5, "a", 20) });
+        assert!(routes.admits(&standby("s"), &place(5, "s"), at(1)), "reads need no primary");
+        assert!(!routes.admits(&standby("s"), &place(4, "s"), at(1)));
     }
 }

@@ -16,7 +16,7 @@ use pgherd_pgwire::startup::Replication;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, NotDone};
-use crate::routes::Writes;
+use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::world::{NoRandomness, World, random};
 
@@ -95,7 +95,7 @@ impl Verifiers {
         if let Some(known) = self.known(user) {
             return Ok(known);
         }
-        let Writes::To(place, target) = world.fence.writes() else {
+        let Route::To(place, target) = world.fence.route(&Role::Primary) else {
             return Err(NotIn::Unreachable("there is no primary at the moment".to_owned()));
         };
         let asked = Instant::now();

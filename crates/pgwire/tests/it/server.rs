@@ -52,7 +52,7 @@ fn id(flag: &str) -> u32 {
     String::from_utf8(output.stdout).unwrap().trim().parse().expect("the tests need a user postgres")
 }
 
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     if let Some(dir) = std::env::var_os("PGHERD_TEST_BIN_DIR") {
         return dir.into();
     }

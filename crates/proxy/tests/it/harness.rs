@@ -7,7 +7,7 @@ use std::time::{Duration, Instant as Moment};
 use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
-use pgherd_proxy::{AuthQuery, Config, InClear, Proxy, Settings};
+use pgherd_proxy::{Access, AuthQuery, Config, InClear, Proxy, Settings};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::server::{Server, as_user};
@@ -75,7 +75,9 @@ impl Scene {
         );
         admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         let config = Config {
-            listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            listen: [Access::ReadWrite, Access::ReadOnly]
+                .map(|access| (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), access))
+                .to_vec(),
             workers: 2,
             server_tls: Arc::new(InClear),
             auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
@@ -99,12 +101,24 @@ impl Scene {
             socket_dir: None,
         };
         let long = Instant::from_boot(Duration::from_secs(u64::from(u32::MAX)));
-        Table { term: Term(term), primary: node.map(target), gate_open: true, valid_until: long }
+        Table {
+            term: Term(term),
+            primary: node.map(target),
+            gate_open: true,
+            standbys: vec![target("s")],
+            valid_until: long,
+        }
     }
 
     pub(crate) fn conninfo(&self, user: &str, more: &str) -> String {
-        let port = self.proxy.address().port();
+        let port = self.proxy.addresses()[0].port();
         format!("host=127.0.0.1 port={port} user={user} dbname=shop password='{PASSWORD}' {more}")
+    }
+
+    /// Of the port that leads to standbys.
+    pub(crate) fn reading(&self) -> String {
+        let [write, read] = [0, 1].map(|door| self.proxy.addresses()[door].port().to_string());
+        self.conninfo("alice", "").replace(&write, &read)
     }
 
     pub(crate) async fn alice(&self) -> Client {

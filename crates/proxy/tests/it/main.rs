@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod harness;
+mod programs;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod sessions;

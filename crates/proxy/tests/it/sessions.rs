@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_proxy::hba::Hba;
+use pgherd_proxy::routes::{Role, Table};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::harness::{
@@ -263,5 +264,31 @@ story! {
             length += part.unwrap().len();
         }
         assert_eq!(length, 50_000_000);
+    }
+}
+
+story! {
+    async fn reads_go_to_a_standby_and_without_one_to_a_primary_that_takes_no_writes(scene) {
+        let reader = connect(&scene.reading()).await.unwrap();
+        assert_eq!(one(&reader, "SELECT 'read'").await, "read");
+        let role = |node: &str| Role::Standby(node.parse().unwrap());
+        assert_eq!(scene.proxy.pools()[0].0.role, role("s"));
+
+        assert!(scene.proxy.learn(Table { standbys: Vec::new(), ..scene.table(1, Some("a")) }));
+        let other = connect(&scene.reading()).await.unwrap();
+        let error = other.batch_execute("CREATE TABLE never (id int)").await.unwrap_err();
+        assert_eq!(told(&error).0, "25006");
+        drop(other);
+        // The server is a writer's, later.
+        scene.alice().await.batch_execute("CREATE TABLE written (id int)").await.unwrap();
+        assert!(scene.proxy.pools().iter().any(|(name, _)| name.role == Role::Primary));
+
+        // Who reads from a standby that nobody hears of any more waits, and goes on when it is heard again.
+        let asked = tokio::spawn(async move { one(&reader, "SELECT 'again'").await });
+        // sleep: what must not happen has time to happen.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!asked.is_finished());
+        scene.route(1, "a");
+        assert_eq!(asked.await.unwrap(), "again");
     }
 }

@@ -1,0 +1,140 @@
+//! PostgreSQL's own programs through the proxy: what libpq and its tools do that no driver does.
+
+use std::process::Output;
+use std::sync::Arc;
+
+use pgherd_proxy::{ALPN, ClientTls};
+use tokio::process::Command;
+
+use crate::harness::{PASSWORD, SOON, Scene, one, settings, story};
+use crate::server::programs;
+
+async fn run(program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(programs().join(program));
+    command.args(arguments).env("PGPASSWORD", PASSWORD).env("HOME", "/tmp").kill_on_drop(true);
+    tokio::time::timeout(SOON, command.output()).await.expect("in time").unwrap()
+}
+
+async fn psql(conninfo: &str, query: &str) -> Result<String, String> {
+    let output = run("psql", &["-XAt", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-c", query]).await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+/// A certificate for the proxy, and the file that says whom to believe.
+fn certificate(dir: &std::path::Path) -> ClientTls {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(dir.join("ca.pem"), made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, made.cert.der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) }
+}
+
+fn with_tls(scene: &Scene, dir: &std::path::Path, required: bool) {
+    let mut changed = settings();
+    changed.client_tls = Some(certificate(dir));
+    changed.tls_required = required;
+    scene.proxy.replace(changed);
+}
+
+story! {
+    async fn clients_have_tls_in_all_of_libpqs_modes(scene) {
+        let dir = tempfile::tempdir().unwrap();
+        let encrypted = |mode: &str| {
+            let ca = dir.path().join("ca.pem");
+            scene.conninfo("alice", &format!("sslmode={mode} sslrootcert={}", ca.display()))
+        };
+        for (mode, answer) in [("disable", true), ("prefer", true), ("require", false)] {
+            assert_eq!(psql(&encrypted(mode), "SELECT 1").await.is_ok(), answer, "without a certificate, {mode}");
+        }
+        with_tls(scene, dir.path(), false);
+        for mode in ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] {
+            assert_eq!(psql(&encrypted(mode), "SELECT 1").await, Ok("1".to_owned()), "{mode}");
+        }
+        // The proof is bound to the connection, so that nobody stands between.
+        let bound = format!("{} channel_binding=require", encrypted("verify-full"));
+        assert_eq!(psql(&bound, "SELECT 1").await, Ok("1".to_owned()));
+        let large = "SELECT length(string_agg(md5(n::text), '')) FROM generate_series(1, 200000) n";
+        assert_eq!(psql(&encrypted("require"), large).await, Ok("6400000".to_owned()));
+
+        with_tls(scene, dir.path(), true);
+        let refused = psql(&encrypted("disable"), "SELECT 1").await.unwrap_err();
+        assert!(refused.contains("this proxy takes connections with TLS only"), "{refused}");
+        assert_eq!(psql(&encrypted("verify-full"), "SELECT 1").await, Ok("1".to_owned()));
+    }
+}
+
+story! {
+    async fn walsenders_and_base_backups_go_through(scene) {
+        let mut changed = settings();
+        changed.hba = pgherd_proxy::hba::Hba::parse(["host all,replication all all scram-sha-256"]).unwrap();
+        scene.proxy.replace(changed);
+        let (dir, port) = (tempfile::tempdir().unwrap(), scene.proxy.addresses()[0].port().to_string());
+        let to = ["-h", "127.0.0.1", "-U", "alice", "-p", &port];
+        let backup = dir.path().join("backup");
+        let output = run(
+            "pg_basebackup",
+            &[&to[..], &["-X", "stream", "-c", "fast", "-D", backup.to_str().unwrap()]].concat(),
+        )
+        .await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = run("pg_verifybackup", &[backup.to_str().unwrap()]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+        let admin = scene.admin().await;
+        let wal = dir.path().join("wal");
+        std::fs::create_dir(&wal).unwrap();
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        one(&admin, "SELECT pg_create_physical_replication_slot('receiver', true)").await;
+        let end = one(&admin, "SELECT pg_current_wal_lsn() + 100").await;
+        let arguments = ["-D", wal.to_str().unwrap(), "--slot", "receiver", "--endpos", &end, "--no-loop"];
+        let receiving = tokio::spawn({
+            let arguments: Vec<String> = to.iter().chain(&arguments).map(|text| (*text).to_owned()).collect();
+            async move { run("pg_receivewal", &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await }
+        });
+        admin.batch_execute("CREATE TABLE t (id int); SELECT pg_switch_wal()").await.unwrap();
+        let output = receiving.await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(std::fs::read_dir(&wal).unwrap().count() > 0);
+
+        // A walsender with a database takes queries, too.
+        let logical = scene.conninfo("alice", "replication=database");
+        assert!(psql(&logical, "IDENTIFY_SYSTEM").await.unwrap().ends_with("|shop"));
+    }
+}
+
+story! {
+    async fn pgbench_runs_in_every_protocol(scene) {
+        let mut changed = settings();
+        changed.limits.size = 5;
+        scene.proxy.replace(changed);
+        let port = scene.proxy.addresses()[0].port().to_string();
+        let to = ["-h", "127.0.0.1", "-U", "alice", "-p", &port];
+        let output = run("pgbench", &[&to[..], &["-i", "-q", "-n", "shop"]].concat()).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for protocol in ["simple", "extended", "prepared"] {
+            for more in [&["-t", "50"][..], &["-t", "5", "-C"]] {
+                let output =
+                    run("pgbench", &[&to[..], &["-n", "-c", "5", "-M", protocol], more, &["shop"]].concat()).await;
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                assert!(said.contains("number of failed transactions: 0"), "{protocol} {more:?}: {said}");
+            }
+        }
+        let pipelines = tempfile::NamedTempFile::new().unwrap();
+        let script = "\\startpipeline\nSELECT 1;\nSELECT abalance FROM pgbench_accounts WHERE aid = 1;\n\\endpipeline\n";
+        std::fs::write(pipelines.path(), script).unwrap();
+        let file = pipelines.path().to_str().unwrap();
+        let arguments = ["-n", "-c", "5", "-t", "50", "-M", "extended", "-f", file, "shop"];
+        let output = run("pgbench", &[&to[..], &arguments].concat()).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
