@@ -116,8 +116,8 @@ impl Supervisor {
         outcome
     }
 
-    /// The stop alone, for a herd whose supervisor is gone. Agents that are gone while their PostgreSQL still
-    /// runs are started first: only they know how to stop it.
+    /// The stop alone, for a herd whose supervisor is gone: of the proxy first, as ever. Agents that are gone while
+    /// their PostgreSQL still runs are started for it: only they know how to stop it.
     pub async fn stop(self) -> Result<(), LocalError> {
         let outcome = self.stop_what_runs().await;
         self.ended(outcome)
@@ -181,6 +181,7 @@ impl Supervisor {
         let Some(ports) = Ports::load(&self.home)? else { return Ok(()) };
         let program = program::place(&self.home, &self.options.program)?;
         let agents = Agents { home: self.home.clone(), program, account, ports };
+        proxy::stop(&agents, &|event| self.board.tell(event)).await;
         let registry = Registry::default();
         let nodes: Vec<NodeName> = agents.ports.nodes.keys().cloned().collect();
         for node in &nodes {
@@ -198,7 +199,6 @@ impl Supervisor {
                 enter(&registry, node, &process);
             }
         }
-        proxy::stop(&agents, &|event| self.board.tell(event)).await;
         self.wait_for_sockets(&agents, &registry).await;
         let targets = targets(&agents, &registry)?;
         stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await?;
