@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod finding;
 pub mod herd;
+pub mod proxy;
 
 mod duration;
 mod reader;

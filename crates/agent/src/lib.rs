@@ -2,7 +2,7 @@
 //!
 //! [`daemon`] wires everything; `main_loop` is the one loop; `execute` does what was decided to PostgreSQL, and
 //! `server` is how it and the looks at PostgreSQL use the driver. [`local`] is the supervisor of `pgherd up`,
-//! [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
+//! [`proxy`] the process that clients connect to, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
 //!
 //! Left out: decisions. What cannot be read off an action must not be done.
 
@@ -27,6 +27,7 @@ mod mind;
 pub mod paths;
 mod peers;
 pub mod pki;
+pub mod proxy;
 mod secrets;
 mod server;
 pub mod setup;

@@ -56,6 +56,7 @@ pub(crate) enum Command {
     Token(commands::token::TokenArgs),
     Agent(commands::agent::AgentArgs),
     Operator(commands::operator::OperatorArgs),
+    Proxy(commands::proxy::ProxyArgs),
     #[command(hide = true)]
     Fence(commands::fence::FenceArgs),
     Validate(commands::validate::ValidateArgs),
@@ -75,9 +76,9 @@ pub(crate) enum Command {
 
 /// Commands that the design names and this version does not have. They are refused by name, so that nobody
 /// takes silence for success.
-pub(crate) const NOT_BUILT: [&str; 16] = [
-    "proxy", "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill",
-    "backup", "restore", "wal", "top", "adopt", "import",
+pub(crate) const NOT_BUILT: [&str; 15] = [
+    "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "backup",
+    "restore", "wal", "top", "adopt", "import",
 ];
 
 fn after_help() -> String {
@@ -96,6 +97,7 @@ const TAKES: &[(&str, &[&str])] = &[
     ("token", &["dir", "url", "json"]),
     ("agent", &["dir"]),
     ("operator", &["dir", "url"]),
+    ("proxy", &["dir", "url", "cluster"]),
     ("fence", &[]),
     ("validate", &["herd", "dir", "json"]),
     ("plan", &["herd", "dir", "url", "json"]),

@@ -14,6 +14,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod operator;
 pub(crate) mod plan;
+pub(crate) mod proxy;
 pub(crate) mod psql;
 pub(crate) mod status;
 pub(crate) mod switchover;
@@ -40,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => block_on(&global, init::run(args, &global)),
         Command::Token(args) => block_on(&global, token::run(args, &global)),
         Command::Operator(args) => block_on(&global, operator::run(args, &global)),
+        Command::Proxy(args) => proxy::run(args, &global),
         Command::Validate(args) => validate::run(args, &global),
         Command::Plan(args) => block_on(&global, plan::run(args, &global)),
         Command::Apply(args) => block_on(&global, apply::run(args, &global)),

@@ -13,6 +13,7 @@ use pgherd_agent::fence::FenceError;
 use pgherd_agent::files::Findings;
 use pgherd_agent::identity::IdentityError;
 use pgherd_agent::local::LocalError;
+use pgherd_agent::proxy::ProxyError;
 use pgherd_agent::setup::SetupError;
 use pgherd_api::{CallError, ExitClass};
 
@@ -232,6 +233,17 @@ impl From<DaemonError> for Failure {
             DaemonError::Identity(error) => error.into(),
             other => with_sources(&other),
         }
+    }
+}
+
+impl From<ProxyError> for Failure {
+    fn from(error: ProxyError) -> Failure {
+        let hint = error.hint();
+        let failure = match error {
+            ProxyError::File(findings) => return findings.into(),
+            other => with_sources(&other),
+        };
+        hint.into_iter().fold(failure, Failure::hint)
     }
 }
 

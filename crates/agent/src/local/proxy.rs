@@ -29,10 +29,8 @@ use super::event::Event;
 use super::home::give_to;
 use super::ports::{Ports, ProxyPorts};
 use super::process::Running;
+use crate::files::proxy::{ProxyFile, agent_url};
 use crate::pki::{Credentials, CredentialsError, NewKey, PROXY_VALIDITY, Paths, write_public};
-
-/// Whether this program has the command that is started here.
-pub(super) const BUILT: bool = false;
 
 /// The command, and its directory in that of the herd.
 pub(super) const COMMAND: &str = "proxy";
@@ -92,7 +90,7 @@ impl ProxyKeeper {
         self.certify().await?;
         let ports = self.ports(&settings)?;
         let path = agents.home.proxy_file();
-        keep(write_public(&path, &proxy_file(&settings, ports)))?;
+        keep(write_public(&path, &proxy_file(settings, ports)?.write()))?;
         give_to(&path, agents.account.as_ref())?;
 
         let process = spawn(agents).await?;
@@ -169,20 +167,22 @@ impl ProxyKeeper {
 }
 
 /// What the proxy reads when it starts.
-fn proxy_file(settings: &ProxySettings, ports: ProxyPorts) -> String {
-    let text = |text: &str| toml_edit::Value::from(text).to_string();
-    let agents: Vec<String> = settings.agents.iter().map(|url| text(url)).collect();
-    format!(
-        "# Written by pgherd up at each start of the proxy.\n\
-         name = {}\ncluster = {}\nherd = {}\nlisten = {}\nport = {}\nread_port = {}\nagents = [{}]\n",
-        text(NAME),
-        text(&settings.cluster),
-        text(&settings.herd),
-        text(&LISTEN.to_string()),
-        ports.read_write,
-        ports.read_only,
-        agents.join(", ")
-    )
+fn proxy_file(settings: ProxySettings, ports: ProxyPorts) -> Result<ProxyFile, LocalError> {
+    let name = |text: &str| {
+        text.parse().map_err(|_| LocalError::Step {
+            what: "writing the proxy's file".to_owned(),
+            output: format!("\"{text}\" is no name"),
+        })
+    };
+    Ok(ProxyFile {
+        name: name(NAME)?,
+        cluster: name(&settings.cluster)?,
+        herd: Some(settings.herd),
+        listen: LISTEN.into(),
+        port: Some(ports.read_write),
+        read_port: Some(ports.read_only),
+        agents: settings.agents.iter().filter_map(|url| agent_url(url)).collect(),
+    })
 }
 
 /// In a session of its own: a signal to the supervisor's terminal is none to the clients.
@@ -416,13 +416,13 @@ mod tests {
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };
-        let text = proxy_file(&settings, ProxyPorts { read_write: 9999, read_only: 9998 });
-        let read: toml_edit::DocumentMut = text.parse().unwrap();
-        assert_eq!(read["herd"].as_str(), Some("sh\"op"));
-        assert_eq!((read["port"].as_integer(), read["read_port"].as_integer()), (Some(9999), Some(9998)));
-        assert_eq!(read["listen"].as_str(), Some("127.0.0.1"));
-        let agents: Vec<&str> =
-            read["agents"].as_array().unwrap().iter().filter_map(|url| url.as_str()).collect();
-        assert_eq!(agents, settings.agents);
+        let ports = ProxyPorts { read_write: 9999, read_only: 9998 };
+        let file = proxy_file(settings, ports).unwrap();
+        assert_eq!(ProxyFile::read("proxy.toml", &file.write()).unwrap(), file);
+        assert_eq!(
+            (file.herd.as_deref(), file.port, file.read_port),
+            (Some("sh\"op"), Some(9999), Some(9998))
+        );
+        assert_eq!(file.agents.len(), 2);
     }
 }

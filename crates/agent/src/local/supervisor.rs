@@ -40,6 +40,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// A herd that is not healthy by then is told what it waits for; it goes on.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a herd that is healthy otherwise waits for its proxy until it says so.
+const PROXY_WITHIN: Duration = Duration::from_secs(5);
 const TURN_LOGS_OVER_EVERY: Duration = Duration::from_secs(60);
 /// For the agents that `down` has to start before it can stop what they left.
 const SOCKET_WITHIN: Duration = Duration::from_secs(20);
@@ -152,7 +154,7 @@ impl Supervisor {
         tasks.spawn(watch(agents.clone(), board.clone(), self.options.herd_file.clone(), told));
         // Not among the tasks: whatever becomes of the proxy, the herd goes on.
         let keeper = ProxyKeeper { agents: agents.clone(), board, healthy };
-        let proxy = proxy::BUILT.then(|| tokio::spawn(keeper.keep()));
+        let proxy = tokio::spawn(keeper.keep());
         tokio::select! {
             () = self.board.asked_to_stop() => {}
             // They go on for ever, unless one of them meets a fault of ours.
@@ -162,10 +164,8 @@ impl Supervisor {
         }
         self.board.tell(Event::Stopping);
         tasks.shutdown().await;
-        if let Some(proxy) = proxy {
-            proxy.abort();
-            let _ended = proxy.await;
-        }
+        proxy.abort();
+        let _ended = proxy.await;
         proxy::stop(&agents, &|event| self.board.tell(event)).await;
         let targets = targets(&agents, &registry)?;
         let stopped = stop::in_order(&targets, &self.home.bin_dir(), &|event| self.board.tell(event)).await;
@@ -367,7 +367,7 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
     let mut ticks = interval(LOOK_OFTEN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut healthy, mut patience) = (None::<Box<Status>>, false, Some(begun + PATIENCE));
-    let mut turn_over = begun + TURN_LOGS_OVER_EVERY;
+    let (mut turn_over, mut proxy_until) = (begun + TURN_LOGS_OVER_EVERY, None);
     loop {
         ticks.tick().await;
         if Instant::now() >= turn_over {
@@ -379,11 +379,20 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
             board.tell(event);
         }
         let missing = missing(&status);
+        let has_proxy = !status.proxy.is_empty();
         if last.as_ref() != Some(&status) {
             board.tell(Event::Status { status: status.clone() });
             last = Some(status);
         }
         if !healthy && missing.is_empty() {
+            // Its address is what a person is told; but the herd is healthy without it.
+            let proxy_until = *proxy_until.get_or_insert_with(|| {
+                first_healthy.notify_one();
+                Instant::now() + PROXY_WITHIN
+            });
+            if !has_proxy && Instant::now() < proxy_until {
+                continue;
+            }
             let lacking = match agents.keep_client_files() {
                 Ok(true) => None,
                 Ok(false) => Some("no agent has kept the passwords of the databases' owners".to_owned()),
@@ -397,7 +406,6 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
             }
             let after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             board.tell(Event::Healthy { after_ms });
-            first_healthy.notify_one();
             healthy = true;
             patience = None;
             ticks = interval(LOOK);

@@ -231,13 +231,13 @@ impl Credentials {
     }
 
     /// The authorities are shown too: a joining node has nothing but a hash to know them by.
-    pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![self.certificate.clone()];
         chain.extend(self.authorities.iter().cloned());
         chain
     }
 
-    pub(super) fn private_key(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()))
     }
 

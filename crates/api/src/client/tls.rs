@@ -107,6 +107,12 @@ impl ClientTls {
         Ok(())
     }
 
+    /// What believes the node that is dialled, by its name, and shows the own certificate: for other protocols
+    /// than HTTP, such as PostgreSQL's own.
+    pub fn to_nodes(&self) -> Arc<ClientConfig> {
+        self.config(false)
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }

@@ -75,7 +75,7 @@ pub(super) fn refuse_root(command: &str) -> Result<(), Failure> {
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C.
-fn asked_to_end() -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn asked_to_end() -> Result<impl Future<Output = ()>, Failure> {
     let listen =
         |kind| signal(kind).map_err(|error| Failure::failed("cannot wait for signals").because(error));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);

@@ -1,12 +1,13 @@
 //! `pgherd psql`: psql with the right addresses, and without a password in its arguments or environment.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pgherd_agent::files::herd;
 use pgherd_agent::local;
-use pgherd_api::status::{Cluster, Member, Role};
+use pgherd_api::status::{Cluster, Member, ProxyTarget, Role, Status};
 
 use crate::args::Global;
 use crate::connect::Agents;
@@ -18,10 +19,11 @@ const CONNECT_TIMEOUT_S: u32 = 3;
 
 /// Run psql on the primary, wherever it is
 ///
-/// The password comes from a file that only this user can read; it is in no argument and no environment.
+/// Goes through the herd's proxy where there is one, and so survives a change of primary only as far as its
+/// session does; without one libpq finds the primary itself. The password comes from a file that only this user can read; it is in no argument and no environment.
 #[derive(Debug, Args)]
 pub(crate) struct PsqlArgs {
-    /// Connect to this node, whatever its role
+    /// Connect to this node directly, whatever its role
     #[arg(long, value_name = "NODE")]
     node: Option<String>,
     /// Print the connection string and run nothing
@@ -44,7 +46,8 @@ pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> 
     let cluster = super::cluster(&status, global.cluster.as_deref())?;
     let (database, user) = database_and_user(&args, &agents, cluster).await?;
     let files = local::client_files(&global.dir()?);
-    let conninfo = conninfo(cluster, args.node.as_deref(), &database, &user, &files)?;
+    let proxy = proxy_of(&status, cluster).filter(|_| args.node.is_none());
+    let conninfo = conninfo(cluster, proxy, args.node.as_deref(), &database, &user, &files)?;
     if args.print {
         return print_line(&conninfo);
     }
@@ -89,8 +92,20 @@ async fn database_and_user(
     }
 }
 
+/// Where a proxy listens that leads to the primary of this cluster.
+pub(super) fn proxy_of(status: &Status, cluster: &Cluster) -> Option<SocketAddr> {
+    let mut proxies = status
+        .proxy
+        .iter()
+        .filter(|proxy| proxy.cluster == cluster.name && proxy.target == ProxyTarget::ReadWrite);
+    // One that listens everywhere does not say where that is.
+    proxies.find_map(|proxy| proxy.listen.parse().ok().filter(|at: &SocketAddr| !at.ip().is_unspecified()))
+}
+
+/// `proxy`: instead of the nodes.
 pub(super) fn conninfo(
     cluster: &Cluster,
+    proxy: Option<SocketAddr>,
     node: Option<&str>,
     database: &str,
     user: &str,
@@ -115,14 +130,19 @@ pub(super) fn conninfo(
     let joined = |part: &dyn Fn(&Member) -> String| {
         members.iter().map(|member| part(member)).collect::<Vec<_>>().join(",")
     };
-    let mut pairs = vec![
-        ("host", joined(&|member| member.host.clone())),
-        ("port", joined(&|member| member.port.map_or(String::new(), |port| port.to_string()))),
-        ("dbname", database.to_owned()),
-        ("user", user.to_owned()),
-        ("connect_timeout", CONNECT_TIMEOUT_S.to_string()),
-    ];
-    if node.is_none() {
+    let (host, port) = match proxy {
+        Some(proxy) => (proxy.ip().to_string(), proxy.port().to_string()),
+        None => (
+            joined(&|member| member.host.clone()),
+            joined(&|member| member.port.map_or(String::new(), |port| port.to_string())),
+        ),
+    };
+    let mut pairs =
+        vec![("host", host), ("port", port), ("dbname", database.to_owned()), ("user", user.to_owned())];
+    if proxy.is_none() {
+        pairs.push(("connect_timeout", CONNECT_TIMEOUT_S.to_string()));
+    }
+    if node.is_none() && proxy.is_none() {
         pairs.push(("target_session_attrs", "read-write".to_owned()));
     }
     if let Some(passfile) = &files.passfile {
@@ -174,15 +194,20 @@ mod tests {
         let cluster = example().clusters.remove(0);
         let files = local::ClientFiles { passfile: Some("/var/lib/pgherd/pgpass".into()), ca: None };
         assert_eq!(
-            conninfo(&cluster, None, "app", "app", &files).unwrap(),
+            conninfo(&cluster, None, None, "app", "app", &files).unwrap(),
             "host=127.0.0.1,127.0.0.1,127.0.0.1 port=21000,21008,21004 dbname=app user=app connect_timeout=3 \
              target_session_attrs=read-write passfile=/var/lib/pgherd/pgpass sslmode=require"
         );
         let ca = local::ClientFiles { passfile: None, ca: Some("/my herd/ca.pem".into()) };
         assert_eq!(
-            conninfo(&cluster, Some("b"), "it's", "app", &ca).unwrap(),
+            conninfo(&cluster, None, Some("b"), "it's", "app", &ca).unwrap(),
             r"host=127.0.0.1 port=21004 dbname='it\'s' user=app connect_timeout=3 sslmode=verify-ca sslrootcert='/my herd/ca.pem'"
         );
-        assert_eq!(conninfo(&cluster, Some("z"), "app", "app", &ca).unwrap_err().exit_code(), 2);
+        let proxy = "127.0.0.1:9999".parse().unwrap();
+        assert_eq!(
+            conninfo(&cluster, Some(proxy), None, "app", "app", &files).unwrap(),
+            "host=127.0.0.1 port=9999 dbname=app user=app passfile=/var/lib/pgherd/pgpass sslmode=require"
+        );
+        assert_eq!(conninfo(&cluster, None, Some("z"), "app", "app", &ca).unwrap_err().exit_code(), 2);
     }
 }

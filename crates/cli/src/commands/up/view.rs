@@ -165,5 +165,6 @@ fn conninfo(home: &Home, status: &Status) -> Option<String> {
     let named = spec.clusters.iter().find(|named| named.name.as_str() == cluster.name)?;
     let database = named.databases.first()?;
     let files = client_files(home.dir());
-    psql::conninfo(cluster, None, database.name.as_str(), database.owner.as_str(), &files).ok()
+    let proxy = psql::proxy_of(status, cluster);
+    psql::conninfo(cluster, proxy, None, database.name.as_str(), database.owner.as_str(), &files).ok()
 }

@@ -1,0 +1,394 @@
+//! A proxy as a process of its own: its file, its certificate, and the agents whose routing tables it follows.
+//!
+//! It follows every agent that it knows of: whichever hears first of a new primary tells it, and one that is cut off is
+//! not missed. What the herd wants of it (hba lines, which agents there are) it asks for again and again.
+//!
+//! Leaves out: clients, servers and which of them meet ([`pgherd_proxy`]). Hazard: a table that is used for longer than its
+//! proof lasts; so its time counts from before it was asked for.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use jiff::Timestamp;
+use pgherd_api::client::ClientTls;
+use pgherd_api::identity::Identity;
+use pgherd_api::join::ProxyRenewRequest;
+use pgherd_api::proxy::{ProxyQuery, ProxySettings};
+use pgherd_api::routing::{RoutingQuery, RoutingTable, RoutingTarget};
+use pgherd_api::status::Gate;
+use pgherd_api::{CallError, Client};
+use pgherd_core::types::{Instant, NodeName, Term};
+use pgherd_postgres::roles;
+use pgherd_proxy::hba::{Hba, HbaError};
+use pgherd_proxy::routes::{Table, Target};
+use pgherd_proxy::{ALPN, Access, AuthQuery, Config, Proxy, ServerTls, Settings, StartError};
+use rustls::ClientConfig;
+use rustls::crypto::aws_lc_rs as provider;
+use rustls::pki_types::ServerName;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::clock;
+use crate::files::Findings;
+use crate::files::agent::HostPort;
+use crate::files::proxy::{ProxyFile, agent_url};
+use crate::pki::{Credentials, CredentialsError, PROXY_VALIDITY, read_limited};
+
+/// In the proxy's directory.
+pub const FILE: &str = "proxy.toml";
+pub const PKI_DIR: &str = "pki";
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// After an agent that could not be reached, or went.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How often the herd is asked what it wants.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_AT_CERTIFICATE_EVERY: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: crate::pki::FileError },
+    #[error("the proxy file has mistakes")]
+    File(Findings),
+    #[error("the proxy's certificate cannot be used")]
+    Credentials(#[from] CredentialsError),
+    #[error("the certificate in {} is that of {found}, and {wanted} is the proxy's name", .dir.display())]
+    AnotherName { dir: PathBuf, found: Identity, wanted: NodeName },
+    #[error("the herd's hba lines cannot be used by a proxy")]
+    Hba(#[from] HbaError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("the proxy's certificate cannot be shown to clients: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl ProxyError {
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            ProxyError::Read { .. } | ProxyError::Credentials(_) | ProxyError::AnotherName { .. } => {
+                "an operator makes the directory of a proxy with: pgherd proxy add NAME".to_owned()
+            }
+            ProxyError::Start(StartError::Listen { address, source })
+                if source.kind() == io::ErrorKind::AddrInUse =>
+            {
+                format!(
+                    "see who has it with: ss -ltnp 'sport = :{}'; other ports stand in {FILE} or in [proxy] of the herd file",
+                    address.port()
+                )
+            }
+            ProxyError::Hba(_) => "pgherd validate shows every mistake of the herd file".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+/// Runs the proxy whose directory this is until `stop`.
+pub async fn run(dir: &Path, stop: impl Future<Output = ()>) -> Result<(), ProxyError> {
+    let path = dir.join(FILE);
+    let text = read_limited(&path).map_err(|source| ProxyError::Read { path: path.clone(), source })?;
+    let file = ProxyFile::read(&path.display().to_string(), &text).map_err(ProxyError::File)?;
+    let pki_dir = dir.join(PKI_DIR);
+    let credentials = Credentials::load(&pki_dir)?;
+    if *credentials.identity() != Identity::Proxy(file.name.to_string()) {
+        let (found, wanted) = (credentials.identity().clone(), file.name);
+        return Err(ProxyError::AnotherName { dir: pki_dir, found, wanted });
+    }
+    let tls = Arc::new(credentials.client_tls()?);
+    let agents = file.agents.clone();
+    let herd = Herd { file, pki_dir, credentials, tls, agents };
+    tokio::select! {
+        ended = herd.serve() => ended,
+        () = stop => Ok(()),
+    }
+}
+
+/// The herd as this proxy knows it.
+struct Herd {
+    file: ProxyFile,
+    pki_dir: PathBuf,
+    credentials: Credentials,
+    tls: Arc<ClientTls>,
+    agents: Vec<HostPort>,
+}
+
+impl Herd {
+    /// For ever, unless it cannot begin.
+    async fn serve(mut self) -> Result<(), ProxyError> {
+        let mut wanted = self.first_settings().await;
+        let proxy = Arc::new(self.start(&wanted)?);
+        let addresses = proxy.addresses();
+        tracing::info!(read_write = %addresses[0], read_only = %addresses[1], "listening");
+        let query = RoutingQuery {
+            cluster: Some(self.file.cluster.to_string()),
+            proxy: Some(self.file.name.to_string()),
+            listen: Some(addresses[0].to_string()),
+            read_listen: Some(addresses[1].to_string()),
+        };
+        let mut followed = BTreeMap::new();
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at_certificate = tokio::time::Instant::now();
+        loop {
+            self.follow_all(&mut followed, &query, &proxy);
+            ticks.tick().await;
+            if tokio::time::Instant::now() >= look_at_certificate {
+                look_at_certificate += LOOK_AT_CERTIFICATE_EVERY;
+                if self.renew().await {
+                    proxy.replace(self.settings(&wanted)?);
+                }
+            }
+            match self.ask().await {
+                Some(now) if now != wanted => match self.settings(&now) {
+                    Ok(settings) => {
+                        tracing::info!(
+                            generation = now.generation,
+                            "the herd wants something else of its proxies"
+                        );
+                        proxy.replace(settings);
+                        wanted = now;
+                    }
+                    Err(error) => tracing::error!(%error, "what the herd wants now is not taken over"),
+                },
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for an agent that answers.
+    async fn first_settings(&mut self) -> ProxySettings {
+        let mut told = false;
+        loop {
+            if let Some(settings) = self.ask().await {
+                return settings;
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("no agent answers yet");
+            }
+            sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// Asks one agent after the other, and learns which there are.
+    async fn ask(&mut self) -> Option<ProxySettings> {
+        let query = ProxyQuery { cluster: Some(self.file.cluster.to_string()) };
+        let settings = self.first_answer(async |client| client.proxy(&query).await).await?;
+        let agents: Vec<HostPort> = settings.agents.iter().filter_map(|url| agent_url(url)).collect();
+        if !agents.is_empty() {
+            self.agents = agents;
+        }
+        Some(settings)
+    }
+
+    async fn first_answer<T>(&self, call: impl AsyncFn(&Client) -> Result<T, CallError>) -> Option<T> {
+        for agent in &self.agents {
+            let client = Client::tls(agent.to_string(), None, Arc::clone(&self.tls)).within(ANSWER_WITHIN);
+            match call(&client).await {
+                Ok(answer) => return Some(answer),
+                Err(error) => tracing::debug!(%agent, %error, "does not answer"),
+            }
+        }
+        None
+    }
+
+    fn start(&self, wanted: &ProxySettings) -> Result<Proxy, ProxyError> {
+        let port = self.file.port.unwrap_or(wanted.port);
+        let read_port = self.file.read_port.unwrap_or(wanted.read_port);
+        let at = |port| SocketAddr::new(self.file.listen, port);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let config = Config {
+            listen: vec![(at(port), Access::ReadWrite), (at(read_port), Access::ReadOnly)],
+            workers: u16::try_from(cores).unwrap_or(u16::MAX),
+            server_tls: Arc::new(ToNodes(Arc::clone(&self.tls))),
+            auth_query: AuthQuery { user: roles::PROXY.to_owned(), database: "postgres".to_owned() },
+        };
+        Ok(Proxy::start(config, self.settings(wanted)?)?)
+    }
+
+    fn settings(&self, wanted: &ProxySettings) -> Result<Settings, ProxyError> {
+        let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
+        settings.client_tls = Some(client_tls(&self.credentials)?);
+        Ok(settings)
+    }
+
+    /// One task for each agent that there is.
+    fn follow_all(
+        &self,
+        followed: &mut BTreeMap<HostPort, Follower>,
+        query: &RoutingQuery,
+        proxy: &Arc<Proxy>,
+    ) {
+        followed.retain(|agent, _| self.agents.contains(agent));
+        for agent in &self.agents {
+            followed.entry(agent.clone()).or_insert_with(|| {
+                let client = Client::tls(agent.to_string(), None, Arc::clone(&self.tls));
+                Follower(tokio::spawn(follow(client, query.clone(), Arc::clone(proxy))))
+            });
+        }
+    }
+
+    /// `true` if there is another certificate now.
+    async fn renew(&mut self) -> bool {
+        if !self.credentials.renewal_is_due(Timestamp::now()) {
+            return false;
+        }
+        let renewed = async {
+            let csr = self.credentials.renewal_request().map_err(|error| error.to_string())?;
+            let request = ProxyRenewRequest {
+                csr,
+                hosts: self.credentials.hosts(),
+                valid_for_s: self.credentials.valid_for().min(PROXY_VALIDITY).as_secs(),
+            };
+            let answer = self.first_answer(async |client| client.proxy_renew(&request).await).await;
+            let answer = answer.ok_or("no agent gives one")?;
+            let renewed = self.credentials.renew(&self.pki_dir, &answer.certificate);
+            let renewed = renewed.map_err(|error| error.to_string())?;
+            renewed.replace_in(&self.tls).map_err(|error| error.to_string())?;
+            Ok::<Credentials, String>(renewed)
+        };
+        match renewed.await {
+            Ok(renewed) => {
+                tracing::info!(expires = %renewed.expires(), "the proxy's certificate was renewed");
+                self.credentials = renewed;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error, expires = %self.credentials.expires(), "the proxy's certificate is due, and cannot be renewed yet");
+                false
+            }
+        }
+    }
+}
+
+/// Ends when it is dropped.
+struct Follower(JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells the proxy what one agent knows, for ever.
+async fn follow(client: Client, query: RoutingQuery, proxy: Arc<Proxy>) {
+    loop {
+        if let Err(error) = follow_once(&client, &query, &proxy).await {
+            tracing::debug!(agent = %client.endpoint(), %error, "is not followed at the moment");
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+}
+
+async fn follow_once(client: &Client, query: &RoutingQuery, proxy: &Proxy) -> Result<(), CallError> {
+    let mut lines = client.routing(query).await?;
+    loop {
+        let asked = clock::now();
+        let Some(table) = lines.next().await? else { return Ok(()) };
+        match read(&table, asked) {
+            Ok(table) => {
+                proxy.learn(table);
+            }
+            Err(why) => tracing::error!(agent = %client.endpoint(), why, "sent a table that cannot be used"),
+        }
+    }
+}
+
+/// `asked`: before it was read.
+fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
+    let standbys: Result<Vec<Target>, String> =
+        table.standbys.iter().map(|standby| target(&standby.target)).collect();
+    Ok(Table {
+        term: Term(table.term),
+        primary: table.primary.as_ref().map(target).transpose()?,
+        gate_open: table.gate == Gate::Open,
+        standbys: standbys?,
+        valid_until: asked + Duration::from_millis(table.valid_for_ms),
+    })
+}
+
+fn target(found: &RoutingTarget) -> Result<Target, String> {
+    Ok(Target {
+        node: found.node.parse().map_err(|_| format!("\"{}\" is no name of a node", found.node))?,
+        address: found.address.parse().map_err(|_| format!("\"{}\" is no address", found.address))?,
+        port: found.port,
+        // Whether it is on the same host is not known for certain, and TCP is right everywhere.
+        socket_dir: None,
+    })
+}
+
+/// Servers are believed as agents are: by the herd's authority and the name of their node.
+struct ToNodes(Arc<ClientTls>);
+
+impl ServerTls for ToNodes {
+    fn to_node(&self, node: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let name = ServerName::try_from(node.to_string()).expect("a node's name is a DNS label");
+        Some((self.0.to_nodes(), name))
+    }
+}
+
+fn client_tls(credentials: &Credentials) -> Result<pgherd_proxy::ClientTls, ProxyError> {
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(credentials.chain(), credentials.private_key())?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // The herd's authority signs with SHA-256, and so that is the hash of channel binding (RFC 5929, section 4.1).
+    let hash = digest::digest(&digest::SHA256, credentials.certificate());
+    Ok(pgherd_proxy::ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_api::routing::{Proof, RoutingStandby};
+
+    use super::*;
+
+    fn table() -> RoutingTable {
+        let target = |node: &str, address: &str| RoutingTarget {
+            node: node.to_owned(),
+            address: address.to_owned(),
+            port: 5432,
+            socket_dir: None,
+        };
+        RoutingTable {
+            herd_id: "x".to_owned(),
+            cluster: "main".to_owned(),
+            term: 7,
+            gate: Gate::Open,
+            primary: Some(target("a", "192.0.2.1")),
+            standbys: vec![RoutingStandby {
+                target: target("b", "2001:db8::2"),
+                replay_lsn: None,
+                lag_bytes: None,
+                weight: 1,
+            }],
+            proof: Proof::Store,
+            valid_for_ms: 2_500,
+        }
+    }
+
+    #[test]
+    fn a_table_lasts_from_before_it_was_read() {
+        let asked = Instant::from_boot(Duration::from_secs(100));
+        let learnt = read(&table(), asked).unwrap();
+        assert_eq!(learnt.valid_until, asked + Duration::from_millis(2_500));
+        assert_eq!((learnt.term, learnt.gate_open), (Term(7), true));
+        assert_eq!(learnt.primary.unwrap().address.to_string(), "192.0.2.1");
+        assert_eq!(learnt.standbys[0].node.as_str(), "b");
+        assert!(!read(&RoutingTable { gate: Gate::Draining, ..table() }, asked).unwrap().gate_open);
+    }
+
+    #[test]
+    fn a_table_that_names_hosts_is_not_used() {
+        let mut named = table();
+        named.primary.as_mut().unwrap().address = "db.example.com".to_owned();
+        let asked = Instant::from_boot(Duration::ZERO);
+        assert_eq!(read(&named, asked).unwrap_err(), "\"db.example.com\" is no address");
+    }
+}
