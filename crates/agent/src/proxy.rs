@@ -37,7 +37,7 @@ use crate::clock;
 use crate::files::Findings;
 use crate::files::agent::HostPort;
 use crate::files::proxy::{ProxyFile, agent_url};
-use crate::pki::{Credentials, CredentialsError, PROXY_VALIDITY, read_limited};
+use crate::pki::{Credentials, CredentialsError, FileError, PROXY_VALIDITY, read_limited};
 
 /// In the proxy's directory.
 pub const FILE: &str = "proxy.toml";
@@ -53,8 +53,8 @@ const LOOK_AT_CERTIFICATE_EVERY: Duration = Duration::from_secs(3600);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    #[error("cannot read {}", .path.display())]
-    Read { path: PathBuf, source: crate::pki::FileError },
+    #[error(transparent)]
+    Read(#[from] FileError),
     #[error("the proxy file has mistakes")]
     File(Findings),
     #[error("the proxy's certificate cannot be used")]
@@ -72,7 +72,7 @@ pub enum ProxyError {
 impl ProxyError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            ProxyError::Read { .. } | ProxyError::Credentials(_) | ProxyError::AnotherName { .. } => {
+            ProxyError::Read(_) | ProxyError::Credentials(_) | ProxyError::AnotherName { .. } => {
                 "an operator makes the directory of a proxy with: pgherd proxy add NAME".to_owned()
             }
             ProxyError::Start(StartError::Listen { address, source })
@@ -92,7 +92,7 @@ impl ProxyError {
 /// Runs the proxy whose directory this is until `stop`.
 pub async fn run(dir: &Path, stop: impl Future<Output = ()>) -> Result<(), ProxyError> {
     let path = dir.join(FILE);
-    let text = read_limited(&path).map_err(|source| ProxyError::Read { path: path.clone(), source })?;
+    let text = read_limited(&path)?;
     let file = ProxyFile::read(&path.display().to_string(), &text).map_err(ProxyError::File)?;
     let pki_dir = dir.join(PKI_DIR);
     let credentials = Credentials::load(&pki_dir)?;

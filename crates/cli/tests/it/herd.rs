@@ -110,7 +110,7 @@ impl Herd {
     /// The end of every log, for a failure.
     fn logs(&self) -> String {
         let mut text = String::new();
-        let mut logs = vec![self.dir.join("log/supervisor.log")];
+        let mut logs = vec![self.dir.join("log/supervisor.log"), self.dir.join("proxy/log/proxy.log")];
         logs.extend(["a", "b", "c", "w"].map(|node| self.dir.join(node).join("log/agent.log")));
         for log in logs {
             let Ok(content) = std::fs::read_to_string(&log) else { continue };
@@ -184,6 +184,11 @@ impl Herd {
             .into_iter()
             .find(|process| process.command == "agent" && process.cwd == node_dir);
         found.map(|process| process.pid).ok_or_else(|| format!("no agent of {node} runs"))
+    }
+
+    pub(crate) fn proxy(&self) -> Result<i32, String> {
+        let found = self.processes().into_iter().find(|process| process.command == "proxy");
+        found.map(|process| process.pid).ok_or("no proxy runs".to_owned())
     }
 
     pub(crate) fn supervisor(&self) -> Result<i32, String> {
