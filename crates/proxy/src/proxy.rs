@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -83,6 +84,7 @@ impl Proxy {
             runtimes.iter().map(|_| Vec::new()).collect();
         for (address, access) in listen {
             let failed = |source| StartError::Listen { address, source };
+            must_be_free(address).map_err(failed)?;
             let mut address = address;
             for listeners in &mut listeners {
                 let listener = bind(address).map_err(failed)?;
@@ -147,12 +149,23 @@ impl Drop for Proxy {
     }
 }
 
-/// Each worker has a queue of its own, and the kernel spreads the clients.
-fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// Workers share a port, and by the same means another process of this user could share it unnoticed, and half of the
+/// clients with it. So it must be free for somebody who does not share.
+fn must_be_free(address: SocketAddr) -> io::Result<()> {
+    Ok(rustix::net::bind(&socket(address)?, &address)?)
+}
+
+fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    Ok(socket)
+}
+
+/// Each worker has a queue of its own, and the kernel spreads the clients.
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = socket(address)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -254,5 +267,38 @@ async fn keep_in_step(world: Arc<World>) {
         }
         was_known = known;
         world.pools.tick(&world);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::InClear;
+    use crate::hba::Hba;
+
+    fn start(address: SocketAddr) -> Result<Proxy, StartError> {
+        let config = Config {
+            listen: vec![(address, Access::ReadWrite)],
+            workers: 2,
+            server_tls: Arc::new(InClear),
+            auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+        };
+        Proxy::start(config, Settings::new(Hba::default()))
+    }
+
+    #[test]
+    fn two_proxies_never_share_a_port() {
+        let first = start((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = first.addresses()[0];
+        match start(address).map(|_| ()) {
+            Err(StartError::Listen { address: at, source }) => {
+                assert_eq!((at, source.kind()), (address, io::ErrorKind::AddrInUse));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        start(address).unwrap();
     }
 }
