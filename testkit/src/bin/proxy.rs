@@ -1,0 +1,318 @@
+//! What a transaction costs a proxy: CPU of its process, throughput, latency, beside its peers in the same run.
+//!
+//! One PostgreSQL, and in front of it each subject, all in session pooling with SCRAM on both sides and without TLS. pgbench
+//! runs through them in turns, round after round, so that what else the machine does meets all of them. CPU is user and system
+//! time of the subject's process alone, from `/proc`.
+//!
+//! Leaves out Pgpool-II. Hazard: on two cores subject, server and pgbench share the machine, so that throughput says
+//! as much of the other two.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the report is what this program is for")]
+
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+const USER: &str = "postgres";
+const PASSWORD: &str = "bench";
+const PROTOCOLS: [&str; 3] = ["simple", "extended", "prepared"];
+const SOON: Duration = Duration::from_secs(20);
+
+#[derive(Parser)]
+#[command(about = "Measures what a transaction costs a proxy, beside its peers")]
+struct Arguments {
+    /// The proxy's program: the example in_front_of of pgherd-proxy
+    #[arg(long, value_name = "FILE")]
+    proxy: PathBuf,
+    /// Rounds for each subject, protocol and number of clients
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Length of a round
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Numbers of clients
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
+    clients: Vec<u32>,
+    /// Threads of pgherd's proxy
+    #[arg(long, default_value_t = 1)]
+    workers: u16,
+    /// Directory of PostgreSQL's programs [default: Debian's newest]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let scene = Scene::new(&arguments);
+    let subjects = scene.subjects(&arguments);
+    println!(
+        "median of {} rounds of {} s of pgbench -S; CPU of the subject's process alone",
+        arguments.rounds, arguments.seconds
+    );
+    println!(
+        "{:<10}{:>8}  {:<14}{:>12}{:>9}{:>12}{:>14}",
+        "protocol", "clients", "subject", "µs/trans.", "ratio", "trans./s", "latency µs"
+    );
+    for protocol in PROTOCOLS {
+        for clients in &arguments.clients {
+            let mut measured: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();
+            for _ in 0..arguments.rounds {
+                for (subject, rounds) in subjects.iter().zip(&mut measured) {
+                    rounds.push(scene.round(subject, protocol, *clients, arguments.seconds));
+                }
+            }
+            let peer = subjects.iter().position(|subject| subject.name == "PgBouncer");
+            let cpu = |at: usize| median(measured[at].iter().map(|round| round.cpu_us));
+            for (at, subject) in subjects.iter().enumerate() {
+                let rate = median(measured[at].iter().map(|round| round.rate));
+                let ratio = peer.filter(|_| subject.process.is_some()).map(|peer| cpu(at) / cpu(peer));
+                println!(
+                    "{protocol:<10}{clients:>8}  {:<14}{:>12}{:>9}{rate:>12.0}{:>14.0}",
+                    subject.name,
+                    subject.process.as_ref().map_or("-".to_owned(), |_| format!("{:.1}", cpu(at))),
+                    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
+                    f64::from(*clients) * 1e6 / rate,
+                );
+            }
+        }
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+struct Round {
+    cpu_us: f64,
+    rate: f64,
+}
+
+struct Subject {
+    name: &'static str,
+    port: u16,
+    /// `None`: PostgreSQL itself.
+    process: Option<Process>,
+}
+
+/// Ends with the run.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+struct Scene {
+    bin_dir: PathBuf,
+    port: u16,
+    server: Option<Process>,
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(arguments: &Arguments) -> Scene {
+        let bin_dir = arguments.bin_dir.clone().unwrap_or_else(|| {
+            let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+            let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+            let newest = installed.map(|entry| entry.path()).max_by_key(|path| version(path));
+            newest.expect("PostgreSQL is not installed: apt-get install postgresql").join("bin")
+        });
+        let dir = tempfile::Builder::new().prefix("pgherd-bench-").tempdir().expect("a directory");
+        chown(dir.path(), Some(id("-u")), Some(id("-g"))).expect("the directory is ours");
+        let mut scene = Scene { bin_dir, port: free_port(), server: None, dir };
+        scene.start_server();
+        scene
+    }
+
+    /// A command as the user that PostgreSQL and PgBouncer run as.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).env("PGPASSWORD", PASSWORD).env("HOME", self.dir.path());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if rustix::process::geteuid().is_root() {
+            command.uid(id("-u")).gid(id("-g"));
+        }
+        command
+    }
+
+    fn start_server(&mut self) {
+        let data = self.dir.path().join("data");
+        let made = self
+            .command(self.bin_dir.join("initdb"))
+            .args(["--no-sync", "-A", "trust", "-U", USER, "-D"])
+            .arg(&data)
+            .status();
+        assert!(made.expect("initdb runs").success(), "initdb failed");
+        let socket_dir = self.dir.path().display().to_string();
+        let server = self
+            .command(self.bin_dir.join("postgres"))
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k", &socket_dir])
+            .args(["-c", "max_connections=400", "-c", "shared_buffers=256MB", "-c", "fsync=off"])
+            .spawn();
+        self.server = Some(Process(server.expect("postgres runs")));
+        let began = Instant::now();
+        let state = data.join("postmaster.pid");
+        while !std::fs::read_to_string(&state).is_ok_and(|text| text.contains("ready")) {
+            assert!(began.elapsed() < SOON, "PostgreSQL does not start");
+            // sleep: between two looks.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for statement in [
+            "CREATE ROLE bench LOGIN PASSWORD 'bench'",
+            "CREATE ROLE pgherd_proxy LOGIN",
+            "GRANT SELECT (rolname, rolcanlogin, rolvaliduntil, rolpassword) ON pg_authid TO pgherd_proxy",
+            "CREATE DATABASE bench OWNER bench",
+        ] {
+            self.psql(statement);
+        }
+        let lines = "local all postgres,pgherd_proxy trust\nhost all postgres,pgherd_proxy 127.0.0.1/32 trust\n\
+                     local all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        self.write("data/pg_hba.conf", lines);
+        self.psql("SELECT pg_reload_conf()");
+        let port = self.port.to_string();
+        let filled = self
+            .command("pgbench")
+            .args(["-q", "-i", "-s", "5", "-h", "127.0.0.1", "-p", &port, "-U", "bench", "bench"])
+            .status();
+        assert!(filled.expect("pgbench is installed with postgresql").success(), "pgbench -i failed");
+    }
+
+    fn psql(&self, statement: &str) {
+        let port = self.port.to_string();
+        let done = self
+            .command("psql")
+            .args(["-X", "-q", "-h", "127.0.0.1", "-p", &port, "-U", USER, "-d", "postgres", "-c", statement])
+            .status();
+        assert!(done.expect("psql is installed").success(), "{statement}");
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).expect("the directory is ours");
+        chown(&path, Some(id("-u")), Some(id("-g"))).expect("the file is ours");
+        path.display().to_string()
+    }
+
+    fn subjects(&self, arguments: &Arguments) -> Vec<Subject> {
+        let mut subjects = vec![Subject { name: "direct", port: self.port, process: None }];
+        // Where the checkout lies only its owner may be able to go.
+        let program = self.dir.path().join("in_front_of");
+        std::fs::copy(&arguments.proxy, &program).expect("the proxy's program is there");
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+        let server = format!("127.0.0.1:{}", self.port);
+        let unix = format!("unix:{}:{}", self.dir.path().display(), self.port);
+        for (name, server) in [("pgherd", &server), ("pgherd, Unix", &unix)] {
+            let port = free_port();
+            let mut command = self.command(&program);
+            command.args([&format!("127.0.0.1:{port}"), server, &arguments.workers.to_string(), "200"]);
+            subjects.extend(started(name, port, command));
+        }
+        let port = free_port();
+        let users = self.write("users.txt", "\"bench\" \"bench\"\n");
+        let file = self.write(
+            "pgbouncer.ini",
+            &format!(
+                "[databases]\nbench = host=127.0.0.1 port={} dbname=bench\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+                 listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = session\n\
+                 default_pool_size = 200\nmax_client_conn = 1000\nunix_socket_dir =\nlog_connections = 0\n\
+                 log_disconnections = 0\n",
+                self.port
+            ),
+        );
+        let mut command = self.command("pgbouncer");
+        command.arg(file);
+        subjects.extend(started("PgBouncer", port, command));
+        let port = free_port();
+        let file = self.write(
+            "haproxy.cfg",
+            &format!(
+                "global\n  nbthread 1\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  \
+                 timeout server 1h\nlisten bench\n  bind 127.0.0.1:{port}\n  server only 127.0.0.1:{}\n",
+                self.port
+            ),
+        );
+        let mut command = self.command("haproxy");
+        command.args(["-f", &file, "-db"]);
+        subjects.extend(started("HAProxy", port, command));
+        subjects
+    }
+
+    fn round(&self, subject: &Subject, protocol: &str, clients: u32, seconds: u32) -> Round {
+        let cpu = || subject.process.as_ref().map_or(0.0, |process| cpu_us(process.0.id()));
+        let (port, clients, seconds) = (subject.port.to_string(), clients.to_string(), seconds.to_string());
+        let before = cpu();
+        let output = self
+            .command("pgbench")
+            .args(["-S", "-n", "-M", protocol, "-c", &clients, "-j", "1", "-T", &seconds])
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "bench", "bench"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("pgbench is installed with postgresql");
+        let used = cpu() - before;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let number = |after: &str| {
+            let rest = said.split_once(after).map(|(_, rest)| rest.trim_start())?;
+            rest.split(|c: char| !(c.is_ascii_digit() || c == '.')).next()?.parse::<f64>().ok()
+        };
+        match (number("actually processed:"), number("tps =")) {
+            (Some(count), Some(rate)) if output.status.success() => Round { cpu_us: used / count, rate },
+            _ => panic!("{}: {}", subject.name, String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+}
+
+/// `None` if its program is not installed.
+fn started(name: &'static str, port: u16, mut command: Command) -> Option<Subject> {
+    let child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("without {name}: {error}");
+            return None;
+        }
+    };
+    let process = Process(child);
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(began.elapsed() < SOON, "{name} does not listen");
+        // sleep: between two looks.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Some(Subject { name, port, process: Some(process) })
+}
+
+/// User and system time of all threads.
+fn cpu_us(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the subject runs");
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |at: usize| fields[at].parse::<f64>().expect("a number of ticks");
+    (ticks(11) + ticks(12)) * 1e6 / rustix::param::clock_ticks_per_second() as f64
+}
+
+fn id(flag: &str) -> u32 {
+    let output = Command::new("id").args([flag, USER]).output().expect("id runs");
+    String::from_utf8_lossy(&output.stdout).trim().parse().expect("there is a user postgres")
+}
+
+/// Below those that the kernel gives to outgoing connections.
+fn free_port() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let first = 24_000 + (std::process::id() % 500) as u16 * 10;
+    loop {
+        let port = first + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
