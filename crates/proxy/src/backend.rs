@@ -44,6 +44,15 @@ fn lost(error: &dyn std::fmt::Display) -> NotDone {
     NotDone::Lost(error.to_string())
 }
 
+/// One statement with its values, without the Sync behind it.
+fn call(out: &mut BytesMut, text: &[u8], values: &[Option<&[u8]>]) -> Result<(), NotDone> {
+    let bind = BindOut { values, ..BindOut::default() };
+    build::parse(out, b"", text, &[])
+        .and_then(|()| build::bind(out, &bind))
+        .and_then(|()| build::execute(out, b"", 0))
+        .map_err(|error| lost(&error))
+}
+
 impl Backend {
     pub(crate) async fn open(
         place: Place,
@@ -92,12 +101,7 @@ impl Backend {
         for (name, value) in to_set {
             // As values, which need no quoting and can be nothing else.
             let text = b"SELECT pg_catalog.set_config($1, $2, false)";
-            let values = [Some(name.as_bytes()), Some(value.as_bytes())];
-            let bind = BindOut { values: &values, ..BindOut::default() };
-            let built = build::parse(&mut out, b"", text, &[])
-                .and_then(|()| build::bind(&mut out, &bind))
-                .and_then(|()| build::execute(&mut out, b"", 0));
-            built.map_err(|error| lost(&error))?;
+            call(&mut out, text, &[Some(name.as_bytes()), Some(value.as_bytes())])?;
         }
         if out.is_empty() {
             return Ok(false);
@@ -121,12 +125,7 @@ impl Backend {
         within: Duration,
     ) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
         let mut out = BytesMut::new();
-        let values = [Some(value.as_bytes())];
-        let bind = BindOut { values: &values, ..BindOut::default() };
-        let built = build::parse(&mut out, b"", query, &[])
-            .and_then(|()| build::bind(&mut out, &bind))
-            .and_then(|()| build::execute(&mut out, b"", 0));
-        built.map_err(|error| lost(&error))?;
+        call(&mut out, query, &[Some(value.as_bytes())])?;
         build::sync(&mut out);
         self.ask(&mut out, within).await
     }

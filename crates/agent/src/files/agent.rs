@@ -14,7 +14,7 @@ use pgherd_core::spec::{DEFAULT_API_PORT, is_host};
 use pgherd_core::types::NodeName;
 
 use super::finding::{Findings, Kind, Mistake};
-use super::reader::{Key, Read, Reader, Section, Table};
+use super::reader::{Read, Reader, Section, Table, key};
 
 /// The port of the plain health paths.
 pub const DEFAULT_HEALTH_PORT: u16 = 8008;
@@ -197,16 +197,6 @@ static TOP: Section = Section {
         ),
     ],
 };
-
-const fn key(
-    name: &'static str,
-    takes: &'static str,
-    example: &'static str,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { name, takes, example, default, doc, built: true }
-}
 
 impl AgentFile {
     /// A file with the defaults of a host.

@@ -8,7 +8,7 @@ use pgherd_core::types::NodeName;
 
 use super::agent::HostPort;
 use super::finding::{Findings, Kind, Mistake};
-use super::reader::{Key, Reader, Section, Table};
+use super::reader::{Reader, Section, Table, key};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyFile {
@@ -37,16 +37,6 @@ static TOP: Section = Section {
         key("agents", "texts", "[\"https://192.0.2.10:8009\"]", "", "agents of the herd to ask"),
     ],
 };
-
-const fn key(
-    name: &'static str,
-    takes: &'static str,
-    example: &'static str,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { name, takes, example, default, doc, built: true }
-}
 
 const URL: &str = "https://";
 

@@ -40,6 +40,17 @@ pub(super) struct Section {
     pub(super) keys: &'static [Key],
 }
 
+/// A key that is built.
+pub(super) const fn key(
+    name: &'static str,
+    takes: &'static str,
+    example: &'static str,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
+    Key { name, takes, example, default, doc, built: true }
+}
+
 impl Section {
     pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)

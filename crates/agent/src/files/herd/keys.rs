@@ -1,19 +1,9 @@
 //! Every key of a herd file, once: what it takes, what it is without it, and whether it is built.
 
-use super::super::reader::{Key, Section};
+use super::super::reader::{Key, Section, key};
 
 /// Shown for a key that may be left out and then means nothing.
 const NONE: &str = "none";
-
-const fn key(
-    name: &'static str,
-    takes: &'static str,
-    example: &'static str,
-    default: &'static str,
-    doc: &'static str,
-) -> Key {
-    Key { name, takes, example, default, doc, built: true }
-}
 
 const fn not_built(name: &'static str, doc: &'static str) -> Key {
     Key { name, takes: "", example: "", default: NONE, doc, built: false }
