@@ -390,7 +390,7 @@ async fn use_server(
     }
     *out = BytesMut::new();
     let mut admission = Admission::new(Arc::clone(&world.fence), role, backend.place.clone());
-    relay(stream, &mut backend.stream, session, &mut admission).await
+    relay(stream, &mut backend.stream, session, &mut admission, out).await
 }
 
 /// What the client has to hear of it.
@@ -398,6 +398,8 @@ fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewel
     let lost = session.lost();
     Err(match end {
         End::ClientLeft => return Ok(Left::ByItself),
+        // In the middle of a message there is nothing to say but the end.
+        _ if !session.can_be_told() => return Ok(Left::ByItself),
         End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
         End::ServerLost(why) => Farewell {
             detail: Some(format!("{}: {why}.", backend.place.node)),

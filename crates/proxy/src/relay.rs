@@ -51,12 +51,13 @@ struct Way {
     must_flush: bool,
 }
 
-/// Until one side leaves. `admission` is that of the server.
+/// Until one side leaves. `admission` is that of the server. What the client has not taken by then is left in `out`.
 pub(crate) async fn relay(
     client: &mut Stream,
     server: &mut Stream,
     session: &mut Session,
     admission: &mut Admission,
+    out: &mut BytesMut,
 ) -> End {
     let (mut to_server, mut to_client) = (Way::default(), Way::default());
     let mut fence = admission.subscribe();
@@ -72,6 +73,7 @@ pub(crate) async fn relay(
             changed.as_mut().poll(cx).map(|_| None)
         });
         if let Some(end) = moved.await {
+            out.unsplit(to_client.pending);
             return end;
         }
     }

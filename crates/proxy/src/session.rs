@@ -135,6 +135,12 @@ impl Session {
         self.server_has_ended
     }
 
+    /// The client has heard whole messages only, so that the proxy can say something in the server's place.
+    pub fn can_be_told(&self) -> bool {
+        // What is read before it is passed on, or not passed on at all, the client has heard nothing of.
+        self.server.reading.is_some() || self.hidden || self.server.scanner.body_left_bytes() == 0
+    }
+
     /// It asked the server for something.
     pub fn used(&self) -> bool {
         self.used

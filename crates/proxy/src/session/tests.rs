@@ -235,6 +235,37 @@ fn what_is_lost_with_a_server_is_told_as_it_is() {
 }
 
 #[test]
+fn nothing_is_said_in_the_middle_of_a_message() {
+    let mut session = Session::new();
+    from_client(&mut session, &query("SELECT x FROM t"), 1000);
+    let row = rows(1);
+    let notice = report(b'N', &[(b'M', "hello")]);
+    let answer = [&row[..], &notice, &complete("SELECT 1"), &ready(TransactionStatus::Idle)].concat();
+    let mut edited = BytesMut::new();
+    let mut unread = Vec::new();
+    // Byte by byte: it may be told exactly where what it has heard ends with a message.
+    let mut heard = Vec::new();
+    for byte in answer {
+        unread.push(byte);
+        edited.clear();
+        let passed = session.from_server(&unread, &mut edited).unwrap();
+        match passed.pass {
+            Pass::AsItCame(bytes) => heard.extend_from_slice(bytes),
+            Pass::Edited => heard.extend_from_slice(&edited),
+        }
+        let taken = passed.taken_bytes;
+        unread.drain(..taken);
+        let mut scanner = Scanner::new(Side::Server, Phase::Session);
+        let mut input = &heard[..];
+        while let Some(piece) = scanner.next(&mut input).unwrap() {
+            let _ = piece;
+        }
+        let between = scanner.body_left_bytes() == 0 && input.is_empty();
+        assert_eq!(session.can_be_told(), between, "after {} bytes", heard.len());
+    }
+}
+
+#[test]
 fn bytes_that_are_no_messages_end_a_session() {
     let mut edited = BytesMut::new();
     let fault = Session::new().from_client(b"\x01\0\0\0\x04", &mut edited).unwrap_err();
