@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const USER: &str = "postgres";
@@ -32,8 +33,10 @@ pub(crate) fn as_user(test: &str, story: impl FnOnce()) {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         return story();
     }
-    // The build directory may be closed to others.
-    let copy = std::env::temp_dir().join(format!("pgherd-pgwire-it-{}", std::process::id()));
+    // The build directory may be closed to others. Each test has a copy of its own: several may be threads of one process.
+    static COPIES: AtomicU32 = AtomicU32::new(0);
+    let number = COPIES.fetch_add(1, Ordering::Relaxed);
+    let copy = std::env::temp_dir().join(format!("pgherd-it-{}-{number}", std::process::id()));
     fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
     let again = Command::new(&copy)
