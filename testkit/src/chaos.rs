@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::herd::Herd;
+use crate::history::StoodStill;
 use crate::net::{CLIENT, Refusal, Slowness};
 use crate::process;
 use crate::random::Random;
@@ -156,8 +157,8 @@ impl Iterator for Schedule {
 
 /// Does a step to a herd and takes the fault away again. What the init system of a host does, starting an
 /// agent that ended, is done here. `Err` says why the step could not be done now, such as a process that the
-/// last fault has left no time to come back; that is noted and no failure.
-pub fn strike(herd: &Herd, step: &Step) -> Result<(), String> {
+/// last fault has left no time to come back; that is noted and no failure. Hosts that were frozen are added to `still`.
+pub fn strike(herd: &Herd, step: &Step, still: &mut Vec<StoodStill>) -> Result<(), String> {
     let net = herd.net();
     let until = Instant::now() + step.lasts;
     // sleep: the fault lasts as long as the schedule says.
@@ -212,9 +213,12 @@ pub fn strike(herd: &Herd, step: &Step) -> Result<(), String> {
             postmaster.signal(Signal::CONT);
         }
         Fault::FreezeHost(target) => {
-            let frozen = herd.host(&resolve(target)?).freeze();
+            let host = resolve(target)?;
+            let frozen = herd.host(&host).freeze();
             pass();
+            let waking_at = Instant::now();
             frozen.thaw();
+            still.push(StoodStill { node: host.as_str().into(), waking_at, awake_at: Instant::now() });
         }
         Fault::Starve(target, percent) => {
             let starved = herd.host(&resolve(target)?).starve(*percent);

@@ -14,6 +14,10 @@
 //! The fifth is about writes *asked for* after the newer timeline's first acknowledgement was received. One
 //! that was under way may still be acknowledged by the old primary: the new one holds it.
 //!
+//! The sixth leaves out what a server was asked while its whole host stood still and answered as that woke: nothing of
+//! pgherd ran on it either, and these clients are connected directly. A proxy would not have passed it on. Such
+//! answers are counted (docs/decisions/2026-11-21-answers-of-a-host-that-wakes.md).
+//!
 //! Everything here is a function of its arguments, so that planted mistakes prove that each is found.
 
 use std::collections::{BTreeMap, HashMap};
@@ -114,6 +118,8 @@ pub struct Verdict {
     /// Unknown inserts whose row is there.
     pub unknown_and_there: usize,
     pub primary_reads: usize,
+    /// Of these, stale ones of a host that was just waking.
+    pub waking_reads: usize,
 }
 
 impl Verdict {
@@ -130,7 +136,7 @@ impl Verdict {
             check_same(&holdings[0], other, &mut violations);
         }
         check_timelines(history, &mut violations);
-        check_register(history, holdings, &mut violations);
+        let waking_reads = check_register(history, holdings, &mut violations);
         let is_there = |insert: &&Insert| {
             let row = (insert.writer, insert.number);
             holdings.iter().any(|node| node.rows.binary_search(&row).is_ok())
@@ -143,6 +149,7 @@ impl Verdict {
             unknown: unknown().count(),
             unknown_and_there: unknown().filter(is_there).count(),
             primary_reads: history.reads.len(),
+            waking_reads,
         }
     }
 
@@ -161,6 +168,9 @@ impl std::fmt::Display for Verdict {
             "{} inserts acknowledged, {} failed, {} unknown ({} of them there), {} reads of a primary: ",
             self.acknowledged, self.failed, self.unknown, self.unknown_and_there, self.primary_reads
         )?;
+        if self.waking_reads > 0 {
+            write!(f, "{} stale ones of a host that was waking; ", self.waking_reads)?;
+        }
         if self.violations.is_empty() {
             return f.write_str("every promise kept");
         }
@@ -287,17 +297,23 @@ impl Running {
 }
 
 /// A register with one writer is atomic just if each read shows at least what was acknowledged before it
-/// began, at most what was asked for before it ended, and no less than any read that had ended before.
-fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec<Violation>) {
+/// began, at most what was asked for before it ended, and no less than any read that had ended before. Returns how many
+/// stale reads were those of a host that was waking.
+fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec<Violation>) -> usize {
     let acknowledged = history.sets.iter().filter(|set| set.outcome == Outcome::Acknowledged);
     let acknowledged = Running::new(acknowledged.map(|set| (set.ended_at, set.value)).collect());
     let asked = Running::new(history.sets.iter().map(|set| (set.asked_at, set.value)).collect());
     let read = Running::new(history.reads.iter().map(|read| (read.ended_at, read.value)).collect());
     let bounds = [(&acknowledged, "was acknowledged before"), (&read, "was read before")];
+    let mut waking = 0;
     for this in &history.reads {
+        let must_be = |bound: &Running| bound.strictly_before(this.asked_at);
+        let is_stale = bounds.iter().any(|(bound, _)| this.value < must_be(bound));
+        let was_waking = is_stale && history.stood_still.iter().any(|host| host.answered(this));
+        waking += usize::from(was_waking);
         for (bound, because) in bounds {
-            let must_be_at_least = bound.strictly_before(this.asked_at);
-            if this.value < must_be_at_least {
+            let must_be_at_least = must_be(bound);
+            if this.value < must_be_at_least && !was_waking {
                 let node = this.node.to_string();
                 violations.push(Violation::StaleRead { node, value: this.value, must_be_at_least, because });
             }
@@ -316,6 +332,7 @@ fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec
             violations.push(Violation::StaleRead { node, value, must_be_at_least: at_the_end, because });
         }
     }
+    waking
 }
 
 /// A way to ask one node something in SQL, whatever its role, and whoever else may not.

@@ -60,6 +60,25 @@ pub struct History {
     pub inserts: Vec<Insert>,
     pub sets: Vec<Set>,
     pub reads: Vec<PrimaryRead>,
+    /// Hosts that were frozen as a whole.
+    pub stood_still: Vec<StoodStill>,
+}
+
+/// A host of which nothing ran for a while, neither server nor agent nor fence.
+#[derive(Clone, Debug)]
+pub struct StoodStill {
+    pub node: Arc<str>,
+    /// Between these two moments it began to run again.
+    pub waking_at: Instant,
+    pub awake_at: Instant,
+}
+
+impl StoodStill {
+    /// Was it asked before it ran again, and answered as it did? Then the answer was on its way before anything could
+    /// look at a clock.
+    pub(crate) fn answered(&self, read: &PrimaryRead) -> bool {
+        read.node == self.node && read.asked_at < self.awake_at && read.ended_at >= self.waking_at
+    }
 }
 
 /// One bucket of time.
@@ -72,7 +91,13 @@ pub struct Bucket {
 
 impl History {
     pub fn new() -> History {
-        History { started_at: Instant::now(), inserts: Vec::new(), sets: Vec::new(), reads: Vec::new() }
+        History {
+            started_at: Instant::now(),
+            inserts: Vec::new(),
+            sets: Vec::new(),
+            reads: Vec::new(),
+            stood_still: Vec::new(),
+        }
     }
 
     pub fn acknowledged(&self) -> impl Iterator<Item = &Insert> {

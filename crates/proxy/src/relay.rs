@@ -3,8 +3,9 @@
 //! Nothing is kept for a connection that waits: bytes are read into a buffer of the thread, shown to the session, and
 //! written at once. Only what the other side does not take yet is kept, and then nothing more is read for it.
 //!
-//! Nothing is sent to a server that the route does not admit at that moment: while nobody knows whether it is still the
-//! primary its client is not listened to.
+//! Nothing is sent to a server, and nothing of it passed on, that the route does not admit at that moment: while nobody knows
+//! whether it is still the primary both sides wait. An answer of a host that stood still may be older than what others
+//! have acknowledged since.
 //!
 //! Leaves out: who gets which server, and what becomes of it afterwards.
 
@@ -89,12 +90,18 @@ fn poll(
     to_client: &mut Way,
 ) -> Poll<End> {
     loop {
+        match admission.verdict() {
+            Verdict::Admitted => {}
+            // The fence wakes this task when that changes.
+            Verdict::Unknown => return Poll::Pending,
+            Verdict::Superseded => return Poll::Ready(End::Rerouted),
+        }
         let answered = match from_server(cx, server, client, session, to_client) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
         };
-        let asked = match from_client(cx, client, server, session, admission, to_server) {
+        let asked = match from_client(cx, client, server, session, to_server) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
@@ -133,15 +140,8 @@ fn from_client(
     client: &mut Stream,
     server: &mut Stream,
     session: &mut Session,
-    admission: &mut Admission,
     way: &mut Way,
 ) -> Poll<Result<(), End>> {
-    match admission.verdict() {
-        Verdict::Admitted => {}
-        // The fence wakes this task when that changes.
-        Verdict::Unknown => return Poll::Pending,
-        Verdict::Superseded => return Poll::Ready(Err(End::Rerouted)),
-    }
     let lost = |error: io::Error| End::ServerLost(error.to_string());
     ready!(way.drain(cx, server)).map_err(lost)?;
     if !session.has_room() || session.has_left() {

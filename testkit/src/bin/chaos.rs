@@ -46,13 +46,14 @@ fn main() {
     let end = begun + Duration::from_secs(60 * arguments.minutes);
     let at = || format!("{:>7.1} s", begun.elapsed().as_secs_f64());
     let workload = herd.start_workload();
+    let mut still = Vec::new();
     // Whatever fails, what clients saw is kept for whoever has to find out why.
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let (mut steps, mut revived) = (0, 0);
         while Instant::now() < end {
             let step = schedule.next().expect("a schedule has no end");
             println!("{} {step}", at());
-            match strike(&herd, &step) {
+            match strike(&herd, &step, &mut still) {
                 Ok(()) => steps += 1,
                 Err(why) => println!("{} not done: {why}", at()),
             }
@@ -66,7 +67,8 @@ fn main() {
         println!("{revived} agents had ended by themselves and were restarted");
         steps
     }));
-    let history = workload.stop();
+    let mut history = workload.stop();
+    history.stood_still = still;
     match ended {
         Ok(steps) => {
             let verdict = herd.verdict(&history);

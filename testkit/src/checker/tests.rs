@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connection::Cause;
-use crate::history::{PrimaryRead, Set};
+use crate::history::{PrimaryRead, Set, StoodStill};
 
 /// A history told in milliseconds.
 struct Story {
@@ -211,6 +211,28 @@ fn stale_reads_are_found() {
     story.read((10, 11), "b", 1);
     story.read((12, 13), "a", 0);
     assert_eq!(story.violations(&[row], &[row]), stale(0, 1, "was read before"));
+}
+
+#[test]
+fn what_a_host_answers_as_it_wakes_is_counted_and_nothing_that_it_is_asked_later() {
+    let told = |when: (u64, u64), node: &str| {
+        let mut story = Story::new();
+        let row = story.acknowledged((0, 5), "a", 1);
+        story.set((0, 10), 1, Outcome::Acknowledged);
+        story.set((11, 20), 2, Outcome::Acknowledged);
+        let (waking_at, awake_at) = (story.at(50), story.at(52));
+        story.history.stood_still.push(StoodStill { node: "a".into(), waking_at, awake_at });
+        story.read(when, node, 1);
+        story.violations(&[row], &[row])
+    };
+    assert_eq!(told((30, 51), "a"), []);
+    // Asked when it ran again, answered before it woke, and of another node.
+    for (when, node) in [((53, 54), "a"), ((30, 49), "a"), ((30, 51), "b")] {
+        let because = "was acknowledged before";
+        let node_name = node.to_owned();
+        let stale = Violation::StaleRead { node: node_name, value: 1, must_be_at_least: 2, because };
+        assert_eq!(told(when, node), [stale], "{when:?} {node}");
+    }
 }
 
 #[test]

@@ -197,6 +197,33 @@ story! {
 }
 
 story! {
+    async fn an_answer_of_a_server_that_stood_still_is_not_passed_on_when_another_one_leads(scene) {
+        let (client, ending) = connect_and_watch(&scene.conninfo("alice", "")).await.unwrap();
+        let pid: i32 = one(&client, "SELECT pg_backend_pid()").await.parse().unwrap();
+        let backend = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(backend, rustix::process::Signal::STOP).unwrap();
+        let asked = tokio::spawn(async move { client.simple_query("SELECT 'old'").await.map(|_| ()) });
+        // sleep: so that the question stands in the server's socket.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Its proof runs out first; nobody knows who leads.
+        let ran_out = pgherd_core::types::Instant::from_boot(Duration::ZERO);
+        assert!(scene.proxy.learn(Table { valid_until: ran_out, ..scene.table(1, Some("a")) }));
+        rustix::process::kill_process(backend, rustix::process::Signal::CONT).unwrap();
+        let admin = scene.admin().await;
+        let state = format!("SELECT state FROM pg_stat_activity WHERE pid = {pid}");
+        until("it has answered", async || one(&admin, &state).await == "idle").await;
+        assert!(!asked.is_finished(), "what it said is not passed on");
+        scene.route(2, "b");
+        let error = asked.await.unwrap().unwrap_err();
+        let told = match error.as_db_error() {
+            Some(_) => told(&error),
+            None => last_word(ending).await,
+        };
+        assert_eq!(told.0, "08007");
+    }
+}
+
+story! {
     async fn a_cancel_ends_the_statement_of_its_client_and_of_nobody_else(scene) {
         let (client, other) = (scene.alice().await, scene.alice().await);
         let token = client.cancel_token();
