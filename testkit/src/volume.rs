@@ -152,15 +152,26 @@ impl Volume {
     }
 
     /// Mounts the disk again after it died, with what had been synced. Nothing may use it any more.
+    ///
+    /// Whoever entered another mount namespace meanwhile holds a copy of the mount for a moment, and then the same dead file
+    /// system comes back.
     #[track_caller]
     pub fn remount(&self) {
         let path = self.path.to_string_lossy().into_owned();
-        wait_until(&format!("{path} to be unmounted"), EFFECT_DEADLINE, || {
-            let output = Command::new("umount").arg(&path).output().map_err(|error| error.to_string())?;
+        let image = self.image.as_ref().unwrap_or_else(|| panic!("{path} is no disk"));
+        let (image, probe) = (image.to_string_lossy().into_owned(), self.path.join("probe"));
+        let done = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().map_err(|error| error.to_string())?;
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
             if output.status.success() { Ok(()) } else { Err(words) }
+        };
+        wait_until(&format!("{path} to be alive again"), EFFECT_DEADLINE, || {
+            done("umount", &[&path])?;
+            done("mount", &["-o", "loop", &image, &path])?;
+            let written = File::create(&probe).and_then(|_| std::fs::remove_file(&probe));
+            written.map_err(|error| error.to_string())
         });
-        self.mount_disk();
+        give_to_postgres(&self.path);
     }
 }
 
