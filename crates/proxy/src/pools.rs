@@ -48,7 +48,7 @@ struct State {
     rejection: Option<NotIn>,
 }
 
-type Granted = Result<(ServerId, Backend), NotLent>;
+type Granted = Result<Lent, NotLent>;
 
 /// Why there is no server for a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,14 @@ pub(crate) enum NotLent {
 pub(crate) struct Lent {
     pub(crate) server: ServerId,
     pub(crate) backend: Backend,
+}
+
+impl State {
+    /// A server of which its client has no more need. What is to become of it the pool orders.
+    fn take_back(&mut self, lent: Lent, reusable: bool) {
+        self.idle.insert(lent.server, lent.backend);
+        self.pool.release(lent.server, reusable, clock::now());
+    }
 }
 
 impl Pools {
@@ -180,7 +188,7 @@ impl OnePool {
         };
         let mut waiter = Waiter { pool: self, client, receiver, world };
         match (&mut waiter.receiver).await {
-            Ok(granted) => granted.map(|(server, backend)| Lent { server, backend }),
+            Ok(granted) => granted,
             // Never: whoever drops the sender has answered.
             Err(_) => Err(NotLent::Refused(Refusal::QueryWait)),
         }
@@ -189,8 +197,7 @@ impl OnePool {
     /// `reusable`: it is as clean as a fresh one.
     pub(crate) fn give_back(self: &Arc<Self>, lent: Lent, reusable: bool, world: &Arc<World>) {
         let mut state = self.state();
-        state.idle.insert(lent.server, lent.backend);
-        state.pool.release(lent.server, reusable, clock::now());
+        state.take_back(lent, reusable);
         self.act(state, world);
     }
 
@@ -207,15 +214,14 @@ impl OnePool {
             match order {
                 Order::Lend { client, server, .. } => {
                     let Some(backend) = state.idle.remove(&server) else { continue };
-                    let sender = state.waiting.remove(&client);
-                    let refused = match sender {
-                        Some(sender) => sender.send(Ok((server, backend))).err(),
-                        None => Some(Ok((server, backend))),
+                    let lent = Ok(Lent { server, backend });
+                    let refused = match state.waiting.remove(&client) {
+                        Some(sender) => sender.send(lent).err(),
+                        None => Some(lent),
                     };
                     // It left in this moment.
-                    if let Some(Ok((server, backend))) = refused {
-                        state.idle.insert(server, backend);
-                        state.pool.release(server, true, clock::now());
+                    if let Some(Ok(lent)) = refused {
+                        state.take_back(lent, true);
                     }
                 }
                 Order::Refuse { client, why } => {
@@ -229,18 +235,16 @@ impl OnePool {
                     }
                 }
                 Order::Open { server, worker, .. } => {
-                    let (pool, world, keys) = (Arc::clone(self), Arc::clone(world), state.keys.clone());
-                    let handle = &world.workers[usize::from(worker.0) % world.workers.len()];
-                    handle.clone().spawn(async move { pool.open(server, keys, &world).await });
+                    let (pool, here, keys) = (Arc::clone(self), Arc::clone(world), state.keys.clone());
+                    world.spawn_at(worker, async move { pool.open(server, keys, &here).await });
                 }
                 Order::Close { server, worker, why } => {
                     let Some(backend) = state.idle.remove(&server) else { continue };
                     tracing::debug!(?why, pid = backend.welcome.pid, "closes a server");
-                    let (pool, world) = (Arc::clone(self), Arc::clone(world));
-                    let handle = &world.workers[usize::from(worker.0) % world.workers.len()];
-                    handle.clone().spawn(async move {
+                    let (pool, here) = (Arc::clone(self), Arc::clone(world));
+                    world.spawn_at(worker, async move {
                         backend.close().await;
-                        pool.gone(server, &world);
+                        pool.gone(server, &here);
                     });
                 }
             }
@@ -296,10 +300,7 @@ impl Drop for Waiter<'_> {
         state.waiting.remove(&self.client);
         match late {
             // It was lent one in the moment in which it left.
-            Ok(Ok((server, backend))) => {
-                state.idle.insert(server, backend);
-                state.pool.release(server, true, clock::now());
-            }
+            Ok(Ok(lent)) => state.take_back(lent, true),
             _ => {
                 state.pool.leave(self.client);
             }

@@ -14,7 +14,7 @@ use crate::fence::Fence;
 use crate::hba::Hba;
 use crate::login;
 use crate::net::ServerTls;
-use crate::pool::{ClientId, Limits};
+use crate::pool::{ClientId, Limits, Worker};
 use crate::pools::Pools;
 use crate::verifiers::Verifiers;
 
@@ -79,7 +79,7 @@ pub(crate) struct World {
     pub(crate) pools: Pools,
     pub(crate) cancels: Cancels,
     /// Where each worker's tasks are spawned.
-    pub(crate) workers: Vec<Handle>,
+    workers: Vec<Handle>,
     /// Clients, whether they are in or not.
     pub(crate) clients: AtomicU64,
     next_client: AtomicU64,
@@ -103,6 +103,10 @@ impl World {
             clients: AtomicU64::new(0),
             next_client: AtomicU64::new(1),
         }
+    }
+
+    pub(crate) fn spawn_at(&self, worker: Worker, task: impl Future<Output = ()> + Send + 'static) {
+        self.workers[usize::from(worker.0) % self.workers.len()].spawn(task);
     }
 
     pub(crate) fn next_client(&self) -> ClientId {
