@@ -12,6 +12,7 @@
 //! that somebody else is given.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -30,6 +31,18 @@ pub enum Tie {
 impl Tie {
     pub const ALL: [Tie; 5] =
         [Tie::AdvisoryLock, Tie::TemporaryTable, Tie::HoldableCursor, Tie::Listen, Tie::PreparedStatement];
+}
+
+impl fmt::Display for Tie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Tie::AdvisoryLock => "an advisory lock",
+            Tie::TemporaryTable => "a temporary table",
+            Tie::HoldableCursor => "a cursor with hold",
+            Tie::Listen => "LISTEN",
+            Tie::PreparedStatement => "a statement prepared by SQL",
+        })
+    }
 }
 
 /// Several of them.
@@ -93,6 +106,18 @@ pub enum Unmovable {
     TooLarge,
     /// The server did not say what is in it.
     Unanswered,
+}
+
+impl fmt::Display for Unmovable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unmovable::Library => "a library that it has loaded",
+            Unmovable::RandomSeed => "the seed of random()",
+            Unmovable::UnknownSetting => "a setting whose name is not in its statement",
+            Unmovable::TooLarge => "a query that was too long to be read",
+            Unmovable::Unanswered => "what its server does not say",
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
