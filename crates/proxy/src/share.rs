@@ -90,6 +90,9 @@ pub(crate) async fn share(
         if !link.is_asked(stream).await || link.unread().first() == Some(&b'X') {
             return Ok(Left::ByItself);
         }
+        if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
+            continue;
+        }
         let done = sharing.transaction(stream, &mut session, &mut link).await;
         match done {
             Ok(None) => {}

@@ -223,6 +223,63 @@ pub fn may_commit(text: &[u8]) -> bool {
     word.is_empty() || text.contains(&b';') || ends.iter().any(|end| word.eq_ignore_ascii_case(end))
 }
 
+/// What a statement does that only begins or only ends a transaction, so that nobody can tell whether it is done now or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bracket {
+    /// With the tag that answers it.
+    Begin(&'static str),
+    Commit,
+    Rollback,
+}
+
+/// `None`: something else, or not certain to succeed, as `BEGIN READ WRITE` is not on a standby.
+pub fn bracket(text: &[u8]) -> Option<Bracket> {
+    let mut tokens = Tokens { text, at: 0 };
+    let Some(Token::Word(first)) = tokens.next() else { return None };
+    let word = first.to_ascii_lowercase();
+    let bracket = match word.as_slice() {
+        b"begin" => Bracket::Begin("BEGIN"),
+        b"start" if tokens.next()?.is_word(b"transaction") => Bracket::Begin("START TRANSACTION"),
+        b"commit" | b"end" => Bracket::Commit,
+        b"rollback" | b"abort" => Bracket::Rollback,
+        _ => return None,
+    };
+    let mut rest: Vec<Vec<u8>> = Vec::new();
+    for token in tokens {
+        match token {
+            Token::Word(word) => rest.push(word.to_ascii_lowercase()),
+            Token::Symbol(b',') if matches!(bracket, Bracket::Begin(_)) => {}
+            Token::Symbol(b';') => {}
+            _ => return None,
+        }
+    }
+    let mut words: &[Vec<u8>] = &rest;
+    if word != b"start"
+        && words.first().is_some_and(|word| matches!(word.as_slice(), b"work" | b"transaction"))
+    {
+        words = &words[1..];
+    }
+    if !matches!(bracket, Bracket::Begin(_)) {
+        return words.is_empty().then_some(bracket);
+    }
+    let modes: [&[&[u8]]; 7] = [
+        &[b"isolation", b"level", b"serializable"],
+        &[b"isolation", b"level", b"repeatable", b"read"],
+        &[b"isolation", b"level", b"read", b"committed"],
+        &[b"isolation", b"level", b"read", b"uncommitted"],
+        &[b"read", b"only"],
+        &[b"not", b"deferrable"],
+        &[b"deferrable"],
+    ];
+    while !words.is_empty() {
+        let mode = modes
+            .iter()
+            .find(|mode| words.len() >= mode.len() && words.iter().zip(**mode).all(|(a, b)| a == b))?;
+        words = &words[mode.len()..];
+    }
+    Some(bracket)
+}
+
 /// The statement that `DEALLOCATE [PREPARE] name` names, if that is all there is: its name, and where that stands.
 pub fn deallocated(text: &[u8]) -> Option<(Vec<u8>, std::ops::Range<usize>)> {
     let (word, _) = first_word(text);
