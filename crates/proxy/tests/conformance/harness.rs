@@ -1,7 +1,7 @@
 //! A server that is reached directly or through a proxy, and programs that work with it.
 //!
 //! How the proxy pools is a [`Mode`]: everything else here and in the scripts is the same for all of them. A script that
-//! cannot work in a mode is left out of it by name, with the reason, in [`Mode::left_out`].
+//! cannot work in a mode is left out of it by name, with the reason, in `Mode::left_out`.
 //!
 //! Hazard: a comparison of two runs that both failed early shows nothing; each test says what a run must have done.
 
@@ -44,11 +44,15 @@ impl Mode {
         }
     }
 
-    /// Names of scripts, of PostgreSQL's suite or of a driver, that cannot work in this mode, each with the reason.
-    pub(crate) fn left_out(self) -> &'static [(&'static str, &'static str)] {
+    /// Tests of PostgreSQL's suite and scripts of drivers that cannot work in this mode, each with the reason.
+    fn left_out(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Mode::Session => &[],
         }
+    }
+
+    pub(crate) fn leaves_out(self, script: &str) -> bool {
+        self.left_out().iter().any(|(name, _)| *name == script)
     }
 }
 

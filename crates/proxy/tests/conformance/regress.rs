@@ -107,11 +107,10 @@ fn says_the_same(suite: &Path, mode: Mode) {
 
 /// All tests but those that are left out in this mode. How many there are.
 fn write_schedule(suite: &Path, mode: Mode, to: &Path) -> usize {
-    let left_out = |name: &str| mode.left_out().iter().any(|(out, _)| *out == name);
     let (mut lines, mut count) = (String::new(), 0);
     for line in fs::read_to_string(suite.join("parallel_schedule")).unwrap().lines() {
         let Some(names) = line.strip_prefix("test:") else { continue };
-        let names: Vec<&str> = names.split_whitespace().filter(|name| !left_out(name)).collect();
+        let names: Vec<&str> = names.split_whitespace().filter(|name| !mode.leaves_out(name)).collect();
         if !names.is_empty() {
             lines += &format!("test: {}\n", names.join(" "));
             count += names.len();
