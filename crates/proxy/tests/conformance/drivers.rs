@@ -1,4 +1,4 @@
-//! Drivers of other languages: what their scripts print is compared line by line.
+//! Drivers: what their scripts print is compared line by line.
 //!
 //! The scripts stand beside this file and share the rules of `steps`: a line for each step, and nothing in it that differs
 //! between two runs on the same server.
@@ -12,6 +12,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::harness::{Mode, Stand, finish, story};
+
+mod rust;
 
 /// A script ends itself before.
 const SOON: Duration = Duration::from_secs(150);

@@ -56,8 +56,14 @@ impl Mode {
     }
 }
 
-/// Defines a test that runs as an unprivileged user, with a part of what was fetched.
+/// Defines a test that runs as an unprivileged user, maybe with a part of what was fetched.
 macro_rules! story {
+    (fn $name:ident() $body:block) => {
+        #[test]
+        fn $name() {
+            crate::harness::run_alone(concat!(module_path!(), "::", stringify!($name)), || $body);
+        }
+    };
     (fn $name:ident($fetched:ident: $part:literal) $body:block) => {
         #[test]
         fn $name() {
@@ -66,6 +72,11 @@ macro_rules! story {
     };
 }
 pub(crate) use story;
+
+pub(crate) fn run_alone(test: &str, story: impl FnOnce()) {
+    let (_, test) = test.split_once("::").expect("a module path has the crate's name");
+    as_user(test, &[], story);
+}
 
 pub(crate) fn run(test: &str, part: &str, story: impl FnOnce(&Path)) {
     let (_, test) = test.split_once("::").expect("a module path has the crate's name");
@@ -142,6 +153,12 @@ impl Stand {
     /// Of the proxy, if there is one.
     pub(crate) fn port(&self) -> u16 {
         self.proxy.as_ref().map_or(self.server.port, |proxy| proxy.addresses()[0].port())
+    }
+
+    /// As URLs have it.
+    pub(crate) fn authority(&self) -> String {
+        let password = PASSWORD.replace(' ', "%20");
+        format!("{USER}:{password}@127.0.0.1:{}/postgres", self.port())
     }
 
     /// Did anybody come through the proxy to this database? Nobody comes through a proxy that is not there.
