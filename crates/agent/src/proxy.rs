@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use pgherd_api::client::ClientTls;
 use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRenewRequest;
-use pgherd_api::proxy::{ProxyQuery, ProxySettings};
+use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::routing::{RoutingQuery, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
@@ -26,7 +26,9 @@ use pgherd_core::types::{Instant, NodeName, Term};
 use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
 use pgherd_proxy::routes::{Table, Target};
-use pgherd_proxy::{ALPN, Access, AuthQuery, Config, Proxy, ServerTls, Settings, StartError};
+use pgherd_proxy::{
+    ALPN, Access, AuthQuery, Config, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
+};
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs as provider;
 use rustls::pki_types::ServerName;
@@ -214,6 +216,8 @@ impl Herd {
     fn settings(&self, wanted: &ProxySettings) -> Result<Settings, ProxyError> {
         let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
         settings.client_tls = Some(client_tls(&self.credentials)?);
+        let Pool::Session = wanted.pool;
+        settings.pooling = Pooling::by(PoolMode::Session);
         Ok(settings)
     }
 

@@ -137,11 +137,16 @@ impl Answer {
     }
 }
 
-/// Who made a request: what the proxy asked for itself must not reach its client.
+/// Who made a request, and who answers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
+    /// A client, of the server.
     Client,
+    /// The proxy, of the server: the answer must not reach the client.
     Proxy,
+    /// A client, of the proxy, which keeps it from the server and answers when it is its turn: see
+    /// [`Flow::take_local`].
+    Local,
 }
 
 /// A request that waits for its answer.
@@ -304,7 +309,12 @@ impl Flow {
     }
 
     pub fn has_room(&self) -> bool {
-        self.queue.len() < MAX_OUTSTANDING
+        self.room() > 0
+    }
+
+    /// So many more requests can be made.
+    pub fn room(&self) -> usize {
+        MAX_OUTSTANDING - self.queue.len()
     }
 
     /// Nothing is outstanding, no transaction and no batch is open, and nobody has left or misbehaved: the
@@ -321,6 +331,22 @@ impl Flow {
     /// and the connection belongs to its client until it is closed.
     pub fn in_doubt(&self) -> bool {
         self.in_doubt
+    }
+
+    /// The server ignores everything up to a Sync that the client has yet to send.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// The request that is next to be answered, if the proxy answers it itself: everything before it is answered.
+    /// To be called, until there is none, after each request and each answer.
+    pub fn take_local(&mut self) -> Option<Owed> {
+        let is_next = self.current.is_none() && self.queue.front()?.origin == Origin::Local;
+        let owed = if is_next { self.queue.pop_front() } else { None };
+        if owed.is_some() {
+            self.finish();
+        }
+        owed
     }
 
     /// The client's data goes into a COPY now; its CopyData need not be shown to [`Flow::request`].

@@ -1,7 +1,7 @@
 //! A proxy in front of one server that is always the primary: for measuring, and for drivers' own tests.
 //!
-//! `in_front_of LISTEN SERVER [WORKERS [POOL_SIZE]]`, such as `127.0.0.1:26432 127.0.0.1:5432 1 20`. SERVER may be
-//! `unix:/directory:5432`. The server must let role `pgherd_proxy` into database `postgres` without a password.
+//! `in_front_of LISTEN SERVER [WORKERS [POOL_SIZE [MODE]]]`, such as `127.0.0.1:26432 127.0.0.1:5432 1 20 session`. SERVER may
+//! be `unix:/directory:5432`; MODE is `session`, `transaction` or `statement`. The server must let role `pgherd_proxy` into database `postgres` without a password.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
-use pgherd_proxy::{Access, AuthQuery, Config, InClear, Proxy, Settings};
+use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, server, more @ ..] = &arguments[..] else {
-        return Err("LISTEN SERVER [WORKERS [POOL_SIZE]]".into());
+        return Err("LISTEN SERVER [WORKERS [POOL_SIZE [MODE]]]".into());
     };
     let (address, port, socket_dir) = match server.strip_prefix("unix:") {
         Some(unix) => {
@@ -30,6 +30,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let workers = more.first().map_or(Ok(1), |text| text.parse())?;
     let mut settings = Settings::new(Hba::parse(["host all all all scram-sha-256"])?);
     settings.limits.size = more.get(1).map_or(Ok(20), |text| text.parse())?;
+    settings.pooling = Pooling::by(match more.get(2).map_or("session", String::as_str) {
+        "session" => PoolMode::Session,
+        "transaction" => PoolMode::Transaction,
+        "statement" => PoolMode::Statement,
+        other => return Err(format!("no such mode: {other}").into()),
+    });
     settings.max_clients = 100_000;
     let auth_query = AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() };
     let config = Config {

@@ -2,6 +2,7 @@
 //!
 //! Leaves out who uses it ([`crate::pools`]). Hazard: what one client left in it and the next one finds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -15,6 +16,9 @@ use crate::net::{self, ServerTls, Stream};
 use crate::pool::Place;
 use crate::routes::Target;
 use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
+use crate::settings::{self, Found, Values};
+use crate::sql::{Effects, Ties};
+use crate::statements::{Known, UNKNOWN};
 use crate::world::nonce;
 
 /// From the first byte to ReadyForQuery.
@@ -23,12 +27,20 @@ const CLEAN_WITHIN: Duration = Duration::from_secs(10);
 const CANCEL_WITHIN: Duration = Duration::from_secs(10);
 /// An answer to the proxy's own questions that is longer is wrong.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Statements that are kept prepared in one server: as many as PgBouncer's `max_prepared_statements`.
+const MOST_STATEMENTS: usize = 200;
 
 pub(crate) struct Backend {
     pub(crate) stream: Stream,
     pub(crate) place: Place,
-    pub(crate) target: Target,
     pub(crate) welcome: Welcome,
+    pub(crate) cancelable: Arc<Cancelable>,
+    /// What it said of itself when nothing was set in it yet.
+    defaults: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
+    /// What is set in it over that.
+    settings: Arc<Values>,
+    /// Which statements are prepared in it.
+    pub(crate) known: Known,
 }
 
 /// What the proxy asked for itself was answered by an error.
@@ -86,52 +98,99 @@ impl Backend {
         let (stream, welcome) = opened.map_err(|_| {
             NotIn::Unreachable(format!("it has not let anybody in for {} s", CONNECT_WITHIN.as_secs()))
         })??;
-        Ok(Backend { stream, place, target, welcome })
+        let cancelable = Arc::new(Cancelable { target, pid: welcome.pid, key: welcome.key.clone() });
+        let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
+        let defaults = Arc::clone(&welcome.parameters);
+        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, known })
     }
 
-    /// Sets what a client's startup packet asks for. `false`: there was nothing to set.
-    pub(crate) async fn apply(&mut self, settings: &[(String, String)]) -> Result<bool, NotDone> {
+    /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
+    pub(crate) async fn become_like(
+        &mut self,
+        settings: &Arc<Values>,
+        forgets_sequences: bool,
+    ) -> Result<(), NotDone> {
         let mut out = BytesMut::new();
-        let is_so = |name: &str, value: &str| {
-            let known =
-                self.welcome.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes()));
-            known.is_some_and(|(_, known)| known == value.as_bytes())
-        };
-        let to_set = settings.iter().filter(|(name, value)| !is_so(name, value));
-        for (name, value) in to_set {
+        if forgets_sequences {
+            call(&mut out, b"DISCARD SEQUENCES", &[])?;
+        }
+        for (name, value) in self.settings.changes_to(settings) {
             // As values, which need no quoting and can be nothing else.
             let text = b"SELECT pg_catalog.set_config($1, $2, false)";
-            call(&mut out, text, &[Some(name.as_bytes()), Some(value.as_bytes())])?;
+            call(&mut out, text, &[Some(name.as_bytes()), value.map(str::as_bytes)])?;
         }
-        if out.is_empty() {
-            return Ok(false);
+        if !out.is_empty() {
+            build::sync(&mut out);
+            self.ask(&mut out, CLEAN_WITHIN).await?;
         }
-        build::sync(&mut out);
-        self.ask(&mut out, CLEAN_WITHIN).await.map(|_| true)
+        self.settings = Arc::clone(settings);
+        Ok(())
+    }
+
+    /// What came of a transaction with these effects, for a client that came in with `startup`.
+    pub(crate) async fn inspect(&mut self, effects: &Effects, startup: &Values) -> Result<Found, NotDone> {
+        let Some(question) = settings::question(&effects.changed, effects.ties) else {
+            let (server, client) = (Values::clone(&self.settings), Values::clone(&self.settings));
+            return Ok(Found { server, client, ties: Ties::NONE });
+        };
+        let names = settings::names(&effects.changed, &self.settings);
+        let rows = self.values(question.as_bytes(), names.as_deref(), CLEAN_WITHIN).await?;
+        // A value in another encoding could not be set again as it was.
+        let rows = rows.into_iter().flatten().map(String::from_utf8);
+        let rows: Vec<String> = rows.collect::<Result<_, _>>().map_err(|_| NotDone::Refused {
+            sqlstate: SqlState::FEATURE_NOT_SUPPORTED,
+            message: "a setting is not valid UTF-8".to_owned(),
+        })?;
+        let found = Found::read(rows, &effects.changed, &self.settings, startup);
+        self.settings = Arc::new(found.server.clone());
+        Ok(found)
     }
 
     /// Takes everything back that a session can have left behind.
     pub(crate) async fn clean(&mut self) -> Result<(), NotDone> {
         let mut out = BytesMut::new();
         build::query(&mut out, b"DISCARD ALL").map_err(|error| lost(&error))?;
-        self.ask(&mut out, CLEAN_WITHIN).await.map(|_| ())
+        self.ask(&mut out, CLEAN_WITHIN).await?;
+        self.settings = Arc::default();
+        self.known.clear();
+        Ok(())
+    }
+
+    /// What a client has set is set in it, and nothing else.
+    pub(crate) fn is_like(&self, settings: &Arc<Values>) -> bool {
+        Arc::ptr_eq(&self.settings, settings) || self.settings == *settings
+    }
+
+    /// Needs not be set.
+    pub(crate) fn is_default(&self, name: &str, value: &str) -> bool {
+        let is_so = |(known, is): &(Vec<u8>, Vec<u8>)| {
+            known.eq_ignore_ascii_case(name.as_bytes()) && is == value.as_bytes()
+        };
+        self.defaults.iter().any(is_so)
+    }
+
+    /// As it was when it was opened.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.settings.is_empty() && self.known.is_empty()
     }
 
     /// The rows of a query, of which each has one value.
     pub(crate) async fn values(
         &mut self,
         query: &[u8],
-        value: &str,
+        value: Option<&str>,
         within: Duration,
     ) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
         let mut out = BytesMut::new();
-        call(&mut out, query, &[Some(value.as_bytes())])?;
+        call(&mut out, query, &[value.map(str::as_bytes)])?;
         build::sync(&mut out);
         self.ask(&mut out, within).await
     }
 
     /// Sends what stands in `out` and reads up to ReadyForQuery, which must find no transaction.
     async fn ask(&mut self, out: &mut BytesMut, within: Duration) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
+        // The questions are unnamed statements themselves.
+        self.known.set_unnamed(UNKNOWN);
         let asking = async {
             self.stream.send(out).await.map_err(|error| lost(&error))?;
             self.answer().await

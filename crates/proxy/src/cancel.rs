@@ -20,7 +20,7 @@ const KEY_BYTES: usize = 4;
 const LONG_KEY_BYTES: usize = 32;
 
 /// The server that a client has now. Held while a cancel is on its way to it.
-pub(crate) type Slot = Arc<tokio::sync::Mutex<Option<Cancelable>>>;
+pub(crate) type Slot = Arc<tokio::sync::Mutex<Option<Arc<Cancelable>>>>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Cancels {

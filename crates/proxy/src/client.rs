@@ -17,19 +17,21 @@ use pgherd_pgwire::startup::{Replication, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::backend::{Backend, Cancelable, NotDone};
+use crate::backend::{Backend, NotDone};
 use crate::cancel::{Cancels, Ticket};
 use crate::fence::Admission;
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
-use crate::pool::{Refusal, Worker};
+use crate::pool::{ClientId, Refusal, Worker};
 use crate::pools::{Lent, Name, NotLent, OnePool};
 use crate::proxy::Access;
-use crate::relay::{End, relay};
+use crate::relay::{End, Link, relay};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
-use crate::session::{Fault, Session};
-use crate::world::{World, nonce};
+use crate::session::{Fault, Mode, Session};
+use crate::settings::Values;
+use crate::share::share;
+use crate::world::{PoolMode, World, nonce};
 
 /// For the last sentence: whoever does not take it by then does not hear it.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
@@ -38,7 +40,7 @@ const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 const STANDBY_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a client is told before it is closed.
-struct Farewell {
+pub(crate) struct Farewell {
     sqlstate: SqlState,
     message: String,
     detail: Option<String>,
@@ -46,7 +48,7 @@ struct Farewell {
 }
 
 impl Farewell {
-    fn new(sqlstate: SqlState, message: impl Into<String>) -> Farewell {
+    pub(crate) fn new(sqlstate: SqlState, message: impl Into<String>) -> Farewell {
         Farewell { sqlstate, message: message.into(), detail: None, hint: None }
     }
 
@@ -147,7 +149,7 @@ pub(crate) async fn serve(stream: TcpStream, address: IpAddr, door: Door, world:
 }
 
 /// How a client went that needs no farewell.
-enum Left {
+pub(crate) enum Left {
     ByItself,
     Told,
 }
@@ -284,75 +286,139 @@ async fn stay(
     if asked.replication != Replication::Off {
         return replicate(stream, out, &asked, keys, &ticket, world).await;
     }
-    let mut settings = settings(&asked)?;
+    let startup = startup(&asked, door)?;
+    let wants = Wants { client: world.next_client(), asked, keys, door };
+    match world.settings.load().pooling.of(&wants.asked.database, &wants.asked.user) {
+        PoolMode::Session => keep(stream, out, &wants, startup, &ticket, world).await,
+        PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
+        PoolMode::Statement => share(stream, out, &wants, startup, &ticket, Mode::Statement, world).await,
+    }
+}
+
+/// Has one server from the beginning to the end.
+async fn keep(
+    stream: &mut Stream,
+    out: &mut BytesMut,
+    wants: &Wants,
+    startup: Vec<(String, String)>,
+    ticket: &Ticket,
+    world: &Arc<World>,
+) -> Result<Left, Farewell> {
     let found = tokio::select! {
-        found = find(&asked, keys, door, world) => found?,
+        found = wants.find(world) => found?,
         () = stream.gone() => return Ok(Left::ByItself),
     };
     let (pool, role, mut lent) = found;
-    if door.access == Access::ReadOnly && role == Role::Primary {
-        // What a standby refuses is refused here, too.
-        settings.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+    if !lent.backend.is_fresh()
+        && let Err(error) = lent.backend.clean().await
+    {
+        pool.give_back(lent, false, world);
+        return Err(Farewell::new(SqlState::CONNECTION_FAILURE, format!("the server was lost: {error}")));
     }
-    let applied = match lent.backend.apply(&settings).await {
-        Ok(applied) => applied,
-        Err(NotDone::Refused { sqlstate, message }) => {
-            leave(&pool, lent, true, world).await;
-            return Err(Farewell::new(sqlstate, message));
-        }
-        Err(NotDone::Lost(why)) => {
-            pool.gone(lent.server, world);
-            return Err(Farewell::new(SqlState::CONNECTION_FAILURE, format!("the server was lost: {why}")));
-        }
-    };
+    let startup = Arc::new(wants.settings(startup, &lent.backend));
+    let lent = begin(&pool, lent, &startup, false, world).await?;
+    let Lent { server, mut backend } = lent;
     let mut session = Session::new();
-    let end = use_server(stream, out, &mut lent.backend, role, &mut session, &ticket, world).await;
+    let mut link = Link::default();
+    let greeting = greet(stream, out, &backend, ticket).await;
+    let end = match greeting {
+        Ok(()) => use_server(stream, &mut backend, role, &mut session, &mut link, ticket, world).await,
+        Err(end) => end,
+    };
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.slot.lock().await.take();
-    let left = left(&end, &session, &lent.backend);
+    *out = link.take_unsaid();
+    let left = left(&end, &session, &backend);
+    let lent = Lent { server, backend };
     match end {
-        End::ServerLost(_) => pool.gone(lent.server, world),
-        End::ClientLeft if session.is_clean() => leave(&pool, lent, applied || session.used(), world).await,
+        End::ServerLost(_) => pool.gone(server, world),
+        End::ClientLeft if session.is_clean() => {
+            let dirty = !startup.is_empty() || session.used();
+            leave(&pool, lent, dirty, world).await;
+        }
         _ => pool.give_back(lent, false, world),
     }
     left
 }
 
-/// A server for what the client wants. Whoever wants to read is content with the primary, too, when no standby has room
-/// for it in time.
-async fn find(
-    asked: &Asked,
-    keys: Option<ClientKeys>,
-    door: Door,
+/// Brings a server to what its client has set.
+pub(crate) async fn begin(
+    pool: &Arc<OnePool>,
+    mut lent: Lent,
+    settings: &Arc<Values>,
+    forgets_sequences: bool,
     world: &Arc<World>,
-) -> Result<(Arc<OnePool>, Role, Lent), Farewell> {
-    let client = world.next_client();
-    let pool = |role: &Role| {
-        let (database, user) = (asked.database.clone(), asked.user.clone());
-        world.pools.of(Name { database, user, role: role.clone() }, keys.clone(), world)
-    };
-    if door.access == Access::ReadOnly {
-        let mut standbys = world.fence.standbys();
-        // Each client begins with another one.
-        let first = usize::try_from(client.0).unwrap_or(0) % standbys.len().max(1);
-        standbys.rotate_left(first);
-        for standby in standbys {
-            let role = Role::Standby(standby);
-            let pool = pool(&role);
-            match tokio::time::timeout(STANDBY_WITHIN, pool.lend(client, door.worker, world)).await {
-                Ok(Ok(lent)) => return Ok((pool, role, lent)),
-                Ok(Err(NotLent::Rejected(why))) => return Err(why.into()),
-                Ok(Err(NotLent::Refused(_))) | Err(_) => {}
-            }
+) -> Result<Lent, Farewell> {
+    if !forgets_sequences && lent.backend.is_like(settings) {
+        return Ok(lent);
+    }
+    match lent.backend.become_like(settings, forgets_sequences).await {
+        Ok(()) => Ok(lent),
+        Err(NotDone::Refused { sqlstate, message }) => {
+            // Some of it may be set.
+            leave(pool, lent, true, world).await;
+            Err(Farewell::new(sqlstate, message))
+        }
+        Err(NotDone::Lost(why)) => {
+            pool.gone(lent.server, world);
+            let message = format!("the server was lost before anything was sent to it: {why}");
+            Err(Farewell::new(SqlState::CONNECTION_FAILURE, message))
         }
     }
-    let pool = pool(&Role::Primary);
-    let lent = pool.lend(client, door.worker, world).await?;
-    Ok((pool, Role::Primary, lent))
+}
+
+/// What a client wants of servers.
+pub(crate) struct Wants {
+    client: ClientId,
+    asked: Asked,
+    keys: Option<ClientKeys>,
+    door: Door,
+}
+
+impl Wants {
+    /// What is to be set in a server for it.
+    pub(crate) fn settings(&self, startup: Vec<(String, String)>, backend: &Backend) -> Values {
+        startup.into_iter().filter(|(name, value)| !backend.is_default(name, value)).collect()
+    }
+
+    pub(crate) fn pool(&self, role: &Role, world: &World) -> Arc<OnePool> {
+        let (database, user) = (self.asked.database.clone(), self.asked.user.clone());
+        world.pools.of(Name { database, user, role: role.clone() }, self.keys.clone(), world)
+    }
+
+    pub(crate) async fn lend(&self, pool: &Arc<OnePool>, world: &Arc<World>) -> Result<Lent, NotLent> {
+        pool.lend(self.client, self.door.worker, world).await
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.door.access
+    }
+
+    /// A server. Whoever wants to read is content with the primary, too, when no standby has room for it in time.
+    pub(crate) async fn find(&self, world: &Arc<World>) -> Result<(Arc<OnePool>, Role, Lent), Farewell> {
+        if self.door.access == Access::ReadOnly {
+            let mut standbys = world.fence.standbys();
+            // Each client begins with another one.
+            let first = usize::try_from(self.client.0).unwrap_or(0) % standbys.len().max(1);
+            standbys.rotate_left(first);
+            for standby in standbys {
+                let role = Role::Standby(standby);
+                let pool = self.pool(&role, world);
+                match tokio::time::timeout(STANDBY_WITHIN, self.lend(&pool, world)).await {
+                    Ok(Ok(lent)) => return Ok((pool, role, lent)),
+                    Ok(Err(NotLent::Rejected(why))) => return Err(why.into()),
+                    Ok(Err(NotLent::Refused(_))) | Err(_) => {}
+                }
+            }
+        }
+        let pool = self.pool(&Role::Primary, world);
+        let lent = self.lend(&pool, world).await?;
+        Ok((pool, Role::Primary, lent))
+    }
 }
 
 /// Gives a server back on which nothing is under way.
-async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<World>) {
+pub(crate) async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<World>) {
     if dirty && let Err(error) = lent.backend.clean().await {
         tracing::info!(%error, pid = lent.backend.welcome.pid, "a server could not be cleaned, and is closed");
         return pool.give_back(lent, false, world);
@@ -360,44 +426,44 @@ async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<Wor
     pool.give_back(lent, true, world);
 }
 
-/// From the first ReadyForQuery to the end.
-async fn use_server(
+/// Up to and with the first ReadyForQuery.
+pub(crate) async fn greet(
     stream: &mut Stream,
     out: &mut BytesMut,
+    backend: &Backend,
+    ticket: &Ticket,
+) -> Result<(), End> {
+    let fault = |error: &dyn std::fmt::Display| End::Fault(Fault::Server(error.to_string()));
+    for (name, value) in backend.welcome.parameters.iter() {
+        build::parameter_status(out, name, value).map_err(|error| fault(&error))?;
+    }
+    let key = Key::new(&ticket.key).map_err(|error| fault(&error))?;
+    build::backend_key_data(out, ticket.pid, key);
+    build::ready_for_query(out, TransactionStatus::Idle);
+    stream.send(out).await.map_err(|_| End::ClientLeft)?;
+    *out = BytesMut::new();
+    Ok(())
+}
+
+pub(crate) async fn use_server(
+    stream: &mut Stream,
     backend: &mut Backend,
     role: Role,
     session: &mut Session,
+    link: &mut Link,
     ticket: &Ticket,
     world: &Arc<World>,
 ) -> End {
-    *ticket.slot.lock().await = Some(Cancelable {
-        target: backend.target.clone(),
-        pid: backend.welcome.pid,
-        key: backend.welcome.key.clone(),
-    });
-    for (name, value) in &backend.welcome.parameters {
-        if let Err(error) = build::parameter_status(out, name, value) {
-            return End::Fault(Fault::Server(error.to_string()));
-        }
-    }
-    match Key::new(&ticket.key) {
-        Ok(key) => build::backend_key_data(out, ticket.pid, key),
-        Err(error) => return End::Fault(Fault::Server(error.to_string())),
-    }
-    build::ready_for_query(out, TransactionStatus::Idle);
-    if stream.send(out).await.is_err() {
-        return End::ClientLeft;
-    }
-    *out = BytesMut::new();
+    *ticket.slot.lock().await = Some(Arc::clone(&backend.cancelable));
     let mut admission = Admission::new(Arc::clone(&world.fence), role, backend.place.clone());
-    relay(stream, &mut backend.stream, session, &mut admission, out).await
+    relay(stream, &mut backend.stream, session, &mut admission, link).await
 }
 
 /// What the client has to hear of it.
-fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
+pub(crate) fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
     let lost = session.lost();
     Err(match end {
-        End::ClientLeft => return Ok(Left::ByItself),
+        End::ClientLeft | End::Over => return Ok(Left::ByItself),
         // In the middle of a message there is nothing to say but the end.
         _ if !session.can_be_told() => return Ok(Left::ByItself),
         End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
@@ -437,16 +503,22 @@ async fn replicate(
         parameters: asked.parameters.clone(),
     };
     let mut backend = Backend::open(place, target, &*world.server_tls, &purpose, keys).await?;
-    let mut session = Session::new();
-    let end = use_server(stream, out, &mut backend, Role::Primary, &mut session, ticket, world).await;
+    let (mut session, mut link) = (Session::new(), Link::default());
+    let end = match greet(stream, out, &backend, ticket).await {
+        Ok(()) => {
+            use_server(stream, &mut backend, Role::Primary, &mut session, &mut link, ticket, world).await
+        }
+        Err(end) => end,
+    };
     ticket.slot.lock().await.take();
+    *out = link.take_unsaid();
     let left = left(&end, &session, &backend);
     backend.close().await;
     left
 }
 
 /// What a startup packet sets, in PostgreSQL's order: the command line first.
-fn settings(asked: &Asked) -> Result<Vec<(String, String)>, Farewell> {
+fn startup(asked: &Asked, door: Door) -> Result<Vec<(String, String)>, Farewell> {
     let not_taken = |what: String| Farewell {
         hint: Some("Settings can be given as -c name=value.".to_owned()),
         ..Farewell::new(SqlState::FEATURE_NOT_SUPPORTED, what)
@@ -470,6 +542,10 @@ fn settings(asked: &Asked) -> Result<Vec<(String, String)>, Farewell> {
     }
     let others = asked.parameters.iter().filter(|(name, _)| name != "options");
     settings.extend(others.cloned());
+    if door.access == Access::ReadOnly {
+        // Where there is no standby the primary refuses what a standby refuses.
+        settings.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+    }
     Ok(settings)
 }
 

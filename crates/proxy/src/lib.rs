@@ -7,6 +7,7 @@
 //! - [`routes`]: which server a session may use, and until when that is known.
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
 //! - [`session`]: what happens to the bytes between a client and its server.
+//! - [`sql`], [`settings`], [`statements`]: what a client may leave in a server, and what has to follow it to the next one.
 //! - [`server`]: how the proxy comes in at a server in a client's name.
 //!
 //! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
@@ -27,6 +28,10 @@ mod relay;
 pub mod routes;
 pub mod server;
 pub mod session;
+pub mod settings;
+mod share;
+pub mod sql;
+pub mod statements;
 mod verifiers;
 mod world;
 
@@ -34,4 +39,4 @@ pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
 pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, Settings};
+pub use world::{ClientTls, PoolMode, Pooling, Settings};

@@ -34,12 +34,56 @@ thread_local! {
 /// How it ended.
 #[derive(Debug)]
 pub(crate) enum End {
+    /// The server owes nothing, and could be somebody else's ([`Session::is_over`]).
+    Over,
     /// The client said goodbye, or is gone.
     ClientLeft,
     ServerLost(String),
     /// The server was told to be the client's no more: it is of a former term.
     Rerouted,
     Fault(Fault),
+}
+
+/// What is on its way in both directions. It is the client's, whatever server it has.
+#[derive(Default)]
+pub(crate) struct Link {
+    to_server: Way,
+    to_client: Way,
+}
+
+impl Link {
+    /// Something that the client is to hear next.
+    pub(crate) fn say(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        write(&mut self.to_client.pending);
+    }
+
+    /// What the client has not taken yet.
+    pub(crate) fn take_unsaid(&mut self) -> BytesMut {
+        std::mem::take(&mut self.to_client.pending)
+    }
+
+    /// What the client has sent, and nobody has looked at.
+    pub(crate) fn unread(&self) -> &[u8] {
+        &self.to_server.unread
+    }
+
+    /// Until the client has sent more than the beginning of a header. `false`: it is gone.
+    pub(crate) async fn is_asked(&mut self, client: &mut Stream) -> bool {
+        std::future::poll_fn(|cx| {
+            // What it does not read now it may read later.
+            if let Poll::Ready(Err(_)) = self.to_client.drain(cx, client) {
+                return Poll::Ready(false);
+            }
+            while self.to_server.unread.len() <= HEADER_LEFT_BYTES {
+                match ready!(self.to_server.read(cx, client)) {
+                    Ok(count) if count > 0 => {}
+                    _ => return Poll::Ready(false),
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
 }
 
 /// One direction.
@@ -52,29 +96,25 @@ struct Way {
     must_flush: bool,
 }
 
-/// Until one side leaves. `admission` is that of the server. What the client has not taken by then is left in `out`.
+/// Until one side leaves, or the client needs this server no more. `admission` is that of the server.
 pub(crate) async fn relay(
     client: &mut Stream,
     server: &mut Stream,
     session: &mut Session,
     admission: &mut Admission,
-    out: &mut BytesMut,
+    link: &mut Link,
 ) -> End {
-    let (mut to_server, mut to_client) = (Way::default(), Way::default());
     let mut fence = admission.subscribe();
     loop {
         let mut changed = pin!(fence.changed());
         let moved = std::future::poll_fn(|cx| {
-            if let Poll::Ready(end) =
-                poll(cx, client, server, session, admission, &mut to_server, &mut to_client)
-            {
+            if let Poll::Ready(end) = poll(cx, client, server, session, admission, link) {
                 return Poll::Ready(Some(end));
             }
             // What was decided while nobody looked is looked at again.
             changed.as_mut().poll(cx).map(|_| None)
         });
         if let Some(end) = moved.await {
-            out.unsplit(to_client.pending);
             return end;
         }
     }
@@ -86,8 +126,7 @@ fn poll(
     server: &mut Stream,
     session: &mut Session,
     admission: &mut Admission,
-    to_server: &mut Way,
-    to_client: &mut Way,
+    link: &mut Link,
 ) -> Poll<End> {
     loop {
         match admission.verdict() {
@@ -96,17 +135,20 @@ fn poll(
             Verdict::Unknown => return Poll::Pending,
             Verdict::Superseded => return Poll::Ready(End::Rerouted),
         }
-        let answered = match from_server(cx, server, client, session, to_client) {
+        let answered = match from_server(cx, server, client, session, &mut link.to_client) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
         };
-        let asked = match from_client(cx, client, server, session, to_server) {
+        if session.is_over() {
+            return Poll::Ready(End::Over);
+        }
+        let asked = match from_client(cx, client, server, session, link) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
         };
-        if session.has_left() && !to_server.pending.has_remaining() {
+        if session.has_left() && !link.to_server.pending.has_remaining() {
             return Poll::Ready(End::ClientLeft);
         }
         if !(answered || asked) {
@@ -140,17 +182,23 @@ fn from_client(
     client: &mut Stream,
     server: &mut Stream,
     session: &mut Session,
-    way: &mut Way,
+    link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let lost = |error: io::Error| End::ServerLost(error.to_string());
+    let Link { to_server: way, to_client } = link;
     ready!(way.drain(cx, server)).map_err(lost)?;
     if !session.has_room() || session.has_left() {
         // Until the server has answered, which wakes this task.
         return Poll::Pending;
     }
-    let show = |chunk: &[u8], edited: &mut BytesMut| session.from_client(chunk, edited).map(Shown::from);
+    let answers = &mut to_client.pending;
+    let show =
+        |chunk: &[u8], edited: &mut BytesMut| session.from_client(chunk, edited, answers).map(Shown::from);
     match ready!(way.pump(cx, client, server, show)) {
-        Ok(true) => Poll::Ready(Ok(())),
+        Ok(true) => match to_client.drain(cx, client) {
+            Poll::Ready(Err(_)) => Poll::Ready(Err(End::ClientLeft)),
+            _ => Poll::Ready(Ok(())),
+        },
         Ok(false) | Err(Broken::Read(_)) => Poll::Ready(Err(End::ClientLeft)),
         Err(Broken::Write(error)) => Poll::Ready(Err(lost(error))),
         Err(Broken::Fault(fault)) => Poll::Ready(Err(End::Fault(fault))),
@@ -198,6 +246,19 @@ impl Way {
             self.pending = BytesMut::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and keeps it. 0: the end.
+    fn read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
+        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
+        let room = CHUNK_BYTES - self.unread.len();
+        let mut buffer = ReadBuf::new(&mut chunk[..room]);
+        let read = Pin::new(from).poll_read(cx, &mut buffer).map_ok(|()| {
+            self.unread.extend_from_slice(buffer.filled());
+            buffer.filled().len()
+        });
+        CHUNK.set(Some(chunk));
+        read
     }
 
     /// Reads once and passes it on. `false`: the end.

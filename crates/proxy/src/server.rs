@@ -7,6 +7,8 @@
 //! Leaves out: sockets and TLS, timeouts. Hazard: what a server says before it has proven itself is not believed further
 //! than it must be; of its texts only an error's reaches the client.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill};
@@ -33,8 +35,8 @@ pub struct Purpose {
 /// What a server said of itself and of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Welcome {
-    /// In their order, each once.
-    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    /// In their order, each once. Clients remember what they were told, which most often is the same for all.
+    pub parameters: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     pub pid: u32,
     pub key: Vec<u8>,
 }
@@ -42,9 +44,13 @@ pub struct Welcome {
 impl Welcome {
     /// A parameter has this value from now on.
     pub fn note(&mut self, name: &[u8], value: &[u8]) {
-        match self.parameters.iter_mut().find(|(known, _)| known == name) {
+        if self.parameters.iter().any(|(known, is)| known == name && is == value) {
+            return;
+        }
+        let parameters = Arc::make_mut(&mut self.parameters);
+        match parameters.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) => *known = value.to_vec(),
-            None => self.parameters.push((name.to_vec(), value.to_vec())),
+            None => parameters.push((name.to_vec(), value.to_vec())),
         }
     }
 }

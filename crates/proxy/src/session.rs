@@ -9,6 +9,9 @@
 //!   known by the routine that reports it, since its text is translated, and becomes the error that it is: 08007, in place
 //!   of everything up to the next ReadyForQuery. Clients that read no warnings took such commits for safe.
 //!
+//! A session whose server is shared ([`Session::sharing`]) also has its statements renamed, and knows what it may leave behind:
+//! see [`shared`].
+//!
 //! When a server is lost, [`Session::lost`] says what is true of the work that was on it.
 //!
 //! Leaves out: sockets, and who gets which server. Hazard: see [`pgherd_pgwire::flow`]; and a farewell that reaches the
@@ -20,6 +23,16 @@ use pgherd_pgwire::flow::{Answer, Breach, Flow, Origin, Request};
 use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Phase, Piece, Scanner, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build::{self, Report, Severity};
 use pgherd_pgwire::message::{Malformed, ServerMessage, TransactionStatus};
+
+use cut::{Cut, Message};
+pub use cut::{Pass, Passed};
+use shared::Shared;
+pub use shared::{Loan, Mode};
+
+use crate::sql;
+
+mod cut;
+pub mod shared;
 
 /// A report longer than this is passed on unread. The longest of those that matter has some 300 bytes.
 const MAX_READ_BYTES: u32 = 32 * 1024;
@@ -35,23 +48,6 @@ pub enum Fault {
     /// The server did.
     #[error("the server broke the protocol: {0}")]
     Server(String),
-}
-
-/// What is to be passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass<'a> {
-    /// These bytes of what was received.
-    AsItCame(&'a [u8]),
-    /// What was appended to `edited`.
-    Edited,
-}
-
-/// What became of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passed<'a> {
-    pub pass: Pass<'a>,
-    /// So many bytes were taken; the others, the beginning of a header, must come first in the next chunk.
-    pub taken_bytes: usize,
 }
 
 /// What is true of the work that was on a server that is lost.
@@ -91,6 +87,12 @@ struct Stream {
     reading: Option<Header>,
 }
 
+impl Stream {
+    fn of(side: Side) -> Stream {
+        Stream { scanner: Scanner::new(side, Phase::Session), reading: None }
+    }
+}
+
 #[derive(Debug)]
 pub struct Session {
     flow: Flow,
@@ -106,6 +108,8 @@ pub struct Session {
     used: bool,
     /// A statement is under way that may commit the open transaction, or cannot be read.
     may_commit: bool,
+    /// Servers are this client's for a transaction only.
+    shared: Option<Box<Shared>>,
 }
 
 impl Session {
@@ -113,8 +117,8 @@ impl Session {
     pub fn new() -> Session {
         Session {
             flow: Flow::new(TransactionStatus::Idle),
-            client: Stream { scanner: Scanner::new(Side::Client, Phase::Session), reading: None },
-            server: Stream { scanner: Scanner::new(Side::Server, Phase::Session), reading: None },
+            client: Stream::of(Side::Client),
+            server: Stream::of(Side::Server),
             spill: Spill::new(MAX_READ_BYTES as usize),
             muted: false,
             hidden: false,
@@ -122,6 +126,7 @@ impl Session {
             server_has_ended: false,
             used: false,
             may_commit: false,
+            shared: None,
         }
     }
 
@@ -148,7 +153,12 @@ impl Session {
 
     /// More of what the client sends can be taken. If not: once the server has answered some.
     pub fn has_room(&self) -> bool {
-        self.flow.has_room()
+        self.flow.room() >= self.most_requests()
+    }
+
+    /// What one message of the client can become on its way to the server.
+    fn most_requests(&self) -> usize {
+        if self.shared.is_some() { shared::MOST_REQUESTS } else { 1 }
     }
 
     /// The server owes nothing, no transaction is open, and neither side is in the middle of a message.
@@ -173,9 +183,23 @@ impl Session {
         }
     }
 
-    /// Bytes from the client, for the server.
-    pub fn from_client<'a>(&mut self, chunk: &'a [u8], edited: &mut BytesMut) -> Result<Passed<'a>, Fault> {
+    /// Bytes from the client, for the server. What the proxy answers by itself is put into `answers`, for the client.
+    pub fn from_client<'a>(
+        &mut self,
+        chunk: &'a [u8],
+        edited: &mut BytesMut,
+        answers: &mut BytesMut,
+    ) -> Result<Passed<'a>, Fault> {
         let (mut input, mut cut) = (chunk, Cut::new(chunk, edited));
+        if let Some(mut shared) = self.shared.take() {
+            let read = self.read_client(&mut shared, chunk, &mut input, &mut cut);
+            self.shared = Some(shared);
+            read?;
+            if self.can_be_told() {
+                self.answer_here(|write| write(answers));
+            }
+            return Ok(cut.end(chunk.len() - input.len()));
+        }
         while !self.has_left && self.flow.has_room() {
             let stop = TypeSet::all_but(b"d");
             if self.flow.is_copying_in() && self.client.reading.is_none() {
@@ -214,7 +238,7 @@ impl Session {
         }
         let text = (kind == b'Q').then(|| behind.get(..header.body_bytes as usize)).flatten();
         self.may_commit |= match kind {
-            b'Q' => text.is_none_or(may_commit),
+            b'Q' => text.is_none_or(|text| sql::may_commit(text.strip_suffix(b"\0").unwrap_or(text))),
             b'E' | b'F' => true,
             _ => false,
         };
@@ -244,16 +268,20 @@ impl Session {
                 let mut spill = std::mem::replace(&mut self.spill, Spill::new(0));
                 let body_at = chunk.len() - input.len();
                 let body = self.server.scanner.whole(&mut input, &mut spill).map_err(server_frame)?;
-                let message =
-                    Message { header, begin: header_at.unwrap_or(body_at), end: chunk.len() - input.len() };
+                let message = Message {
+                    header,
+                    begin: header_at.unwrap_or(body_at),
+                    end: chunk.len() - input.len(),
+                    is_here: header_at.is_some(),
+                };
                 let read = match body {
                     Some(body) => {
                         self.server.reading = None;
-                        self.read(message, body, header_at.is_some(), &mut cut).map(|()| true)
+                        self.read(message, body, &mut cut).map(|()| true)
                     }
                     // What is here of it is gathered, and passed on, or not, when it was read.
                     None => {
-                        cut.skip(message.begin, message.end);
+                        message.skip(&mut cut);
                         Ok(false)
                     }
                 };
@@ -267,6 +295,12 @@ impl Session {
                 self.server.scanner.run(&mut input, TypeSet::all_but(&[repeated])).map_err(server_frame)?;
             }
             let begin = chunk.len() - input.len();
+            if self.shared.is_some() && self.server.scanner.body_left_bytes() == 0 {
+                self.answer_here(|write| {
+                    cut.skip(begin, begin);
+                    cut.insert(write);
+                });
+            }
             match self.server.scanner.next(&mut input).map_err(server_frame)? {
                 None => break,
                 Some(Piece::Header(header)) => {
@@ -286,7 +320,8 @@ impl Session {
 
     fn server_header(&mut self, header: Header, begin: usize, cut: &mut Cut<'_, '_>) -> Result<(), Fault> {
         let Header { kind, body_bytes } = header;
-        if matches!(kind, b'Z' | b'E' | b'N') && body_bytes <= MAX_READ_BYTES {
+        let is_read = matches!(kind, b'Z' | b'E' | b'N') || kind == b'S' && self.shared.is_some();
+        if is_read && body_bytes <= MAX_READ_BYTES {
             self.server.reading = Some(header);
             return Ok(());
         }
@@ -295,22 +330,41 @@ impl Session {
             b'E' => Ok(Answer::Error { fatal: false }),
             _ => Answer::of(kind, &[]),
         };
-        self.flow.answer(answer.map_err(|error| Fault::Server(error.to_string()))?).map_err(server_fault)?;
-        if self.muted && !is_asynchronous(kind) {
+        let answer = answer.map_err(|error| Fault::Server(error.to_string()))?;
+        let is_own = self.answered(answer)?;
+        if is_own || self.muted && !is_asynchronous(kind) {
             cut.skip(begin, begin + HEADER_BYTES);
             self.hidden = body_bytes > 0;
         }
         Ok(())
     }
 
-    /// A message whose contents count. `is_here`: all of it is in this chunk.
-    fn read(
-        &mut self,
-        message: Message,
-        body: &[u8],
-        is_here: bool,
-        cut: &mut Cut<'_, '_>,
-    ) -> Result<(), Fault> {
+    /// The server has answered. `true`: what the proxy had asked for itself.
+    fn answered(&mut self, answer: Answer) -> Result<bool, Fault> {
+        let event = self.flow.answer(answer).map_err(server_fault)?;
+        match &mut self.shared {
+            Some(shared) => shared.answered(event),
+            None => Ok(false),
+        }
+    }
+
+    /// What the proxy answers by itself, as far as it is its turn.
+    fn answer_here(&mut self, mut put: impl FnMut(&mut dyn FnMut(&mut BytesMut))) {
+        while let Some(owed) = self.flow.take_local() {
+            let status = self.flow.status();
+            match owed.request {
+                Request::Parse => put(&mut build::parse_complete),
+                Request::Query => put(&mut |to| shared::deallocated(to, status)),
+                _ => put(&mut build::close_complete),
+            }
+            if let Some(shared) = &mut self.shared {
+                shared.confirm(owed.ticket);
+            }
+        }
+    }
+
+    /// A message whose contents count.
+    fn read(&mut self, message: Message, body: &[u8], cut: &mut Cut<'_, '_>) -> Result<(), Fault> {
         let kind = message.header.kind;
         let wrong = |error: Malformed| Fault::Server(error.to_string());
         if kind == b'N' && !self.muted {
@@ -319,52 +373,41 @@ impl Session {
                 return Err(Fault::Server("a notice that is none".to_owned()));
             };
             if fields.get(b'R') == Some(SYNC_REP_WAIT) {
-                cut.skip(message.begin, message.end);
+                message.skip(cut);
                 cut.insert(not_confirmed);
                 self.muted = true;
                 return Ok(());
             }
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
-        self.flow.answer(answer).map_err(server_fault)?;
+        if let (b'E' | b'S', Some(shared)) = (kind, &mut self.shared) {
+            match ServerMessage::parse(kind, body).map_err(wrong)? {
+                ServerMessage::ErrorResponse(fields) => shared.failed(&fields),
+                ServerMessage::ParameterStatus { name, value } => shared.note(name, value),
+                _ => {}
+            }
+        }
+        let is_untouched = self.is_untouched();
+        self.answered(answer)?;
         self.server_has_ended |= answer == Answer::Error { fatal: true };
         if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }
-        if self.muted && !is_asynchronous(kind) {
-            cut.skip(message.begin, message.end);
-        } else if !is_here {
-            cut.skip(message.begin, message.end);
-            cut.insert(|to| {
-                to.extend_from_slice(&message.header.to_bytes());
-                to.extend_from_slice(body);
-            });
+        // Another server can do what this one has not begun.
+        let is_spared = self.server_has_ended && is_untouched;
+        if is_spared || self.muted && !is_asynchronous(kind) {
+            message.skip(cut);
+        } else {
+            message.keep(body, cut);
         }
         Ok(())
     }
-}
-
-/// A message, and the part of the chunk that it, or what came of it in this chunk, takes up.
-#[derive(Clone, Copy, Debug)]
-struct Message {
-    header: Header,
-    begin: usize,
-    end: usize,
 }
 
 impl Default for Session {
     fn default() -> Session {
         Session::new()
     }
-}
-
-/// Could it end a transaction? Its first word decides; what begins otherwise, or holds several statements, could.
-fn may_commit(text: &[u8]) -> bool {
-    let text = text.strip_suffix(b"\0").unwrap_or(text).trim_ascii();
-    let text = text.strip_suffix(b";").unwrap_or(text);
-    let word = &text[..text.iter().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(text.len())];
-    let ends = [&b"commit"[..], b"end", b"prepare", b"call", b"do"];
-    word.is_empty() || text.contains(&b';') || ends.iter().any(|end| word.eq_ignore_ascii_case(end))
 }
 
 fn is_asynchronous(kind: u8) -> bool {
@@ -402,46 +445,6 @@ fn server_frame(error: FrameError) -> Fault {
 
 fn server_fault(breach: Breach) -> Fault {
     Fault::Server(breach.to_string())
-}
-
-/// Takes parts out of a chunk and puts others in. As long as only an end was cut off nothing is copied.
-#[derive(Debug)]
-struct Cut<'a, 'b> {
-    chunk: &'a [u8],
-    /// From here on it is kept, up to where it is cut next.
-    from: usize,
-    edited: &'b mut BytesMut,
-    is_edited: bool,
-}
-
-impl<'a, 'b> Cut<'a, 'b> {
-    fn new(chunk: &'a [u8], edited: &'b mut BytesMut) -> Cut<'a, 'b> {
-        Cut { chunk, from: 0, edited, is_edited: false }
-    }
-
-    /// Leaves a part out.
-    fn skip(&mut self, begin: usize, end: usize) {
-        if begin > self.from {
-            self.edited.extend_from_slice(&self.chunk[self.from..begin]);
-            self.is_edited = true;
-        }
-        self.from = end;
-    }
-
-    /// To be called behind a [`Cut::skip`].
-    fn insert(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        write(self.edited);
-        self.is_edited = true;
-    }
-
-    fn end(mut self, taken_bytes: usize) -> Passed<'a> {
-        if !self.is_edited {
-            let pass = Pass::AsItCame(&self.chunk[self.from.min(taken_bytes)..taken_bytes]);
-            return Passed { pass, taken_bytes };
-        }
-        self.skip(taken_bytes, taken_bytes);
-        Passed { pass: Pass::Edited, taken_bytes }
-    }
 }
 
 #[cfg(test)]

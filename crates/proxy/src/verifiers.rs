@@ -112,7 +112,7 @@ impl Verifiers {
                     Backend::open(place, target, &*world.server_tls, &purpose, None).await?
                 }
             };
-        let rows = match backend.values(QUERY, user, ASK_WITHIN).await {
+        let rows = match backend.values(QUERY, Some(user), ASK_WITHIN).await {
             Ok(rows) => rows,
             Err(NotDone::Refused { sqlstate, message }) => {
                 return Err(NotIn::Refused { sqlstate, message, detail: None, hint: None });

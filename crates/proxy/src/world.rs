@@ -1,5 +1,6 @@
 //! What all workers of a proxy share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +17,37 @@ use crate::login;
 use crate::net::ServerTls;
 use crate::pool::{ClientId, Limits, Worker};
 use crate::pools::Pools;
+use crate::statements::Registry;
 use crate::verifiers::Verifiers;
+
+/// For how long a server is a client's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    Session,
+    Transaction,
+    Statement,
+}
+
+/// Which clients have their servers for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pooling {
+    pub mode: PoolMode,
+    /// Over that, by database,
+    pub databases: BTreeMap<String, PoolMode>,
+    /// and over both, by user.
+    pub users: BTreeMap<String, PoolMode>,
+}
+
+impl Pooling {
+    /// For all.
+    pub fn by(mode: PoolMode) -> Pooling {
+        Pooling { mode, databases: BTreeMap::new(), users: BTreeMap::new() }
+    }
+
+    pub fn of(&self, database: &str, user: &str) -> PoolMode {
+        *self.users.get(user).or_else(|| self.databases.get(database)).unwrap_or(&self.mode)
+    }
+}
 
 /// What can be replaced while the proxy runs; clients that are in stay in.
 #[derive(Clone)]
@@ -25,6 +56,7 @@ pub struct Settings {
     pub client_tls: Option<ClientTls>,
     /// Clients without TLS are refused.
     pub tls_required: bool,
+    pub pooling: Pooling,
     /// Of each pool.
     pub limits: Limits,
     /// In all, those that are coming in included.
@@ -39,6 +71,7 @@ impl Settings {
             hba,
             client_tls: None,
             tls_required: false,
+            pooling: Pooling::by(PoolMode::Transaction),
             limits: Limits {
                 size: 20,
                 opening: 10,
@@ -78,6 +111,7 @@ pub(crate) struct World {
     pub(crate) verifiers: Verifiers,
     pub(crate) pools: Pools,
     pub(crate) cancels: Cancels,
+    pub(crate) statements: Arc<Registry>,
     /// Where each worker's tasks are spawned.
     workers: Vec<Handle>,
     /// Clients, whether they are in or not.
@@ -99,6 +133,7 @@ impl World {
             verifiers,
             pools: Pools::default(),
             cancels: Cancels::default(),
+            statements: Arc::default(),
             workers,
             clients: AtomicU64::new(0),
             next_client: AtomicU64::new(1),

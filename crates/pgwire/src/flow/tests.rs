@@ -53,6 +53,38 @@ fn played(story: &str) -> Flow {
 }
 
 #[test]
+fn what_the_proxy_answers_itself_waits_for_its_turn() {
+    let mut flow = flow();
+    let local = |flow: &mut Flow, request| match flow.request(request, Origin::Local).unwrap() {
+        Accepted::Queued(ticket) => ticket,
+        other => panic!("{other:?}"),
+    };
+    let taken = |flow: &mut Flow| flow.take_local().map(|owed| owed.ticket);
+    let first = local(&mut flow, Request::Parse);
+    assert_eq!((taken(&mut flow), taken(&mut flow)), (Some(first), None));
+    play(&mut flow, ">BE").unwrap();
+    let second = local(&mut flow, Request::Close);
+    let third = local(&mut flow, Request::Parse);
+    play(&mut flow, ">S").unwrap();
+    assert_eq!(taken(&mut flow), None);
+    play(&mut flow, "<2D").unwrap();
+    assert_eq!(taken(&mut flow), None);
+    play(&mut flow, "<C").unwrap();
+    assert_eq!([taken(&mut flow), taken(&mut flow), taken(&mut flow)], [Some(second), Some(third), None]);
+    assert!(!flow.is_clean());
+    play(&mut flow, "<Z").unwrap();
+    assert!(flow.is_clean());
+    // Skipped like everything else behind an error.
+    play(&mut flow, ">B").unwrap();
+    local(&mut flow, Request::Parse);
+    play(&mut flow, "<e").unwrap();
+    assert!(flow.is_skipping() && taken(&mut flow).is_none());
+    assert_eq!(flow.request(Request::Parse, Origin::Local), Ok(Accepted::Skipped));
+    play(&mut flow, ">S<Z").unwrap();
+    assert!(flow.is_clean() && !flow.is_skipping());
+}
+
+#[test]
 fn after_these_the_connection_is_clean() {
     for story in [
         "",

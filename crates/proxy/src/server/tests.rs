@@ -92,7 +92,7 @@ fn keys_open_a_server_that_stores_the_same_verifier() {
         assert!(rounds < 5);
     };
     let parameters = [("TimeZone", "Europe/Berlin"), ("in_hot_standby", "off")];
-    assert_eq!(welcome.parameters, parameters.map(|(name, value)| (name.into(), value.into())));
+    assert_eq!(*welcome.parameters, parameters.map(|(name, value)| (name.into(), value.into())));
     assert_eq!((welcome.pid, welcome.key.as_slice()), (4711, &b"seven77"[..]));
 }
 

@@ -42,7 +42,9 @@ fn owned(passed: Passed<'_>) -> (Option<Vec<u8>>, usize) {
 }
 
 fn from_client(session: &mut Session, stream: &[u8], most: usize) -> Vec<u8> {
-    shown(stream, most, |chunk, edited| owned(session.from_client(chunk, edited).unwrap()))
+    shown(stream, most, |chunk, edited| {
+        owned(session.from_client(chunk, edited, &mut BytesMut::new()).unwrap())
+    })
 }
 
 fn from_server(session: &mut Session, stream: &[u8], most: usize) -> Vec<u8> {
@@ -124,7 +126,7 @@ fn what_needs_no_change_is_passed_on_in_place() {
     let mut session = Session::new();
     let asked = [query("SELECT x FROM t"), query("SELECT 1")].concat();
     let mut edited = BytesMut::new();
-    let passed = session.from_client(&asked, &mut edited).unwrap();
+    let passed = session.from_client(&asked, &mut edited, &mut BytesMut::new()).unwrap();
     assert_eq!(passed, Passed { pass: Pass::AsItCame(&asked), taken_bytes: asked.len() });
     let one = [rows(3), complete("SELECT 3"), ready(TransactionStatus::Idle)].concat();
     let answers =
@@ -268,9 +270,9 @@ fn nothing_is_said_in_the_middle_of_a_message() {
 #[test]
 fn bytes_that_are_no_messages_end_a_session() {
     let mut edited = BytesMut::new();
-    let fault = Session::new().from_client(b"\x01\0\0\0\x04", &mut edited).unwrap_err();
+    let fault = Session::new().from_client(b"\x01\0\0\0\x04", &mut edited, &mut BytesMut::new()).unwrap_err();
     assert!(matches!(fault, Fault::Client { sqlstate: SqlState::PROTOCOL_VIOLATION, .. }), "{fault:?}");
-    let fault = Session::new().from_client(b"D\0\0\0\x05x", &mut edited).unwrap_err();
+    let fault = Session::new().from_client(b"D\0\0\0\x05x", &mut edited, &mut BytesMut::new()).unwrap_err();
     assert!(matches!(fault, Fault::Client { sqlstate: SqlState::PROTOCOL_VIOLATION, .. }), "{fault:?}");
     let unasked = complete("SELECT 1");
     assert!(matches!(Session::new().from_server(&unasked, &mut edited), Err(Fault::Server(_))));
@@ -281,7 +283,7 @@ fn who_pipelines_without_end_waits() {
     let mut session = Session::new();
     let syncs: Vec<u8> = (0..20_000).flat_map(|_| bytes(build::sync)).collect();
     let mut edited = BytesMut::new();
-    let passed = session.from_client(&syncs, &mut edited).unwrap();
+    let passed = session.from_client(&syncs, &mut edited, &mut BytesMut::new()).unwrap();
     assert_eq!(passed.taken_bytes, pgherd_pgwire::flow::MAX_OUTSTANDING * HEADER_BYTES);
     assert!(!session.has_room());
     from_server(&mut session, &ready(TransactionStatus::Idle), 1000);

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant as Moment};
 use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
-use pgherd_proxy::{Access, AuthQuery, Config, InClear, Proxy, Settings};
+use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::server::{Server, as_user};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// No story is longer, on whatever machine.
+const STORY: Duration = Duration::from_secs(120);
 pub(crate) const PASSWORD: &str = "correct horse";
 
 /// Defines a test that runs as an unprivileged user, with a server and a proxy in front of it.
@@ -34,7 +36,7 @@ pub(crate) fn run(test: &str, story: impl AsyncFnOnce(&Scene)) {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let scene = Scene::new().await;
-            story(&scene).await;
+            tokio::time::timeout(STORY, story(&scene)).await.expect("a story that ends");
         });
     });
 }
@@ -49,6 +51,10 @@ pub(crate) fn settings() -> Settings {
     let mut settings = Settings::new(Hba::parse(["host all all 127.0.0.1/32 scram-sha-256"]).unwrap());
     settings.limits.size = 3;
     settings.limits.retry = Duration::from_millis(20);
+    // Whoever shares servers is in database `mall`, and whoever does so statement by statement is `carol`.
+    settings.pooling = Pooling::by(PoolMode::Session);
+    settings.pooling.databases.insert("mall".to_owned(), PoolMode::Transaction);
+    settings.pooling.users.insert("carol".to_owned(), PoolMode::Statement);
     settings
 }
 
@@ -63,12 +69,15 @@ impl Scene {
                 "CREATE ROLE alice LOGIN REPLICATION PASSWORD '{PASSWORD}'; CREATE ROLE bob LOGIN PASSWORD 'else';\
                  CREATE ROLE late LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2001-01-01';\
                  CREATE ROLE nologin NOLOGIN PASSWORD '{PASSWORD}';\
+                 CREATE ROLE carol LOGIN PASSWORD '{PASSWORD}'; GRANT carol TO alice;\
                  CREATE ROLE pgherd_proxy LOGIN;\
                  GRANT SELECT (rolname, rolcanlogin, rolvaliduntil, rolpassword) ON pg_catalog.pg_authid TO pgherd_proxy"
             ))
             .await
             .unwrap();
-        admin.batch_execute("CREATE DATABASE shop OWNER alice").await.unwrap();
+        for database in ["shop", "mall"] {
+            admin.batch_execute(&format!("CREATE DATABASE {database} OWNER alice")).await.unwrap();
+        }
         server.admit(
             "host all postgres,pgherd_proxy 127.0.0.1/32 trust\n\
              host all,replication all 127.0.0.1/32 scram-sha-256\n",

@@ -10,3 +10,4 @@ mod programs;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod sessions;
+mod sharing;

@@ -1,0 +1,671 @@
+//! A session whose server is its own for a transaction only.
+//!
+//! Two things make that unseen. Statements are prepared under names that mean the same on every server, and once more where
+//! they are missing ([`crate::statements`]). And what a transaction may have left behind is noted ([`Effects`]), so that
+//! whoever takes the server back can ask for it, and gives it to nobody else before it is known.
+//!
+//! Of a client's messages those are looked into that name a statement or hold its text; values are passed on in place,
+//! however long.
+//!
+//! Hazard: a message that is answered here while the server skips, or the other way round, and every answer behind it is
+//! taken for another one's.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use pgherd_pgwire::SqlState;
+use pgherd_pgwire::flow::{Accepted, Event, Flow, Origin, Request};
+use pgherd_pgwire::frame::{FrameError, Header, Piece, Side, Spill, TypeSet};
+use pgherd_pgwire::message::build;
+use pgherd_pgwire::message::client::{ClientMessage, Parse, bind_names};
+use pgherd_pgwire::message::server::Fields;
+use pgherd_pgwire::message::{Target, TransactionStatus};
+
+use super::cut::{Cut, Message};
+use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
+use crate::sql::{self, Effects};
+use crate::statements::{Known, NONE, Names, Need, PREFIX, Registry, Statement};
+
+/// A query that is longer is searched as it goes by, and read no closer.
+const MAX_QUERY_BYTES: u32 = 1 << 20;
+/// A statement that is longer is not prepared.
+const MAX_STATEMENT_BYTES: u32 = 16 << 20;
+/// The names of a portal and of a statement.
+const MAX_NAMES_BYTES: usize = 16 << 10;
+/// One message of a client can become as many requests: another statement is closed, one is closed and parsed, and then it
+/// comes itself.
+pub(super) const MOST_REQUESTS: usize = 4;
+/// Reports that a plan has become another one: `RevalidateCachedQuery` in `plancache.c`.
+const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
+
+/// For how long a server is lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Transaction,
+    /// For a statement; transactions of several are refused.
+    Statement,
+}
+
+/// What a session knows of the server that it has now.
+#[derive(Debug)]
+pub struct Loan {
+    pub known: Known,
+    /// Of the settings that the client has ([`crate::settings::Values::meaning`]).
+    pub meaning: u64,
+    /// What the server said since of its parameters, which the client has heard.
+    pub noted: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Loan {
+    /// Of a server that has these statements.
+    pub fn new(known: Known, meaning: u64) -> Loan {
+        Loan { known, meaning, noted: Vec::new() }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    mode: Mode,
+    registry: Arc<Registry>,
+    names: Names,
+    loan: Loan,
+    /// Of everything that was sent to the server since it was lent, or since it was asked what came of it.
+    effects: Effects,
+    /// Something was sent since.
+    worked: bool,
+    /// A statement was parsed since, and what it means may depend on what was set before it.
+    parsed: bool,
+    /// All of the client's statements will be gone if nothing fails.
+    clearing: bool,
+    spill: Spill,
+    /// The names at the beginning of a Bind that came in pieces.
+    bind: Vec<u8>,
+    /// A query that is too long to be held: the end of what was seen, and whether it may matter.
+    passing: Option<(Vec<u8>, bool)>,
+}
+
+impl Session {
+    /// As [`Session::new`], for a client that shares its servers. It has none yet: see [`Session::attach`].
+    pub fn sharing(mode: Mode, registry: Arc<Registry>) -> Session {
+        let shared = Shared {
+            mode,
+            registry,
+            names: Names::default(),
+            loan: Loan::new(Known::new(1), 0),
+            effects: Effects::default(),
+            worked: false,
+            parsed: false,
+            clearing: false,
+            spill: Spill::new(MAX_STATEMENT_BYTES as usize),
+            bind: Vec::new(),
+            passing: None,
+        };
+        Session { shared: Some(Box::new(shared)), ..Session::new() }
+    }
+
+    /// The client has a server now, which owes nothing to anybody.
+    pub fn attach(&mut self, loan: Loan) {
+        if let Some(shared) = &mut self.shared {
+            shared.loan = loan;
+            shared.worked = false;
+        }
+        if self.server_has_ended {
+            // The former one did, and nothing that the client had said was lost with it.
+            self.server_has_ended = false;
+            self.flow = Flow::new(TransactionStatus::Idle);
+            self.server = Stream::of(Side::Server);
+        }
+    }
+
+    /// Nothing of what the client says has been looked at since it has this server.
+    pub fn is_untouched(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| !shared.worked) && self.is_idle()
+    }
+
+    /// The client has the same server still, and may have other settings.
+    pub fn go_on(&mut self, meaning: u64) {
+        if let Some(shared) = &mut self.shared {
+            shared.loan.meaning = meaning;
+            shared.worked = false;
+        }
+    }
+
+    /// The client has it no more.
+    pub fn detach(&mut self) -> Option<Loan> {
+        let shared = self.shared.as_mut()?;
+        Some(std::mem::replace(&mut shared.loan, Loan::new(Known::new(1), 0)))
+    }
+
+    /// A transaction is over, and the server could be somebody else's, as far as [`Session::take_effects`] lets it.
+    pub fn is_over(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.worked) && self.is_clean()
+    }
+
+    /// What the server has to be asked for. It is not told a second time.
+    pub fn take_effects(&mut self) -> Effects {
+        let Some(shared) = &mut self.shared else { return Effects::default() };
+        shared.worked = false;
+        let effects = std::mem::take(&mut shared.effects);
+        if std::mem::take(&mut shared.parsed) && !effects.changed.is_empty() {
+            // They may have been read under settings that nobody else has.
+            shared.loan.known.doubt_all();
+        }
+        effects
+    }
+
+    pub(super) fn read_client<'a>(
+        &mut self,
+        shared: &mut Shared,
+        chunk: &'a [u8],
+        input: &mut &'a [u8],
+        cut: &mut Cut<'a, '_>,
+    ) -> Result<(), Fault> {
+        // Where the header of the message that is being read stands, if it is in this chunk.
+        let mut header_at = None;
+        while !self.has_left && self.flow.room() >= MOST_REQUESTS {
+            let at = chunk.len() - input.len();
+            if let Some(header) = self.client.reading {
+                let begin = header_at.unwrap_or(at);
+                let is_here = header_at.take().is_some();
+                let read = if header.kind == b'B' {
+                    self.bind(shared, header, begin, chunk, input, cut)?
+                } else {
+                    let mut spill = std::mem::replace(&mut shared.spill, Spill::new(0));
+                    let body = self.client.scanner.whole(input, &mut spill).map_err(client_frame);
+                    let message = Message { header, begin, end: chunk.len() - input.len(), is_here };
+                    let read = match body {
+                        Ok(Some(body)) => {
+                            self.client.reading = None;
+                            self.message(shared, message, body, cut).map(|()| true)
+                        }
+                        Ok(None) => {
+                            message.skip(cut);
+                            Ok(false)
+                        }
+                        Err(error) => Err(error),
+                    };
+                    if self.client.reading.is_none() && !is_here {
+                        spill.release();
+                    }
+                    shared.spill = spill;
+                    read?
+                };
+                if !read {
+                    return Ok(());
+                }
+                continue;
+            }
+            if self.flow.is_copying_in() && shared.passing.is_none() {
+                self.client.scanner.run(input, TypeSet::all_but(b"d")).map_err(client_frame)?;
+            }
+            let at = chunk.len() - input.len();
+            match self.client.scanner.next(input).map_err(client_frame)? {
+                None => return Ok(()),
+                Some(Piece::Header(header)) => {
+                    shared.worked = true;
+                    header_at = Some(at);
+                    self.header(shared, header)?;
+                    if self.has_left {
+                        cut.skip(at, chunk.len() - input.len());
+                    }
+                }
+                Some(Piece::Body { part, last }) => shared.passes(part, last),
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, shared: &mut Shared, header: Header) -> Result<(), Fault> {
+        let Header { kind, body_bytes } = header;
+        if self.flow.status() == TransactionStatus::Idle || self.flow.outstanding() == 0 {
+            self.may_commit = false;
+        }
+        match kind {
+            b'P' if body_bytes > MAX_STATEMENT_BYTES => {
+                let max_bytes = MAX_STATEMENT_BYTES as usize;
+                return Err(client_frame(FrameError::TooLargeToHold { body_bytes, max_bytes }));
+            }
+            b'Q' if body_bytes > MAX_QUERY_BYTES => {
+                shared.query();
+                shared.passing = Some((Vec::new(), false));
+                self.may_commit = true;
+            }
+            b'P' | b'B' | b'D' | b'C' | b'Q' if body_bytes > 0 => {
+                self.client.reading = Some(header);
+                return Ok(());
+            }
+            b'F' => {
+                // Which function it is stands in its body; that it is one of these can be asked for.
+                shared.effects.ties = shared.effects.ties.and(sql::Ties::of(&[sql::Tie::AdvisoryLock]));
+                self.may_commit = true;
+            }
+            _ => {}
+        }
+        let request = Request::of(kind, None).unwrap_or(Request::DescribeStatement);
+        self.request(request).map_err(client_fault)
+    }
+
+    /// A message that is here from its beginning to its end.
+    fn message(
+        &mut self,
+        shared: &mut Shared,
+        message: Message,
+        body: &[u8],
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<(), Fault> {
+        match ClientMessage::parse(message.header.kind, body).map_err(malformed)? {
+            ClientMessage::Query { text } => {
+                self.may_commit |= sql::may_commit(text);
+                shared.query();
+                let effects = sql::effects(text);
+                if !effects.is_none() {
+                    let is_known =
+                        |(name, _): &(Vec<u8>, std::ops::Range<usize>)| shared.names.get(name).is_some();
+                    if self.flow.status() != TransactionStatus::Failed
+                        && !self.flow.is_skipping()
+                        && let Some((name, _)) = sql::deallocated(text).filter(is_known)
+                    {
+                        // Of the protocol's statements the server has its own names, and keeps them.
+                        let ticket = self.ask(Request::Query, Origin::Local)?;
+                        shared.names.remove(&name, ticket);
+                        message.skip(cut);
+                        return Ok(());
+                    }
+                    shared.affected(&effects);
+                }
+                self.request(Request::Query).map_err(client_fault)?;
+                message.keep(body, cut);
+            }
+            _ if self.flow.is_skipping() => {
+                // The server throws it away, whatever it says.
+                let request = Request::of(message.header.kind, body.first().copied()).map_err(malformed)?;
+                self.request(request).map_err(client_fault)?;
+                message.keep(body, cut);
+            }
+            ClientMessage::Parse(parse) => self.parse(shared, &parse, message, body, cut)?,
+            ClientMessage::Describe { target: Target::Statement, name } => {
+                match self.use_statement(shared, name, message.begin, cut)? {
+                    Some(statement) => {
+                        message.skip(cut);
+                        put(cut, |to| build::describe(to, Target::Statement, statement.name()))?;
+                    }
+                    None => message.keep(body, cut),
+                }
+                self.request(Request::DescribeStatement).map_err(client_fault)?;
+            }
+            ClientMessage::Close { target: Target::Statement, name } if shared.names.get(name).is_some() => {
+                let ticket = self.ask(Request::Close, Origin::Local)?;
+                shared.names.remove(name, ticket);
+                message.skip(cut);
+            }
+            ClientMessage::Close { target: Target::Statement, name } => {
+                let ticket = self.ask(Request::Close, Origin::Client)?;
+                if name.is_empty() {
+                    shared.names.remove_unnamed(ticket);
+                    shared.loan.known.set_unnamed(NONE);
+                }
+                message.keep(body, cut);
+            }
+            _ => {
+                let request = Request::of(message.header.kind, body.first().copied()).map_err(malformed)?;
+                self.request(request).map_err(client_fault)?;
+                message.keep(body, cut);
+            }
+        }
+        Ok(())
+    }
+
+    fn parse(
+        &mut self,
+        shared: &mut Shared,
+        parse: &Parse<'_>,
+        message: Message,
+        body: &[u8],
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<(), Fault> {
+        if let Some((name, at)) = sql::deallocated(parse.text)
+            && let Some(statement) = shared.names.get(&name).map(Arc::clone)
+        {
+            // It is the client's no more when this was executed, and hardly anybody parses it for another reason.
+            self.ensure(shared, &statement, message.begin, cut)?;
+            let text = [&parse.text[..at.start], statement.name(), &parse.text[at.end..]].concat();
+            let ticket = self.ask(Request::Parse, Origin::Client)?;
+            shared.names.remove(&name, ticket);
+            shared.loan.known.doubt(&statement);
+            if parse.name.is_empty() {
+                shared.define_unnamed(&text, [].into_iter(), ticket);
+            }
+            message.skip(cut);
+            return put(cut, |to| build::parse(to, parse.name, &text, &[]));
+        }
+        shared.parsed = true;
+        if parse.name.is_empty() {
+            let ticket = self.ask(Request::Parse, Origin::Client)?;
+            shared.define_unnamed(parse.text, parse.types.iter(), ticket);
+            message.keep(body, cut);
+            return Ok(());
+        }
+        if let Some(statement) = shared.names.get(parse.name).map(Arc::clone) {
+            // It has one of that name; the server says so.
+            self.ensure(shared, &statement, message.begin, cut)?;
+            self.ask(Request::Parse, Origin::Client)?;
+            message.skip(cut);
+            return put(cut, |to| build::parse(to, statement.name(), b"", &[]));
+        }
+        let types: Vec<u32> = parse.types.iter().collect();
+        let statement = shared.registry.of(parse.text, &types, shared.loan.meaning);
+        message.skip(cut);
+        let need = shared.loan.known.need(&statement, &shared.registry);
+        if need == Need::Nothing {
+            let ticket = self.ask(Request::Parse, Origin::Local)?;
+            shared.names.define(parse.name, statement, ticket, false);
+            return Ok(());
+        }
+        if need == Need::CloseAndParse {
+            self.close(shared, &statement, cut)?;
+        }
+        let ticket = self.ask(Request::Parse, Origin::Client)?;
+        put(cut, |to| build::parse(to, statement.name(), parse.text, &types))?;
+        shared.names.define(parse.name, statement, ticket, true);
+        self.evict(shared, cut)
+    }
+
+    /// The names at the beginning of a Bind are read, and the rest of it goes by. `false`: they are not here yet.
+    fn bind<'a>(
+        &mut self,
+        shared: &mut Shared,
+        header: Header,
+        begin: usize,
+        chunk: &'a [u8],
+        input: &mut &'a [u8],
+        cut: &mut Cut<'a, '_>,
+    ) -> Result<bool, Fault> {
+        let at = chunk.len() - input.len();
+        let here = &input[..input.len().min(self.client.scanner.body_left_bytes() as usize)];
+        let is_whole_here = shared.bind.is_empty() && begin < at;
+        if is_whole_here && let Some(names) = bind_names(here) {
+            let names_bytes = names.portal.len() + names.statement.len() + 2;
+            self.client.reading = None;
+            if let Some(statement) = self.bound(shared, names.statement, begin, cut)? {
+                cut.skip(begin, at + names_bytes);
+                cut.insert(|to| bind_beginning(to, header, names_bytes, names.portal, statement.name()));
+            }
+            self.request(Request::Bind).map_err(client_fault)?;
+            return Ok(true);
+        }
+        let last = match self.client.scanner.next(input).map_err(client_frame)? {
+            Some(Piece::Body { part, last }) => {
+                shared.bind.extend_from_slice(part);
+                last
+            }
+            _ => false,
+        };
+        cut.skip(begin, chunk.len() - input.len());
+        let beginning = std::mem::take(&mut shared.bind);
+        let Some(names) = bind_names(&beginning) else {
+            if last || beginning.len() > MAX_NAMES_BYTES {
+                let message = "the names at the beginning of a Bind message have no end".to_owned();
+                return Err(Fault::Client { sqlstate: SqlState::PROTOCOL_VIOLATION, message });
+            }
+            shared.bind = beginning;
+            return Ok(false);
+        };
+        self.client.reading = None;
+        let names_bytes = names.portal.len() + names.statement.len() + 2;
+        let statement = self.bound(shared, names.statement, chunk.len() - input.len(), cut)?;
+        let name = statement.as_ref().map_or(names.statement, |statement| statement.name());
+        cut.insert(|to| {
+            bind_beginning(to, header, names_bytes, names.portal, name);
+            to.extend_from_slice(&beginning[names_bytes..]);
+        });
+        self.request(Request::Bind).map_err(client_fault)?;
+        Ok(true)
+    }
+
+    /// A statement is about to be bound, and then executed.
+    fn bound(
+        &mut self,
+        shared: &mut Shared,
+        name: &[u8],
+        at: usize,
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<Option<Arc<Statement>>, Fault> {
+        if self.flow.is_skipping() {
+            return Ok(None);
+        }
+        let statement = self.use_statement(shared, name, at, cut)?;
+        match &statement {
+            Some(statement) => {
+                self.may_commit |= statement.may_commit();
+                if !statement.effects().is_none() {
+                    shared.affected(statement.effects());
+                }
+            }
+            None if name.is_empty() => {
+                self.may_commit |= shared.names.unnamed().may_commit;
+                if !shared.names.unnamed().effects.is_none() {
+                    let effects = shared.names.unnamed().effects.clone();
+                    shared.affected(&effects);
+                }
+            }
+            // Prepared by SQL, if at all.
+            None => self.may_commit = true,
+        }
+        Ok(statement)
+    }
+
+    /// The server has the statement when it reads what follows. `None`: it is known by the name that the client gave.
+    fn use_statement(
+        &mut self,
+        shared: &mut Shared,
+        name: &[u8],
+        at: usize,
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<Option<Arc<Statement>>, Fault> {
+        if name.is_empty() {
+            let number = shared.names.unnamed().number;
+            if shared.loan.known.unnamed() != number {
+                cut.skip(at, at);
+                let ticket = if number == NONE {
+                    // It is somebody else's.
+                    let ticket = self.ask(Request::Close, Origin::Proxy)?;
+                    put(cut, |to| build::close(to, Target::Statement, b""))?;
+                    ticket
+                } else {
+                    let ticket = self.ask(Request::Parse, Origin::Proxy)?;
+                    let unnamed = shared.names.unnamed();
+                    put(cut, |to| build::parse(to, b"", &unnamed.text, &unnamed.types))?;
+                    ticket
+                };
+                shared.loan.known.set_unnamed(number);
+                shared.names.unnamed_at_server(ticket);
+            }
+            return Ok(None);
+        }
+        let Some(mut statement) = shared.names.get(name).map(Arc::clone) else {
+            if name.starts_with(PREFIX) {
+                let message =
+                    format!("prepared statement \"{}\" does not exist", String::from_utf8_lossy(name));
+                let sqlstate = SqlState::new(b"26000").unwrap_or(SqlState::PROTOCOL_VIOLATION);
+                return Err(Fault::Client { sqlstate, message });
+            }
+            return Ok(None);
+        };
+        if statement.meaning() != shared.loan.meaning {
+            let under = shared.registry.of(statement.text(), statement.types(), shared.loan.meaning);
+            shared.names.replace(name, Arc::clone(&under));
+            statement = under;
+        }
+        self.ensure(shared, &statement, at, cut)?;
+        Ok(Some(statement))
+    }
+
+    fn ensure(
+        &mut self,
+        shared: &mut Shared,
+        statement: &Arc<Statement>,
+        at: usize,
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<(), Fault> {
+        let need = shared.loan.known.need(statement, &shared.registry);
+        if need == Need::Nothing {
+            return Ok(());
+        }
+        shared.parsed = true;
+        cut.skip(at, at);
+        if need == Need::CloseAndParse {
+            self.close(shared, statement, cut)?;
+        }
+        let ticket = self.ask(Request::Parse, Origin::Proxy)?;
+        put(cut, |to| build::parse(to, statement.name(), statement.text(), statement.types()))?;
+        shared.names.at_server(Arc::clone(statement), ticket);
+        self.evict(shared, cut)
+    }
+
+    fn evict(&mut self, shared: &mut Shared, cut: &mut Cut<'_, '_>) -> Result<(), Fault> {
+        match shared.loan.known.evict() {
+            Some(evicted) => self.close(shared, &evicted, cut),
+            None => Ok(()),
+        }
+    }
+
+    fn close(
+        &mut self,
+        shared: &mut Shared,
+        statement: &Arc<Statement>,
+        cut: &mut Cut<'_, '_>,
+    ) -> Result<(), Fault> {
+        let ticket = self.ask(Request::Close, Origin::Proxy)?;
+        shared.names.at_server(Arc::clone(statement), ticket);
+        put(cut, |to| build::close(to, Target::Statement, statement.name()))
+    }
+
+    /// Its ticket. The server does not skip, so that it reads what is asked.
+    fn ask(&mut self, request: Request, origin: Origin) -> Result<u64, Fault> {
+        self.used = true;
+        match self.flow.request(request, origin).map_err(client_fault)? {
+            Accepted::Queued(ticket) => Ok(ticket),
+            // Nothing will be heard of it, and nothing is settled by it.
+            _ => Ok(u64::MAX),
+        }
+    }
+}
+
+impl Shared {
+    /// A simple query, after which there is no unnamed statement; manual 55.2.3.
+    fn query(&mut self) {
+        self.names.forget_unnamed();
+        self.loan.known.set_unnamed(NONE);
+    }
+
+    /// The server has this one now.
+    fn define_unnamed(&mut self, text: &[u8], types: impl Iterator<Item = u32>, ticket: u64) {
+        let number = self.registry.number();
+        self.names.define_unnamed(number, text, types, ticket);
+        self.loan.known.set_unnamed(number);
+    }
+
+    fn affected(&mut self, effects: &Effects) {
+        self.effects.absorb(effects);
+        if effects.forgets_statements {
+            self.loan.known.doubt_all();
+            self.clearing = true;
+        }
+    }
+
+    /// A piece of a query that is not held.
+    fn passes(&mut self, part: &[u8], last: bool) {
+        let Some((tail, matters)) = &mut self.passing else { return };
+        let tail_bytes = tail.len();
+        tail.extend_from_slice(&part[..part.len().min(sql::WORD_OVERLAP_BYTES)]);
+        *matters |= sql::may_matter(tail) || sql::may_matter(part);
+        tail.drain(..tail_bytes);
+        tail.clear();
+        tail.extend_from_slice(&part[part.len().saturating_sub(sql::WORD_OVERLAP_BYTES)..]);
+        if last {
+            if *matters {
+                self.effects.absorb(&Effects::unknown());
+                self.loan.known.doubt_all();
+            }
+            self.passing = None;
+        }
+    }
+
+    pub(super) fn confirm(&mut self, ticket: u64) {
+        self.names.confirm(ticket);
+    }
+
+    /// `true`: what the proxy had asked for itself.
+    pub(super) fn answered(&mut self, event: Event) -> Result<bool, Fault> {
+        match event {
+            Event::Done(owed) => {
+                self.names.confirm(owed.ticket);
+                Ok(owed.origin == Origin::Proxy)
+            }
+            Event::Part(owed) => Ok(owed.origin == Origin::Proxy),
+            Event::Failed(owed) => {
+                self.names.refuse(owed.ticket);
+                self.clearing = false;
+                Ok(false)
+            }
+            Event::Ready(owed, status) => {
+                self.names.settle(owed.ticket, &mut self.loan.known);
+                if std::mem::take(&mut self.clearing) {
+                    self.names.clear();
+                }
+                if self.mode == Mode::Statement && status != TransactionStatus::Idle {
+                    let message = "transactions of several statements are not allowed with statement pooling";
+                    let sqlstate = SqlState::FEATURE_NOT_SUPPORTED;
+                    return Err(Fault::Client { sqlstate, message: message.to_owned() });
+                }
+                Ok(false)
+            }
+            Event::Asynchronous | Event::Closing | Event::Doubtful => Ok(false),
+        }
+    }
+
+    /// A parameter of the server has this value now.
+    pub(super) fn note(&mut self, name: &[u8], value: &[u8]) {
+        self.loan.noted.push((name.to_vec(), value.to_vec()));
+    }
+
+    /// What an error says of statements.
+    pub(super) fn failed(&self, fields: &Fields<'_>) {
+        if fields.get(b'R') == Some(REVALIDATE) {
+            self.registry.distrust();
+        }
+    }
+}
+
+/// The answer to a `DEALLOCATE` that the server does not see.
+pub(super) fn deallocated(to: &mut BytesMut, status: TransactionStatus) {
+    if build::command_complete(to, "DEALLOCATE").is_ok() {
+        build::ready_for_query(to, status);
+    }
+}
+
+/// Up to and with the names; `names_bytes`: how long they were.
+fn bind_beginning(to: &mut BytesMut, header: Header, names_bytes: usize, portal: &[u8], statement: &[u8]) {
+    let body_bytes = header.body_bytes as usize - names_bytes + portal.len() + statement.len() + 2;
+    let body_bytes = u32::try_from(body_bytes).unwrap_or(u32::MAX);
+    to.extend_from_slice(&Header { kind: b'B', body_bytes }.to_bytes());
+    for name in [portal, statement] {
+        to.extend_from_slice(name);
+        to.put_u8(0);
+    }
+}
+
+fn put(
+    cut: &mut Cut<'_, '_>,
+    write: impl FnOnce(&mut BytesMut) -> Result<(), build::Unsendable>,
+) -> Result<(), Fault> {
+    let mut written = Ok(());
+    cut.insert(|to| written = write(to));
+    written.map_err(|error| Fault::Client {
+        sqlstate: SqlState::PROGRAM_LIMIT_EXCEEDED,
+        message: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,524 @@
+//! Sessions that share servers, message by message, and the same cut into pieces.
+
+use pgherd_pgwire::message::TransactionStatus;
+use proptest::prelude::*;
+
+use super::*;
+use crate::session::Pass;
+use crate::sql::Tie;
+
+fn bytes(write: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
+    let mut to = BytesMut::new();
+    write(&mut to);
+    to.to_vec()
+}
+
+fn parse(name: &str, text: &str) -> Vec<u8> {
+    bytes(|to| build::parse(to, name.as_bytes(), text.as_bytes(), &[23]).unwrap())
+}
+
+fn bind(statement: &str) -> Vec<u8> {
+    let out = build::BindOut {
+        portal: b"p",
+        statement: statement.as_bytes(),
+        values: &[Some(b"a value")],
+        ..Default::default()
+    };
+    bytes(|to| build::bind(to, &out).unwrap())
+}
+
+fn describe(statement: &str) -> Vec<u8> {
+    bytes(|to| build::describe(to, Target::Statement, statement.as_bytes()).unwrap())
+}
+
+fn close(statement: &str) -> Vec<u8> {
+    bytes(|to| build::close(to, Target::Statement, statement.as_bytes()).unwrap())
+}
+
+fn execute() -> Vec<u8> {
+    bytes(|to| build::execute(to, b"p", 0).unwrap())
+}
+
+fn query(text: &str) -> Vec<u8> {
+    bytes(|to| build::query(to, text.as_bytes()).unwrap())
+}
+
+fn sync() -> Vec<u8> {
+    bytes(build::sync)
+}
+
+fn ready() -> Vec<u8> {
+    bytes(|to| build::ready_for_query(to, TransactionStatus::Idle))
+}
+
+fn error() -> Vec<u8> {
+    let body = b"SERROR\0VERROR\0C42P01\0Mno\0\0";
+    [&Header { kind: b'E', body_bytes: body.len() as u32 }.to_bytes()[..], body].concat()
+}
+
+/// A client and its server, and pieces of at most so many bytes on the way between them.
+struct Pair {
+    session: Session,
+    most: usize,
+}
+
+impl Pair {
+    fn new(most: usize) -> Pair {
+        let mut session = Session::sharing(Mode::Transaction, Arc::default());
+        session.attach(fresh());
+        Pair { session, most }
+    }
+
+    /// What the server gets, and what the client is answered at once.
+    fn asks(&mut self, parts: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
+        let (mut answers, session) = (BytesMut::new(), &mut self.session);
+        let to_server = pieces(&parts.concat(), self.most, |chunk, edited| {
+            let passed = session.from_client(chunk, edited, &mut answers).unwrap();
+            (owned(passed.pass), passed.taken_bytes)
+        });
+        (to_server, answers.to_vec())
+    }
+
+    /// What the client gets.
+    fn answers(&mut self, parts: &[Vec<u8>]) -> Vec<u8> {
+        let session = &mut self.session;
+        pieces(&parts.concat(), self.most, |chunk, edited| {
+            let passed = session.from_server(chunk, edited).unwrap();
+            (owned(passed.pass), passed.taken_bytes)
+        })
+    }
+
+    /// From now on it has another server.
+    fn moves(&mut self) -> Known {
+        assert!(self.session.is_over());
+        let known = self.session.detach().unwrap().known;
+        self.session.attach(fresh());
+        known
+    }
+}
+
+fn fresh() -> Loan {
+    Loan::new(Known::new(3), 0)
+}
+
+fn owned(pass: Pass<'_>) -> Option<Vec<u8>> {
+    match pass {
+        Pass::AsItCame(bytes) => Some(bytes.to_vec()),
+        Pass::Edited => None,
+    }
+}
+
+fn pieces(
+    stream: &[u8],
+    most: usize,
+    mut show: impl FnMut(&[u8], &mut BytesMut) -> (Option<Vec<u8>>, usize),
+) -> Vec<u8> {
+    let (mut passed, mut pending) = (Vec::new(), Vec::new());
+    for piece in stream.chunks(most) {
+        pending.extend_from_slice(piece);
+        let mut edited = BytesMut::new();
+        let (as_it_came, taken) = show(&pending, &mut edited);
+        passed.extend_from_slice(&as_it_came.unwrap_or_else(|| edited.to_vec()));
+        pending.drain(..taken);
+    }
+    passed
+}
+
+/// The types of messages.
+fn kinds(mut stream: &[u8]) -> String {
+    let mut kinds = String::new();
+    while let Some((&kind, rest)) = stream.split_first() {
+        let length = u32::from_be_bytes(*rest.first_chunk().unwrap()) as usize;
+        kinds.push(char::from(kind));
+        stream = &rest[length..];
+    }
+    kinds
+}
+
+const PIECES: [usize; 4] = [usize::MAX >> 1, 64, 7, 1];
+
+fn done(kinds: &[u8]) -> Vec<u8> {
+    kinds.iter().flat_map(|kind| Header { kind: *kind, body_bytes: 0 }.to_bytes()).collect()
+}
+
+fn complete(tag: &str) -> Vec<u8> {
+    bytes(|to| build::command_complete(to, tag).unwrap())
+}
+
+#[test]
+fn a_statement_has_the_name_that_all_share() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        let (asked, answered) =
+            pair.asks(&[parse("mine", "SELECT $1"), describe("mine"), bind("mine"), execute(), sync()]);
+        let expected =
+            [parse("pgherd_1", "SELECT $1"), describe("pgherd_1"), bind("pgherd_1"), execute(), sync()];
+        assert_eq!((asked, answered), (expected.concat(), Vec::new()), "{most}");
+        let answers = [done(b"12"), complete("SELECT 1"), ready()];
+        let described =
+            [done(b"1"), bytes(|to| build::parameter_description(to, &[23]).unwrap()), done(b"n2")];
+        let answers = [&described[..], &answers[1..]].concat();
+        assert_eq!(pair.answers(&answers), answers.concat());
+
+        // The same server knows it, whoever asks for it by whatever name.
+        let (asked, answered) = pair.asks(&[parse("other", "SELECT $1"), bind("other"), sync()]);
+        assert_eq!(asked, [bind("pgherd_1"), sync()].concat());
+        assert_eq!(answered, done(b"1"));
+        assert_eq!(pair.answers(&[done(b"2"), ready()]), [done(b"2"), ready()].concat());
+
+        // Another one does not.
+        pair.moves();
+        let (asked, _) = pair.asks(&[bind("mine"), execute(), sync()]);
+        assert_eq!(asked, [parse("pgherd_1", "SELECT $1"), bind("pgherd_1"), execute(), sync()].concat());
+        let answers = [done(b"2"), complete("SELECT 1"), ready()].concat();
+        assert_eq!(
+            pair.answers(&[done(b"1"), answers.clone()]),
+            answers,
+            "what it did not ask for it does not hear"
+        );
+        assert!(pair.session.is_over() && pair.session.take_effects().is_none());
+    }
+}
+
+#[test]
+fn an_answer_of_the_proxys_own_comes_when_it_is_its_turn() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("a", "SELECT 1"), sync()]);
+        pair.answers(&[done(b"1"), ready()]);
+        let (asked, answered) =
+            pair.asks(&[bind("a"), execute(), parse("b", "SELECT 1"), close("a"), bind("b"), sync()]);
+        assert_eq!(kinds(&asked), "BEBS");
+        assert_eq!(answered, Vec::<u8>::new());
+        let answers = pair.answers(&[done(b"2"), complete("SELECT 1"), done(b"2"), ready()]);
+        assert_eq!(kinds(&answers), "2C132Z", "{most}");
+        // Closed for the client, and kept for everybody else.
+        let (asked, _) = pair.asks(&[bind("a"), sync()]);
+        assert_eq!(asked, [bind("a"), sync()].concat());
+        pair.answers(&[error(), ready()]);
+        // Nothing but answers of the proxy's own.
+        let (asked, answered) = pair.asks(&[close("b"), parse("c", "SELECT 1")]);
+        assert_eq!((asked.len(), kinds(&answered).as_str()), (0, "31"));
+        assert!(pair.session.is_over());
+    }
+}
+
+#[test]
+fn what_the_server_skips_has_not_happened() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("a", "SELECT 1"), sync()]);
+        pair.answers(&[done(b"1"), ready()]);
+        let (asked, answered) =
+            pair.asks(&[bind("a"), close("a"), parse("a", "SELECT 2"), parse("b", "SELECT 3"), sync()]);
+        assert_eq!((kinds(&asked).as_str(), answered.len()), ("BPPS", 0));
+        assert_eq!(kinds(&pair.answers(&[error(), ready()])), "EZ");
+        let (asked, _) = pair.asks(&[bind("a"), bind("b"), sync()]);
+        assert_eq!(asked, [bind("pgherd_1"), bind("b"), sync()].concat(), "as it was before");
+        pair.answers(&[done(b"2"), error(), ready()]);
+        // Whether the server has it nobody knows.
+        let (asked, _) = pair.asks(&[parse("b", "SELECT 3"), sync()]);
+        assert_eq!(asked, [close("pgherd_3"), parse("pgherd_3", "SELECT 3"), sync()].concat());
+        assert_eq!(kinds(&pair.answers(&[done(b"31"), ready()])), "1Z");
+        // A server that is skipping is sent what the client says.
+        pair.asks(&[bind("no"), bytes(build::flush)]);
+        pair.answers(&[error()]);
+        let (asked, answered) = pair.asks(&[parse("x", "SELECT 1"), close("b"), sync()]);
+        assert_eq!((kinds(&asked).as_str(), answered.len()), ("PCS", 0));
+        assert_eq!(kinds(&pair.answers(&[ready()])), "Z");
+        assert!(pair.session.is_over());
+    }
+}
+
+#[test]
+fn a_statement_without_a_name_moves_too() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        let (asked, _) = pair.asks(&[parse("", "SELECT 1"), sync()]);
+        assert_eq!(asked, [parse("", "SELECT 1"), sync()].concat());
+        pair.answers(&[done(b"1"), ready()]);
+        let (asked, _) = pair.asks(&[bind(""), sync()]);
+        assert_eq!(kinds(&asked), "BS");
+        pair.answers(&[done(b"2"), ready()]);
+        pair.moves();
+        let (asked, _) = pair.asks(&[bind(""), sync()]);
+        assert_eq!(asked, [parse("", "SELECT 1"), bind(""), sync()].concat());
+        assert_eq!(kinds(&pair.answers(&[done(b"12"), ready()])), "2Z");
+        // A simple query forgets it, wherever it is.
+        pair.asks(&[query("SELECT 2")]);
+        pair.answers(&[complete("SELECT 1"), ready()]);
+        pair.moves();
+        let (asked, _) = pair.asks(&[bind(""), sync()]);
+        assert_eq!(kinds(&asked), "BS");
+    }
+}
+
+#[test]
+fn statements_that_are_too_many_are_closed_and_come_back() {
+    let mut pair = Pair::new(64);
+    for number in 1..=4 {
+        pair.asks(&[parse(&format!("s{number}"), &format!("SELECT {number}")), sync()]);
+        let closes = if number > 3 { done(b"13") } else { done(b"1") };
+        assert_eq!(kinds(&pair.answers(&[closes, ready()])), "1Z");
+    }
+    let (asked, _) = pair.asks(&[bind("s1"), sync()]);
+    let again = [parse("pgherd_1", "SELECT 1"), close("pgherd_2"), bind("pgherd_1"), sync()];
+    assert_eq!(asked, again.concat());
+    assert_eq!(kinds(&pair.answers(&[done(b"132"), ready()])), "2Z");
+}
+
+#[test]
+fn a_client_that_deallocates_by_sql_loses_its_own_statement() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("a", "SELECT 1"), sync()]);
+        pair.answers(&[done(b"1"), ready()]);
+        let (asked, answered) = pair.asks(&[query("DEALLOCATE a")]);
+        assert_eq!((asked.len(), answered), (0, [complete("DEALLOCATE"), ready()].concat()));
+        let (asked, _) = pair.asks(&[bind("a"), sync()]);
+        assert_eq!(asked, [bind("a"), sync()].concat());
+        pair.answers(&[error(), ready()]);
+
+        pair.asks(&[parse("b", "SELECT 1"), sync()]);
+        pair.answers(&[ready()]);
+        pair.moves();
+        let (asked, _) = pair.asks(&[parse("", "DEALLOCATE b"), bind(""), execute(), sync()]);
+        let text = bytes(|to| build::parse(to, b"", b"DEALLOCATE pgherd_1", &[]).unwrap());
+        assert_eq!(asked, [parse("pgherd_1", "SELECT 1"), text, bind(""), execute(), sync()].concat());
+        assert_eq!(kinds(&pair.answers(&[done(b"112"), complete("DEALLOCATE"), ready()])), "12CZ");
+
+        pair.asks(&[parse("c", "SELECT 1"), sync()]);
+        pair.answers(&[done(b"31"), ready()]);
+        pair.asks(&[query("DISCARD ALL")]);
+        pair.answers(&[complete("DISCARD ALL"), ready()]);
+        let (asked, _) = pair.asks(&[bind("c"), sync()]);
+        assert_eq!(asked, [bind("c"), sync()].concat());
+    }
+}
+
+#[test]
+fn what_a_transaction_may_leave_behind_is_told_when_it_is_over() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[query("BEGIN")]);
+        pair.answers(&[
+            complete("BEGIN"),
+            bytes(|to| build::ready_for_query(to, TransactionStatus::InTransaction)),
+        ]);
+        assert!(!pair.session.is_over());
+        pair.asks(&[query("SET work_mem = 1"), parse("l", "LISTEN a"), bind("l"), execute(), sync()]);
+        assert!(!pair.session.is_over());
+        pair.answers(&[complete("SET"), ready(), done(b"12"), complete("LISTEN"), ready()]);
+        assert!(pair.session.is_over());
+        let effects = pair.session.take_effects();
+        assert!(effects.changed.names.contains("work_mem") && effects.ties.contains(Tie::Listen));
+        assert!(!pair.session.is_over() && pair.session.take_effects().is_none());
+        // Read under settings that nobody else has.
+        pair.session.go_on(0);
+        let (asked, _) = pair.asks(&[bind("l"), sync()]);
+        assert_eq!(kinds(&asked), "CPBS");
+        pair.answers(&[done(b"312"), ready()]);
+        // Executed again, it has its effects again.
+        assert!(pair.session.take_effects().ties.contains(Tie::Listen));
+    }
+}
+
+#[test]
+fn a_long_query_goes_by_and_is_searched() {
+    let long = |word: &str| {
+        let text = format!("SELECT '{} {word} '", " ".repeat(2 * MAX_QUERY_BYTES as usize));
+        bytes(|to| build::query(to, text.as_bytes()).unwrap())
+    };
+    for most in [usize::MAX >> 1, 1 << 16, 4099] {
+        let mut pair = Pair::new(most);
+        for (word, matters) in [("none", false), ("pg_advisory_lock", true)] {
+            let asked = long(word);
+            assert!(pair.asks(std::slice::from_ref(&asked)).0 == asked);
+            pair.answers(&[complete("SELECT 1"), ready()]);
+            assert_eq!(pair.session.take_effects().unmovable.is_some(), matters, "{word} {most}");
+        }
+    }
+}
+
+#[test]
+fn names_that_only_the_proxy_gives_are_nobodys() {
+    let mut pair = Pair::new(64);
+    let mut edited = BytesMut::new();
+    let fault = pair.session.from_client(&bind("pgherd_7"), &mut edited, &mut BytesMut::new()).unwrap_err();
+    assert!(matches!(fault, Fault::Client { .. }), "{fault:?}");
+    let endless = [&b"B\0\x01\0\0"[..], &[b'x'; 40_000]].concat();
+    let mut pair = Pair::new(64);
+    let fault = endless
+        .chunks(1000)
+        .find_map(|chunk| pair.session.from_client(chunk, &mut BytesMut::new(), &mut BytesMut::new()).err());
+    assert!(matches!(fault, Some(Fault::Client { .. })), "{fault:?}");
+}
+
+#[test]
+fn a_server_that_ends_before_it_was_asked_is_not_heard() {
+    let fatal = b"SFATAL\0VFATAL\0C57P01\0Mterminating\0\0";
+    let fatal = [&Header { kind: b'E', body_bytes: fatal.len() as u32 }.to_bytes()[..], fatal].concat();
+    let mut pair = Pair::new(64);
+    assert!(pair.session.is_untouched());
+    assert_eq!(pair.answers(std::slice::from_ref(&fatal)), b"");
+    assert!(pair.session.is_untouched());
+    pair.session.detach();
+    pair.session.attach(fresh());
+    assert_eq!(kinds(&pair.asks(&[query("SELECT 1")]).0), "Q");
+    assert!(!pair.session.is_untouched());
+    assert_eq!(pair.answers(std::slice::from_ref(&fatal)), fatal);
+}
+
+/// A server by the book, as far as statements go: it answers whole batches.
+#[derive(Default)]
+struct Server {
+    statements: std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
+    skips: bool,
+    answers: Vec<u8>,
+    /// The texts that were bound.
+    bound: Vec<Vec<u8>>,
+}
+
+impl Server {
+    fn reads(&mut self, mut stream: &[u8]) {
+        while let Some((&kind, rest)) = stream.split_first() {
+            let length = u32::from_be_bytes(*rest.first_chunk().unwrap()) as usize;
+            let body = &rest[4..length];
+            stream = &rest[length..];
+            match ClientMessage::parse(kind, body).unwrap() {
+                ClientMessage::Sync => {
+                    self.skips = false;
+                    self.answers.extend(ready());
+                }
+                _ if self.skips => {}
+                // The one without a name makes room for the next one.
+                ClientMessage::Parse(parse) if parse.name.is_empty() && parse.text != b"broken" => {
+                    self.statements.insert(Vec::new(), parse.text.to_vec());
+                    self.answers.extend(done(b"1"));
+                }
+                ClientMessage::Parse(parse) if parse.name.is_empty() => {
+                    self.statements.remove(parse.name);
+                    self.fails();
+                }
+                // A text that says so cannot be parsed.
+                ClientMessage::Parse(parse)
+                    if parse.text == b"broken" || self.statements.contains_key(parse.name) =>
+                {
+                    self.fails();
+                }
+                ClientMessage::Parse(parse) => {
+                    self.statements.insert(parse.name.to_vec(), parse.text.to_vec());
+                    self.answers.extend(done(b"1"));
+                }
+                ClientMessage::Bind(bind) => match self.statements.get(bind.statement) {
+                    Some(text) => {
+                        self.bound.push(text.clone());
+                        self.answers.extend(done(b"2"));
+                    }
+                    None => self.fails(),
+                },
+                ClientMessage::Close { name, .. } => {
+                    self.statements.remove(name);
+                    self.answers.extend(done(b"3"));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn fails(&mut self) {
+        self.skips = true;
+        self.answers.extend(error());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Parse(u8, u8),
+    Bind(u8),
+    Close(u8),
+    Sync,
+    /// To another server, when the transaction is over.
+    Move(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => (0_u8..3, 0_u8..5).prop_map(|(name, text)| Act::Parse(name, text)),
+        4 => (0_u8..3).prop_map(Act::Bind),
+        2 => (0_u8..3).prop_map(Act::Close),
+        3 => Just(Act::Sync),
+        3 => (0_u8..2).prop_map(Act::Move),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever a client does with its statements, and however it is moved between servers that others have used, it
+    /// hears what one server of its own would have answered, and the same texts are executed.
+    #[test]
+    fn nobody_can_tell_that_servers_are_shared(
+        acts in proptest::collection::vec((0_u8..2, act()), 0..60),
+        most in 1_usize..40,
+    ) {
+        let registry = Arc::<Registry>::default();
+        let mut servers = [(); 2].map(|()| (Server::default(), Some(Known::new(2))));
+        // Two clients, each with the server of its own that it never has, and with what it has not been answered yet.
+        let mut clients = [(); 2].map(|()| {
+            (Session::sharing(Mode::Transaction, Arc::clone(&registry)), Server::default(), None::<usize>, Vec::new())
+        });
+        for (who, act) in acts {
+            let (session, own, at, asked) = &mut clients[usize::from(who)];
+            let name = |name: u8| ["a", "b", ""][usize::from(name)];
+            let message = match act {
+                Act::Parse(at, text) => {
+                    parse(name(at), ["SELECT 1", "SELECT 2", "SELECT 3", "SELECT 4", "broken"][usize::from(text)])
+                }
+                Act::Bind(at) => bind(name(at)),
+                Act::Close(at) => close(name(at)),
+                Act::Sync => sync(),
+                Act::Move(to) => {
+                    if at.is_none_or(|_| session.is_over()) && servers[usize::from(to)].1.is_some() {
+                        if let (Some(from), Some(loan)) = (*at, session.detach()) {
+                            session.take_effects();
+                            servers[from].1 = Some(loan.known);
+                        }
+                        let known = servers[usize::from(to)].1.take().unwrap();
+                        session.attach(Loan::new(known, 0));
+                        *at = Some(usize::from(to));
+                    }
+                    continue;
+                }
+            };
+            let Some(server) = *at else { continue };
+            asked.push(message);
+            if !matches!(act, Act::Sync) {
+                continue;
+            }
+            // A batch goes on its way.
+            let batch = std::mem::take(asked).concat();
+            own.reads(&batch);
+            let server = &mut servers[server].0;
+            server.bound.clear();
+            let mut heard = Vec::new();
+            let mut answers = BytesMut::new();
+            let sent = pieces(&batch, most, |chunk, edited| {
+                let passed = session.from_client(chunk, edited, &mut answers).unwrap();
+                (owned(passed.pass), passed.taken_bytes)
+            });
+            heard.extend_from_slice(&answers);
+            server.reads(&sent);
+            let answered = std::mem::take(&mut server.answers);
+            heard.extend(pieces(&answered, most, |chunk, edited| {
+                let passed = session.from_server(chunk, edited).unwrap();
+                (owned(passed.pass), passed.taken_bytes)
+            }));
+            prop_assert_eq!(kinds(&heard), kinds(&own.answers));
+            prop_assert_eq!(&server.bound, &own.bound);
+            own.answers.clear();
+            own.bound.clear();
+            prop_assert!(session.is_over());
+        }
+    }
+}

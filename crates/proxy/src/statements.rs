@@ -1,0 +1,399 @@
+//! Prepared statements that follow their client from server to server.
+//!
+//! A client calls a statement by a name of its own ([`Names`]). Servers know it by a name that all clients share, since it
+//! stands for the same thing everywhere: the same text, the same parameter types, prepared under the same settings
+//! ([`Registry`]). Before a client uses one, its server must have it ([`Known`]): if not it is parsed there once more, in front
+//! of whatever needs it.
+//!
+//! Both sides are told of a statement when it is sent, and are put right when the server has refused or skipped it: what a
+//! client believes of its own names must be what a server of its own would say.
+//!
+//! Leaves out: messages. Hazard: a name that means one text to the proxy and another one to the server answers a client's
+//! question with somebody else's statement.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::sql::{self, Effects};
+
+/// What all names of the proxy's own begin with.
+pub const PREFIX: &[u8] = b"pgherd_";
+/// There is no statement without a name.
+pub const NONE: u64 = 0;
+/// There may be one.
+pub const UNKNOWN: u64 = u64::MAX;
+/// The registry forgets what nobody has any more whenever it has grown by this factor.
+const GROWTH: usize = 2;
+const LEAST_SWEPT: usize = 1024;
+/// A longer text is not kept to be overwritten by the next one.
+const KEPT_BYTES: usize = 4096;
+
+/// A text that was or will be prepared.
+#[derive(Debug)]
+pub struct Statement {
+    number: u64,
+    /// On servers.
+    name: Box<[u8]>,
+    key: Key,
+    effects: Effects,
+    may_commit: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    text: Box<[u8]>,
+    types: Box<[u32]>,
+    meaning: u64,
+}
+
+impl Statement {
+    pub fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    pub fn text(&self) -> &[u8] {
+        &self.key.text
+    }
+
+    /// Of the parameters, as far as they were given.
+    pub fn types(&self) -> &[u32] {
+        &self.key.types
+    }
+
+    /// Under which settings ([`crate::settings::Values::meaning`]).
+    pub fn meaning(&self) -> u64 {
+        self.key.meaning
+    }
+
+    pub fn effects(&self) -> &Effects {
+        &self.effects
+    }
+
+    pub fn may_commit(&self) -> bool {
+        self.may_commit
+    }
+}
+
+/// All statements of all clients, each once.
+#[derive(Debug, Default)]
+pub struct Registry {
+    by_key: Mutex<ByKey>,
+    next_number: AtomicU64,
+    /// Rises when plans have been found to be out of date: then every server's statements are parsed anew.
+    epoch: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct ByKey {
+    statements: HashMap<Key, Weak<Statement>>,
+    sweep_at: usize,
+}
+
+impl Registry {
+    pub fn of(&self, text: &[u8], types: &[u32], meaning: u64) -> Arc<Statement> {
+        let key = Key { text: text.into(), types: types.into(), meaning };
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_key.statements.len() >= by_key.sweep_at.max(LEAST_SWEPT) {
+            by_key.statements.retain(|_, statement| statement.strong_count() > 0);
+            by_key.sweep_at = by_key.statements.len() * GROWTH;
+        }
+        let entry = by_key.statements.entry(key);
+        if let Entry::Occupied(known) = &entry
+            && let Some(statement) = known.get().upgrade()
+        {
+            return statement;
+        }
+        let number = self.number();
+        let name = [PREFIX, number.to_string().as_bytes()].concat().into();
+        let (effects, may_commit) = (sql::effects(text), sql::may_commit(text));
+        let statement = Arc::new(Statement { number, name, key: entry.key().clone(), effects, may_commit });
+        let weak = Arc::downgrade(&statement);
+        entry.and_modify(|known| *known = weak.clone()).or_insert(weak);
+        statement
+    }
+
+    /// Never given before.
+    pub fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// What was planned before may not do any more: somebody has changed a table.
+    pub fn distrust(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+}
+
+/// What must be done before a server can be asked for a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Nothing,
+    Parse,
+    /// It may be there, and may be another one.
+    CloseAndParse,
+}
+
+/// The statements of one server.
+#[derive(Debug)]
+pub struct Known {
+    by_number: HashMap<u64, Held>,
+    uses: u64,
+    /// The number of the unnamed one.
+    unnamed: u64,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Held {
+    statement: Arc<Statement>,
+    last_use: u64,
+    epoch: u64,
+    is_sure: bool,
+}
+
+impl Known {
+    /// At most so many.
+    pub fn new(most: usize) -> Known {
+        Known { by_number: HashMap::new(), uses: 0, unnamed: NONE, most: most.max(1) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_number.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    /// From now on the statement is taken to be there.
+    pub fn need(&mut self, statement: &Arc<Statement>, registry: &Registry) -> Need {
+        self.uses += 1;
+        let fresh = Held {
+            statement: Arc::clone(statement),
+            last_use: self.uses,
+            epoch: registry.epoch(),
+            is_sure: true,
+        };
+        match self.by_number.entry(statement.number) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(fresh);
+                Need::Parse
+            }
+            Entry::Occupied(mut held) => {
+                let was = held.insert(fresh);
+                if was.is_sure && was.epoch == registry.epoch() { Need::Nothing } else { Need::CloseAndParse }
+            }
+        }
+    }
+
+    /// One too many: the one that was used longest ago, which is to be closed.
+    pub fn evict(&mut self) -> Option<Arc<Statement>> {
+        if self.by_number.len() <= self.most {
+            return None;
+        }
+        let (&oldest, _) = self.by_number.iter().min_by_key(|(_, held)| held.last_use)?;
+        self.by_number.remove(&oldest).map(|held| held.statement)
+    }
+
+    /// Nobody knows whether it is there.
+    pub fn doubt(&mut self, statement: &Arc<Statement>) {
+        let unknown =
+            || Held { statement: Arc::clone(statement), last_use: self.uses, epoch: 0, is_sure: false };
+        self.by_number.entry(statement.number).or_insert_with(unknown).is_sure = false;
+    }
+
+    pub fn doubt_all(&mut self) {
+        self.by_number.values_mut().for_each(|held| held.is_sure = false);
+    }
+
+    /// The server has none.
+    pub fn clear(&mut self) {
+        self.by_number.clear();
+        self.unnamed = NONE;
+    }
+
+    /// [`NONE`], [`UNKNOWN`], or that of the statement without a name.
+    pub fn unnamed(&self) -> u64 {
+        self.unnamed
+    }
+
+    pub fn set_unnamed(&mut self, number: u64) {
+        self.unnamed = number;
+    }
+}
+
+/// A statement without a name, which lives until the next one, or the next simple query.
+#[derive(Clone, Debug, Default)]
+pub struct Unnamed {
+    /// Never given again; or [`NONE`].
+    pub number: u64,
+    pub text: Vec<u8>,
+    pub types: Vec<u32>,
+    pub effects: Effects,
+    pub may_commit: bool,
+}
+
+/// What a client's names mean to it.
+#[derive(Debug, Default)]
+pub struct Names {
+    by_name: HashMap<Box<[u8]>, Arc<Statement>>,
+    unnamed: Unnamed,
+    /// One that is over, whose memory serves the next one.
+    spare: Unnamed,
+    /// What the server has not confirmed, in the order in which it was sent.
+    open: VecDeque<Change>,
+}
+
+/// What a request changes, and what was before it.
+#[derive(Debug)]
+struct Change {
+    ticket: u64,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// A name of the client's. `parsed`: which the server parses for it.
+    Name {
+        name: Box<[u8]>,
+        former: Option<Arc<Statement>>,
+        parsed: Option<Arc<Statement>>,
+    },
+    /// The statement without a name.
+    Unnamed(Unnamed),
+    /// The server's only: it is parsed, or closed, for the proxy's own need.
+    Server(Arc<Statement>),
+    ServerUnnamed,
+}
+
+impl Names {
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.by_name.get(name)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    pub fn unnamed(&self) -> &Unnamed {
+        &self.unnamed
+    }
+
+    fn change(&mut self, ticket: u64, what: What) {
+        self.open.push_back(Change { ticket, what });
+    }
+
+    /// By the request with this ticket. `is_parsed`: by the server, and not only here.
+    pub fn define(&mut self, name: &[u8], statement: Arc<Statement>, ticket: u64, is_parsed: bool) {
+        let parsed = is_parsed.then(|| Arc::clone(&statement));
+        let former = self.by_name.insert(name.into(), statement);
+        self.change(ticket, What::Name { name: name.into(), former, parsed });
+    }
+
+    /// Prepared under other settings now; it is the same to the client.
+    pub fn replace(&mut self, name: &[u8], statement: Arc<Statement>) {
+        if let Some(known) = self.by_name.get_mut(name) {
+            *known = statement;
+        }
+    }
+
+    pub fn remove(&mut self, name: &[u8], ticket: u64) {
+        let former = self.by_name.remove(name);
+        self.change(ticket, What::Name { name: name.into(), former, parsed: None });
+    }
+
+    /// The statement without a name.
+    pub fn define_unnamed(
+        &mut self,
+        number: u64,
+        text: &[u8],
+        types: impl Iterator<Item = u32>,
+        ticket: u64,
+    ) {
+        let mut unnamed = std::mem::take(&mut self.spare);
+        unnamed.number = number;
+        unnamed.text.clear();
+        unnamed.text.extend_from_slice(text);
+        unnamed.types.clear();
+        unnamed.types.extend(types);
+        (unnamed.effects, unnamed.may_commit) = (sql::effects(text), sql::may_commit(text));
+        let former = std::mem::replace(&mut self.unnamed, unnamed);
+        self.change(ticket, What::Unnamed(former));
+    }
+
+    pub fn remove_unnamed(&mut self, ticket: u64) {
+        let former = std::mem::take(&mut self.unnamed);
+        self.change(ticket, What::Unnamed(former));
+    }
+
+    /// By a simple query, which is read whether anything has failed before or not.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed.number = NONE;
+    }
+
+    /// A statement is parsed, or closed, for the proxy's own need.
+    pub fn at_server(&mut self, statement: Arc<Statement>, ticket: u64) {
+        self.change(ticket, What::Server(statement));
+    }
+
+    pub fn unnamed_at_server(&mut self, ticket: u64) {
+        self.change(ticket, What::ServerUnnamed);
+    }
+
+    pub fn clear(&mut self) {
+        self.by_name.clear();
+        self.forget_unnamed();
+    }
+
+    /// The request with this ticket was done.
+    pub fn confirm(&mut self, ticket: u64) {
+        // Most often it is the first one, or there is none.
+        if self.open.front().is_some_and(|change| change.ticket == ticket)
+            && let Some(Change { what: What::Unnamed(former), .. }) = self.open.pop_front()
+            && former.text.capacity() <= KEPT_BYTES
+        {
+            self.spare = former;
+        }
+    }
+
+    /// The request with this ticket was not done, and all behind it will be skipped. A statement without a name that cannot
+    /// be parsed has taken the place of the former one first: `exec_parse_message` in `postgres.c`.
+    pub fn refuse(&mut self, ticket: u64) {
+        let found = self.open.iter_mut().find(|change| change.ticket == ticket);
+        if let Some(Change { what: What::Unnamed(former), .. }) = found {
+            former.number = NONE;
+        }
+    }
+
+    /// Requests before this ticket that were not confirmed never will be: takes back what they changed.
+    pub fn settle(&mut self, ticket: u64, known: &mut Known) {
+        let undone = self.open.iter().take_while(|change| change.ticket < ticket).count();
+        for Change { what, .. } in self.open.drain(..undone).rev() {
+            match what {
+                What::Name { name, former, parsed } => {
+                    if let Some(parsed) = parsed {
+                        known.doubt(&parsed);
+                    }
+                    match former {
+                        Some(former) => self.by_name.insert(name, former),
+                        None => self.by_name.remove(&name),
+                    };
+                }
+                What::Unnamed(former) => {
+                    self.unnamed = former;
+                    known.set_unnamed(UNKNOWN);
+                }
+                What::Server(statement) => known.doubt(&statement),
+                What::ServerUnnamed => known.set_unnamed(UNKNOWN),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

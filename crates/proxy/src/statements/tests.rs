@@ -1,0 +1,93 @@
+//! Names of clients and of servers, without either.
+
+use super::*;
+
+#[test]
+fn what_means_the_same_is_the_same_statement() {
+    let registry = Registry::default();
+    let first = registry.of(b"SELECT $1", &[23], 7);
+    assert!(Arc::ptr_eq(&first, &registry.of(b"SELECT $1", &[23], 7)));
+    for (text, types, meaning) in
+        [(&b"SELECT $1 "[..], &[23][..], 7), (b"SELECT $1", &[25], 7), (b"SELECT $1", &[23], 8)]
+    {
+        assert_ne!(registry.of(text, types, meaning).name(), first.name());
+    }
+    let name = first.name().to_vec();
+    drop(first);
+    assert_ne!(registry.of(b"SELECT $1", &[23], 7).name(), name, "nobody had it any more");
+}
+
+#[test]
+fn the_registry_forgets_what_nobody_has() {
+    let registry = Registry::default();
+    let kept = registry.of(b"kept", &[], 0);
+    for number in 0..10 * LEAST_SWEPT {
+        registry.of(number.to_string().as_bytes(), &[], 0);
+    }
+    assert!(registry.by_key.lock().unwrap().statements.len() <= LEAST_SWEPT + 1);
+    assert!(Arc::ptr_eq(&kept, &registry.of(b"kept", &[], 0)));
+}
+
+#[test]
+fn a_server_is_asked_to_parse_once_and_again_when_in_doubt() {
+    let (registry, mut known) = (Registry::default(), Known::new(2));
+    let [a, b, c] = [b"a", b"b", b"c"].map(|text| registry.of(text, &[], 0));
+    assert_eq!((known.need(&a, &registry), known.need(&a, &registry)), (Need::Parse, Need::Nothing));
+    assert_eq!((known.need(&b, &registry), known.evict().is_none()), (Need::Parse, true));
+    known.need(&a, &registry);
+    assert_eq!(known.need(&c, &registry), Need::Parse);
+    assert_eq!(known.evict().unwrap().name(), b.name(), "used longest ago");
+    assert_eq!(known.need(&a, &registry), Need::Nothing);
+    known.doubt(&a);
+    assert_eq!((known.need(&a, &registry), known.need(&a, &registry)), (Need::CloseAndParse, Need::Nothing));
+    registry.distrust();
+    assert_eq!((known.need(&c, &registry), known.need(&c, &registry)), (Need::CloseAndParse, Need::Nothing));
+    known.doubt_all();
+    assert_eq!((known.need(&c, &registry), known.need(&b, &registry)), (Need::CloseAndParse, Need::Parse));
+    known.clear();
+    assert!(known.is_empty());
+}
+
+#[test]
+fn what_was_not_done_is_taken_back_in_reverse() {
+    let (registry, mut known, mut names) = (Registry::default(), Known::new(9), Names::default());
+    let [a, b] = [b"a", b"b"].map(|text| registry.of(text, &[], 0));
+    let of = |names: &Names, name: &[u8]| names.get(name).map(|statement| statement.name().to_vec());
+    known.need(&a, &registry);
+    names.define(b"x", Arc::clone(&a), 1, true);
+    names.confirm(1);
+    names.settle(2, &mut known);
+    assert_eq!(of(&names, b"x"), Some(a.name().to_vec()));
+    assert_eq!(known.need(&a, &registry), Need::Nothing, "it was confirmed");
+
+    // A batch in which nothing was done: x was closed, and given another meaning.
+    names.remove(b"x", 3);
+    known.need(&b, &registry);
+    names.define(b"x", Arc::clone(&b), 4, true);
+    names.define(b"y", Arc::clone(&b), 5, false);
+    names.settle(6, &mut known);
+    assert_eq!((of(&names, b"x"), of(&names, b"y")), (Some(a.name().to_vec()), None));
+    assert_eq!(known.need(&b, &registry), Need::CloseAndParse);
+
+    // What came behind is not judged yet.
+    names.define(b"y", Arc::clone(&b), 9, true);
+    names.settle(8, &mut known);
+    assert_eq!(of(&names, b"y"), Some(b.name().to_vec()));
+    names.confirm(9);
+
+    // The one without a name: skipped, refused, and closed in vain.
+    let of = |names: &Names| (names.unnamed().number, names.unnamed().text.clone());
+    names.define_unnamed(5, b"five", [].into_iter(), 10);
+    names.confirm(10);
+    names.define_unnamed(6, b"six", [].into_iter(), 11);
+    names.settle(12, &mut known);
+    assert_eq!((of(&names), known.unnamed()), ((5, b"five".to_vec()), UNKNOWN));
+    names.remove_unnamed(13);
+    assert_eq!(names.unnamed().number, NONE);
+    names.settle(14, &mut known);
+    assert_eq!(of(&names), (5, b"five".to_vec()));
+    names.define_unnamed(7, b"seven", [].into_iter(), 15);
+    names.refuse(15);
+    names.settle(16, &mut known);
+    assert_eq!(names.unnamed().number, NONE);
+}

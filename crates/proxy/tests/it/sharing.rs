@@ -1,0 +1,315 @@
+//! Clients that have a server for a transaction only.
+
+use std::time::Duration;
+
+use pgherd_proxy::Settings;
+use tokio_postgres::Client;
+
+use crate::harness::{SOON, Scene, connect, connect_and_watch, last_word, one, settings, story, told, until};
+
+/// One server for all of them, so that each finds what the last one left.
+fn one_server() -> Settings {
+    let mut settings = settings();
+    settings.limits.size = 1;
+    settings
+}
+
+impl Scene {
+    fn sharing(&self, user: &str, more: &str) -> String {
+        self.conninfo(user, more).replace("dbname=shop", "dbname=mall")
+    }
+
+    async fn sharer(&self) -> Client {
+        connect(&self.sharing("alice", "")).await.unwrap()
+    }
+
+    /// Servers that are lent, in all pools.
+    fn lent(&self) -> u32 {
+        self.proxy.pools().iter().map(|(_, counts)| counts.lent).sum()
+    }
+}
+
+async fn pid(client: &Client) -> String {
+    one(client, "SELECT pg_backend_pid()::text").await
+}
+
+/// Its SQLSTATE.
+async fn refused(client: &Client, statement: &str) -> String {
+    told(&client.simple_query(statement).await.unwrap_err()).0
+}
+
+story! {
+    async fn clients_take_turns_by_transaction(scene) {
+        scene.proxy.replace(one_server());
+        let (first, second) = (scene.sharer().await, scene.sharer().await);
+        assert_eq!(pid(&first).await, pid(&second).await);
+        until("it is given back", async || scene.lent() == 0).await;
+        first.batch_execute("BEGIN; CREATE TABLE t (id int)").await.unwrap();
+        let waits = tokio::spawn(async move { (one(&second, "SELECT count(*)::text FROM t").await, second) });
+        until("the other one waits", async || scene.proxy.pools().iter().any(|(_, is)| is.waiting == 1)).await;
+        first.batch_execute("INSERT INTO t VALUES (1); COMMIT").await.unwrap();
+        let (count, second) = waits.await.unwrap();
+        assert_eq!(count, "1");
+        // Whoever leaves in the middle of a transaction leaves nothing of it.
+        first.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.unwrap();
+        drop(first);
+        assert_eq!(one(&second, "SELECT count(*)::text FROM t").await, "1");
+        // An error inside of a transaction is its client's until that has heard of it.
+        second.batch_execute("BEGIN").await.unwrap();
+        assert_eq!(refused(&second, "SELECT no").await, "42703");
+        assert_eq!((refused(&second, "SELECT 1").await, scene.lent()), ("25P02".to_owned(), 1));
+        second.batch_execute("ROLLBACK").await.unwrap();
+        until("it is given back", async || scene.lent() == 0).await;
+    }
+}
+
+story! {
+    async fn settings_follow_their_client(scene) {
+        scene.proxy.replace(one_server());
+        let first = connect(&scene.sharing("alice", "application_name=till options='-c work_mem=7MB'")).await.unwrap();
+        let second = scene.sharer().await;
+        let show = "SELECT concat_ws(' ', current_setting('application_name'), current_setting('work_mem'), \
+            current_setting('search_path'), current_setting('app.tenant', true), current_user)";
+        let plain = " 4MB \"$user\", public alice";
+        assert_eq!(one(&first, show).await, "till 7MB \"$user\", public alice");
+        assert_eq!(one(&second, show).await, plain);
+        first.batch_execute("SET search_path = a, b; SET app.tenant = '7; DROP'").await.unwrap();
+        first.batch_execute("SELECT set_config('work_mem', '9MB', false)").await.unwrap();
+        assert_eq!(one(&second, show).await, " 4MB \"$user\", public  alice", "an empty one is what PostgreSQL leaves");
+        assert_eq!(one(&first, show).await, "till 9MB a, b 7; DROP alice");
+        // Rolled back, or for a transaction only.
+        first.batch_execute("BEGIN; SET work_mem = '1GB'; SET LOCAL search_path = c; ROLLBACK").await.unwrap();
+        first.batch_execute("BEGIN; SET LOCAL work_mem = '1GB'; COMMIT").await.unwrap();
+        pid(&second).await;
+        assert_eq!(one(&first, show).await, "till 9MB a, b 7; DROP alice");
+        // As somebody else, in whose name nothing else is done.
+        first.batch_execute("SET ROLE carol").await.unwrap();
+        assert_eq!(one(&second, "SELECT current_user::text").await, "alice");
+        assert_eq!(one(&first, show).await, "till 9MB a, b 7; DROP carol");
+        first.batch_execute("SET work_mem TO DEFAULT").await.unwrap();
+        pid(&second).await;
+        assert_eq!(one(&first, show).await, "till 7MB a, b 7; DROP carol", "as it came in");
+        first.batch_execute("RESET ALL; RESET ROLE").await.unwrap();
+        pid(&second).await;
+        assert_eq!(one(&first, show).await, "till 7MB \"$user\", public  alice");
+        first.batch_execute("DO $$ BEGIN SET work_mem = '2MB'; END $$").await.unwrap();
+        pid(&second).await;
+        assert_eq!(one(&first, "SHOW work_mem").await, "2MB");
+        first.batch_execute("DISCARD ALL").await.unwrap();
+        pid(&second).await;
+        assert_eq!(one(&first, "SHOW work_mem").await, "7MB");
+        // What it asks for is judged when it comes in.
+        let error = connect(&scene.sharing("alice", "options='-c work_mem=much'")).await.map(|_| ()).unwrap_err();
+        assert_eq!(told(&error).0, "22023");
+        assert_eq!(one(&second, "SHOW work_mem").await, "4MB");
+    }
+}
+
+story! {
+    async fn what_cannot_move_keeps_its_server_until_it_is_gone(scene) {
+        let client = scene.sharer().await;
+        for (tie, untie) in [
+            ("SELECT pg_advisory_lock(7)", "SELECT pg_advisory_unlock(7)"),
+            ("CREATE TEMP TABLE mine (id int)", "DROP TABLE mine"),
+            ("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "CLOSE mine"),
+            ("LISTEN news", "UNLISTEN news"),
+            ("PREPARE mine AS SELECT 1", "DEALLOCATE mine"),
+            ("CREATE TEMP TABLE mine (id int)", "DISCARD ALL"),
+        ] {
+            client.batch_execute(tie).await.unwrap();
+            let kept = pid(&client).await;
+            assert_eq!((pid(&client).await, scene.lent()), (kept, 1), "{tie}");
+            client.batch_execute(untie).await.unwrap();
+            until(untie, async || scene.lent() == 0).await;
+        }
+        for nothing in [
+            "BEGIN; CREATE TEMP TABLE mine (id int) ON COMMIT DROP; COMMIT",
+            "BEGIN; CREATE TEMP TABLE mine (id int); ROLLBACK",
+            "BEGIN; SELECT pg_advisory_xact_lock(7); COMMIT",
+            "SELECT pg_advisory_lock(7), pg_advisory_unlock(7)",
+        ] {
+            client.batch_execute(nothing).await.unwrap();
+            until(nothing, async || scene.lent() == 0).await;
+        }
+        // What it is lent with is gone when it leaves.
+        scene.proxy.replace(one_server());
+        client.batch_execute("SELECT pg_advisory_lock(7); CREATE TEMP TABLE mine (id int)").await.unwrap();
+        let kept = pid(&client).await;
+        drop(client);
+        let other = scene.sharer().await;
+        assert_eq!(one(&other, "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory'").await, "0");
+        assert_eq!(one(&other, "SELECT coalesce(to_regclass('mine')::text, 'none')").await, "none");
+        assert_eq!(pid(&other).await, kept, "cleaned");
+        other.batch_execute("SELECT setseed(0.5)").await.unwrap();
+        assert_eq!(scene.lent(), 1);
+        drop(other);
+        assert_ne!(pid(&scene.sharer().await).await, kept, "nobody can know what was in it");
+    }
+}
+
+story! {
+    async fn nobody_is_told_what_a_sequence_gave_to_somebody_else(scene) {
+        scene.proxy.replace(one_server());
+        let (first, second) = (scene.sharer().await, scene.sharer().await);
+        first.batch_execute("CREATE SEQUENCE s").await.unwrap();
+        one(&first, "SELECT nextval('s')::text").await;
+        for question in ["SELECT lastval()", "SELECT currval('s')"] {
+            assert_eq!(refused(&second, question).await, "55000");
+        }
+        assert_eq!(one(&first, "BEGIN; SELECT 'n' || nextval('s'); SELECT lastval()").await, "n2");
+        assert_eq!(one(&first, "SELECT lastval()::text").await, "2");
+        first.batch_execute("COMMIT").await.unwrap();
+        let statement = second.prepare("SELECT lastval()").await.unwrap();
+        one(&first, "SELECT nextval('s')::text").await;
+        for _ in 0..2 {
+            let error = second.query(&statement, &[]).await.unwrap_err();
+            assert_eq!(told(&error).0, "55000");
+        }
+    }
+}
+
+story! {
+    async fn statements_follow_their_client(scene) {
+        scene.proxy.replace(one_server());
+        let (first, second) = (scene.sharer().await, scene.sharer().await);
+        first.batch_execute("CREATE TABLE t (id int); INSERT INTO t VALUES (7)").await.unwrap();
+        // tokio-postgres calls its statements by the same names in every session: s0, s1, …
+        let double = first.prepare("SELECT $1::int * 2").await.unwrap();
+        let triple = second.prepare("SELECT $1::int * 3").await.unwrap();
+        let same = second.prepare("SELECT $1::int * 2").await.unwrap();
+        for factor in 0_i32..3 {
+            let of = async |client: &Client, statement| -> i32 {
+                client.query_one(statement, &[&factor]).await.unwrap().get(0)
+            };
+            assert_eq!(of(&first, &double).await, 2 * factor);
+            assert_eq!(of(&second, &triple).await, 3 * factor);
+            assert_eq!(of(&second, &same).await, 2 * factor);
+        }
+        let there = "SELECT count(*)::text FROM pg_prepared_statements WHERE statement LIKE '%* 2'";
+        assert_eq!(one(&first, there).await, "1", "both mean the same");
+
+        // The same text means another thing elsewhere.
+        first.batch_execute("CREATE SCHEMA x; CREATE TABLE x.t (id text); INSERT INTO x.t VALUES ('x')").await.unwrap();
+        second.batch_execute("SET search_path = x").await.unwrap();
+        let (here, there) = (first.prepare("SELECT id FROM t").await.unwrap(), second.prepare("SELECT id FROM t").await.unwrap());
+        for _ in 0..2 {
+            assert_eq!(first.query_one(&here, &[]).await.unwrap().get::<_, i32>(0), 7);
+            assert_eq!(second.query_one(&there, &[]).await.unwrap().get::<_, String>(0), "x");
+        }
+
+        // A fresh server has none of them.
+        let server = pid(&first).await;
+        let admin = scene.admin().await;
+        admin.batch_execute(&format!("SELECT pg_terminate_backend({server})")).await.unwrap();
+        let there = format!("SELECT count(*)::text FROM pg_stat_activity WHERE pid = {server}");
+        until("it is gone", async || one(&admin, &there).await == "0").await;
+        assert_ne!(pid(&first).await, server);
+        assert_eq!(first.query_one(&double, &[&4_i32]).await.unwrap().get::<_, i32>(0), 8);
+
+        // Gone at its client's wish, and nobody else's.
+        second.batch_execute("DISCARD ALL").await.unwrap();
+        let error = second.query(&same, &[&1_i32]).await.unwrap_err();
+        let (sqlstate, message) = told(&error);
+        assert!(sqlstate == "26000" && !message.contains("pgherd"), "{sqlstate} {message}");
+        assert_eq!(first.query_one(&double, &[&5_i32]).await.unwrap().get::<_, i32>(0), 10);
+        first.batch_execute("DEALLOCATE s0").await.unwrap();
+        let error = first.query(&double, &[&1_i32]).await.unwrap_err();
+        assert_eq!(told(&error).0, "26000");
+
+        // One that fails is not there, and the name is free again.
+        let error = first.prepare("SELECT no FROM t").await.unwrap_err();
+        assert_eq!(told(&error).0, "42703");
+        assert_eq!(first.query_one("SELECT $1::int + 1", &[&1_i32]).await.unwrap().get::<_, i32>(0), 2);
+    }
+}
+
+story! {
+    async fn a_table_that_changed_is_an_error_once(scene) {
+        scene.proxy.replace(one_server());
+        let (first, second) = (scene.sharer().await, scene.sharer().await);
+        first.batch_execute("CREATE TABLE t (id int); INSERT INTO t VALUES (7)").await.unwrap();
+        let statement = first.prepare("SELECT * FROM t").await.unwrap();
+        first.query(&statement, &[]).await.unwrap();
+        second.batch_execute("ALTER TABLE t ADD COLUMN more text").await.unwrap();
+        let error = first.query(&statement, &[]).await.unwrap_err();
+        assert_eq!(told(&error), ("0A000".to_owned(), "cached plan must not change result type".to_owned()));
+        let again = first.prepare("SELECT * FROM t").await.unwrap();
+        assert_eq!((again.columns().len(), first.query(&again, &[]).await.unwrap().len()), (2, 1));
+        let error = first.query(&statement, &[]).await.unwrap_err();
+        assert!(error.as_db_error().is_none(), "the server answers, with a column more than the client knows of");
+    }
+}
+
+story! {
+    async fn more_statements_than_a_server_keeps_can_be_used(scene) {
+        scene.proxy.replace(one_server());
+        let client = scene.sharer().await;
+        let mut statements = Vec::new();
+        for number in 0..250_i32 {
+            statements.push((number, client.prepare(&format!("SELECT {number}")).await.unwrap()));
+        }
+        for (number, statement) in statements.iter().chain(&statements) {
+            assert_eq!(client.query_one(statement, &[]).await.unwrap().get::<_, i32>(0), *number);
+        }
+        assert_eq!(one(&client, "SELECT count(*)::text FROM pg_prepared_statements").await, "200");
+    }
+}
+
+story! {
+    async fn a_client_between_transactions_never_notices_another_primary(scene) {
+        let (idle, busy) = (scene.sharer().await, scene.sharer().await);
+        let (open, open_ends) = connect_and_watch(&scene.sharing("alice", "")).await.unwrap();
+        let statement = idle.prepare("SELECT 'still'").await.unwrap();
+        idle.batch_execute("SET work_mem = '9MB'").await.unwrap();
+        open.batch_execute("BEGIN; CREATE TABLE undone (id int)").await.unwrap();
+        let sleeping = tokio::spawn(async move { busy.simple_query("SELECT pg_sleep(600)").await.map(|_| ()) });
+        let admin = scene.admin().await;
+        let sleeps = "SELECT count(*)::text FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+        until("it sleeps", async || one(&admin, sleeps).await == "1").await;
+        assert!(scene.proxy.learn(scene.table(2, None)));
+        let asked = tokio::spawn(async move { (idle.query(&statement, &[]).await, idle) });
+        // sleep: what must not happen has time to happen.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!asked.is_finished());
+        scene.route(2, "b");
+        let (rows, idle) = tokio::time::timeout(SOON, asked).await.expect("in time").unwrap();
+        assert_eq!(rows.unwrap()[0].get::<_, String>(0), "still");
+        assert_eq!(one(&idle, "SHOW work_mem").await, "9MB");
+        assert_eq!(told(&sleeping.await.unwrap().unwrap_err()).0, "08007");
+        assert_eq!(last_word(open_ends).await.0, "40001");
+    }
+}
+
+story! {
+    async fn with_statement_pooling_a_transaction_is_refused(scene) {
+        let client = connect(&scene.sharing("carol", "")).await.unwrap();
+        assert_eq!(one(&client, "SELECT 'by itself'").await, "by itself");
+        until("it is given back", async || scene.lent() == 0).await;
+        let (sqlstate, message) = told(&client.simple_query("BEGIN").await.unwrap_err());
+        assert_eq!(sqlstate, "0A000");
+        assert!(message.contains("statement pooling"), "{message}");
+        until("nothing of it is left", async || scene.lent() == 0).await;
+    }
+}
+
+story! {
+    async fn a_cancel_hits_the_server_that_its_client_has_now(scene) {
+        let (client, other) = (scene.sharer().await, scene.sharer().await);
+        let token = client.cancel_token();
+        let others = tokio::spawn(async move { other.simple_query("SELECT pg_sleep(1)").await.map(|_| ()) });
+        until("the other one has a server", async || scene.lent() == 1).await;
+        token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        let sleeping = tokio::spawn(async move { client.simple_query("SELECT pg_sleep(600)").await.map(|_| ()) });
+        until("both have one", async || scene.lent() == 2).await;
+        // A cancel that comes before the statement is lost, here as anywhere.
+        let mut sleeping = sleeping;
+        let error = loop {
+            token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+            if let Ok(ended) = tokio::time::timeout(Duration::from_millis(100), &mut sleeping).await {
+                break ended.unwrap().unwrap_err();
+            }
+        };
+        assert_eq!(told(&error).0, "57014");
+        others.await.unwrap().unwrap();
+    }
+}
