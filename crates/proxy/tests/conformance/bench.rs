@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use pgherd_proxy::PoolMode;
 use tempfile::TempDir;
 
-use crate::harness::{Mode, Stand, finish, story};
+use crate::harness::{Stand, finish, story};
 use crate::server::programs;
 
 const SOON: Duration = Duration::from_secs(120);
@@ -42,11 +43,17 @@ END;
 
 story! {
     fn pgbench_loses_no_transaction_with_session_pooling() {
-        loses_none(Mode::Session);
+        loses_none(PoolMode::Session);
     }
 }
 
-fn loses_none(mode: Mode) {
+story! {
+    fn pgbench_loses_no_transaction_with_transaction_pooling() {
+        loses_none(PoolMode::Transaction);
+    }
+}
+
+fn loses_none(mode: PoolMode) {
     let stand = Stand::new(Some(mode));
     let dir = TempDir::new().unwrap();
     let [pipeline, serializable] =

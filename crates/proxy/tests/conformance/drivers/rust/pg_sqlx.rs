@@ -107,8 +107,10 @@ async fn prepared(db: &mut PgConnection, seen: &mut Seen) {
     db.clear_cached_statements().await.unwrap();
     let kept: i64 = sqlx::query_scalar(count).persistent(false).fetch_one(&mut *db).await.unwrap();
     seen.say("closed", kept);
-    let described = db.describe("SELECT id, word FROM sqlx_t WHERE id = $1").await.unwrap();
-    seen.say("described", (described.columns.len(), described.nullable));
+    let described = db.describe("SELECT id, word FROM sqlx_t WHERE id = $1").await;
+    let described =
+        described.map(|of| (of.columns.len(), of.nullable)).map_err(|error| state::<()>(Err(error)));
+    seen.say("described", described);
     db.execute("CREATE TEMP TABLE shape (a int)").await.unwrap();
     sqlx::query("SELECT * FROM shape").fetch_all(&mut *db).await.unwrap();
     db.execute("ALTER TABLE shape ADD b text").await.unwrap();
