@@ -216,8 +216,15 @@ impl Herd {
     fn settings(&self, wanted: &ProxySettings) -> Result<Settings, ProxyError> {
         let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
         settings.client_tls = Some(client_tls(&self.credentials)?);
-        let Pool::Session = wanted.pool;
-        settings.pooling = Pooling::by(PoolMode::Session);
+        let by_name = |pools: &BTreeMap<String, Pool>| {
+            pools.iter().map(|(name, pool)| (name.clone(), mode(*pool))).collect()
+        };
+        settings.pooling = Pooling {
+            mode: mode(wanted.pool),
+            databases: by_name(&wanted.databases),
+            users: by_name(&wanted.users),
+        };
+        settings.limits.size = wanted.pool_size;
         Ok(settings)
     }
 
@@ -345,6 +352,14 @@ fn client_tls(credentials: &Credentials) -> Result<pgherd_proxy::ClientTls, Prox
     // The herd's authority signs with SHA-256, and so that is the hash of channel binding (RFC 5929, section 4.1).
     let hash = digest::digest(&digest::SHA256, credentials.certificate());
     Ok(pgherd_proxy::ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) })
+}
+
+fn mode(pool: Pool) -> PoolMode {
+    match pool {
+        Pool::Session => PoolMode::Session,
+        Pool::Transaction => PoolMode::Transaction,
+        Pool::Statement => PoolMode::Statement,
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! Leaves out: passwords and verifiers, which a proxy reads from PostgreSQL itself.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +23,14 @@ pub struct ProxySettings {
     /// Where clients are to reach standbys.
     pub read_port: u16,
     pub pool: Pool,
+    /// Server connections of one database and user, at most.
+    pub pool_size: u32,
+    /// Over `pool`, by database,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub databases: BTreeMap<String, Pool>,
+    /// and over both, by user.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub users: BTreeMap<String, Pool>,
     /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
     pub hba: Vec<String>,
     /// `https://host:port` of every agent.
@@ -32,4 +42,6 @@ pub struct ProxySettings {
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
     Session,
+    Transaction,
+    Statement,
 }

@@ -38,6 +38,7 @@ pub const DEFAULT_PRIORITY: u16 = 100;
 /// A proxy's two ports.
 pub const DEFAULT_PROXY_PORT: u16 = 9999;
 pub const DEFAULT_PROXY_READ_PORT: u16 = 9998;
+pub const DEFAULT_POOL_SIZE: u32 = 20;
 pub const MAX_PRIORITY: u16 = 1000;
 /// Raft's voters at most: a sixth would cost a round trip and tolerate no further loss.
 pub const MAX_STORE_VOTERS: usize = 5;
@@ -66,7 +67,7 @@ pub struct ClusterSpec {
 }
 
 /// What the proxies of a cluster do, wherever they run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProxySpec {
     /// Where clients reach the primary.
@@ -74,11 +75,35 @@ pub struct ProxySpec {
     /// Where clients reach standbys.
     pub read_port: u16,
     pub pool: Pool,
+    /// Server connections of one database and user, at most.
+    #[serde(default = "default_pool_size", skip_serializing_if = "is_default_pool_size")]
+    pub pool_size: u32,
+    /// Over `pool`, by database,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub databases: BTreeMap<String, Pool>,
+    /// and over both, by user.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub users: BTreeMap<String, Pool>,
+}
+
+fn default_pool_size() -> u32 {
+    DEFAULT_POOL_SIZE
+}
+
+fn is_default_pool_size(size: &u32) -> bool {
+    *size == DEFAULT_POOL_SIZE
 }
 
 impl Default for ProxySpec {
     fn default() -> ProxySpec {
-        ProxySpec { port: DEFAULT_PROXY_PORT, read_port: DEFAULT_PROXY_READ_PORT, pool: Pool::Session }
+        ProxySpec {
+            port: DEFAULT_PROXY_PORT,
+            read_port: DEFAULT_PROXY_READ_PORT,
+            pool: Pool::Transaction,
+            pool_size: DEFAULT_POOL_SIZE,
+            databases: BTreeMap::new(),
+            users: BTreeMap::new(),
+        }
     }
 }
 
@@ -86,14 +111,28 @@ impl Default for ProxySpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
+    /// Until it leaves.
     Session,
+    /// While a transaction lasts.
+    Transaction,
+    /// While a statement lasts; transactions of several statements are refused.
+    Statement,
 }
 
 impl Pool {
+    pub const ALL: [Pool; 3] = [Pool::Session, Pool::Transaction, Pool::Statement];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Pool::Session => "session",
+            Pool::Transaction => "transaction",
+            Pool::Statement => "statement",
         }
+    }
+
+    /// By its name in the herd file.
+    pub fn named(name: &str) -> Option<Pool> {
+        Pool::ALL.into_iter().find(|pool| pool.as_str() == name)
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::sql::{self, Effects};
@@ -39,6 +39,7 @@ pub struct Statement {
     key: Key,
     effects: Effects,
     may_commit: bool,
+    is_retired: AtomicBool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +75,12 @@ impl Statement {
     pub fn may_commit(&self) -> bool {
         self.may_commit
     }
+
+    /// Its rows are not what its clients were told: a table has changed. Nobody parses it again, since a client that has
+    /// not asked anew would take the new rows for the old ones.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
+    }
 }
 
 /// All statements of all clients, each once.
@@ -81,8 +88,6 @@ impl Statement {
 pub struct Registry {
     by_key: Mutex<ByKey>,
     next_number: AtomicU64,
-    /// Rises when plans have been found to be out of date: then every server's statements are parsed anew.
-    epoch: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +113,8 @@ impl Registry {
         let number = self.number();
         let name = [PREFIX, number.to_string().as_bytes()].concat().into();
         let (effects, may_commit) = (sql::effects(text), sql::may_commit(text));
-        let statement = Arc::new(Statement { number, name, key: entry.key().clone(), effects, may_commit });
+        let (key, is_retired) = (entry.key().clone(), AtomicBool::new(false));
+        let statement = Arc::new(Statement { number, name, key, effects, may_commit, is_retired });
         let weak = Arc::downgrade(&statement);
         entry.and_modify(|known| *known = weak.clone()).or_insert(weak);
         statement
@@ -119,13 +125,14 @@ impl Registry {
         self.next_number.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// What was planned before may not do any more: somebody has changed a table.
-    pub fn distrust(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
+    /// A server has found that a table has changed. Who prepares the same text from now on gets another statement.
+    pub fn retire(&self, statement: &Statement) {
+        statement.is_retired.store(true, Ordering::Relaxed);
+        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &Weak<Statement>| std::ptr::eq(known.as_ptr(), statement);
+        if by_key.statements.get(&statement.key).is_some_and(is_it) {
+            by_key.statements.remove(&statement.key);
+        }
     }
 }
 
@@ -152,7 +159,6 @@ pub struct Known {
 struct Held {
     statement: Arc<Statement>,
     last_use: u64,
-    epoch: u64,
     is_sure: bool,
 }
 
@@ -171,24 +177,28 @@ impl Known {
     }
 
     /// From now on the statement is taken to be there.
-    pub fn need(&mut self, statement: &Arc<Statement>, registry: &Registry) -> Need {
+    pub fn need(&mut self, statement: &Arc<Statement>) -> Need {
         self.uses += 1;
-        let fresh = Held {
-            statement: Arc::clone(statement),
-            last_use: self.uses,
-            epoch: registry.epoch(),
-            is_sure: true,
-        };
         match self.by_number.entry(statement.number) {
             Entry::Vacant(vacant) => {
-                vacant.insert(fresh);
+                let statement = Arc::clone(statement);
+                vacant.insert(Held { statement, last_use: self.uses, is_sure: true });
                 Need::Parse
             }
             Entry::Occupied(mut held) => {
-                let was = held.insert(fresh);
-                if was.is_sure && was.epoch == registry.epoch() { Need::Nothing } else { Need::CloseAndParse }
+                let held = held.get_mut();
+                held.last_use = self.uses;
+                match std::mem::replace(&mut held.is_sure, true) {
+                    true => Need::Nothing,
+                    false => Need::CloseAndParse,
+                }
             }
         }
+    }
+
+    /// It is there for certain.
+    pub fn has(&self, statement: &Statement) -> bool {
+        self.by_number.get(&statement.number).is_some_and(|held| held.is_sure)
     }
 
     /// One too many: the one that was used longest ago, which is to be closed.
@@ -202,8 +212,7 @@ impl Known {
 
     /// Nobody knows whether it is there.
     pub fn doubt(&mut self, statement: &Arc<Statement>) {
-        let unknown =
-            || Held { statement: Arc::clone(statement), last_use: self.uses, epoch: 0, is_sure: false };
+        let unknown = || Held { statement: Arc::clone(statement), last_use: self.uses, is_sure: false };
         self.by_number.entry(statement.number).or_insert_with(unknown).is_sure = false;
     }
 

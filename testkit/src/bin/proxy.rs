@@ -1,6 +1,6 @@
 //! What a transaction costs a proxy: CPU of its process, throughput, latency, beside its peers in the same run.
 //!
-//! One PostgreSQL, and in front of it each subject, all in session pooling with SCRAM on both sides and without TLS. pgbench
+//! One PostgreSQL, and in front of it each subject, all with the same pooling, SCRAM on both sides and without TLS. pgbench
 //! runs through them in turns, round after round, so that what else the machine does meets all of them. CPU is user and system
 //! time of the subject's process alone, from `/proc`.
 //!
@@ -23,6 +23,12 @@ const PASSWORD: &str = "bench";
 const PROTOCOLS: [&str; 3] = ["simple", "extended", "prepared"];
 const SOON: Duration = Duration::from_secs(20);
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Pool {
+    Session,
+    Transaction,
+}
+
 #[derive(Parser)]
 #[command(about = "Measures what a transaction costs a proxy, beside its peers")]
 struct Arguments {
@@ -38,6 +44,12 @@ struct Arguments {
     /// Numbers of clients
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
     clients: Vec<u32>,
+    /// For how long a client has its server
+    #[arg(long, value_enum, default_value_t = Pool::Session)]
+    pool: Pool,
+    /// Servers [default: 200 for session pooling, else 20]
+    #[arg(long)]
+    pool_size: Option<u32>,
     /// Threads of pgherd's proxy
     #[arg(long, default_value_t = 1)]
     workers: u16,
@@ -63,12 +75,18 @@ fn main() {
             let mut measured: Vec<Vec<Round>> = subjects.iter().map(|_| Vec::new()).collect();
             for _ in 0..arguments.rounds {
                 for (subject, rounds) in subjects.iter().zip(&mut measured) {
-                    rounds.push(scene.round(subject, protocol, *clients, arguments.seconds));
+                    rounds.extend(scene.round(subject, protocol, *clients, arguments.seconds));
                 }
             }
             let peer = subjects.iter().position(|subject| subject.name == "PgBouncer");
+            // Before 1.21 it knows no prepared statements in transaction pooling.
+            let peer = peer.filter(|peer| !measured[*peer].is_empty());
             let cpu = |at: usize| median(measured[at].iter().map(|round| round.cpu_us));
             for (at, subject) in subjects.iter().enumerate() {
+                if measured[at].is_empty() {
+                    println!("{protocol:<10}{clients:>8}  {:<14}{:>12}", subject.name, "refused");
+                    continue;
+                }
                 let rate = median(measured[at].iter().map(|round| round.rate));
                 let ratio = peer.filter(|_| subject.process.is_some()).map(|peer| cpu(at) / cpu(peer));
                 println!(
@@ -210,12 +228,18 @@ impl Scene {
         let program = self.dir.path().join("in_front_of");
         std::fs::copy(&arguments.proxy, &program).expect("the proxy's program is there");
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+        let (pool, least) = match arguments.pool {
+            Pool::Session => ("session", 200),
+            Pool::Transaction => ("transaction", 20),
+        };
+        let pool_size = arguments.pool_size.unwrap_or(least).to_string();
         let server = format!("127.0.0.1:{}", self.port);
         let unix = format!("unix:{}:{}", self.dir.path().display(), self.port);
         for (name, server) in [("pgherd", &server), ("pgherd, Unix", &unix)] {
             let port = free_port();
             let mut command = self.command(&program);
-            command.args([&format!("127.0.0.1:{port}"), server, &arguments.workers.to_string(), "200"]);
+            command.args([&format!("127.0.0.1:{port}"), server, &arguments.workers.to_string()]);
+            command.args([pool_size.as_str(), pool]);
             subjects.extend(started(name, port, command));
         }
         let port = free_port();
@@ -224,8 +248,8 @@ impl Scene {
             "pgbouncer.ini",
             &format!(
                 "[databases]\nbench = host=127.0.0.1 port={} dbname=bench\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-                 listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = session\n\
-                 default_pool_size = 200\nmax_client_conn = 1000\nunix_socket_dir =\nlog_connections = 0\n\
+                 listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = {pool}\n\
+                 default_pool_size = {pool_size}\nmax_client_conn = 1000\nunix_socket_dir =\nlog_connections = 0\n\
                  log_disconnections = 0\n",
                 self.port
             ),
@@ -248,7 +272,8 @@ impl Scene {
         subjects
     }
 
-    fn round(&self, subject: &Subject, protocol: &str, clients: u32, seconds: u32) -> Round {
+    /// `None`: it does not do what was asked of it.
+    fn round(&self, subject: &Subject, protocol: &str, clients: u32, seconds: u32) -> Option<Round> {
         let cpu = || subject.process.as_ref().map_or(0.0, |process| cpu_us(process.0.id()));
         let (port, clients, seconds) = (subject.port.to_string(), clients.to_string(), seconds.to_string());
         let before = cpu();
@@ -267,8 +292,16 @@ impl Scene {
             rest.split(|c: char| !(c.is_ascii_digit() || c == '.')).next()?.parse::<f64>().ok()
         };
         match (number("actually processed:"), number("tps =")) {
-            (Some(count), Some(rate)) if output.status.success() => Round { cpu_us: used / count, rate },
-            _ => panic!("{}: {}", subject.name, String::from_utf8_lossy(&output.stderr)),
+            (Some(count), Some(rate)) if output.status.success() => {
+                Some(Round { cpu_us: used / count, rate })
+            }
+            _ => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let error = said.lines().find(|line| line.contains("error")).unwrap_or(&said);
+                eprintln!("{}: {error}", subject.name);
+                assert_ne!(subject.name, "pgherd", "{said}");
+                None
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The specification: read, compare, replace.
 
+use std::collections::BTreeMap;
+
 use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::spec::{Applied, ApplyRequest, Impact, Plan, PlanRequest, PlannedChange, Spec};
 use pgherd_api::{Code, Error};
-use pgherd_core::spec::{HerdSpec, plan};
+use pgherd_core::spec::{self, HerdSpec, plan};
 
 use super::joining::urls;
 use super::{AgentBackend, WITHIN, cluster_of, local_view, refused};
@@ -58,16 +60,20 @@ impl AgentBackend {
     pub(super) fn proxy_settings(&self, query: &ProxyQuery) -> Answer<ProxySettings> {
         let (spec, generation) = self.stored_spec()?;
         let cluster = cluster_of(&spec, query.cluster.as_deref())?;
-        let proxy = cluster.proxy.unwrap_or_default();
+        let proxy = cluster.proxy.clone().unwrap_or_default();
+        let by_name = |pools: BTreeMap<String, spec::Pool>| {
+            pools.into_iter().map(|(name, pool)| (name, pool_of(pool))).collect()
+        };
         Ok(ProxySettings {
             herd: spec.name.to_string(),
             cluster: cluster.name.to_string(),
             generation,
             port: proxy.port,
             read_port: proxy.read_port,
-            pool: match proxy.pool {
-                pgherd_core::spec::Pool::Session => Pool::Session,
-            },
+            pool: pool_of(proxy.pool),
+            pool_size: proxy.pool_size,
+            databases: by_name(proxy.databases),
+            users: by_name(proxy.users),
             hba: cluster.postgres.hba.clone(),
             agents: urls(&spec),
         })
@@ -116,6 +122,14 @@ fn parse(text: &str, file: Option<&str>) -> Answer<HerdSpec> {
     match herd::read(file.unwrap_or("herd.toml"), text) {
         Ok(read) => Ok(read.spec),
         Err(findings) => Err(Error::of(Code::SpecInvalid).because(findings)),
+    }
+}
+
+fn pool_of(pool: spec::Pool) -> Pool {
+    match pool {
+        spec::Pool::Session => Pool::Session,
+        spec::Pool::Transaction => Pool::Transaction,
+        spec::Pool::Statement => Pool::Statement,
     }
 }
 

@@ -4,6 +4,7 @@
 //! one list, each at its line. A rule that rests on a value which could not be read says nothing, because what
 //! it would say is not true.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -109,7 +110,7 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
             let owner = reader.parsed(&database, "owner").or(unreadable());
             databases.push(DatabaseSpec { name, owner });
         }
-        let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy);
+        let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy.clone());
         let postgres = postgres.clone();
         clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy });
     }
@@ -159,6 +160,9 @@ fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
     PostgresSpec { source, parameters, hba: reader.texts(&table, "hba") }
 }
 
+/// PostgreSQL itself does not know more of them: `MAX_BACKENDS` in `postmaster.h`.
+const MOST_SERVERS: u32 = 0x3_ffff;
+
 /// Over what holds for every cluster, if anything does.
 fn read_proxy(
     reader: &mut Reader<'_>,
@@ -171,26 +175,43 @@ fn read_proxy(
     let port = read_port(reader, &table, "port", general.port);
     let read_port = read_port(reader, &table, "read_port", general.read_port);
     let pool = match reader.text(&table, "pool") {
-        Read::Is(pool) if pool == Pool::Session.as_str() => Pool::Session,
-        Read::Is(pool) => {
-            let at = table.at.key("pool");
-            if ["transaction", "statement"].contains(&pool.as_str()) {
-                let message = format!("pool = \"{pool}\" is not built yet");
-                let mistake = Mistake::new(Kind::NotBuiltYet, reader.span_of(&at), message);
-                reader.broken(&at, mistake.hint("leave it out: a client keeps its server connection"));
-            } else {
-                let hint = "pool = \"session\" is the default";
-                reader.wrong_value(
-                    &at,
-                    format!("pool is \"session\", not \"{pool}\""),
-                    Some(hint.to_owned()),
-                );
-            }
-            general.pool
-        }
+        Read::Is(pool) => read_pool(reader, &table.at.key("pool"), "pool", &pool).unwrap_or(general.pool),
         Read::Absent | Read::Broken => general.pool,
     };
-    Some(ProxySpec { port, read_port, pool })
+    let pool_size = match reader.whole(&table, "pool_size", 1, u64::from(MOST_SERVERS)) {
+        Read::Is(size) => size as u32,
+        Read::Absent | Read::Broken => general.pool_size,
+    };
+    let databases = read_pools(reader, &table, "databases", general.databases);
+    let users = read_pools(reader, &table, "users", general.users);
+    Some(ProxySpec { port, read_port, pool, pool_size, databases, users })
+}
+
+/// A table of names, over what holds for every cluster.
+fn read_pools(
+    reader: &mut Reader<'_>,
+    table: &Table<'_>,
+    key: &str,
+    general: BTreeMap<String, Pool>,
+) -> BTreeMap<String, Pool> {
+    let mut pools = general;
+    for (name, pool) in reader.settings(table, key) {
+        let at = table.at.key(key).key(&name);
+        if let Some(pool) = read_pool(reader, &at, &name, &pool) {
+            pools.insert(name, pool);
+        }
+    }
+    pools
+}
+
+fn read_pool(reader: &mut Reader<'_>, at: &Place, key: &str, text: &str) -> Option<Pool> {
+    let pool = Pool::named(text);
+    if pool.is_none() {
+        let message = format!("\"{text}\" is no way to pool");
+        let hint = format!("{key} = \"transaction\", \"session\" or \"statement\"");
+        reader.wrong_value(at, message, Some(hint));
+    }
+    pool
 }
 
 fn read_durability(reader: &mut Reader<'_>, table: &Table<'_>) -> Durability {

@@ -413,6 +413,9 @@ mod tests {
             port: 1,
             read_port: 2,
             pool: pgherd_api::proxy::Pool::Session,
+            pool_size: 20,
+            databases: [].into(),
+            users: [].into(),
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };

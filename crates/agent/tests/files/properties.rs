@@ -41,6 +41,10 @@ fn read_anything(text: &str) {
     }
 }
 
+fn pools() -> impl Strategy<Value = BTreeMap<String, Pool>> {
+    prop::collection::btree_map("[a-z\"$ ]{1,9}", prop::sample::select(Pool::ALL.to_vec()), 0..3)
+}
+
 /// Lines of a good and a bad file, cut and put together anew.
 fn shuffled_lines() -> impl Strategy<Value = String> {
     let lines: Vec<&'static str> = GOOD.lines().chain(BAD.lines()).collect();
@@ -119,11 +123,16 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         ..Times::default()
     });
     let proxy =
-        prop::option::of((20_000u16..30_000, 30_000u16..40_000).prop_map(|(port, read_port)| ProxySpec {
-            port,
-            read_port,
-            pool: Pool::Session,
-        }));
+        prop::option::of((20_000u16..30_000, 30_000u16..40_000, pools(), pools(), 1u32..99).prop_map(
+            |(port, read_port, databases, users, pool_size)| ProxySpec {
+                port,
+                read_port,
+                pool: users.values().next().copied().unwrap_or(Pool::Transaction),
+                pool_size,
+                databases,
+                users,
+            },
+        ));
     (times, nodes, parameters, durability, source, hba, proxy, prop::bool::ANY).prop_map(
         |(times, nodes, parameters, durability, source, hba, proxy, more)| HerdSpec {
             format: Format,

@@ -179,6 +179,9 @@ impl Backend for Fake {
             port: 9999,
             read_port: 9998,
             pool: Pool::Session,
+            pool_size: 20,
+            databases: [].into(),
+            users: [].into(),
             hba: Vec::new(),
             agents: Vec::new(),
         })

@@ -585,7 +585,7 @@ impl ClusterSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Pool, ProxySpec, example};
+    use crate::spec::{ProxySpec, example};
 
     fn errors(change: impl FnOnce(&mut HerdSpec)) -> Vec<String> {
         let mut spec = example();
@@ -630,7 +630,7 @@ mod tests {
         );
         let proxy = |port, read_port| {
             move |spec: &mut HerdSpec| {
-                spec.clusters[0].proxy = Some(ProxySpec { port, read_port, pool: Pool::Session });
+                spec.clusters[0].proxy = Some(ProxySpec { port, read_port, ..ProxySpec::default() });
             }
         };
         one(proxy(0, 9998), "cluster[0].proxy.port: a port is 1 to 65535");

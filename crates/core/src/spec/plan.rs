@@ -56,6 +56,10 @@ pub enum Effect {
     WhenAgentsStart,
     /// Listeners are opened when a proxy starts.
     WhenProxiesStart,
+    /// Proxies ask for it every few seconds.
+    Proxies,
+    /// Proxies have it for clients that come in; the others stay as they are.
+    NewClients,
     /// The durability rule changes, in joint steps.
     Rule,
     Reload {
@@ -97,6 +101,8 @@ impl Effect {
             Effect::AtOnce
             | Effect::WhenAgentsStart
             | Effect::WhenProxiesStart
+            | Effect::Proxies
+            | Effect::NewClients
             | Effect::Rule
             | Effect::JoinStore { .. }
             | Effect::KeepDatabase { .. } => Impact::None,
@@ -110,6 +116,8 @@ impl fmt::Display for Effect {
             Effect::AtOnce => write!(f, "agents follow it at once"),
             Effect::WhenAgentsStart => write!(f, "each agent takes it at its next start"),
             Effect::WhenProxiesStart => write!(f, "each proxy takes it at its next start"),
+            Effect::Proxies => write!(f, "proxies follow it within seconds"),
+            Effect::NewClients => write!(f, "holds for clients that connect from now on"),
             Effect::Rule => write!(f, "the durability rule changes, without a moment under neither"),
             Effect::Reload { nodes } => write!(f, "reload {}", list(nodes)),
             Effect::PendingRestart { nodes } => write!(f, "pending on {} until restarted", list(nodes)),
@@ -409,15 +417,27 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
     plan_nodes(plan, &root, was, is, primary);
     plan_postgres(plan, &root, was, is, primary);
 
-    let (from, to) = (was.proxy.unwrap_or_default(), is.proxy.unwrap_or_default());
+    let (from, to) = (was.proxy.clone().unwrap_or_default(), is.proxy.clone().unwrap_or_default());
     for (key, from, to) in [("port", from.port, to.port), ("read_port", from.read_port, to.read_port)] {
         if from != to {
             plan.change(format!("{root}.proxy.{key}"), Some(&from), Some(&to), Effect::WhenProxiesStart);
         }
     }
+    let effect = Effect::NewClients;
     if from.pool != to.pool {
-        let effect = Effect::WhenProxiesStart;
-        plan.change(format!("{root}.proxy.pool"), Some(&from.pool), Some(&to.pool), effect);
+        plan.change(format!("{root}.proxy.pool"), Some(&from.pool), Some(&to.pool), effect.clone());
+    }
+    if from.pool_size != to.pool_size {
+        let (from, to) = (from.pool_size, to.pool_size);
+        plan.change(format!("{root}.proxy.pool_size"), Some(&from), Some(&to), Effect::Proxies);
+    }
+    for (key, from, to) in [("databases", &from.databases, &to.databases), ("users", &from.users, &to.users)]
+    {
+        let names: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
+        for name in names.into_iter().filter(|name| from.get(*name) != to.get(*name)) {
+            let path = format!("{root}.proxy.{key}.{name}");
+            plan.change(path, from.get(name), to.get(name), effect.clone());
+        }
     }
 
     for database in &was.databases {
@@ -638,7 +658,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::spec::{DatabaseSpec, ProxySpec, WitnessSpec, example};
+    use crate::spec::{DatabaseSpec, Pool, ProxySpec, WitnessSpec, example};
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()
@@ -771,7 +791,13 @@ to be restarted afterwards, in this order
             spec.clusters[0].postgres.hba = vec!["host all all all scram-sha-256".to_owned()];
             spec.clusters[0].databases =
                 vec![DatabaseSpec { name: "shop".parse().unwrap(), owner: "app".parse().unwrap() }];
-            spec.clusters[0].proxy = Some(ProxySpec { port: 6432, ..ProxySpec::default() });
+            spec.clusters[0].proxy = Some(ProxySpec {
+                port: 6432,
+                pool: Pool::Session,
+                pool_size: 30,
+                databases: [("shop".to_owned(), Pool::Statement)].into(),
+                ..ProxySpec::default()
+            });
             let host = "192.168.122.41".to_owned();
             spec.witnesses = vec![WitnessSpec { name: name("w2"), host, api_port: 8009 }];
         });
@@ -795,6 +821,12 @@ to be restarted afterwards, in this order
     reload a, b, c, d
 ~ cluster.main.proxy.port: 9999 -> 6432
     each proxy takes it at its next start
+~ cluster.main.proxy.pool: transaction -> session
+    holds for clients that connect from now on
+~ cluster.main.proxy.pool_size: 20 -> 30
+    proxies follow it within seconds
++ cluster.main.proxy.databases.shop = statement
+    holds for clients that connect from now on
 - cluster.main.database.testix = app
     none: database testix stays; DROP DATABASE removes it
 + witness.w2 = 192.168.122.41

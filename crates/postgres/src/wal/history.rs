@@ -18,6 +18,7 @@ use crate::wal::history_path;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
     timeline: Timeline,
+    /// Timelines rise, and ends do not fall.
     forks: Vec<Fork>,
 }
 
@@ -55,24 +56,41 @@ impl History {
 
     /// The timeline that writes the byte at `lsn`.
     pub fn timeline_at(&self, lsn: Lsn) -> Timeline {
-        self.forks.iter().find(|fork| lsn < fork.end).map_or(self.timeline, |fork| fork.timeline)
+        let left = self.forks.partition_point(|fork| fork.end <= lsn);
+        self.forks.get(left).map_or(self.timeline, |fork| fork.timeline)
     }
 
     /// From where `timeline` writes in this history, if it belongs to it.
     pub fn begin_of(&self, timeline: Timeline) -> Option<Lsn> {
-        let mut begin = Lsn::ZERO;
-        for fork in &self.forks {
-            if fork.timeline == timeline {
-                return Some(begin);
-            }
-            begin = fork.end;
-        }
-        (timeline == self.timeline).then_some(begin)
+        let at = match self.place_of(timeline) {
+            Some(at) => at,
+            None if timeline == self.timeline => self.forks.len(),
+            None => return None,
+        };
+        Some(self.begin(at))
+    }
+
+    /// Of the fork that `timeline` was left by. Herds that have failed over for years have many of them, and they are looked
+    /// up for every record that is read.
+    fn place_of(&self, timeline: Timeline) -> Option<usize> {
+        self.forks.binary_search_by_key(&timeline, |fork| fork.timeline).ok()
+    }
+
+    fn begin(&self, at: usize) -> Lsn {
+        at.checked_sub(1).map_or(Lsn::ZERO, |before| self.forks[before].end)
+    }
+
+    /// Timelines that had begun before `before` and had not been left by `at`; newest first.
+    pub fn writers(&self, at: Lsn, before: Lsn) -> impl Iterator<Item = Timeline> {
+        let first = self.forks.partition_point(|fork| fork.end <= at);
+        let last = self.forks.partition_point(|fork| fork.end < before);
+        let line = |at: usize| self.forks.get(at).map_or(self.timeline, |fork| fork.timeline);
+        (first..=last).rev().map(line)
     }
 
     /// Where `timeline` was left in this history: `None` for its last one, and for one it never had.
     pub fn end_of(&self, timeline: Timeline) -> Option<Lsn> {
-        self.forks.iter().find(|fork| fork.timeline == timeline).map(|fork| fork.end)
+        self.place_of(timeline).map(|at| self.forks[at].end)
     }
 
     /// True if what was written on `timeline` up to `lsn` is part of this history.
@@ -214,6 +232,8 @@ pub enum ReserveError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn history(timeline: u32, text: &str) -> History {
@@ -292,5 +312,43 @@ mod tests {
         assert_eq!(left(), [2, 3, 4, 5, 6]);
         drop_unused_placeholders(dir.path()).unwrap();
         assert_eq!(left(), [2, 3, 4]);
+    }
+
+    proptest! {
+        /// What is looked up quickly is what a look at every line finds.
+        #[test]
+        fn lines_are_found_in_long_histories(
+            steps in proptest::collection::vec((1_u32..4, 0_u64..300), 0..60),
+            at in 0_u64..9_000,
+            more in 1_u64..600,
+        ) {
+            let (mut timeline, mut end) = (0, 0);
+            let mut forks = Vec::new();
+            for (further, written) in steps {
+                timeline += further;
+                end += written;
+                forks.push(Fork { timeline: Timeline(timeline), end: Lsn(end), reason: String::new() });
+            }
+            let history = History { timeline: Timeline(timeline + 1), forks: forks.clone() };
+            let mut lines = Vec::new();
+            let mut begin = Lsn::ZERO;
+            for fork in &forks {
+                lines.push((fork.timeline, begin, fork.end));
+                begin = fork.end;
+            }
+            lines.push((history.timeline, begin, Lsn(u64::MAX)));
+            for number in 0..timeline + 3 {
+                let line = lines.iter().find(|line| line.0 == Timeline(number));
+                prop_assert_eq!(history.begin_of(Timeline(number)), line.map(|line| line.1));
+                let end = line.map(|line| line.2).filter(|end| end.0 < u64::MAX);
+                prop_assert_eq!(history.end_of(Timeline(number)), end);
+            }
+            let (at, before) = (Lsn(at), Lsn(at + more));
+            let writes = lines.iter().find(|line| at < line.2).unwrap().0;
+            prop_assert_eq!(history.timeline_at(at), writes);
+            let reached = |line: &&(Timeline, Lsn, Lsn)| line.1 < before && line.2 > at;
+            let writers: Vec<Timeline> = lines.iter().rev().filter(reached).map(|line| line.0).collect();
+            prop_assert_eq!(history.writers(at, before).collect::<Vec<_>>(), writers);
+        }
     }
 }

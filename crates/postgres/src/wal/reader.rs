@@ -198,14 +198,8 @@ impl<'a> Reader<'a> {
     /// The timelines whose files can hold the record at `at`: those that had begun by the end of its segment and
     /// had not ended before it.
     fn writers_of(&self, at: u64) -> Vec<Timeline> {
-        let segment = self.files.segment_of(Lsn(at));
-        let reached = |timeline: &Timeline| {
-            let begun =
-                self.history.begin_of(*timeline).is_some_and(|begin| self.files.segment_of(begin) <= segment);
-            let ended = self.history.end_of(*timeline).is_some_and(|end| end.0 <= at);
-            begun && !ended
-        };
-        self.history.timelines().filter(reached).collect()
+        let behind = (self.files.segment_of(Lsn(at)) + 1) * u64::from(self.files.segment_bytes);
+        self.history.writers(Lsn(at), Lsn(behind)).collect()
     }
 
     fn read_record(

@@ -10,6 +10,7 @@
 //! Hazard: a message that is answered here while the server skips, or the other way round, and every answer behind it is
 //! taken for another one's.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
@@ -35,7 +36,7 @@ const MAX_NAMES_BYTES: usize = 16 << 10;
 /// One message of a client can become as many requests: another statement is closed, one is closed and parsed, and then it
 /// comes itself.
 pub(super) const MOST_REQUESTS: usize = 4;
-/// Reports that a plan has become another one: `RevalidateCachedQuery` in `plancache.c`.
+/// Reports that a statement's rows are not what they were: `RevalidateCachedQuery` in `plancache.c`.
 const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
 
 /// For how long a server is lent.
@@ -78,6 +79,10 @@ pub(super) struct Shared {
     /// All of the client's statements will be gone if nothing fails.
     clearing: bool,
     spill: Spill,
+    /// Of the Binds that are not answered, with their tickets.
+    bound: VecDeque<(u64, Arc<Statement>)>,
+    /// The last error was that a statement's rows are not what they were.
+    has_changed: bool,
     /// The names at the beginning of a Bind that came in pieces.
     bind: Vec<u8>,
     /// A query that is too long to be held: the end of what was seen, and whether it may matter.
@@ -97,6 +102,8 @@ impl Session {
             parsed: false,
             clearing: false,
             spill: Spill::new(MAX_STATEMENT_BYTES as usize),
+            bound: VecDeque::new(),
+            has_changed: false,
             bind: Vec::new(),
             passing: None,
         };
@@ -355,7 +362,7 @@ impl Session {
         let types: Vec<u32> = parse.types.iter().collect();
         let statement = shared.registry.of(parse.text, &types, shared.loan.meaning);
         message.skip(cut);
-        let need = shared.loan.known.need(&statement, &shared.registry);
+        let need = shared.loan.known.need(&statement);
         if need == Need::Nothing {
             let ticket = self.ask(Request::Parse, Origin::Local)?;
             shared.names.define(parse.name, statement, ticket, false);
@@ -389,8 +396,11 @@ impl Session {
             if let Some(statement) = self.bound(shared, names.statement, begin, cut)? {
                 cut.skip(begin, at + names_bytes);
                 cut.insert(|to| bind_beginning(to, header, names_bytes, names.portal, statement.name()));
+                let ticket = self.ask(Request::Bind, Origin::Client)?;
+                shared.bound.push_back((ticket, statement));
+            } else {
+                self.request(Request::Bind).map_err(client_fault)?;
             }
-            self.request(Request::Bind).map_err(client_fault)?;
             return Ok(true);
         }
         let last = match self.client.scanner.next(input).map_err(client_frame)? {
@@ -418,7 +428,13 @@ impl Session {
             bind_beginning(to, header, names_bytes, names.portal, name);
             to.extend_from_slice(&beginning[names_bytes..]);
         });
-        self.request(Request::Bind).map_err(client_fault)?;
+        match statement {
+            Some(statement) => {
+                let ticket = self.ask(Request::Bind, Origin::Client)?;
+                shared.bound.push_back((ticket, statement));
+            }
+            None => self.request(Request::Bind).map_err(client_fault)?,
+        }
         Ok(true)
     }
 
@@ -491,6 +507,10 @@ impl Session {
             }
             return Ok(None);
         };
+        if statement.is_retired() && !shared.loan.known.has(&statement) {
+            // A server that has it says what has changed, and this one that it has none of that name.
+            return Ok(None);
+        }
         if statement.meaning() != shared.loan.meaning {
             let under = shared.registry.of(statement.text(), statement.types(), shared.loan.meaning);
             shared.names.replace(name, Arc::clone(&under));
@@ -507,7 +527,7 @@ impl Session {
         at: usize,
         cut: &mut Cut<'_, '_>,
     ) -> Result<(), Fault> {
-        let need = shared.loan.known.need(statement, &shared.registry);
+        let need = shared.loan.known.need(statement);
         if need == Need::Nothing {
             return Ok(());
         }
@@ -600,16 +620,26 @@ impl Shared {
         match event {
             Event::Done(owed) => {
                 self.names.confirm(owed.ticket);
+                if self.bound.front().is_some_and(|(ticket, _)| *ticket == owed.ticket) {
+                    self.bound.pop_front();
+                }
                 Ok(owed.origin == Origin::Proxy)
             }
             Event::Part(owed) => Ok(owed.origin == Origin::Proxy),
             Event::Failed(owed) => {
                 self.names.refuse(owed.ticket);
                 self.clearing = false;
+                let failed = self.bound.iter().find(|(ticket, _)| *ticket == owed.ticket);
+                if let (true, Some((_, statement))) = (std::mem::take(&mut self.has_changed), failed) {
+                    self.registry.retire(statement);
+                }
                 Ok(false)
             }
             Event::Ready(owed, status) => {
                 self.names.settle(owed.ticket, &mut self.loan.known);
+                while self.bound.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
+                    self.bound.pop_front();
+                }
                 if std::mem::take(&mut self.clearing) {
                     self.names.clear();
                 }
@@ -630,10 +660,8 @@ impl Shared {
     }
 
     /// What an error says of statements.
-    pub(super) fn failed(&self, fields: &Fields<'_>) {
-        if fields.get(b'R') == Some(REVALIDATE) {
-            self.registry.distrust();
-        }
+    pub(super) fn failed(&mut self, fields: &Fields<'_>) {
+        self.has_changed = fields.get(b'R') == Some(REVALIDATE);
     }
 }
 

@@ -32,20 +32,31 @@ fn the_registry_forgets_what_nobody_has() {
 fn a_server_is_asked_to_parse_once_and_again_when_in_doubt() {
     let (registry, mut known) = (Registry::default(), Known::new(2));
     let [a, b, c] = [b"a", b"b", b"c"].map(|text| registry.of(text, &[], 0));
-    assert_eq!((known.need(&a, &registry), known.need(&a, &registry)), (Need::Parse, Need::Nothing));
-    assert_eq!((known.need(&b, &registry), known.evict().is_none()), (Need::Parse, true));
-    known.need(&a, &registry);
-    assert_eq!(known.need(&c, &registry), Need::Parse);
+    assert_eq!((known.need(&a), known.need(&a)), (Need::Parse, Need::Nothing));
+    assert_eq!((known.need(&b), known.evict().is_none()), (Need::Parse, true));
+    known.need(&a);
+    assert_eq!(known.need(&c), Need::Parse);
     assert_eq!(known.evict().unwrap().name(), b.name(), "used longest ago");
-    assert_eq!(known.need(&a, &registry), Need::Nothing);
+    assert_eq!(known.need(&a), Need::Nothing);
     known.doubt(&a);
-    assert_eq!((known.need(&a, &registry), known.need(&a, &registry)), (Need::CloseAndParse, Need::Nothing));
-    registry.distrust();
-    assert_eq!((known.need(&c, &registry), known.need(&c, &registry)), (Need::CloseAndParse, Need::Nothing));
+    assert_eq!((known.need(&a), known.need(&a)), (Need::CloseAndParse, Need::Nothing));
     known.doubt_all();
-    assert_eq!((known.need(&c, &registry), known.need(&b, &registry)), (Need::CloseAndParse, Need::Parse));
+    assert!(!known.has(&c));
+    assert_eq!((known.need(&c), known.need(&b)), (Need::CloseAndParse, Need::Parse));
     known.clear();
     assert!(known.is_empty());
+}
+
+#[test]
+fn a_statement_whose_rows_have_changed_is_prepared_as_another_one() {
+    let registry = Registry::default();
+    let old = registry.of(b"SELECT * FROM t", &[], 0);
+    assert!(!old.is_retired());
+    registry.retire(&old);
+    let new = registry.of(b"SELECT * FROM t", &[], 0);
+    assert!(old.is_retired() && !new.is_retired() && old.name() != new.name());
+    registry.retire(&old);
+    assert!(Arc::ptr_eq(&new, &registry.of(b"SELECT * FROM t", &[], 0)), "the old one is known to be old");
 }
 
 #[test]
@@ -53,21 +64,21 @@ fn what_was_not_done_is_taken_back_in_reverse() {
     let (registry, mut known, mut names) = (Registry::default(), Known::new(9), Names::default());
     let [a, b] = [b"a", b"b"].map(|text| registry.of(text, &[], 0));
     let of = |names: &Names, name: &[u8]| names.get(name).map(|statement| statement.name().to_vec());
-    known.need(&a, &registry);
+    known.need(&a);
     names.define(b"x", Arc::clone(&a), 1, true);
     names.confirm(1);
     names.settle(2, &mut known);
     assert_eq!(of(&names, b"x"), Some(a.name().to_vec()));
-    assert_eq!(known.need(&a, &registry), Need::Nothing, "it was confirmed");
+    assert_eq!(known.need(&a), Need::Nothing, "it was confirmed");
 
     // A batch in which nothing was done: x was closed, and given another meaning.
     names.remove(b"x", 3);
-    known.need(&b, &registry);
+    known.need(&b);
     names.define(b"x", Arc::clone(&b), 4, true);
     names.define(b"y", Arc::clone(&b), 5, false);
     names.settle(6, &mut known);
     assert_eq!((of(&names, b"x"), of(&names, b"y")), (Some(a.name().to_vec()), None));
-    assert_eq!(known.need(&b, &registry), Need::CloseAndParse);
+    assert_eq!(known.need(&b), Need::CloseAndParse);
 
     // What came behind is not judged yet.
     names.define(b"y", Arc::clone(&b), 9, true);

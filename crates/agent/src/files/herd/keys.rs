@@ -95,15 +95,24 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 3] = [
+static PROXY_KEYS: [Key; 6] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
         "pool",
+        "\"transaction\", \"session\" or \"statement\"",
         "\"session\"",
-        "\"session\"",
-        "session",
-        "a client keeps its server connection until it leaves",
+        "transaction",
+        "for how long a client has a server connection to itself",
+    ),
+    key("pool_size", "a number", "50", "20", "server connections of one database and user, at most"),
+    key("databases", "a table", "{ reports = \"session\" }", NONE, "pool, for these databases"),
+    key(
+        "users",
+        "a table",
+        "{ migrate = \"session\" }",
+        NONE,
+        "pool, for these users, whatever database they use",
     ),
 ];
 

@@ -104,7 +104,7 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
 }
 
 fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
-    let Some(ProxySpec { port, read_port, pool }) = proxy else {
+    let Some(ProxySpec { port, read_port, pool, pool_size, databases, users }) = proxy else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
         let ports =
             format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
@@ -114,6 +114,15 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
     line(file, format_args!("port = {port}                     # leads to the primary"));
     line(file, format_args!("read_port = {read_port}                # leads to standbys"));
     line(file, format_args!("pool = {}", quoted(pool.as_str())));
+    line(file, format_args!("pool_size = {pool_size}                 # servers of one database and user"));
+    for (table, pools) in [("databases", databases), ("users", users)] {
+        if !pools.is_empty() {
+            line(file, format_args!("\n[proxy.{table}]"));
+            for (name, pool) in pools {
+                line(file, format_args!("{} = {}", key(name), quoted(pool.as_str())));
+            }
+        }
+    }
 }
 
 fn write_durability(file: &mut String, durability: &Durability) {
