@@ -390,6 +390,11 @@ impl Wants {
         pool.lend(self.client, self.door.worker, world).await
     }
 
+    /// Its database and its user.
+    pub(crate) fn names(&self) -> (&str, &str) {
+        (&self.asked.database, &self.asked.user)
+    }
+
     pub(crate) fn access(&self) -> Access {
         self.door.access
     }

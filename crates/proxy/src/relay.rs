@@ -67,6 +67,13 @@ impl Link {
         &self.to_server.unread
     }
 
+    /// Answers what the client has sent, as far as `look` does so and says how much that was.
+    pub(crate) fn answer(&mut self, look: impl FnOnce(&[u8], &mut BytesMut) -> Option<usize>) -> bool {
+        let Some(bytes) = look(&self.to_server.unread, &mut self.to_client.pending) else { return false };
+        self.to_server.unread.advance(bytes);
+        true
+    }
+
     /// Until the client has sent more than the beginning of a header. `false`: it is gone.
     pub(crate) async fn is_asked(&mut self, client: &mut Stream) -> bool {
         std::future::poll_fn(|cx| {

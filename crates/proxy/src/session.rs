@@ -174,7 +174,8 @@ impl Session {
 
     pub fn lost(&self) -> Lost {
         let under_way = self.flow.outstanding() > 0 || self.client.scanner.body_left_bytes() > 0;
-        let open = self.flow.status() != TransactionStatus::Idle;
+        let begins = self.shared.as_ref().is_some_and(|shared| shared.is_beginning());
+        let open = begins || self.flow.status() != TransactionStatus::Idle;
         match (under_way, open) {
             (false, false) => Lost::Nothing,
             (false, true) => Lost::Transaction,
@@ -388,14 +389,14 @@ impl Session {
             }
         }
         let is_untouched = self.is_untouched();
-        self.answered(answer)?;
+        let is_own = self.answered(answer)?;
         self.server_has_ended |= answer == Answer::Error { fatal: true };
         if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }
         // Another server can do what this one has not begun.
         let is_spared = self.server_has_ended && is_untouched;
-        if is_spared || self.muted && !is_asynchronous(kind) {
+        if is_spared || is_own || self.muted && !is_asynchronous(kind) {
             message.skip(cut);
         } else {
             message.keep(body, cut);

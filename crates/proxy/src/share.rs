@@ -42,6 +42,8 @@ struct Sharing<'a> {
     settings: Arc<Values>,
     /// What it was told of its server's parameters.
     told: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
+    /// Why it kept its server, as it was last logged: an application that does so does so all day.
+    reported: Option<String>,
     /// It asks for what sequences gave it, and must not get what they gave to others.
     recalls_sequences: bool,
     /// Where it writes: known from the beginning, so that nobody has to look it up for each transaction.
@@ -71,13 +73,25 @@ pub(crate) async fn share(
     }
     let settings = Arc::clone(&startup);
     let primaries = wants.pool(&Role::Primary, world);
-    let recalls_sequences = false;
-    let mut sharing = Sharing { wants, ticket, world, startup, settings, told, recalls_sequences, primaries };
+    let mut sharing = Sharing {
+        wants,
+        ticket,
+        world,
+        startup,
+        settings,
+        told,
+        reported: None,
+        recalls_sequences: false,
+        primaries,
+    };
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     let mut link = Link::default();
     loop {
         if !link.is_asked(stream).await || link.unread().first() == Some(&b'X') {
             return Ok(Left::ByItself);
+        }
+        if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
+            continue;
         }
         let done = sharing.transaction(stream, &mut session, &mut link).await;
         match done {
@@ -229,6 +243,16 @@ impl Sharing<'_> {
         }
         if held.is_nothing() {
             held.effects = Effects::default();
+        } else if self.reported.as_ref() != Some(&held.reasons()) {
+            let reasons = held.reasons();
+            let (database, user) = self.wants.names();
+            tracing::info!(
+                database,
+                user,
+                pid = backend.welcome.pid,
+                "a client keeps its server for {reasons}"
+            );
+            self.reported = Some(reasons);
         }
         Ok(held.is_nothing())
     }
@@ -246,5 +270,10 @@ struct Held {
 impl Held {
     fn is_nothing(&self) -> bool {
         self.ties.is_empty() && self.unmovable.is_none()
+    }
+
+    fn reasons(&self) -> String {
+        let ties = self.ties.iter().map(|tie| tie.to_string());
+        ties.chain(self.unmovable.map(|why| why.to_string())).collect::<Vec<_>>().join(", ")
     }
 }

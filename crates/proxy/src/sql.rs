@@ -12,6 +12,7 @@
 //! that somebody else is given.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -30,6 +31,18 @@ pub enum Tie {
 impl Tie {
     pub const ALL: [Tie; 5] =
         [Tie::AdvisoryLock, Tie::TemporaryTable, Tie::HoldableCursor, Tie::Listen, Tie::PreparedStatement];
+}
+
+impl fmt::Display for Tie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Tie::AdvisoryLock => "an advisory lock",
+            Tie::TemporaryTable => "a temporary table",
+            Tie::HoldableCursor => "a cursor with hold",
+            Tie::Listen => "LISTEN",
+            Tie::PreparedStatement => "a statement prepared by SQL",
+        })
+    }
 }
 
 /// Several of them.
@@ -93,6 +106,18 @@ pub enum Unmovable {
     TooLarge,
     /// The server did not say what is in it.
     Unanswered,
+}
+
+impl fmt::Display for Unmovable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unmovable::Library => "a library that it has loaded",
+            Unmovable::RandomSeed => "the seed of random()",
+            Unmovable::UnknownSetting => "a setting whose name is not in its statement",
+            Unmovable::TooLarge => "a query that was too long to be read",
+            Unmovable::Unanswered => "what its server does not say",
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -196,6 +221,63 @@ pub fn may_commit(text: &[u8]) -> bool {
     let (word, _) = first_word(text);
     let ends = [&b"commit"[..], b"end", b"prepare", b"call", b"do"];
     word.is_empty() || text.contains(&b';') || ends.iter().any(|end| word.eq_ignore_ascii_case(end))
+}
+
+/// What a statement does that only begins or only ends a transaction, so that nobody can tell whether it is done now or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bracket {
+    /// With the tag that answers it.
+    Begin(&'static str),
+    Commit,
+    Rollback,
+}
+
+/// `None`: something else, or not certain to succeed, as `BEGIN READ WRITE` is not on a standby.
+pub fn bracket(text: &[u8]) -> Option<Bracket> {
+    let mut tokens = Tokens { text, at: 0 };
+    let Some(Token::Word(first)) = tokens.next() else { return None };
+    let word = first.to_ascii_lowercase();
+    let bracket = match word.as_slice() {
+        b"begin" => Bracket::Begin("BEGIN"),
+        b"start" if tokens.next()?.is_word(b"transaction") => Bracket::Begin("START TRANSACTION"),
+        b"commit" | b"end" => Bracket::Commit,
+        b"rollback" | b"abort" => Bracket::Rollback,
+        _ => return None,
+    };
+    let mut rest: Vec<Vec<u8>> = Vec::new();
+    for token in tokens {
+        match token {
+            Token::Word(word) => rest.push(word.to_ascii_lowercase()),
+            Token::Symbol(b',') if matches!(bracket, Bracket::Begin(_)) => {}
+            Token::Symbol(b';') => {}
+            _ => return None,
+        }
+    }
+    let mut words: &[Vec<u8>] = &rest;
+    if word != b"start"
+        && words.first().is_some_and(|word| matches!(word.as_slice(), b"work" | b"transaction"))
+    {
+        words = &words[1..];
+    }
+    if !matches!(bracket, Bracket::Begin(_)) {
+        return words.is_empty().then_some(bracket);
+    }
+    let modes: [&[&[u8]]; 7] = [
+        &[b"isolation", b"level", b"serializable"],
+        &[b"isolation", b"level", b"repeatable", b"read"],
+        &[b"isolation", b"level", b"read", b"committed"],
+        &[b"isolation", b"level", b"read", b"uncommitted"],
+        &[b"read", b"only"],
+        &[b"not", b"deferrable"],
+        &[b"deferrable"],
+    ];
+    while !words.is_empty() {
+        let mode = modes
+            .iter()
+            .find(|mode| words.len() >= mode.len() && words.iter().zip(**mode).all(|(a, b)| a == b))?;
+        words = &words[mode.len()..];
+    }
+    Some(bracket)
 }
 
 /// The statement that `DEALLOCATE [PREPARE] name` names, if that is all there is: its name, and where that stands.

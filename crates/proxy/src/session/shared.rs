@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::flow::{Accepted, Event, Flow, Origin, Request};
-use pgherd_pgwire::frame::{FrameError, Header, Piece, Side, Spill, TypeSet};
+use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Piece, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::message::client::{ClientMessage, Parse, bind_names};
 use pgherd_pgwire::message::server::Fields;
@@ -24,7 +24,7 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 
 use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
-use crate::sql::{self, Effects};
+use crate::sql::{self, Bracket, Effects};
 use crate::statements::{Known, NONE, Names, Need, PREFIX, Registry, Statement};
 
 /// A query that is longer is searched as it goes by, and read no closer.
@@ -74,6 +74,10 @@ pub(super) struct Shared {
     effects: Effects,
     /// Something was sent since.
     worked: bool,
+    /// The client has begun a transaction, and no server knows of it yet: the statement that began it.
+    begun: Option<Vec<u8>>,
+    /// A server was told of it, and has not answered yet.
+    is_beginning: bool,
     /// A statement was parsed since, and what it means may depend on what was set before it.
     parsed: bool,
     /// All of the client's statements will be gone if nothing fails.
@@ -99,6 +103,8 @@ impl Session {
             loan: Loan::new(Known::new(1), 0),
             effects: Effects::default(),
             worked: false,
+            begun: None,
+            is_beginning: false,
             parsed: false,
             clearing: false,
             spill: Spill::new(MAX_STATEMENT_BYTES as usize),
@@ -108,6 +114,28 @@ impl Session {
             passing: None,
         };
         Session { shared: Some(Box::new(shared)), ..Session::new() }
+    }
+
+    /// What can be answered without a server, of a client that has none: what begins a transaction, which the first statement
+    /// takes along, and what ends one in which there was none. How much of `unread` that was; `None`: it needs a server.
+    pub fn answer_without_server(&mut self, unread: &[u8], answers: &mut BytesMut) -> Option<usize> {
+        let shared = self.shared.as_mut().filter(|shared| shared.mode == Mode::Transaction)?;
+        let (header, rest) = unread.split_first_chunk::<HEADER_BYTES>()?;
+        let [b'Q', length @ ..] = header else { return None };
+        let body = rest.get(..u32::from_be_bytes(*length).checked_sub(4)? as usize)?;
+        let text = body.strip_suffix(b"\0").filter(|text| !text.contains(&0))?;
+        let (tag, status) = match (sql::bracket(text)?, &shared.begun) {
+            (Bracket::Begin(tag), None) => (tag, TransactionStatus::InTransaction),
+            (Bracket::Commit, Some(_)) => ("COMMIT", TransactionStatus::Idle),
+            (Bracket::Rollback, Some(_)) => ("ROLLBACK", TransactionStatus::Idle),
+            // What PostgreSQL warns of it says itself.
+            _ => return None,
+        };
+        shared.begun = (status != TransactionStatus::Idle).then(|| text.to_vec());
+        shared.names.forget_unnamed();
+        build::command_complete(answers, tag).ok()?;
+        build::ready_for_query(answers, status);
+        Some(HEADER_BYTES + body.len())
     }
 
     /// The client has a server now, which owes nothing to anybody.
@@ -211,6 +239,13 @@ impl Session {
                 Some(Piece::Header(header)) => {
                     shared.worked = true;
                     header_at = Some(at);
+                    if let Some(begun) = shared.begun.take() {
+                        cut.skip(at, at);
+                        self.ask(Request::Query, Origin::Proxy)?;
+                        put(cut, |to| build::query(to, &begun))?;
+                        shared.is_beginning = true;
+                        shared.loan.known.set_unnamed(NONE);
+                    }
                     self.header(shared, header)?;
                     if self.has_left {
                         cut.skip(at, chunk.len() - input.len());
@@ -611,6 +646,11 @@ impl Shared {
         }
     }
 
+    /// The open transaction began with what the server has not answered yet.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.is_beginning
+    }
+
     pub(super) fn confirm(&mut self, ticket: u64) {
         self.names.confirm(ticket);
     }
@@ -636,6 +676,10 @@ impl Shared {
                 Ok(false)
             }
             Event::Ready(owed, status) => {
+                if owed.origin == Origin::Proxy {
+                    self.is_beginning = false;
+                    return Ok(true);
+                }
                 self.names.settle(owed.ticket, &mut self.loan.known);
                 while self.bound.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
                     self.bound.pop_front();

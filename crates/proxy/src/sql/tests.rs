@@ -137,6 +137,34 @@ fn a_statement_that_is_deallocated_is_named() {
 }
 
 #[test]
+fn what_only_begins_or_ends_a_transaction_is_known() {
+    let of = |text: &str| bracket(text.as_bytes());
+    for text in ["BEGIN", " begin work;", "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"] {
+        assert_eq!(of(text), Some(Bracket::Begin("BEGIN")), "{text}");
+    }
+    let start = "START TRANSACTION ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE";
+    assert_eq!(of(start), Some(Bracket::Begin("START TRANSACTION")));
+    assert_eq!(
+        [of("COMMIT"), of("end work;"), of("ABORT TRANSACTION")],
+        [Some(Bracket::Commit), Some(Bracket::Commit), Some(Bracket::Rollback)]
+    );
+    for text in [
+        "",
+        "BEGIN READ WRITE",
+        "BEGIN; SELECT 1",
+        "BEGIN ISOLATION LEVEL",
+        "BEGIN 'x'",
+        "START",
+        "ROLLBACK TO a",
+        "COMMIT AND CHAIN",
+        "COMMIT PREPARED 'x'",
+        "SELECT 1",
+    ] {
+        assert_eq!(of(text), None, "{text}");
+    }
+}
+
+#[test]
 fn what_ends_a_transaction_is_known_by_its_first_word() {
     for text in
         ["COMMIT", "end;", "PREPARE TRANSACTION 'x'", "/* x */ commit", "CALL f()", "", "SELECT 1; COMMIT"]

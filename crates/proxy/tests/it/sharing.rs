@@ -44,7 +44,10 @@ story! {
         let (first, second) = (scene.sharer().await, scene.sharer().await);
         assert_eq!(pid(&first).await, pid(&second).await);
         until("it is given back", async || scene.lent() == 0).await;
-        first.batch_execute("BEGIN; CREATE TABLE t (id int)").await.unwrap();
+        // Who has only begun has no server yet.
+        first.batch_execute("BEGIN").await.unwrap();
+        assert_eq!(scene.lent(), 0);
+        first.batch_execute("CREATE TABLE t (id int)").await.unwrap();
         let waits = tokio::spawn(async move { (one(&second, "SELECT count(*)::text FROM t").await, second) });
         until("the other one waits", async || scene.proxy.pools().iter().any(|(_, is)| is.waiting == 1)).await;
         first.batch_execute("INSERT INTO t VALUES (1); COMMIT").await.unwrap();

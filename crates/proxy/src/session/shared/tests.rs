@@ -324,6 +324,49 @@ fn what_a_transaction_may_leave_behind_is_told_when_it_is_over() {
 }
 
 #[test]
+fn a_transaction_begins_with_its_first_statement() {
+    let in_transaction = || bytes(|to| build::ready_for_query(to, TransactionStatus::InTransaction));
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        let mut answers = BytesMut::new();
+        let begin = query("BEGIN READ ONLY");
+        let taken = pair.session.answer_without_server(&[&begin[..], b"Q"].concat(), &mut answers);
+        assert_eq!(taken, Some(begin.len()));
+        assert_eq!(&answers[..], [complete("BEGIN"), in_transaction()].concat());
+        assert_eq!(
+            pair.session.answer_without_server(&begin, &mut answers),
+            None,
+            "PostgreSQL warns of the second"
+        );
+        pair.session.attach(fresh());
+        let (asked, _) = pair.asks(&[bind("a"), sync()]);
+        assert_eq!(asked, [begin.clone(), bind("a"), sync()].concat());
+        assert_eq!(pair.session.lost(), crate::session::Lost::Transaction);
+        let answers = pair.answers(&[complete("BEGIN"), in_transaction(), done(b"2"), in_transaction()]);
+        assert_eq!(answers, [done(b"2"), in_transaction()].concat());
+        assert!(!pair.session.is_over());
+        assert_eq!(kinds(&pair.asks(&[query("COMMIT")]).0), "Q");
+        pair.answers(&[complete("COMMIT"), ready()]);
+        assert!(pair.session.is_over());
+
+        // One in which nothing happened needs no server at all.
+        for (end, tag) in [("END", "COMMIT"), ("ROLLBACK", "ROLLBACK")] {
+            let mut answers = BytesMut::new();
+            pair.session.answer_without_server(&begin, &mut answers).unwrap();
+            answers.clear();
+            pair.session.answer_without_server(&query(end), &mut answers).unwrap();
+            assert_eq!(&answers[..], [complete(tag), ready()].concat());
+            assert_eq!(pair.session.answer_without_server(&query(end), &mut answers), None);
+        }
+        assert_eq!(
+            pair.session.answer_without_server(&begin[..9], &mut BytesMut::new()),
+            None,
+            "it is not all there"
+        );
+    }
+}
+
+#[test]
 fn a_long_query_goes_by_and_is_searched() {
     let long = |word: &str| {
         let text = format!("SELECT '{} {word} '", " ".repeat(2 * MAX_QUERY_BYTES as usize));
