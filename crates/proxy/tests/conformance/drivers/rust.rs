@@ -26,12 +26,6 @@ story! {
     }
 }
 
-story! {
-    fn sqlx_sees_no_difference_with_transaction_pooling() {
-        see_no_difference("sqlx", PoolMode::Transaction, pg_sqlx::script);
-    }
-}
-
 fn see_no_difference(name: &str, mode: PoolMode, script: impl AsyncFn(&str, &mut Seen)) {
     let [direct, proxied] = [None, Some(mode)].map(|mode| {
         let stand = Stand::new(mode);
