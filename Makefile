@@ -35,6 +35,7 @@ packages:
 
 packages-for-tests:
 	@bash .ci/packages test
+	@bash .ci/conformance
 
 verify:
 	@cargo run --locked -q -p xtask -- verify

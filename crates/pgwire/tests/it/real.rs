@@ -258,7 +258,7 @@ fn rows(to: &mut BytesMut, text: &str) {
 
 #[test]
 fn a_real_server_and_the_crate_agree() {
-    as_user(concat!("real::", "a_real_server_and_the_crate_agree"), || {
+    as_user(concat!("real::", "a_real_server_and_the_crate_agree"), &[], || {
         let began = Instant::now();
         let server = Server::start();
         starting(&server);

@@ -28,9 +28,9 @@ wait $!
 rm -rf "$2"
 "#;
 
-/// Runs a story; as root, runs the same test again as `postgres` and fails if that does.
-pub(crate) fn as_user(test: &str, story: impl FnOnce()) {
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+/// Runs a story; as root, runs the same test again as `postgres`, with `environment`, and fails if that does.
+pub(crate) fn as_user(test: &str, environment: &[(&str, &Path)], story: impl FnOnce()) {
+    if !is_root() {
         return story();
     }
     // The build directory may be closed to others. Each test has a copy of its own: several may be threads of one process.
@@ -41,6 +41,7 @@ pub(crate) fn as_user(test: &str, story: impl FnOnce()) {
     fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
     let again = Command::new(&copy)
         .args(["--exact", test, "--nocapture"])
+        .envs(environment.iter().copied())
         .current_dir("/tmp")
         .uid(id("-u"))
         .gid(id("-g"))
@@ -48,6 +49,10 @@ pub(crate) fn as_user(test: &str, story: impl FnOnce()) {
     fs::remove_file(&copy).unwrap();
     let again = again.expect("the test runs again as an unprivileged user");
     assert!(again.success(), "as {USER}: {again}");
+}
+
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 fn id(flag: &str) -> u32 {

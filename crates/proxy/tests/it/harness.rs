@@ -31,7 +31,7 @@ pub(crate) use story;
 
 pub(crate) fn run(test: &str, story: impl AsyncFnOnce(&Scene)) {
     let (_, test) = test.split_once("::").expect("a module path has the crate's name");
-    as_user(test, || {
+    as_user(test, &[], || {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {

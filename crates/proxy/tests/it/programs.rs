@@ -110,31 +110,3 @@ story! {
         assert!(psql(&logical, "IDENTIFY_SYSTEM").await.unwrap().ends_with("|shop"));
     }
 }
-
-story! {
-    async fn pgbench_runs_in_every_protocol(scene) {
-        let mut changed = settings();
-        changed.limits.size = 5;
-        scene.proxy.replace(changed);
-        let port = scene.proxy.addresses()[0].port().to_string();
-        let to = ["-h", "127.0.0.1", "-U", "alice", "-p", &port];
-        let output = run("pgbench", &[&to[..], &["-i", "-q", "-n", "shop"]].concat()).await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        for protocol in ["simple", "extended", "prepared"] {
-            for more in [&["-t", "50"][..], &["-t", "5", "-C"]] {
-                let output =
-                    run("pgbench", &[&to[..], &["-n", "-c", "5", "-M", protocol], more, &["shop"]].concat()).await;
-                let said = String::from_utf8_lossy(&output.stdout).into_owned();
-                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-                assert!(said.contains("number of failed transactions: 0"), "{protocol} {more:?}: {said}");
-            }
-        }
-        let pipelines = tempfile::NamedTempFile::new().unwrap();
-        let script = "\\startpipeline\nSELECT 1;\nSELECT abalance FROM pgbench_accounts WHERE aid = 1;\n\\endpipeline\n";
-        std::fs::write(pipelines.path(), script).unwrap();
-        let file = pipelines.path().to_str().unwrap();
-        let arguments = ["-n", "-c", "5", "-t", "50", "-M", "extended", "-f", file, "shop"];
-        let output = run("pgbench", &[&to[..], &arguments].concat()).await;
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
