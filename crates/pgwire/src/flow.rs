@@ -349,6 +349,16 @@ impl Flow {
         owed
     }
 
+    /// Were the COPY under way to fail now, the connection would be [`Flow::in_doubt`].
+    pub fn may_fall_into_doubt(&self) -> bool {
+        matches!(self.current, Some((_, At::CopyIn { ignored_syncs: true, .. })))
+    }
+
+    /// Everything that waits for an answer was asked by the client, of the server.
+    pub fn is_all_the_clients(&self) -> bool {
+        self.queue.iter().all(|owed| owed.origin == Origin::Client)
+    }
+
     /// The client's data goes into a COPY now; its CopyData need not be shown to [`Flow::request`].
     pub fn is_copying_in(&self) -> bool {
         let taking = |at| {

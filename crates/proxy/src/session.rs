@@ -153,7 +153,8 @@ impl Session {
 
     /// More of what the client sends can be taken. If not: once the server has answered some.
     pub fn has_room(&self) -> bool {
-        self.flow.room() >= self.most_requests()
+        let waits = self.shared.as_ref().is_some_and(|shared| shared.waits(&self.flow));
+        self.flow.room() >= self.most_requests() && !waits
     }
 
     /// What one message of the client can become on its way to the server.
@@ -343,6 +344,12 @@ impl Session {
     /// The server has answered. `true`: what the proxy had asked for itself.
     fn answered(&mut self, answer: Answer) -> Result<bool, Fault> {
         let event = self.flow.answer(answer).map_err(server_fault)?;
+        if self.flow.in_doubt() && !self.flow.is_all_the_clients() {
+            // Nobody knows where its answers belong.
+            return Err(Fault::Server(
+                "a COPY failed while requests of the proxy's own stood behind it".to_owned(),
+            ));
+        }
         match &mut self.shared {
             Some(shared) => shared.answered(event),
             None => Ok(false),

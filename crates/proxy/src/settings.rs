@@ -117,9 +117,8 @@ pub fn question(changed: &Changed, ties: Ties) -> Option<String> {
             ),
             Tie::TemporaryTable => (
                 't',
-                "SELECT FROM pg_catalog.pg_class WHERE relnamespace = pg_catalog.pg_my_temp_schema() \
-                 UNION ALL SELECT FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema() \
-                 UNION ALL SELECT FROM pg_catalog.pg_proc WHERE pronamespace = pg_catalog.pg_my_temp_schema()",
+                "SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+                 AND refobjid = pg_catalog.pg_my_temp_schema()",
             ),
             Tie::HoldableCursor => ('c', "SELECT FROM pg_catalog.pg_cursors WHERE is_holdable"),
             Tie::Listen => ('l', "SELECT pg_catalog.pg_listening_channels()"),

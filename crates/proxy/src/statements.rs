@@ -110,14 +110,22 @@ impl Registry {
         {
             return statement;
         }
-        let number = self.number();
-        let name = [PREFIX, number.to_string().as_bytes()].concat().into();
-        let (effects, may_commit) = (sql::effects(text), sql::may_commit(text));
-        let (key, is_retired) = (entry.key().clone(), AtomicBool::new(false));
-        let statement = Arc::new(Statement { number, name, key, effects, may_commit, is_retired });
+        let statement = self.fresh(entry.key().clone());
         let weak = Arc::downgrade(&statement);
         entry.and_modify(|known| *known = weak.clone()).or_insert(weak);
         statement
+    }
+
+    /// One of which no server has heard, and which no other client will get.
+    pub fn unshared(&self, text: &[u8], types: &[u32], meaning: u64) -> Arc<Statement> {
+        self.fresh(Key { text: text.into(), types: types.into(), meaning })
+    }
+
+    fn fresh(&self, key: Key) -> Arc<Statement> {
+        let number = self.number();
+        let name = [PREFIX, number.to_string().as_bytes()].concat().into();
+        let (effects, may_commit) = (sql::effects(&key.text), sql::may_commit(&key.text));
+        Arc::new(Statement { number, name, key, effects, may_commit, is_retired: AtomicBool::new(false) })
     }
 
     /// Never given before.

@@ -87,6 +87,8 @@ pub(super) struct Shared {
     bound: VecDeque<(u64, Arc<Statement>)>,
     /// The last error was that a statement's rows are not what they were.
     has_changed: bool,
+    /// What comes next has to wait for the end of a COPY.
+    waits: bool,
     /// The names at the beginning of a Bind that came in pieces.
     bind: Vec<u8>,
     /// A query that is too long to be held: the end of what was seen, and whether it may matter.
@@ -110,6 +112,7 @@ impl Session {
             spill: Spill::new(MAX_STATEMENT_BYTES as usize),
             bound: VecDeque::new(),
             has_changed: false,
+            waits: false,
             bind: Vec::new(),
             passing: None,
         };
@@ -230,6 +233,14 @@ impl Session {
                 }
                 continue;
             }
+            // Where nobody may ever know which answer comes next, none of the proxy's own is to be among them.
+            let belongs_to_copy = |kind: &u8| b"dcfSHX".contains(kind);
+            shared.waits = self.client.scanner.body_left_bytes() == 0
+                && self.flow.may_fall_into_doubt()
+                && input.first().is_some_and(|kind| !belongs_to_copy(kind));
+            if shared.waits {
+                return Ok(());
+            }
             if self.flow.is_copying_in() && shared.passing.is_none() {
                 self.client.scanner.run(input, TypeSet::all_but(b"d")).map_err(client_frame)?;
             }
@@ -335,6 +346,17 @@ impl Session {
                 }
                 self.request(Request::DescribeStatement).map_err(client_fault)?;
             }
+            ClientMessage::Close { target: Target::Statement, name }
+                if self.flow.in_doubt()
+                    && let Some(statement) = shared.names.get(name).map(Arc::clone) =>
+            {
+                // Answers of the proxy's own have no place any more.
+                let ticket = self.ask(Request::Close, Origin::Client)?;
+                shared.names.remove(name, ticket);
+                shared.loan.known.doubt(&statement);
+                message.skip(cut);
+                put(cut, |to| build::close(to, Target::Statement, statement.name()))?;
+            }
             ClientMessage::Close { target: Target::Statement, name } if shared.names.get(name).is_some() => {
                 let ticket = self.ask(Request::Close, Origin::Local)?;
                 shared.names.remove(name, ticket);
@@ -395,7 +417,11 @@ impl Session {
             return put(cut, |to| build::parse(to, statement.name(), b"", &[]));
         }
         let types: Vec<u32> = parse.types.iter().collect();
-        let statement = shared.registry.of(parse.text, &types, shared.loan.meaning);
+        let statement = match self.flow.in_doubt() {
+            false => shared.registry.of(parse.text, &types, shared.loan.meaning),
+            // Certainly not there yet, so that the server itself answers.
+            true => shared.registry.unshared(parse.text, &types, shared.loan.meaning),
+        };
         message.skip(cut);
         let need = shared.loan.known.need(&statement);
         if need == Need::Nothing {
@@ -436,6 +462,10 @@ impl Session {
             } else {
                 self.request(Request::Bind).map_err(client_fault)?;
             }
+            // They are taken: were there no room for more now, they would come again.
+            let (mut names, behind) = input.split_at(names_bytes);
+            self.client.scanner.next(&mut names).map_err(client_frame)?;
+            *input = behind;
             return Ok(true);
         }
         let last = match self.client.scanner.next(input).map_err(client_frame)? {
@@ -515,7 +545,7 @@ impl Session {
     ) -> Result<Option<Arc<Statement>>, Fault> {
         if name.is_empty() {
             let number = shared.names.unnamed().number;
-            if shared.loan.known.unnamed() != number {
+            if shared.loan.known.unnamed() != number && !self.flow.in_doubt() {
                 cut.skip(at, at);
                 let ticket = if number == NONE {
                     // It is somebody else's.
@@ -545,6 +575,10 @@ impl Session {
         if statement.is_retired() && !shared.loan.known.has(&statement) {
             // A server that has it says what has changed, and this one that it has none of that name.
             return Ok(None);
+        }
+        if self.flow.in_doubt() {
+            // Nothing can be prepared unseen.
+            return Ok(Some(statement).filter(|statement| shared.loan.known.has(statement)));
         }
         if statement.meaning() != shared.loan.meaning {
             let under = shared.registry.of(statement.text(), statement.types(), shared.loan.meaning);
@@ -649,6 +683,10 @@ impl Shared {
     /// The open transaction began with what the server has not answered yet.
     pub(super) fn is_beginning(&self) -> bool {
         self.is_beginning
+    }
+
+    pub(super) fn waits(&self, flow: &Flow) -> bool {
+        self.waits && flow.may_fall_into_doubt()
     }
 
     pub(super) fn confirm(&mut self, ticket: u64) {

@@ -367,6 +367,75 @@ fn a_transaction_begins_with_its_first_statement() {
 }
 
 #[test]
+fn a_pipeline_without_end_is_taken_as_there_is_room() {
+    // Far more requests than can be outstanding, and nothing but the last of them is answered without it.
+    const MANY: usize = 20_000;
+    for most in [usize::MAX >> 1, 1 << 16, 61] {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("a", "SELECT 1"), sync()]);
+        pair.answers(&[done(b"1"), ready()]);
+        let pipeline = [bind("a"), execute()].concat().repeat(MANY);
+        let expected = [bind("pgherd_1"), execute()].concat().repeat(MANY);
+        let answers = [done(b"2"), complete("SELECT 1")].concat();
+        let (mut asked, mut pending, mut answered) = (Vec::new(), pipeline.as_slice(), 0);
+        while !pending.is_empty() {
+            let mut edited = BytesMut::new();
+            let chunk = &pending[..pending.len().min(most)];
+            let passed = pair.session.from_client(chunk, &mut edited, &mut BytesMut::new()).unwrap();
+            let taken = passed.taken_bytes;
+            asked.extend(owned(passed.pass).unwrap_or_else(|| edited.to_vec()));
+            pending = &pending[taken..];
+            // The server answers what it was asked so far.
+            if !pair.session.has_room() || taken < chunk.len() {
+                let whole = kinds_whole(&asked) / 2;
+                pair.answers(&[answers.repeat(whole - answered)]);
+                answered = whole;
+            }
+        }
+        assert!(asked == expected, "{most}: {} {}", asked.len(), expected.len());
+    }
+}
+
+/// How many whole messages there are.
+fn kinds_whole(mut stream: &[u8]) -> usize {
+    let mut count = 0;
+    while stream.len() > 4 {
+        let length = u32::from_be_bytes(*stream[1..].first_chunk().unwrap()) as usize + 1;
+        if stream.len() < length {
+            break;
+        }
+        stream = &stream[length..];
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn behind_a_copy_that_may_end_in_doubt_everything_waits() {
+    let copy_in = || [&Header { kind: b'G', body_bytes: 3 }.to_bytes()[..], &[0, 0, 0]].concat();
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("a", "COPY t FROM STDIN"), bind("a"), execute(), sync()]);
+        pair.answers(&[done(b"12"), copy_in()]);
+        let data = bytes(|to| build::copy_data(to, b"bad").unwrap());
+        let end = [data, bytes(build::copy_done), sync()].concat();
+        let mut edited = BytesMut::new();
+        let behind = [end.clone(), close("a"), sync()].concat();
+        let mut answers = BytesMut::new();
+        let passed = pair.session.from_client(&behind, &mut edited, &mut answers).unwrap();
+        assert_eq!((passed.taken_bytes, answers.len()), (end.len(), 0));
+        assert!(!pair.session.has_room());
+        // It failed, and whether the first Sync was read nobody knows: the server answers what comes.
+        assert_eq!(kinds(&pair.answers(&[error(), ready()])), "EZ");
+        assert!(pair.session.has_room());
+        let (asked, answered) = pair.asks(&[close("a"), parse("b", "COPY t FROM STDIN"), bind("b"), sync()]);
+        assert_eq!((kinds(&asked).as_str(), answered.len()), ("CPBS", 0));
+        assert_eq!(kinds(&pair.answers(&[done(b"312"), ready()])), "312Z");
+        assert!(!pair.session.is_over(), "nobody else gets such a server");
+    }
+}
+
+#[test]
 fn a_long_query_goes_by_and_is_searched() {
     let long = |word: &str| {
         let text = format!("SELECT '{} {word} '", " ".repeat(2 * MAX_QUERY_BYTES as usize));
