@@ -2,7 +2,7 @@
 //!
 //! Between two transactions it has none, and is nothing but a socket that is waited for. When it says something it is lent a
 //! server, which is first brought to what this client has set; when its transaction is over, the server is asked for what it
-//! may have left there, and goes to the next client, unless something in it cannot move ([`Tie`], [`Unmovable`]): then it is
+//! may have left there, and goes to the next client, unless something in it cannot move ([`sql::Tie`], [`Unmovable`]): then it is
 //! kept until that is gone.
 //!
 //! Leaves out what is left behind ([`crate::session::shared`], [`crate::sql`]). Hazard: a server that is given away before it
