@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pgherd_pgwire::SqlState;
-use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill};
+use pgherd_pgwire::frame::{Header, Phase, Piece, Scanner, Side, Spill};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
@@ -39,6 +39,8 @@ pub(crate) struct Backend {
     defaults: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     /// What is set in it over that.
     settings: Arc<Values>,
+    /// Notifications that came while the proxy asked something itself; they are its client's.
+    pub(crate) overheard: BytesMut,
     /// Which statements are prepared in it.
     pub(crate) known: Known,
 }
@@ -101,7 +103,8 @@ impl Backend {
         let cancelable = Arc::new(Cancelable { target, pid: welcome.pid, key: welcome.key.clone() });
         let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
         let defaults = Arc::clone(&welcome.parameters);
-        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, known })
+        let overheard = BytesMut::new();
+        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, overheard, known })
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
@@ -152,6 +155,7 @@ impl Backend {
         build::query(&mut out, b"DISCARD ALL").map_err(|error| lost(&error))?;
         self.ask(&mut out, CLEAN_WITHIN).await?;
         self.settings = Arc::default();
+        self.overheard.clear();
         self.known.clear();
         Ok(())
     }
@@ -203,6 +207,7 @@ impl Backend {
         let mut scanner = Scanner::new(Side::Server, Phase::Session);
         let (mut input, mut kind, mut refused, mut rows) = (BytesMut::new(), None, None, Vec::new());
         let mut spill = Spill::new(MAX_ANSWER_BYTES);
+        let mut is_ready = false;
         loop {
             let mut rest = &input[..];
             while kind.is_some() || !rest.is_empty() {
@@ -217,10 +222,13 @@ impl Backend {
                     break;
                 };
                 kind = None;
+                if known == b'A' {
+                    let header = Header { kind: known, body_bytes: body.len() as u32 };
+                    self.overheard.extend_from_slice(&header.to_bytes());
+                    self.overheard.extend_from_slice(body);
+                }
                 match ServerMessage::parse(known, body).map_err(|error| lost(&error))? {
-                    ServerMessage::ReadyForQuery(TransactionStatus::Idle) => {
-                        return refused.map_or(Ok(rows), Err);
-                    }
+                    ServerMessage::ReadyForQuery(TransactionStatus::Idle) => is_ready = true,
                     ServerMessage::ReadyForQuery(_) => {
                         return Err(NotDone::Lost("a transaction is open".to_owned()));
                     }
@@ -239,6 +247,10 @@ impl Backend {
                     }
                     _ => {}
                 }
+            }
+            // A notification may follow, and may be cut in two.
+            if is_ready && kind.is_none() && rest.is_empty() {
+                return refused.map_or(Ok(rows), Err);
             }
             let taken = input.len() - rest.len();
             input.advance(taken);

@@ -172,7 +172,10 @@ impl Sharing<'_> {
             if !matches!(end, End::Over) {
                 break end;
             }
-            match self.settle(backend, session, held).await {
+            let settled = self.settle(backend, session, held).await;
+            let overheard = backend.overheard.split();
+            link.say(|to| to.extend_from_slice(&overheard));
+            match settled {
                 Ok(true) => break End::Over,
                 Ok(false) => session.go_on(self.settings.meaning()),
                 Err(end) => break end,

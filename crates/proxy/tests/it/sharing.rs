@@ -304,6 +304,37 @@ story! {
 }
 
 story! {
+    async fn a_notification_is_heard_whenever_it_comes(scene) {
+        let (client, mut connection) =
+            tokio_postgres::connect(&scene.sharing("alice", ""), tokio_postgres::NoTls).await.unwrap();
+        let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(message) = futures_util::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                if let Ok(tokio_postgres::AsyncMessage::Notification(notification)) = message {
+                    heard.send(notification.payload().to_owned()).unwrap();
+                }
+            }
+        });
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=mall", scene.server.port);
+        let admin = connect(&conninfo).await.unwrap();
+        // Each of them comes at about the time at which the proxy asks what the last statement has left behind.
+        for number in 0..50 {
+            let listen = format!("LISTEN news; {} more", if number % 2 == 0 { "LISTEN" } else { "UNLISTEN" });
+            let notify = format!("NOTIFY news, '{number}'");
+            let (listened, notified) = tokio::join!(client.batch_execute(&listen), admin.batch_execute(&notify));
+            listened.unwrap();
+            notified.unwrap();
+            if number > 0 {
+                let heard = tokio::time::timeout(SOON, hears.recv()).await.expect("in time").unwrap();
+                // The first one may have come before anybody listened.
+                let heard = if heard == "0" { hears.recv().await.unwrap() } else { heard };
+                assert_eq!(heard, number.to_string());
+            }
+        }
+    }
+}
+
+story! {
     async fn a_cancel_hits_the_server_that_its_client_has_now(scene) {
         let (client, other) = (scene.sharer().await, scene.sharer().await);
         let token = client.cancel_token();
