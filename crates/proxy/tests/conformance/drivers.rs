@@ -57,6 +57,12 @@ story! {
 }
 
 story! {
+    fn drivers_for_python_see_no_difference_with_transaction_pooling(fetched: "python") {
+        see_no_difference(&PYTHON, fetched, PoolMode::Transaction);
+    }
+}
+
+story! {
     fn drivers_for_node_see_no_difference_with_session_pooling(fetched: "node") {
         see_no_difference(&NODE, fetched, PoolMode::Session);
     }

@@ -45,6 +45,11 @@ const BY_TRANSACTION: &[LeftOut] = &[
     LeftOut { script: "constraints", step: "", why: SEQUENCES },
     LeftOut { script: "sequence", step: "", why: SEQUENCES },
     LeftOut {
+        script: "triggers",
+        step: "",
+        why: "the library refint keeps, in the process of a server, a plan with the values of its first use",
+    },
+    LeftOut {
         script: "stats",
         step: "",
         why: "a server sends its statistics when it has been idle, whoever's they are, and not before its client looks",

@@ -22,8 +22,9 @@ const MOST: f64 = 0.95;
 /// Of a difference so much is shown.
 const SHOWN_LINES: usize = 60;
 
-/// What pg_regress has psql ask for in its startup packet, made the role's own. A setting of a startup packet is one that
-/// the proxy makes at a server that was there before, so that RESET leads back to the server's value, not to the client's.
+/// What pg_regress has psql ask for in its startup packet, made the role's own. With session pooling a setting of a startup
+/// packet is one that the proxy makes at a server that was there before, so that RESET leads back to the server's value,
+/// not to the client's. With transaction pooling the proxy puts that right.
 const RESET_VALUES: &str = "ALTER ROLE postgres SET datestyle = 'Postgres, MDY';\
      ALTER ROLE postgres SET timezone = 'America/Los_Angeles';\
      ALTER ROLE postgres SET intervalstyle = 'postgres_verbose'";
@@ -67,6 +68,12 @@ const DIFFERENCES: &[Difference] = &[
 story! {
     fn the_regression_suite_says_the_same_with_session_pooling(suite: "regress") {
         says_the_same(suite, PoolMode::Session);
+    }
+}
+
+story! {
+    fn the_regression_suite_says_the_same_with_transaction_pooling(suite: "regress") {
+        says_the_same(suite, PoolMode::Transaction);
     }
 }
 
@@ -129,7 +136,9 @@ impl Results {
         let output = dir.join("output");
         fs::create_dir(&output).unwrap();
         let stand = Stand::new(mode);
-        stand.psql(RESET_VALUES);
+        if mode != Some(PoolMode::Transaction) {
+            stand.psql(RESET_VALUES);
+        }
         let bin = programs();
         let mut command = stand.command(bin.with_file_name("lib/pgxs/src/test/regress/pg_regress"));
         command.arg(format!("--inputdir={}", suite.display()));

@@ -21,8 +21,20 @@ story! {
 }
 
 story! {
+    fn tokio_postgres_sees_no_difference_with_transaction_pooling() {
+        see_no_difference("tokio-postgres", PoolMode::Transaction, pg_tokio::script);
+    }
+}
+
+story! {
     fn sqlx_sees_no_difference_with_session_pooling() {
         see_no_difference("sqlx", PoolMode::Session, pg_sqlx::script);
+    }
+}
+
+story! {
+    fn sqlx_sees_no_difference_with_transaction_pooling() {
+        see_no_difference("sqlx", PoolMode::Transaction, pg_sqlx::script);
     }
 }
 
