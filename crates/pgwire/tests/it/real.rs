@@ -608,7 +608,9 @@ fn cancelling(server: &Server) {
         }
         assert!(began.elapsed() < Duration::from_secs(20), "the query is never cancelled");
     };
-    assert_eq!((cancelled.as_str(), client.sqlstate()), ("TE", SqlState::new(b"57014")));
+    // Where it reached the server before the row description did the client, that never comes.
+    assert!(matches!(cancelled.as_str(), "TE" | "E"), "{cancelled}");
+    assert_eq!(client.sqlstate(), SqlState::new(b"57014"));
     assert_eq!(client.until(b"Z"), "Z");
     assert!(client.flow.is_clean());
 }
