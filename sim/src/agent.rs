@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pgherd_core::action::{Action, Duties};
-use pgherd_core::ha::{self, Decision, lease};
+use pgherd_core::ha::{self, Decision, lease, suspicion};
 use pgherd_core::observation as seen;
 use pgherd_core::observation::{Local, Observation, Report, StoreView};
 use pgherd_core::reason::Reason;
@@ -17,7 +17,7 @@ use pgherd_core::record::{Cause, Proposal};
 use pgherd_core::types::{Instant, Member, Term};
 
 use crate::breakage::{self, Breakage};
-use crate::checkers::leases;
+use crate::checkers::{leases, silence};
 use crate::postgres::{State, WaitFor};
 use crate::wal::lsn;
 use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, is_proposal};
@@ -187,6 +187,7 @@ impl World {
         let deeds = actions.split_off(first_deed);
         for action in &actions {
             if let Action::Propose(proposal) = action {
+                self.judges(node, proposal);
                 self.coverage.action(action);
                 self.propose(node, proposal, false);
             }
@@ -206,6 +207,14 @@ impl World {
         agent.local.busy = agent.deeds.iter().find_map(Action::busy).or(Some(seen::Busy::Configure));
         agent.stage = 0;
         self.next_deed(node);
+    }
+
+    fn judges(&mut self, node: usize, proposal: &Proposal) {
+        let Proposal::Open { cause, .. } = proposal else { return };
+        let holder = self.nodes[node].view.as_ref().and_then(|(record, _)| record.holder());
+        if let Some(holder) = holder.and_then(|holder| self.index(&holder.node)) {
+            silence::claimed(self, node, holder, *cause);
+        }
     }
 
     /// Looks at the local PostgreSQL, unless a deed is under way.
@@ -324,6 +333,7 @@ impl World {
             if self.network.loss_percent > 0 && self.random.below(100) < self.network.loss_percent {
                 continue;
             }
+            silence::spoke(self, node, to);
             if delay == 0 && self.nodes[to].frozen_until.max(self.nodes[to].agent.frozen_until) <= self.now {
                 self.hear(to, node, &report);
             } else {
@@ -361,7 +371,7 @@ impl World {
         let failing = holder.and_then(|holder| {
             let name = &self.nodes[holder].name;
             let since = agent.peers.get(name)?.probe_failing_since?;
-            Some((name.clone(), now.since(since)))
+            Some((name.clone(), suspicion::lasting(&agent.memory, now, since)))
         });
         let record = view.as_ref().map(|(record, _)| &**record);
         Report {

@@ -53,6 +53,7 @@ breakages! {
     LeaseCountedFromReceipt = "lease-counted-from-receipt",
     UnadoptedStandbyCounts = "unadopted-standby-counts",
     GateLeftOpenByPromotion = "gate-left-open-by-promotion",
+    OwnSleepCountsAsSilence = "own-sleep-counts-as-silence",
 }
 
 impl Breakage {
@@ -152,6 +153,7 @@ pub fn distort(
                 decision.actions = finish(record);
             }
         }
+        Breakage::OwnSleepCountsAsSilence => memory.looked = None,
         Breakage::GateCountedFromTheOpening => {
             if let Some((term, _)) = memory.election_seen {
                 memory.sealed_seen = Some((term, opened));

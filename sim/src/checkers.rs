@@ -6,7 +6,7 @@
 use pgherd_core::invariants;
 use pgherd_core::record::{Proposal, Record, Standing};
 use pgherd_core::types::{Member, Term, Timeline};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::wal::Point;
 use crate::world::{Time, World};
@@ -22,6 +22,7 @@ pub mod one_acknowledger;
 pub mod overlap;
 pub mod promotion;
 pub mod reads;
+pub mod silence;
 pub mod terms;
 pub mod timelines;
 
@@ -42,6 +43,8 @@ pub struct Oracle {
     pub era: u32,
     /// Every copy that was ever made.
     pub copies: BTreeSet<Member>,
+    /// When reports of one node were sent that came, or will come, to another.
+    pub spoke: BTreeMap<(usize, usize), VecDeque<Time>>,
     /// Who acknowledged on the timeline of which term.
     pub acknowledgers: BTreeMap<Term, usize>,
     /// Timelines in whose reign some rule had W = 0, and those where it counted others than the primary.

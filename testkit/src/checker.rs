@@ -44,15 +44,54 @@ pub struct Holdings {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    Lost { node: String, row: (u32, u64), acknowledged_by: Arc<str>, timeline: Option<u32>, at: Duration },
-    Duplicated { node: String, row: (u32, u64), times: usize },
-    NeverAsked { node: String, row: (u32, u64) },
-    FailedButThere { node: String, row: (u32, u64), failure: String },
-    Differs { node: String, other: String, row: (u32, u64) },
-    TwoNodesInOneTimeline { timeline: u32, nodes: (Arc<str>, Arc<str>) },
-    OldTimelineGoesOn { old: (Arc<str>, u32), new: (Arc<str>, u32), asked_after: Duration },
-    StaleRead { node: String, value: u64, must_be_at_least: u64, because: &'static str },
-    ReadOfTheFuture { node: String, value: u64, at_most: u64 },
+    Lost {
+        node: String,
+        row: (u32, u64),
+        acknowledged_by: Arc<str>,
+        timeline: Option<u32>,
+        at: Duration,
+    },
+    Duplicated {
+        node: String,
+        row: (u32, u64),
+        times: usize,
+    },
+    NeverAsked {
+        node: String,
+        row: (u32, u64),
+    },
+    FailedButThere {
+        node: String,
+        row: (u32, u64),
+        failure: String,
+    },
+    Differs {
+        node: String,
+        other: String,
+        row: (u32, u64),
+    },
+    TwoNodesInOneTimeline {
+        timeline: u32,
+        nodes: (Arc<str>, Arc<str>),
+    },
+    OldTimelineGoesOn {
+        old: (Arc<str>, u32),
+        new: (Arc<str>, u32),
+        asked_after: Duration,
+    },
+    /// `asked_at`: since the load began; `None` in the end.
+    StaleRead {
+        node: String,
+        value: u64,
+        must_be_at_least: u64,
+        because: &'static str,
+        asked_at: Option<Duration>,
+    },
+    ReadOfTheFuture {
+        node: String,
+        value: u64,
+        at_most: u64,
+    },
 }
 
 impl Violation {
@@ -98,8 +137,9 @@ impl std::fmt::Display for Violation {
                 new.0,
                 new.1
             ),
-            Violation::StaleRead { node, value, must_be_at_least, because } => {
-                write!(f, "{node} showed {value} when {must_be_at_least} {because}")
+            Violation::StaleRead { node, value, must_be_at_least, because, asked_at } => {
+                write!(f, "{node} showed {value} when {must_be_at_least} {because}")?;
+                asked_at.map_or(Ok(()), |at| write!(f, ", asked at {:.3} s", at.as_secs_f64()))
             }
             Violation::ReadOfTheFuture { node, value, at_most } => {
                 write!(f, "{node} showed {value} when {at_most} was the last asked for")
@@ -315,7 +355,9 @@ fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec
             let must_be_at_least = must_be(bound);
             if this.value < must_be_at_least && !was_waking {
                 let node = this.node.to_string();
-                violations.push(Violation::StaleRead { node, value: this.value, must_be_at_least, because });
+                let asked_at = Some(this.asked_at.saturating_duration_since(history.started_at));
+                let value = this.value;
+                violations.push(Violation::StaleRead { node, value, must_be_at_least, because, asked_at });
             }
         }
         let at_most = asked.at_or_before(this.ended_at);
@@ -327,9 +369,13 @@ fn check_register(history: &History, holdings: &[Holdings], violations: &mut Vec
     let at_the_end = acknowledged.up_to(acknowledged.0.len());
     for node in holdings {
         if let Some(value) = node.register.filter(|value| *value < at_the_end) {
-            let because = "was acknowledged, in the end";
-            let node = node.node.clone();
-            violations.push(Violation::StaleRead { node, value, must_be_at_least: at_the_end, because });
+            violations.push(Violation::StaleRead {
+                node: node.node.clone(),
+                value,
+                must_be_at_least: at_the_end,
+                because: "was acknowledged, in the end",
+                asked_at: None,
+            });
         }
     }
     waking

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pgherd_core::ha::{Decision, Memory, decide};
+use pgherd_core::ha::{Decision, Memory, decide, suspicion};
 use pgherd_core::observation::{
     Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
 };
@@ -212,8 +212,9 @@ impl Mind {
     }
 
     fn report(&self, now: Instant) -> Report {
-        let failing =
-            self.probe.as_ref().and_then(|(node, since)| since.map(|since| (node.clone(), now.since(since))));
+        let failing = self.probe.as_ref().and_then(|(node, since)| {
+            since.map(|since| (node.clone(), suspicion::lasting(&self.memory, now, since)))
+        });
         Report {
             holder_probe_failing: failing,
             wants_rebuild: self.decision.as_ref().is_some_and(|decision| decision.wants_rebuild),

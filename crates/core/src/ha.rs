@@ -32,6 +32,10 @@ pub const TICK: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     pub started: Option<Instant>,
+    /// When the last decision was made.
+    pub looked: Option<Instant>,
+    /// When the first decision after the last sleep was made.
+    pub awake_since: Option<Instant>,
     /// The election of this term was first seen then.
     pub election_seen: Option<(Term, Instant)>,
     /// Enough votes for the election of this term were first seen then: since that moment nothing of the term
@@ -118,6 +122,7 @@ impl Decision {
 /// What this node should do now.
 pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Decision {
     memory.started.get_or_insert(now);
+    suspicion::look(memory, now);
     let Some(record) = seen.store.record else {
         return lease::hold(memory, now, seen, Reason::StoreNeverRead {});
     };

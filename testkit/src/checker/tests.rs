@@ -200,17 +200,20 @@ fn stale_reads_are_found() {
     story.set((0, 10), 1, Outcome::Acknowledged);
     story.set((11, 20), 2, Outcome::Acknowledged);
     story.read((21, 22), "a", 1);
-    let stale = |value, must_be_at_least, because| {
-        [Violation::StaleRead { node: "a".to_owned(), value, must_be_at_least, because }]
+    let stale = |value, must_be_at_least, because, asked_at| {
+        let asked_at = Some(Duration::from_millis(asked_at));
+        [Violation::StaleRead { node: "a".to_owned(), value, must_be_at_least, because, asked_at }]
     };
-    assert_eq!(story.violations(&[row], &[row]), stale(1, 2, "was acknowledged before"));
+    let found = story.violations(&[row], &[row]);
+    assert_eq!(found, stale(1, 2, "was acknowledged before", 21));
+    assert_eq!(found[0].to_string(), "a showed 1 when 2 was acknowledged before, asked at 0.021 s");
 
     let mut story = Story::new();
     let row = story.acknowledged((0, 5), "a", 1);
     story.set((0, 1000), 1, unknown());
     story.read((10, 11), "b", 1);
     story.read((12, 13), "a", 0);
-    assert_eq!(story.violations(&[row], &[row]), stale(0, 1, "was read before"));
+    assert_eq!(story.violations(&[row], &[row]), stale(0, 1, "was read before", 12));
 }
 
 #[test]
@@ -230,7 +233,9 @@ fn what_a_host_answers_as_it_wakes_is_counted_and_nothing_that_it_is_asked_later
     for (when, node) in [((53, 54), "a"), ((30, 49), "a"), ((30, 51), "b")] {
         let because = "was acknowledged before";
         let node_name = node.to_owned();
-        let stale = Violation::StaleRead { node: node_name, value: 1, must_be_at_least: 2, because };
+        let asked_at = Some(Duration::from_millis(when.0));
+        let stale =
+            Violation::StaleRead { node: node_name, value: 1, must_be_at_least: 2, because, asked_at };
         assert_eq!(told(when, node), [stale], "{when:?} {node}");
     }
 }

@@ -3,6 +3,12 @@
 //! Two signals must agree before a silent agent costs its primary the term early: the agent's silence and
 //! the voters' own probes of its PostgreSQL. Silence alone needs `agent_grace`. And no term is closed unless
 //! the election could be won with those who answer: closing ends a reign that may still be working.
+//!
+//! Only what the judge lived through counts. One that was stopped itself, as by a hypervisor, heard nothing
+//! meanwhile, and what it was told waits unread; the holder's fence counts the holder's silence alone.
+//!
+//! Hazard: a silence that was the judge's own lets another one lead while the old primary answers reads, where
+//! its agent is held up for a moment and its fence has seconds left.
 
 use std::time::Duration;
 
@@ -21,6 +27,23 @@ pub const ROUND_TRIPS_OF_PATIENCE: u32 = 4;
 /// wait for a lease. This is what it takes to end PostgreSQL and to be heard.
 pub const FENCE_SPEAKS_FIRST: Duration = Duration::from_millis(700);
 
+/// A judge that made no decision for longer than this has slept. Less is allowed for: the next gate waits longer.
+pub const NAP: Duration = Duration::from_secs(1);
+
+/// Notes that a decision is made, and whether that is the first one after a sleep.
+pub fn look(memory: &mut Memory, now: Instant) {
+    let slept = memory.looked.is_some_and(|looked| now.since(looked) > NAP);
+    memory.looked = Some(now);
+    if slept {
+        memory.awake_since = Some(now);
+    }
+}
+
+/// For how long something that began `since` has been seen to last.
+pub fn lasting(memory: &Memory, now: Instant, since: Instant) -> Duration {
+    now.since(since.max(memory.awake_since.unwrap_or(since)))
+}
+
 /// Closes the term if its holder must be taken for lost.
 pub fn open(
     memory: &Memory,
@@ -35,7 +58,8 @@ pub fn open(
     let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
     let cause = if silent >= seen.times.agent_grace + FENCE_SPEAKS_FIRST {
         Cause::AgentSilent
-    } else if silent >= suspect && most_voters_cannot_reach(now, seen, record, &holder.node, suspect) {
+    } else if silent >= suspect && most_voters_cannot_reach(memory, now, seen, record, &holder.node, suspect)
+    {
         Cause::Unreachable
     } else {
         return None;
@@ -59,7 +83,7 @@ fn silence(
     let peer = seen.peers.get(holder);
     // An agent that this one has never heard counts as silent from this one's start, or the reign's.
     let since = [peer.and_then(|peer| peer.heard), memory.started, memory.reign_seen.map(|(_, at)| at)];
-    let silent = now.since(since.into_iter().flatten().max()?);
+    let silent = lasting(memory, now, since.into_iter().flatten().max()?);
     let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
     let mut suspect = seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE;
     if record.rules.as_ref().is_some_and(|rules| rules.target().needed == 0) {
@@ -77,6 +101,7 @@ pub fn next_look(memory: &Memory, now: Instant, seen: &Observation<'_>, record: 
 }
 
 fn most_voters_cannot_reach(
+    memory: &Memory,
     now: Instant,
     seen: &Observation<'_>,
     record: &Record,
@@ -88,7 +113,7 @@ fn most_voters_cannot_reach(
     let failing = voters.iter().filter(|voter| {
         if voter.node == *seen.me {
             let since = seen.peers.get(holder).and_then(|peer| peer.probe_failing_since);
-            return since.is_some_and(|since| now.since(since) >= suspect);
+            return since.is_some_and(|since| lasting(memory, now, since) >= suspect);
         }
         let Some(peer) = seen.peers.get(&voter.node) else { return false };
         let fresh = peer.heard.is_some_and(|heard| now.since(heard) < suspect);
