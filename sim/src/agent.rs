@@ -41,11 +41,13 @@ impl World {
         let Node { agent, fence, damage, stopping, frozen_until, .. } = &mut self.nodes[node];
         let durable = std::mem::take(&mut agent.local.durable);
         let (life, deed_token, think_token) = (agent.life + 1, agent.deed_token + 1, agent.think_token + 1);
+        let drain_token = agent.drain_token + 1;
         *agent = Agent {
             up: true,
             life,
             deed_token,
             think_token,
+            drain_token,
             steady_since: now.max(*frozen_until),
             think_at: Time::MAX,
             looks_from: now + first_look,
@@ -155,7 +157,11 @@ impl World {
         let agent = &mut self.nodes[node].agent;
         agent.wants_rebuild = wants_rebuild;
         if agent.duties != duties {
-            agent.duties = duties;
+            let before = std::mem::replace(&mut agent.duties, duties);
+            if before.drain != duties.drain {
+                self.drain(node, duties.drain);
+            }
+            let agent = &mut self.nodes[node].agent;
             if duties.prove_term {
                 // A reign begins with a proof.
                 let life = agent.life;
@@ -394,6 +400,29 @@ impl World {
         peer.report = Some(report.clone());
     }
 
+    // Proxies.
+
+    /// Those that follow this agent, if there are any, have transactions that end when they end, or not in time.
+    fn drain(&mut self, node: usize, begins: bool) {
+        let agent = &mut self.nodes[node].agent;
+        agent.local.drained_for = None;
+        agent.drain_token += 1;
+        let token = agent.drain_token;
+        if begins && !self.nodes[node].slow.transactions {
+            let takes = self.span_or((MS, 60 * MS), 4, (60 * MS, 4 * SECOND));
+            self.after(takes, Event::Drained { node, token });
+        }
+    }
+
+    pub fn drained(&mut self, node: usize, token: u32) {
+        let Node { agent, view, .. } = &mut self.nodes[node];
+        if !agent.up || agent.drain_token != token {
+            return;
+        }
+        agent.local.drained_for = view.as_ref().map(|(record, _)| record.term);
+        self.think_within(node, MS);
+    }
+
     // Proving the term by commits.
 
     pub fn heartbeat_tick(&mut self, node: usize, life: u32) {
@@ -526,6 +555,7 @@ impl World {
 pub fn forget_deeds(local: &mut Local) {
     local.marker = None;
     local.checkpointed_for = None;
+    local.drained_for = None;
     local.list = None;
     local.heartbeat = None;
 }

@@ -89,6 +89,7 @@ kinds! {
     Impostor = ("impostor", 3),
     StopNode = ("stop-node", 3),
     FailRewind = ("fail-rewind", 3),
+    LongTransactions = ("long-transactions", 2),
     /// Kills the server four times, and it is back in between: poison.
     CrashLoop = ("crash-loop", 2),
 }
@@ -325,6 +326,7 @@ impl World {
             Kind::Impostor => self.impostor(node, other),
             Kind::StopNode => self.operator_stop(node, true),
             Kind::FailRewind => self.nodes[node].slow.rewind_fails = true,
+            Kind::LongTransactions => self.nodes[node].slow.transactions = true,
         }
     }
 
@@ -370,6 +372,7 @@ impl World {
             Kind::PauseReplay => self.nodes[node].slow.replay_paused = false,
             Kind::HangWal => self.unhang(node),
             Kind::SlowCheckpointer => self.nodes[node].slow.checkpointer = false,
+            Kind::LongTransactions => self.nodes[node].slow.transactions = false,
             Kind::StopNode => self.operator_stop(node, false),
             Kind::CrashLoop => {
                 if self.faults[index].repeats > 0 {

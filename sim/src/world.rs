@@ -46,6 +46,7 @@ pub enum Event {
     ConfirmTick { node: usize, life: u32 },
     Confirmed { node: usize, life: u32, asked: Instant, answer: Option<u64> },
     HeartbeatTick { node: usize, life: u32 },
+    Drained { node: usize, token: u32 },
     FenceDue { node: usize, life: u32 },
     FenceSpeaks { to: usize, from: usize, term: Term },
     // The store.
@@ -162,6 +163,8 @@ pub struct Agent {
     pub think_at: Time,
     pub proposed: u32,
     pub duties: Duties,
+    /// Rises with every drain of the proxies.
+    pub drain_token: u32,
     pub wants_rebuild: bool,
     pub reason: Option<&'static str>,
 }
@@ -207,6 +210,8 @@ pub struct Slow {
     pub wal_hangs: bool,
     pub checkpointer: bool,
     pub rewind_fails: bool,
+    /// Of the proxies' clients.
+    pub transactions: bool,
 }
 
 /// Who can reach whom, one direction at a time.
@@ -382,6 +387,7 @@ impl World {
             Event::ConfirmTick { node, life } => self.confirm_tick(node, life),
             Event::Confirmed { node, life, asked, answer } => self.confirmed(node, life, asked, answer),
             Event::HeartbeatTick { node, life } => self.heartbeat_tick(node, life),
+            Event::Drained { node, token } => self.drained(node, token),
             Event::FenceDue { node, life } => self.fence_due(node, life),
             Event::FenceSpeaks { to, from, term } => self.fence_heard(to, from, term),
             Event::Arrives { node, life, proposal } => self.proposal_arrives(node, life, proposal),
@@ -470,6 +476,7 @@ fn whose(event: &Event, links: &[crate::replication::Link]) -> Option<(usize, bo
         | Event::ConfirmTick { node, .. }
         | Event::Confirmed { node, .. }
         | Event::HeartbeatTick { node, .. }
+        | Event::Drained { node, .. }
         | Event::Answered { node, .. }
         | Event::Watch { node } => (*node, true),
         Event::FenceSpeaks { to, .. } => (*to, true),

@@ -50,6 +50,8 @@ const WAL_DIR: &str = "wal";
 const CLUSTER: &str = "main";
 const DATABASE: &str = "app";
 pub const POSTGRES_PORT: u16 = 5432;
+/// Of a proxy, unless its file says otherwise; it leads to the primary.
+pub const PROXY_PORT: u16 = 9999;
 pub const API_PORT: u16 = 8009;
 /// initdb, two clones and the elections of the store take some seconds; a busy machine takes a few times that.
 const START_DEADLINE: Duration = Duration::from_secs(180);
@@ -332,6 +334,23 @@ impl Herd {
             .arg(&token_file)
             .log_to(&self.agent_log(name))
             .spawn();
+    }
+
+    /// A proxy on the client's host, as on any host that runs nothing else; the address that leads to the primary.
+    #[track_caller]
+    pub fn start_proxy(&self, name: &str) -> (Process, SocketAddr) {
+        let (client, first) = (self.net.client(), &self.agents[0]);
+        let dir = self.dir(first).join(format!("proxy-{name}"));
+        let host = client.address().to_string();
+        self.pgherd(first).args(["proxy", "add", name, "--host", &host, "--to"]).arg(&dir).run();
+        let log = client.dir().join(format!("proxy-{name}.log"));
+        let command = client.command(&self.program).as_postgres().env("RUST_BACKTRACE", "1");
+        let process = command.arg("proxy").arg("--dir").arg(&dir).log_to(&log).spawn();
+        let address = SocketAddr::from((client.address(), PROXY_PORT));
+        wait_until(&format!("the proxy {name} to lead to the primary"), START_DEADLINE, || {
+            Session::open(client, address, &self.login()).map(drop)
+        });
+        (process, address)
     }
 
     /// `pgherd switchover`, to a node or to the best one; waits for its end.

@@ -8,6 +8,7 @@
 //! | [`chaos`] | faults for a herd, drawn from a seed |
 //! | [`workload`] | clients that write what can be checked, and keep book in a [`history`] |
 //! | [`checker`] | judges a history against what the nodes hold in the end |
+//! | [`handover`] | clients of one address, while the primary behind it changes |
 //! | [`connection`] | one connection, and what is certain about the outcome of a statement |
 //! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
 //! | [`measure`] | rounds of a benchmark, and what they are worth |
@@ -29,6 +30,7 @@ pub mod chaos;
 pub mod checker;
 pub mod command;
 pub mod connection;
+pub mod handover;
 pub mod herd;
 pub mod history;
 pub mod measure;

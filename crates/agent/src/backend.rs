@@ -25,7 +25,7 @@ use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::{RoutingQuery, RoutingTable};
+use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::spec::{ClusterSpec, HerdSpec};
@@ -209,6 +209,11 @@ impl Backend for AgentBackend {
     async fn routing(&self, query: RoutingQuery) -> Answer<BoxStream<'static, RoutingTable>> {
         let listening = self.listening(&query)?;
         Ok(self.stream_routes(listening))
+    }
+
+    async fn drained(&self, proxy: &NodeName, request: Drained) -> Answer<()> {
+        self.listeners.drained(proxy, request.drain);
+        Ok(())
     }
 
     async fn proxy(&self, query: ProxyQuery) -> Answer<ProxySettings> {

@@ -204,6 +204,8 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         damage: None,
         stopping: false,
         heartbeat: None,
+        drain: None,
+        drained_for: None,
         peers: Default::default(),
         probe: None,
         replay_lag: None,
@@ -257,6 +259,8 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         tasks.push(tokio::spawn(server.clone().watch(look_pause, sender.clone())));
         tasks.push(tokio::spawn(duties::health(server.clone(), sender.clone())));
         tasks.push(tokio::spawn(stop_on_request(sender.clone())));
+        let proxies = backend.listeners.clone();
+        tasks.push(tokio::spawn(duties::drain(proxies, duties.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::proxy_role(server.clone(), duties.clone())));
         tasks.push(tokio::spawn(slots::keep(server.clone(), duties.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));

@@ -14,6 +14,7 @@ use pgherd_dcs::Store;
 use tokio::sync::{mpsc, watch};
 
 use crate::agreed::cluster_key;
+use crate::backend::Listeners;
 use crate::clock;
 use crate::main_loop::{Assigned, Event};
 use crate::server::{Remote, Server};
@@ -80,6 +81,33 @@ pub(crate) async fn heartbeat(
         let left = renew.saturating_sub(clock::now().since(begun));
         // A change of duties ends the nap, so that a new reign begins with a proof.
         drop(tokio::time::timeout(left, assigned.changed()).await);
+    }
+}
+
+/// Waits for the proxies while they are asked to let their clients' transactions end.
+pub(crate) async fn drain(
+    proxies: Listeners,
+    mut assigned: watch::Receiver<Assigned>,
+    events: mpsc::Sender<Event>,
+) {
+    loop {
+        let asked = assigned.borrow_and_update().drain;
+        let wait = async {
+            if let Some(drain) = asked {
+                proxies.all_drained(drain).await;
+                // The main loop is gone only when the agent ends.
+                drop(events.send(Event::Drained(drain)).await);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = wait => {}
+            another = assigned.wait_for(|now| now.drain != asked) => {
+                if another.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 

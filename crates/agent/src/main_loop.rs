@@ -65,6 +65,8 @@ pub(crate) enum Event {
     Done(Box<Done>),
     ProposalEnded(Box<Proposal>),
     Damage(Option<String>),
+    /// Every proxy that follows this agent has said so of this drain.
+    Drained(u64),
     /// An operator wants PostgreSQL stopped, for good or until this agent starts again.
     Stop,
     /// Somebody asks for the whole picture.
@@ -114,6 +116,8 @@ pub(crate) struct Picture {
     pub(crate) confirmed: Option<Instant>,
     /// When the newest heartbeat of the present term was begun that enough voters acknowledged.
     pub(crate) heartbeat: Option<Instant>,
+    /// What the proxies are to answer once no transaction of theirs is left here.
+    pub(crate) drain: Option<u64>,
     pub(crate) store_reachable: bool,
     pub(crate) spec_generation: u64,
     pub(crate) spec: pgherd_core::spec::HerdSpec,
@@ -144,6 +148,8 @@ pub(crate) struct Assigned {
     pub(crate) revision: Option<Revision>,
     pub(crate) holder: Option<NodeName>,
     pub(crate) needed: u32,
+    /// The number of the drain under way.
+    pub(crate) drain: Option<u64>,
 }
 
 pub(crate) struct Wiring {
@@ -225,6 +231,11 @@ impl MainLoop {
             Event::Done(done) => self.done(*done),
             Event::ProposalEnded(proposal) => self.proposing.retain(|other| *other != *proposal),
             Event::Damage(damage) => self.mind.damage = damage,
+            Event::Drained(drain) => {
+                if self.mind.drain == Some(drain) {
+                    self.mind.drained_for = self.mind.record().map(|record| record.term);
+                }
+            }
             Event::Stop => self.mind.stopping = true,
             // Whoever asked may have given up waiting.
             Event::Ask(answer) => drop(answer.send(Box::new(self.picture()))),
@@ -345,6 +356,10 @@ impl MainLoop {
     }
 
     fn assign(&mut self, duties: Duties) {
+        if self.mind.drain.is_some() != duties.drain {
+            self.mind.drain = duties.drain.then(drain_number);
+            self.mind.drained_for = None;
+        }
         let record = self.mind.record.as_ref();
         let assigned = Assigned {
             duties,
@@ -354,6 +369,7 @@ impl MainLoop {
             needed: record
                 .and_then(|(record, _)| record.rules.as_ref())
                 .map_or(0, |rules| rules.target().needed),
+            drain: self.mind.drain,
         };
         self.duties.send_if_modified(|before| {
             let changed = *before != assigned;
@@ -377,12 +393,18 @@ impl MainLoop {
             deeds: self.mind.deeds.clone(),
             confirmed: self.mind.confirmed.filter(|(term, _)| Some(*term) == present).map(|(_, at)| at),
             heartbeat: self.mind.heartbeat.filter(|(term, _)| Some(*term) == present).map(|(_, at)| at),
+            drain: self.mind.drain,
             store_reachable: self.mind.store_reachable,
             spec_generation: self.mind.spec_generation,
             spec: self.mind.spec.clone(),
             record: self.mind.record().cloned(),
         }
     }
+}
+
+/// Of this host's life: an answer to a drain of before a restart of this agent is none to a later one.
+fn drain_number() -> u64 {
+    u64::try_from(clock::now().since(Instant::default()).as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Is what runs now another server than before, as far as our deeds are concerned?

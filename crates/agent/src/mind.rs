@@ -56,6 +56,9 @@ pub(crate) struct Mind {
     pub(crate) damage: Option<String>,
     pub(crate) stopping: bool,
     pub(crate) heartbeat: Option<(Term, Instant)>,
+    /// The number of the drain under way, which no other one has had in this life.
+    pub(crate) drain: Option<u64>,
+    pub(crate) drained_for: Option<Term>,
     pub(crate) peers: BTreeMap<NodeName, PeerMind>,
     /// The holder that is probed, and since when its probes fail.
     pub(crate) probe: Option<(NodeName, Option<Instant>)>,
@@ -162,6 +165,7 @@ impl Mind {
             marker: self.deeds.marker.clone(),
             gate_open: self.deeds.gate_open,
             checkpointed_for: self.deeds.checkpointed_for,
+            drained_for: self.drained_for,
         }
     }
 

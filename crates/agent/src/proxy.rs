@@ -19,7 +19,7 @@ use pgherd_api::client::ClientTls;
 use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRenewRequest;
 use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
-use pgherd_api::routing::{RoutingQuery, RoutingTable, RoutingTarget};
+use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
 use pgherd_core::types::{Instant, NodeName, Term};
@@ -229,17 +229,12 @@ impl Herd {
     }
 
     /// One task for each agent that there is.
-    fn follow_all(
-        &self,
-        followed: &mut BTreeMap<HostPort, Follower>,
-        query: &RoutingQuery,
-        proxy: &Arc<Proxy>,
-    ) {
+    fn follow_all(&self, followed: &mut BTreeMap<HostPort, Task>, query: &RoutingQuery, proxy: &Arc<Proxy>) {
         followed.retain(|agent, _| self.agents.contains(agent));
         for agent in &self.agents {
             followed.entry(agent.clone()).or_insert_with(|| {
                 let client = Client::tls(agent.to_string(), None, Arc::clone(&self.tls));
-                Follower(tokio::spawn(follow(client, query.clone(), Arc::clone(proxy))))
+                Task(tokio::spawn(follow(client, query.clone(), Arc::clone(proxy))))
             });
         }
     }
@@ -278,9 +273,9 @@ impl Herd {
 }
 
 /// Ends when it is dropped.
-struct Follower(JoinHandle<()>);
+struct Task(JoinHandle<()>);
 
-impl Drop for Follower {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -288,6 +283,7 @@ impl Drop for Follower {
 
 /// Tells the proxy what one agent knows, for ever.
 async fn follow(client: Client, query: RoutingQuery, proxy: Arc<Proxy>) {
+    let client = Arc::new(client);
     loop {
         if let Err(error) = follow_once(&client, &query, &proxy).await {
             tracing::debug!(agent = %client.endpoint(), %error, "is not followed at the moment");
@@ -296,18 +292,41 @@ async fn follow(client: Client, query: RoutingQuery, proxy: Arc<Proxy>) {
     }
 }
 
-async fn follow_once(client: &Client, query: &RoutingQuery, proxy: &Proxy) -> Result<(), CallError> {
+async fn follow_once(
+    client: &Arc<Client>,
+    query: &RoutingQuery,
+    proxy: &Arc<Proxy>,
+) -> Result<(), CallError> {
     let mut lines = client.routing(query).await?;
+    let mut drain: Option<(u64, Task)> = None;
     loop {
         let asked = clock::now();
         let Some(table) = lines.next().await? else { return Ok(()) };
         match read(&table, asked) {
-            Ok(table) => {
-                proxy.learn(table);
+            Ok(known) => {
+                // Who has said so once knows when that is over; who has never said so may not know.
+                let draining = table.drain.map(|_| true).or(drain.as_ref().map(|_| false));
+                proxy.learn(Table { draining, ..known });
+                let number = table.drain;
+                if drain.as_ref().map(|(number, _)| *number) != number {
+                    drain = number.map(|number| (number, answer(client, proxy, number)));
+                }
             }
             Err(why) => tracing::error!(agent = %client.endpoint(), why, "sent a table that cannot be used"),
         }
     }
+}
+
+/// Says to the agent that drains the primary when no client has anything under way there.
+fn answer(client: &Arc<Client>, proxy: &Arc<Proxy>, drain: u64) -> Task {
+    let (client, proxy) = (Arc::clone(client), Arc::clone(proxy));
+    Task(tokio::spawn(async move {
+        proxy.drained().await;
+        while let Err(error) = client.drained(&Drained { drain }).await {
+            tracing::info!(agent = %client.endpoint(), %error, "cannot be told that nothing is under way there");
+            sleep(AGAIN_AFTER).await;
+        }
+    }))
 }
 
 /// `asked`: before it was read.
@@ -319,6 +338,7 @@ fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
         primary: table.primary.as_ref().map(target).transpose()?,
         gate_open: table.gate == Gate::Open,
         standbys: standbys?,
+        draining: None,
         valid_until: asked + Duration::from_millis(table.valid_for_ms),
     })
 }
@@ -389,6 +409,7 @@ mod tests {
             }],
             proof: Proof::Store,
             valid_for_ms: 2_500,
+            drain: None,
         }
     }
 

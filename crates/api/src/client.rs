@@ -435,6 +435,10 @@ impl Client {
         self.post(route::PROXY_RENEW, request).await
     }
 
+    pub async fn drained(&self, request: &routing::Drained) -> Result<(), CallError> {
+        self.post(route::DRAINED, request).await
+    }
+
     /// Raft's own requests may be repeated: that is what Raft is made for.
     pub async fn raft(&self, rpc: &str, body: Bytes) -> Result<Bytes, CallError> {
         self.send(Request::post(route::RAFT.with(&escape(rpc)), body).repeatable()).await

@@ -88,6 +88,7 @@ routes! {
     TOKEN_CREATE = Post "/v1/tokens" Operator;
     OPERATOR_ADD = Post "/v1/operators" Operator;
     PROXY_ADD = Post "/v1/proxies" Operator;
+    DRAINED = Post "/v1/drained" Proxy;
     PROXY_RENEW = Post "/v1/proxies/renew" Proxy;
     RENEW = Post "/v1/renew" Node;
     RAFT = Post "/v1/raft/{rpc}" Node;

@@ -35,6 +35,18 @@ pub struct RoutingTable {
     pub standbys: Vec<RoutingStandby>,
     pub proof: Proof,
     pub valid_for_ms: u64,
+    /// The primary is about to hand over, as its own agent says: nothing is to be begun on it. A proxy none of whose
+    /// clients has a transaction there says so with this number ([`Drained`]). Null otherwise, and from all others.
+    #[serde(default)]
+    pub drain: Option<u64>,
+}
+
+/// `POST /v1/drained`, to the agent that asked for it: nothing of this proxy's clients is left on the primary, and nothing
+/// will be begun there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Of the drain that is answered; one that is over is nobody's business any more.
+    pub drain: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,4 +76,17 @@ pub enum Proof {
     Store,
     /// The primary's heartbeat was acknowledged by the needed voters.
     Heartbeat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_an_agent_that_knows_no_drain_is_read() {
+        let table = r#"{"herd_id":"4f1c","cluster":"main","term":4,"gate":"open","primary":null,"standbys":[],
+            "proof":"store","valid_for_ms":2500}"#;
+        let table: RoutingTable = serde_json::from_str(table).unwrap();
+        assert_eq!((table.term, table.drain), (4, None));
+    }
 }

@@ -141,6 +141,8 @@ pub struct Duties {
     /// Keep a slot for every other member on this standby: one that is pointed here, now or after a promotion, finds
     /// the WAL that it lacks.
     pub keep_slots: bool,
+    /// Tell the proxies to begin nothing on this primary, and see when nothing of theirs is left on it.
+    pub drain: bool,
 }
 
 impl VoteTemplate {

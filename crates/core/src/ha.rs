@@ -48,6 +48,8 @@ pub struct Memory {
     pub rule_pending: Option<PendingRule>,
     /// Fewer voters than needed, since when.
     pub short_since: Option<Instant>,
+    /// The proxies have been draining this primary since then.
+    pub draining_since: Option<Instant>,
     /// A running PostgreSQL was told to stop because its lease ended in this term.
     pub lease_ended: Option<Term>,
     /// The newest proof that this node held the open term, and the timeline it reigned on. It outlives the
@@ -161,6 +163,11 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     } else {
         standby::decide(memory, now, seen, record)
     };
+
+    if !decision.duties.drain {
+        // Its clients go on; another drain begins anew.
+        memory.draining_since = None;
+    }
 
     // Everyone watches the holder and may end an election, whatever else it is doing.
     if let Some(left) = suspicion::next_look(memory, now, seen, record) {

@@ -59,6 +59,9 @@ pub struct Local {
     pub gate_open: bool,
     /// A checkpoint was completed for this switchover.
     pub checkpointed_for: Option<Term>,
+    /// Since [`Duties::drain`](crate::action::Duties::drain) was given in this term, every proxy that follows this node
+    /// has said that no transaction of its clients is left here.
+    pub drained_for: Option<Term>,
 }
 
 /// What this node's own disk remembers; it survives any crash.

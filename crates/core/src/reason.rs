@@ -83,6 +83,7 @@ reasons! {
     Degraded {} = "degraded",
     CuttingImpostor { claimed: Option<Member> } = "cutting-impostor",
     SwitchoverWaits { to: Option<NodeName>, why: &'static str } = "switchover-waits",
+    Draining { to: Option<NodeName> } = "draining",
     SwitchingOver { to: Option<NodeName> } = "switching-over",
     HoldsTerm { term: Term } = "holds-term",
     // Everyone else.
@@ -234,6 +235,10 @@ impl fmt::Display for Reason {
             }
             SwitchoverWaits { to: Some(node), why } => write!(f, "switchover to {node} waits: {why}"),
             SwitchoverWaits { to: None, why } => write!(f, "switchover waits: {why}"),
+            Draining { to: Some(node) } => {
+                write!(f, "lets the proxies' transactions end before it hands over to {node}")
+            }
+            Draining { to: None } => f.write_str("lets the proxies' transactions end before it hands over"),
             SwitchingOver { to: Some(node) } => write!(f, "hands over to {node}"),
             SwitchingOver { to: None } => write!(f, "hands over"),
             HoldsTerm { term } => write!(f, "holds term {term}"),

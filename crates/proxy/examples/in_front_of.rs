@@ -52,6 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         primary: Some(target),
         gate_open: true,
         standbys: Vec::new(),
+        draining: None,
         valid_until,
     });
     loop {

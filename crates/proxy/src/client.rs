@@ -308,7 +308,7 @@ async fn keep(
         found = wants.find(world) => found?,
         () = stream.gone() => return Ok(Left::ByItself),
     };
-    let (pool, role, mut lent) = found;
+    let (pool, mut lent) = found;
     if !lent.backend.is_fresh()
         && let Err(error) = lent.backend.clean().await
     {
@@ -322,7 +322,10 @@ async fn keep(
     let mut link = Link::default();
     let greeting = greet(stream, out, &backend, ticket).await;
     let end = match greeting {
-        Ok(()) => use_server(stream, &mut backend, role, &mut session, &mut link, ticket, world).await,
+        Ok(()) => {
+            let mut admission = pool.admission(server, &backend, world);
+            use_server(stream, &mut backend, &mut admission, &mut session, &mut link, ticket).await
+        }
         Err(end) => end,
     };
     // A cancel that is on its way hits this client's server, and nobody else's.
@@ -400,7 +403,7 @@ impl Wants {
     }
 
     /// A server. Whoever wants to read is content with the primary, too, when no standby has room for it in time.
-    pub(crate) async fn find(&self, world: &Arc<World>) -> Result<(Arc<OnePool>, Role, Lent), Farewell> {
+    pub(crate) async fn find(&self, world: &Arc<World>) -> Result<(Arc<OnePool>, Lent), Farewell> {
         if self.door.access == Access::ReadOnly {
             let mut standbys = world.fence.standbys();
             // Each client begins with another one.
@@ -410,7 +413,7 @@ impl Wants {
                 let role = Role::Standby(standby);
                 let pool = self.pool(&role, world);
                 match tokio::time::timeout(STANDBY_WITHIN, self.lend(&pool, world)).await {
-                    Ok(Ok(lent)) => return Ok((pool, role, lent)),
+                    Ok(Ok(lent)) => return Ok((pool, lent)),
                     Ok(Err(NotLent::Rejected(why))) => return Err(why.into()),
                     Ok(Err(NotLent::Refused(_))) | Err(_) => {}
                 }
@@ -418,7 +421,7 @@ impl Wants {
         }
         let pool = self.pool(&Role::Primary, world);
         let lent = self.lend(&pool, world).await?;
-        Ok((pool, Role::Primary, lent))
+        Ok((pool, lent))
     }
 }
 
@@ -453,15 +456,13 @@ pub(crate) async fn greet(
 pub(crate) async fn use_server(
     stream: &mut Stream,
     backend: &mut Backend,
-    role: Role,
+    admission: &mut Admission,
     session: &mut Session,
     link: &mut Link,
     ticket: &Ticket,
-    world: &Arc<World>,
 ) -> End {
     *ticket.slot.lock().await = Some(Arc::clone(&backend.cancelable));
-    let mut admission = Admission::new(Arc::clone(&world.fence), role, backend.place.clone());
-    relay(stream, &mut backend.stream, session, &mut admission, link).await
+    relay(stream, &mut backend.stream, session, admission, link).await
 }
 
 /// What the client has to hear of it.
@@ -511,7 +512,9 @@ async fn replicate(
     let (mut session, mut link) = (Session::new(), Link::default());
     let end = match greet(stream, out, &backend, ticket).await {
         Ok(()) => {
-            use_server(stream, &mut backend, Role::Primary, &mut session, &mut link, ticket, world).await
+            let (fence, place) = (Arc::clone(&world.fence), backend.place.clone());
+            let mut admission = Admission::new(fence, Role::Primary, place, None);
+            use_server(stream, &mut backend, &mut admission, &mut session, &mut link, ticket).await
         }
         Err(end) => end,
     };

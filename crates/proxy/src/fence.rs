@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::pool::Place;
+use crate::pools::Seat;
 use crate::routes::{Role, Route, Routes, Table};
 
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Fence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Admitted,
+    /// For what is under way; nothing is to be begun.
+    Draining,
     /// Nobody knows at the moment.
     Unknown,
     /// Never again.
@@ -88,14 +91,17 @@ pub(crate) struct Admission {
     seen: u64,
     until: Instant,
     unknown_since: Option<Instant>,
+    /// Where it is noted that its client rests while the server is drained.
+    seat: Option<Seat>,
 }
 
 impl Admission {
-    pub(crate) fn new(fence: Arc<Fence>, role: Role, place: Place) -> Admission {
+    pub(crate) fn new(fence: Arc<Fence>, role: Role, place: Place, seat: Option<Seat>) -> Admission {
         Admission {
             fence,
             role,
             place,
+            seat,
             seen: 0,
             until: Instant::from_boot(Duration::ZERO),
             unknown_since: None,
@@ -107,6 +113,11 @@ impl Admission {
         self.fence.subscribe()
     }
 
+    /// Notes whether the client begins nothing until the verdict is another one. `true`: that is new.
+    pub(crate) fn rest(&mut self, rests: bool) -> bool {
+        self.seat.as_mut().is_some_and(|seat| seat.rest(rests))
+    }
+
     pub(crate) fn verdict(&mut self) -> Verdict {
         let now = clock::now();
         let version = self.fence.version.load(Ordering::Acquire);
@@ -114,7 +125,11 @@ impl Admission {
             return Verdict::Admitted;
         }
         let routes = self.fence.routes();
-        match routes.route(&self.role, now) {
+        match routes.place(&self.role, now) {
+            Route::To(place, _) if place == self.place && routes.is_draining(&self.role, &place, now) => {
+                self.unknown_since = None;
+                Verdict::Draining
+            }
             Route::To(place, _) if place == self.place => {
                 self.seen = version;
                 self.until = routes.wake_at().unwrap_or(now);
@@ -150,6 +165,7 @@ mod tests {
             primary: node.map(target),
             gate_open: true,
             standbys: Vec::new(),
+            draining: None,
             valid_until: clock::now() + lasts,
         }
     }
@@ -159,7 +175,7 @@ mod tests {
         let long = Duration::from_secs(60);
         let fence = Arc::new(Fence::new(long));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        let mut admission = Admission::new(Arc::clone(&fence), Role::Primary, place.clone());
+        let mut admission = Admission::new(Arc::clone(&fence), Role::Primary, place.clone(), None);
         assert_eq!(admission.verdict(), Verdict::Unknown, "nobody has said anything");
         fence.learn(table(4, Some("a"), long));
         assert_eq!(admission.verdict(), Verdict::Admitted);
@@ -173,7 +189,8 @@ mod tests {
         assert_eq!(admission.verdict(), Verdict::Superseded, "whoever will be the primary");
         assert!(!fence.learn(table(4, Some("a"), long)));
         assert_eq!(admission.verdict(), Verdict::Superseded);
-        let mut other = Admission::new(Arc::clone(&fence), Role::Primary, Place { term: Term(5), ..place });
+        let mut other =
+            Admission::new(Arc::clone(&fence), Role::Primary, Place { term: Term(5), ..place }, None);
         fence.learn(table(5, Some("b"), long));
         assert_eq!(other.verdict(), Verdict::Superseded);
     }
@@ -182,6 +199,6 @@ mod tests {
     fn nobody_waits_for_a_route_for_ever() {
         let fence = Arc::new(Fence::new(Duration::ZERO));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        assert_eq!(Admission::new(fence, Role::Primary, place).verdict(), Verdict::Superseded);
+        assert_eq!(Admission::new(fence, Role::Primary, place, None).verdict(), Verdict::Superseded);
     }
 }

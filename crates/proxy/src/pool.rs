@@ -339,6 +339,12 @@ impl Pool {
         self.tick(now);
     }
 
+    /// Of the present place.
+    pub fn lent(&self) -> impl Iterator<Item = ServerId> {
+        let lent = |known: &Server| known.place == self.place_number && matches!(known.state, State::Lent(_));
+        self.servers.iter().filter(move |(_, known)| lent(known)).map(|(server, _)| *server)
+    }
+
     /// No server is left, in whatever state.
     pub fn is_drained(&self) -> bool {
         self.servers.is_empty()

@@ -5,7 +5,7 @@
 //!
 //! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::Backend;
 use crate::clock;
+use crate::fence::Admission;
 use crate::pool::{Answer, ClientId, Counts, Limits, Order, Pool, Refusal, ServerId, Worker};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
@@ -38,10 +39,18 @@ pub(crate) struct OnePool {
     state: Mutex<State>,
 }
 
+impl std::fmt::Debug for OnePool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnePool").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 struct State {
     pool: Pool,
     idle: HashMap<ServerId, Backend>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
+    /// Lent, and their clients begin nothing while the primary is drained.
+    resting: HashSet<ServerId>,
     /// Of whoever came in last: they open servers for all.
     keys: Option<ClientKeys>,
     /// What the server said when it let nobody in.
@@ -86,8 +95,14 @@ impl Pools {
             if let Route::To(place, _) = world.fence.route(&name.role) {
                 pool.route(place, clock::now());
             }
-            let state =
-                State { pool, idle: HashMap::new(), waiting: HashMap::new(), keys: None, rejection: None };
+            let state = State {
+                pool,
+                idle: HashMap::new(),
+                waiting: HashMap::new(),
+                resting: HashSet::new(),
+                keys: None,
+                rejection: None,
+            };
             Arc::new(OnePool { name: name.clone(), state: Mutex::new(state) })
         });
         let pool = Arc::clone(pool);
@@ -106,6 +121,12 @@ impl Pools {
             }
             pool.act(state, world);
         }
+    }
+
+    /// Nothing is under way at the primary, and nothing will be while its route is held.
+    pub(crate) fn are_drained(&self) -> bool {
+        let busy = |state: &State| state.pool.lent().any(|server| !state.resting.contains(&server));
+        self.every().iter().filter(|pool| pool.name.role == Role::Primary).all(|pool| !busy(&pool.state()))
     }
 
     pub(crate) fn set_limits(&self, limits: Limits, world: &Arc<World>) {
@@ -192,6 +213,18 @@ impl OnePool {
             // Never: whoever drops the sender has answered.
             Err(_) => Err(NotLent::Refused(Refusal::QueryWait)),
         }
+    }
+
+    /// The right to use a server that is lent.
+    pub(crate) fn admission(
+        self: &Arc<Self>,
+        server: ServerId,
+        backend: &Backend,
+        world: &World,
+    ) -> Admission {
+        let seat = Seat { pool: Arc::clone(self), server, rests: false };
+        let (fence, role) = (Arc::clone(&world.fence), self.name.role.clone());
+        Admission::new(fence, role, backend.place.clone(), Some(seat))
     }
 
     /// `reusable`: it is as clean as a fresh one.
@@ -281,6 +314,35 @@ impl OnePool {
             }
         }
         self.act(state, world);
+    }
+}
+
+/// Says of one server that is lent whether its client rests.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pool: Arc<OnePool>,
+    server: ServerId,
+    rests: bool,
+}
+
+impl Seat {
+    /// `true`: that is new.
+    pub(crate) fn rest(&mut self, rests: bool) -> bool {
+        if self.rests == rests {
+            return false;
+        }
+        self.rests = rests;
+        let mut state = self.pool.state();
+        match rests {
+            true => state.resting.insert(self.server),
+            false => state.resting.remove(&self.server),
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.rest(false);
     }
 }
 

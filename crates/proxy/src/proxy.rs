@@ -26,6 +26,8 @@ use crate::world::{NoRandomness, Settings, World};
 const BACKLOG: i32 = 4096;
 /// After an accept that failed for want of descriptors or memory: those who leave must be noticed.
 const BREATH: Duration = Duration::from_millis(50);
+/// A drain takes as long as the last transaction, and clients wait for its end.
+const LOOK_AT_DRAIN_EVERY: Duration = Duration::from_millis(2);
 
 /// What a listener leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,14 @@ impl Proxy {
             self.world.pools.rerouted(&self.world);
         }
         learnt
+    }
+
+    /// Until no client has anything under way on the primary, and none begins anything: while it is about to hand over
+    /// ([`Table::draining`]), that is so from then on.
+    pub async fn drained(&self) {
+        while !self.world.pools.are_drained() {
+            tokio::time::sleep(LOOK_AT_DRAIN_EVERY).await;
+        }
     }
 
     /// For those who come from now on; limits for all.

@@ -7,6 +7,8 @@
 //! whether it is still the primary both sides wait. An answer of a host that stood still may be older than what others
 //! have acknowledged since.
 //!
+//! While a primary is drained, a client that has nothing under way is not read from.
+//!
 //! Leaves out: who gets which server, and what becomes of it afterwards.
 
 use std::cell::Cell;
@@ -137,7 +139,24 @@ fn poll(
 ) -> Poll<End> {
     loop {
         match admission.verdict() {
-            Verdict::Admitted => {}
+            Verdict::Admitted => {
+                if admission.rest(false) {
+                    // Whoever counts those at rest may have counted this one a moment ago.
+                    continue;
+                }
+                session.expect_shutdown(false);
+            }
+            Verdict::Draining => {
+                session.expect_shutdown(true);
+                if session.is_idle() && !link.to_server.pending.has_remaining() {
+                    admission.rest(true);
+                    match from_server(cx, server, client, session, &mut link.to_client) {
+                        Poll::Ready(Ok(())) => continue,
+                        Poll::Ready(Err(end)) => return Poll::Ready(end),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }
             // The fence wakes this task when that changes.
             Verdict::Unknown => return Poll::Pending,
             Verdict::Superseded => return Poll::Ready(End::Rerouted),

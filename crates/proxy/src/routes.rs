@@ -1,10 +1,11 @@
 //! Which server a session may use, and until when that is known.
 //!
-//! Agents send routing tables; a proxy may listen to several of them, and any may be late, cut off or out of date. Two
+//! Agents send routing tables; a proxy may listen to several of them, and any may be late, cut off or out of date. Three
 //! rules make that harmless:
 //!
 //! - **Terms only grow.** A table of a lower term than one seen before is ignored, whoever sent it and however fresh it
 //!   looks: it tells of a primary that has lost the term.
+//! - **A primary that hands over is given nothing new.** Only its own agent says so, and that counts as long as its table.
 //! - **A table is worth what is left of its proof.** It counts from before it was read. When it has run out nobody is
 //!   known to be the primary, and clients wait instead of guessing: the old one may have been replaced meanwhile.
 //!
@@ -36,6 +37,8 @@ pub struct Table {
     pub gate_open: bool,
     /// Those that may serve reads.
     pub standbys: Vec<Target>,
+    /// Whether the primary is about to hand over. Only its own agent knows; the others say nothing.
+    pub draining: Option<bool>,
     /// Counted from before the table was read, on this machine's clock.
     pub valid_until: Instant,
 }
@@ -63,6 +66,8 @@ pub enum Hold {
     /// An election or a promotion is under way.
     NoPrimary,
     GateClosed,
+    /// The primary is about to hand over; what is under way there goes on.
+    Draining,
     /// The node is no standby that may serve reads, or none that is heard of.
     NoStandby,
     /// The newest table has run out: no agent is heard, or none can prove the term.
@@ -72,6 +77,8 @@ pub enum Hold {
 #[derive(Debug, Default)]
 pub struct Routes {
     newest: Option<Table>,
+    /// The primary of this term is about to hand over, if nothing else is heard of it until then.
+    draining: Option<(Term, Instant)>,
 }
 
 impl Routes {
@@ -81,13 +88,33 @@ impl Routes {
     /// until its next table; one that has not heard of a gate that closed sends them to a server that lets nobody in.
     pub fn learn(&mut self, table: Table) -> bool {
         let stale = self.newest.as_ref().is_some_and(|known| table.term < known.term);
-        if !stale {
-            self.newest = Some(table);
+        if stale {
+            return false;
         }
-        !stale
+        match table.draining {
+            Some(true) => self.draining = Some((table.term, table.valid_until)),
+            Some(false) => self.draining = None,
+            None => {}
+        }
+        self.newest = Some(table);
+        true
     }
 
+    /// Where something can be begun.
     pub fn route(&self, role: &Role, now: Instant) -> Route {
+        match self.place(role, now) {
+            Route::To(place, _) if self.is_draining(role, &place, now) => Route::Hold(Hold::Draining),
+            route => route,
+        }
+    }
+
+    /// Is what is under way at this place to end, and nothing to be begun?
+    pub fn is_draining(&self, role: &Role, place: &Place, now: Instant) -> bool {
+        *role == Role::Primary && self.draining.is_some_and(|(term, until)| term == place.term && now < until)
+    }
+
+    /// Where what is under way can go on.
+    pub fn place(&self, role: &Role, now: Instant) -> Route {
         let Some(table) = &self.newest else { return Route::Hold(Hold::Unknown) };
         if now >= table.valid_until {
             return Route::Hold(Hold::OutOfDate);
@@ -110,17 +137,12 @@ impl Routes {
         table.into_iter().flat_map(|table| &table.standbys).map(|standby| standby.node.clone()).collect()
     }
 
-    /// May a server connection of this place be used? The last look before anything is sent on it.
-    pub fn admits(&self, role: &Role, place: &Place, now: Instant) -> bool {
-        matches!(self.route(role, now), Route::To(present, _) if present == *place)
-    }
-
     /// The highest term that was heard of, for `SHOW`.
     pub fn term(&self) -> Option<Term> {
         self.newest.as_ref().map(|table| table.term)
     }
 
-    /// When [`Routes::route`] changes by itself.
+    /// When [`Routes::place`] changes by itself.
     pub fn wake_at(&self) -> Option<Instant> {
         self.newest.as_ref().map(|table| table.valid_until)
     }
@@ -149,7 +171,14 @@ mod tests {
             primary: Some(target(node)),
             gate_open: true,
             standbys: vec![target("s")],
+            draining: None,
             valid_until: at(until),
+        }
+    }
+
+    impl Routes {
+        fn admits(&self, role: &Role, place: &Place, now: Instant) -> bool {
+            matches!(self.route(role, now), Route::To(present, _) if present == *place)
         }
     }
 
@@ -200,6 +229,29 @@ mod tests {
             routes.admits(&Role::Primary, &place(4, "a"), at(7))
                 && !routes.admits(&Role::Primary, &place(4, "a"), at(8))
         );
+    }
+
+    #[test]
+    fn nothing_is_begun_on_a_primary_that_hands_over_and_what_is_under_way_goes_on() {
+        let mut routes = Routes::default();
+        routes.learn(table(4, "a", 10));
+        routes.learn(Table { draining: Some(true), ..table(4, "a", 10) });
+        let draining = |routes: &Routes, now| {
+            assert_eq!(routes.place(&Role::Primary, at(now)), Route::To(place(4, "a"), target("a")));
+            routes.route(&Role::Primary, at(now)) == Route::Hold(Hold::Draining)
+        };
+        assert!(draining(&routes, 1));
+        assert!(routes.admits(&Role::Standby("s".parse().unwrap()), &place(4, "s"), at(1)), "reads go on");
+        routes.learn(table(4, "a", 20));
+        assert!(draining(&routes, 9), "another agent does not know");
+        assert!(!draining(&routes, 10), "nothing was heard of it again");
+        routes.learn(Table { draining: Some(true), ..table(4, "a", 20) });
+        assert!(draining(&routes, 10));
+        routes.learn(Table { draining: Some(false), ..table(4, "a", 20) });
+        assert!(!draining(&routes, 10), "it was given up");
+        routes.learn(Table { draining: Some(true), ..table(4, "a", 20) });
+        routes.learn(table(5, "b", 20));
+        assert!(routes.admits(&Role::Primary, &place(5, "b"), at(11)), "that was the former primary");
     }
 
     #[test]

@@ -108,6 +108,8 @@ pub struct Session {
     used: bool,
     /// A statement is under way that may commit the open transaction, or cannot be read.
     may_commit: bool,
+    /// The server is about to end, and what it says of that says nothing of the client's work.
+    expects_shutdown: bool,
     /// Servers are this client's for a transaction only.
     shared: Option<Box<Shared>>,
 }
@@ -126,6 +128,7 @@ impl Session {
             server_has_ended: false,
             used: false,
             may_commit: false,
+            expects_shutdown: false,
             shared: None,
         }
     }
@@ -144,6 +147,11 @@ impl Session {
     pub fn can_be_told(&self) -> bool {
         // What is read before it is passed on, or not passed on at all, the client has heard nothing of.
         self.server.reading.is_some() || self.hidden || self.server.scanner.body_left_bytes() == 0
+    }
+
+    /// If the server says that it is shut down, the client is told instead what is true of its work: [`Session::lost`].
+    pub fn expect_shutdown(&mut self, expected: bool) {
+        self.expects_shutdown = expected;
     }
 
     /// It asked the server for something.
@@ -388,6 +396,14 @@ impl Session {
             }
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
+        if self.expects_shutdown
+            && answer == (Answer::Error { fatal: true })
+            && let ServerMessage::ErrorResponse(fields) = ServerMessage::parse(kind, body).map_err(wrong)?
+            && fields.get(b'C') == Some(SqlState::ADMIN_SHUTDOWN.as_bytes())
+        {
+            message.skip(cut);
+            return Ok(());
+        }
         if let (b'E' | b'S', Some(shared)) = (kind, &mut self.shared) {
             match ServerMessage::parse(kind, body).map_err(wrong)? {
                 ServerMessage::ErrorResponse(fields) => shared.failed(&fields),

@@ -59,7 +59,7 @@ pub(crate) async fn share(
     mode: Mode,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let (pool, _, lent) = tokio::select! {
+    let (pool, lent) = tokio::select! {
         found = wants.find(world) => found?,
         () = stream.gone() => return Ok(Left::ByItself),
     };
@@ -122,11 +122,11 @@ impl Sharing<'_> {
                 found = self.find() => found?,
                 () = stream.gone() => return Ok(Some(Left::ByItself)),
             };
-            let (pool, role, lent) = found;
+            let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             let mut lent = begin(&pool, lent, &self.settings, recalls, self.world).await?;
             let mut held = Held::default();
-            let end = self.use_server(stream, &mut lent.backend, role, session, &mut held, link).await;
+            let end = self.use_server(stream, &pool, &mut lent, session, &mut held, link).await;
             let is_lost = matches!(end, End::ServerLost(_));
             if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
                 // It was told nothing of what its client wants; another one will be.
@@ -158,17 +158,19 @@ impl Sharing<'_> {
     async fn use_server(
         &mut self,
         stream: &mut Stream,
-        backend: &mut Backend,
-        role: Role,
+        pool: &Arc<OnePool>,
+        lent: &mut Lent,
         session: &mut Session,
         held: &mut Held,
         link: &mut Link,
     ) -> End {
+        let Lent { server, backend } = lent;
         self.tell(backend, link);
         let known = std::mem::replace(&mut backend.known, Known::new(1));
         session.attach(Loan::new(known, self.settings.meaning()));
         let end = loop {
-            let end = use_server(stream, backend, role.clone(), session, link, self.ticket, self.world).await;
+            let mut admission = pool.admission(*server, backend, self.world);
+            let end = use_server(stream, backend, &mut admission, session, link, self.ticket).await;
             if !matches!(end, End::Over) {
                 break end;
             }
@@ -193,12 +195,12 @@ impl Sharing<'_> {
         end
     }
 
-    async fn find(&self) -> Result<(Arc<OnePool>, Role, Lent), Farewell> {
+    async fn find(&self) -> Result<(Arc<OnePool>, Lent), Farewell> {
         if self.wants.access() == Access::ReadOnly {
             return self.wants.find(self.world).await;
         }
         let lent = self.wants.lend(&self.primaries, self.world).await?;
-        Ok((Arc::clone(&self.primaries), Role::Primary, lent))
+        Ok((Arc::clone(&self.primaries), lent))
     }
 
     /// What is different at this server, though the client has not changed it.

@@ -1,7 +1,9 @@
-//! Where proxies listen, as they say when they begin to follow the routing table of this agent.
+//! The proxies that follow the routing table of this agent: where they listen, as they say when they begin, and which
+//! of them have let their clients' transactions end, when that is asked of them.
 //!
 //! Each agent knows those that follow it, and a proxy follows all of them. Leaves out: whether anybody answers
-//! there. Hazard: a proxy that is gone and still listed; so an entry lives no longer than its stream.
+//! there. Hazard: a proxy that is gone and still listed, for which a switchover would wait; so an entry lives no longer
+//! than its stream.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,18 +12,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pgherd_api::routing::RoutingQuery;
 use pgherd_api::status::{ProxyListener, ProxyTarget};
 use pgherd_api::{Code, Error};
+use pgherd_core::types::NodeName;
+use tokio::sync::watch;
 
 use super::{AgentBackend, cluster_of};
 use crate::http::backend::Answer;
 
-/// The listeners of each stream under way, of which there is a limited number.
+/// The proxy of each stream under way, of which there is a limited number.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Listeners(Arc<Mutex<Streams>>);
+pub(crate) struct Listeners(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    streams: Mutex<Streams>,
+    /// A stream has ended, or a proxy has said that it is drained.
+    fewer: watch::Sender<()>,
+}
 
 #[derive(Debug, Default)]
 struct Streams {
     next: u64,
-    open: BTreeMap<u64, Vec<ProxyListener>>,
+    open: BTreeMap<u64, Follower>,
+    /// The newest drain that each proxy has said to be done.
+    drained: BTreeMap<NodeName, u64>,
+}
+
+#[derive(Debug)]
+struct Follower {
+    proxy: NodeName,
+    listeners: Vec<ProxyListener>,
 }
 
 /// Listed until this is dropped.
@@ -33,27 +52,64 @@ pub(super) struct Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.listeners.lock().open.remove(&self.stream);
+        self.listeners.end(self.stream);
     }
 }
 
 impl Listeners {
     fn lock(&self) -> MutexGuard<'_, Streams> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, listeners: Vec<ProxyListener>) -> Listening {
+    fn add(&self, proxy: NodeName, listeners: Vec<ProxyListener>) -> Listening {
         let mut streams = self.lock();
         let stream = streams.next;
         streams.next += 1;
-        streams.open.insert(stream, listeners);
+        streams.open.insert(stream, Follower { proxy, listeners });
         Listening { listeners: self.clone(), stream }
+    }
+
+    fn end(&self, stream: u64) {
+        let mut streams = self.lock();
+        if let Some(Follower { proxy, .. }) = streams.open.remove(&stream)
+            && streams.open.values().all(|other| other.proxy != proxy)
+        {
+            streams.drained.remove(&proxy);
+        }
+        drop(streams);
+        self.0.fewer.send_replace(());
+    }
+
+    /// Says a proxy that follows; of another one it is not remembered.
+    pub(super) fn drained(&self, proxy: &NodeName, drain: u64) {
+        let mut streams = self.lock();
+        if streams.open.values().any(|follower| follower.proxy == *proxy) {
+            streams.drained.insert(proxy.clone(), drain);
+        }
+        drop(streams);
+        self.0.fewer.send_replace(());
+    }
+
+    /// Waits until each proxy that follows has said so of this drain. There may be none.
+    pub(crate) async fn all_drained(&self, drain: u64) {
+        let mut fewer = self.0.fewer.subscribe();
+        loop {
+            let is_done = {
+                let streams = self.lock();
+                let drained = |proxy| streams.drained.get(proxy) == Some(&drain);
+                streams.open.values().all(|follower| drained(&follower.proxy))
+            };
+            // The sender lives as long as this.
+            if is_done || fewer.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Each once: a proxy that has come again may have its former stream still.
     pub(super) fn shown(&self) -> Vec<ProxyListener> {
         let mut shown: Vec<ProxyListener> = Vec::new();
-        for listener in self.lock().open.values().flatten() {
+        for listener in self.lock().open.values().flat_map(|follower| &follower.listeners) {
             if !shown.contains(listener) {
                 shown.push(listener.clone());
             }
@@ -81,6 +137,10 @@ impl AgentBackend {
             let cluster = cluster.name.to_string();
             listeners.push(ProxyListener { cluster, listen: listen.to_string(), target });
         }
-        Ok(query.proxy.is_some().then(|| self.listeners.add(listeners)))
+        let Some(proxy) = &query.proxy else { return Ok(None) };
+        let proxy = proxy.parse().map_err(|error| {
+            Error::of(Code::RequestMalformed).because(format!("\"{proxy}\" is no name of a proxy: {error}"))
+        })?;
+        Ok(Some(self.listeners.add(proxy, listeners)))
     }
 }

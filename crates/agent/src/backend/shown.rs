@@ -109,6 +109,8 @@ struct Told {
     gate_open: bool,
     state: Option<pgherd_api::status::State>,
     upstream: Option<pgherd_core::types::NodeName>,
+    /// With some decisions the proxies have to do something.
+    reason_code: String,
 }
 
 impl Told {
@@ -119,6 +121,7 @@ impl Told {
             gate_open: gossip.show.gate_open,
             state: gossip.show.state,
             upstream: gossip.show.upstream.clone(),
+            reason_code: gossip.show.reason_code.clone(),
         }
     }
 }
@@ -206,6 +209,7 @@ mod tests {
             standbys: vec![standby("10.0.0.2"), standby("no-such-host.invalid"), standby("fd00::1")],
             proof: Proof::Store,
             valid_for_ms: 100,
+            drain: None,
         };
         Names::default().resolve(&mut table).await;
         let primary: IpAddr = table.primary.unwrap().address.parse().unwrap();

@@ -271,6 +271,7 @@ async fn answer(
             deeds: Deeds { gate_open: own.borrow().show.gate_open, ..Deeds::default() },
             confirmed: Some(now),
             heartbeat: None,
+            drain: None,
             store_reachable: true,
             spec_generation: stored.generation,
             spec: stored.spec,
@@ -590,6 +591,44 @@ async fn the_fences_message_gives_the_term_back() {
     is(scene.backend.fenced(sign("a_1", 3)).await, Code::TermStale);
     scene.backend.fenced(sign("a_1", 4)).await.unwrap();
     assert!(scene.record().election.unwrap().released);
+}
+
+#[tokio::test]
+async fn a_drain_is_done_when_every_proxy_that_follows_has_said_so_of_this_one() {
+    let scene = Scene::new().await;
+    let follow = |proxy: &str| RoutingQuery { proxy: Some(proxy.to_owned()), ..RoutingQuery::default() };
+    let is_done = async |drain: u64| {
+        let waits = scene.backend.listeners.all_drained(drain);
+        tokio::time::timeout(Duration::from_millis(20), waits).await.is_ok()
+    };
+    let says = async |proxy: &str, drain: u64| {
+        scene.backend.drained(&name(proxy), Drained { drain }).await.unwrap();
+    };
+    assert!(is_done(7).await, "nobody follows");
+    says("up", 7).await;
+    let up = scene.backend.routing(follow("up")).await.unwrap();
+    let other = scene.backend.routing(follow("other")).await.unwrap();
+    says("other", 7).await;
+    assert!(!is_done(7).await, "what is said before it follows is not heard");
+    says("up", 6).await;
+    assert!(!is_done(7).await, "that was another drain");
+    let waits = tokio::spawn({
+        let listeners = scene.backend.listeners.clone();
+        async move { listeners.all_drained(7).await }
+    });
+    says("up", 7).await;
+    tokio::time::timeout(SOON, waits).await.unwrap().unwrap();
+    assert!(!is_done(8).await);
+    drop(other);
+    says("up", 8).await;
+    assert!(is_done(8).await, "nobody waits for one that is gone");
+    // It has lost its connection without knowing, and comes again.
+    let again = scene.backend.routing(follow("up")).await.unwrap();
+    drop(up);
+    assert!(is_done(8).await);
+    drop(again);
+    let _back = scene.backend.routing(follow("up")).await.unwrap();
+    assert!(!is_done(8).await, "it is another process, and knows nothing of it");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use pgherd_api::logs::{LogLine, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::{RoutingQuery, RoutingTable};
+use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Error, Status};
 use pgherd_core::types::NodeName;
@@ -70,6 +70,9 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         query: RoutingQuery,
     ) -> impl Future<Output = Answer<BoxStream<'static, RoutingTable>>> + Send;
+
+    /// `proxy` follows the routing table here, and was asked for this by it.
+    fn drained(&self, proxy: &NodeName, request: Drained) -> impl Future<Output = Answer<()>> + Send;
 
     fn proxy(&self, query: ProxyQuery) -> impl Future<Output = Answer<ProxySettings>> + Send;
 

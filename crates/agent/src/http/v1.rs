@@ -19,7 +19,7 @@ use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::route::{self, Method, Route};
-use pgherd_api::routing::RoutingQuery;
+use pgherd_api::routing::{Drained, RoutingQuery};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::types::NodeName;
@@ -83,6 +83,7 @@ impl Api {
         let router = add(router, route::TOKEN_CREATE, token_create::<B>);
         let router = add(router, route::OPERATOR_ADD, operator_add::<B>);
         let router = add(router, route::PROXY_ADD, proxy_add::<B>);
+        let router = add(router, route::DRAINED, drained::<B>);
         let router = add(router, route::PROXY_RENEW, proxy_renew::<B>);
         let router = add(router, route::RENEW, renew::<B>);
         let router = add(router, route::RAFT, raft::<B>);
@@ -279,6 +280,14 @@ async fn proxy_add<B: Backend>(
 ) -> Reply<ProxyAnswer> {
     let what = format!("proxy {:?}, valid for {} s", request.name, request.valid_for_s);
     audited(&operator, &what, shared.backend.proxy_add(&operator, request).await)
+}
+
+async fn drained<B: Backend>(
+    ByProxy(proxy): ByProxy,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<Drained>,
+) -> Reply<()> {
+    reply(shared.backend.drained(&proxy, request).await)
 }
 
 async fn proxy_renew<B: Backend>(

@@ -59,6 +59,7 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         standbys: standbys.map(|node| standby(sight, node)).collect(),
         proof,
         valid_for_ms: milliseconds(left),
+        drain: picture.drain.filter(|_| holder == sight.me()),
     };
     Some(Routes { table, proven, lease })
 }

@@ -124,6 +124,7 @@ impl Moment {
                 deeds: Deeds { gate_open: true, ..Deeds::default() },
                 confirmed: Some(at(99_800)),
                 heartbeat: Some(at(99_900)),
+                drain: None,
                 store_reachable: true,
                 spec_generation: 7,
                 spec,

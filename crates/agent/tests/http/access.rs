@@ -69,8 +69,8 @@ fn expected(access: Access, caller: &str) -> Outcome {
 }
 
 /// A proxy stands where clients reach it. What it may ask for is a list to be thought about.
-const OPEN_TO_PROXIES: [&str; 5] =
-    ["/v1/routing", "/v1/proxy", "/v1/proxies/renew", "/v1/join", "/v1/fenced"];
+const OPEN_TO_PROXIES: [&str; 6] =
+    ["/v1/routing", "/v1/proxy", "/v1/drained", "/v1/proxies/renew", "/v1/join", "/v1/fenced"];
 
 #[tokio::test]
 async fn each_route_lets_in_exactly_those_that_it_names() {
@@ -145,6 +145,8 @@ async fn the_caller_is_the_one_in_the_certificate() {
         pgherd_api::join::ProxyRenewRequest { csr: String::new(), hosts: Vec::new(), valid_for_s: 1 };
     proxy.proxy_renew(&request).await.unwrap();
     assert_eq!(server.backend.last_call().unwrap(), "db_7: proxy renew");
+    proxy.drained(&pgherd_api::routing::Drained { drain: 7 }).await.unwrap();
+    assert_eq!(server.backend.last_call().unwrap(), "db_7: drained 7");
     let operator = server.client(&herd.operator("anna.schmidt"));
     let request = pgherd_api::spec::ApplyRequest {
         text: String::new(),

@@ -22,7 +22,7 @@ use pgherd_api::logs::{LogLine, LogSource, LogsQuery};
 use pgherd_api::peer::Fenced;
 use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
-use pgherd_api::routing::{Proof, RoutingQuery, RoutingTable};
+use pgherd_api::routing::{Drained, Proof, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::status::{Gate, Role, Store, StoreKind};
 use pgherd_api::{Code, Error, Status};
@@ -159,6 +159,7 @@ impl Backend for Fake {
             standbys: Vec::new(),
             proof: Proof::Store,
             valid_for_ms: 2500,
+            drain: None,
         };
         let tables = stream::iter([table]).chain(stream::pending());
         Ok(tables
@@ -213,6 +214,11 @@ impl Backend for Fake {
     async fn proxy_add(&self, operator: &OperatorName, _: ProxyRequest) -> Answer<ProxyAnswer> {
         self.note(format!("{operator}: proxy add"));
         Err(Error::of(Code::NameTaken))
+    }
+
+    async fn drained(&self, proxy: &NodeName, request: Drained) -> Answer<()> {
+        self.note(format!("{proxy}: drained {}", request.drain));
+        Ok(())
     }
 
     async fn proxy_renew(&self, proxy: &NodeName, _: ProxyRenewRequest) -> Answer<ProxyAnswer> {

@@ -17,8 +17,9 @@ const WITHIN: Duration = Duration::from_secs(300);
 
 /// Hand over to another node, losing nothing
 ///
-/// A checkpoint is made first, then sessions end and the new primary takes over, usually within a second. The
-/// old primary becomes a standby.
+/// A checkpoint is made first. Then the proxies let the transactions of their clients end, for five seconds at most, and
+/// hold what is new until the new primary is there, usually within a second. Sessions that are connected to the old primary
+/// without a proxy end. It becomes a standby.
 #[derive(Debug, Args)]
 pub(crate) struct SwitchoverArgs {
     /// Node to become primary [default: the best one]
@@ -57,7 +58,7 @@ pub(crate) async fn run(args: SwitchoverArgs, global: &Global) -> Result<(), Fai
     })?;
     let to = args.to.as_deref().unwrap_or("the best standby");
     let what = format!(
-        "cluster {}: {from} hands over to {to}; sessions on {from} end, and writes wait for about a second",
+        "cluster {}: {from} hands over to {to}; clients of proxies wait for about a second, others on {from} lose their sessions",
         cluster.name
     );
     confirm(&what, "Switch over?", args.yes)?;

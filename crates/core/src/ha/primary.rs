@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::action::Action;
 use crate::durability::{self, flushed_by, list_of};
-use crate::ha::{Decision, Goal, Memory, election, lease, switchover, voters_missing};
+use crate::ha::switchover::{self, Step};
+use crate::ha::{Decision, Goal, Memory, election, lease, voters_missing};
 use crate::observation::{Busy, Copy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Reign};
@@ -164,15 +165,18 @@ fn reigning(
         decision.reason = reason;
         decision.actions.extend(actions);
     }
-    let waits = match switchover::decide(now, seen, record, reign, primary) {
-        Some(Ok(handing_over)) => return handing_over,
-        Some(Err(waits)) => Some(waits),
-        None => None,
-    };
-    let decision = gate(memory, now, seen, record, reign, primary, decision);
-    match waits {
-        Some(reason) => Decision { reason, ..decision }.again(now, Duration::from_millis(50)),
-        None => decision,
+    let step = switchover::decide(memory, now, seen, record, reign, primary);
+    if let Some(Step::HandOver(decision)) = step {
+        return decision;
+    }
+    let mut decision = gate(memory, now, seen, record, reign, primary, decision);
+    match step {
+        Some(Step::Drain { reason, left }) => {
+            decision.duties.drain = true;
+            Decision { reason, ..decision }.again(now, left)
+        }
+        Some(Step::Wait(reason)) => Decision { reason, ..decision }.again(now, Duration::from_millis(50)),
+        Some(Step::HandOver(_)) | None => decision,
     }
 }
 

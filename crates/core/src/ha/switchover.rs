@@ -1,9 +1,15 @@
-//! A planned change of primary: everything is made ready while clients still work, then the old primary
-//! stops, which sends the standbys its last WAL, and the election finds them equal.
+//! A planned change of primary: everything is made ready while clients still work, then the proxies let their
+//! transactions end and hold what is new, and the old primary stops, which sends the standbys its last WAL, and the
+//! election finds them equal.
+//!
+//! A drain is not a promise that anything waits for: who connects without a proxy is not asked, and a proxy that does not
+//! answer is waited for no longer than [`DRAIN_WITHIN`].
+
+use std::time::Duration;
 
 use crate::action::Action;
 use crate::ha::primary::release;
-use crate::ha::{Decision, Goal};
+use crate::ha::{Decision, Goal, Memory};
 use crate::observation::{Observation, Primary};
 use crate::reason::Reason;
 use crate::record::{Cause, Record, Reign};
@@ -12,27 +18,54 @@ use crate::types::{Instant, NodeName};
 /// A candidate further behind than this would make clients wait for its catching up.
 pub const MAX_LAG_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The next step of the hand-over, or why it must wait; the reign goes on meanwhile. `None`: not asked for.
+/// Transactions of proxies' clients that run for longer are ended.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a switchover needs next.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Why it cannot begin; the reign goes on.
+    Wait(Reason),
+    /// The reign goes on, and the proxies begin nothing in it. For so long at most.
+    Drain {
+        reason: Reason,
+        left: Duration,
+    },
+    HandOver(Decision),
+}
+
+/// `None`: no switchover is asked for.
 pub fn decide(
+    memory: &mut Memory,
     now: Instant,
     seen: &Observation<'_>,
     record: &Record,
     reign: &Reign,
     primary: &Primary,
-) -> Option<Result<Decision, Reason>> {
+) -> Option<Step> {
     let order = record.switchover.as_ref().filter(|order| order.term == record.term)?;
-    let decision = Decision::new(Goal::Primary, Reason::SwitchingOver { to: order.to.clone() }, now);
+    let to = || order.to.clone();
+    let mut decision = Decision::new(Goal::Primary, Reason::SwitchingOver { to: to() }, now);
     if let Err(why) = ready(seen, record, reign, primary, order.to.as_ref()) {
-        return Some(Err(Reason::SwitchoverWaits { to: order.to.clone(), why }));
+        return Some(Step::Wait(Reason::SwitchoverWaits { to: to(), why }));
     }
     if seen.local.checkpointed_for != Some(record.term) {
         // While clients still work; else the shutdown checkpoint would write it all while they wait.
-        return Some(Ok(decision.act(Action::Checkpoint { term: record.term })));
+        return Some(Step::HandOver(decision.act(Action::Checkpoint { term: record.term })));
     }
-    Some(Ok(decision
-        .act(Action::SetGate { term: record.term, open: false })
-        .act(Action::StopCleanly)
-        .act(release(seen, record.term, Cause::Switchover, false))))
+    let since = *memory.draining_since.get_or_insert(now);
+    let left = DRAIN_WITHIN.saturating_sub(now.since(since));
+    if seen.local.drained_for != Some(record.term) && !left.is_zero() {
+        return Some(Step::Drain { reason: Reason::Draining { to: to() }, left });
+    }
+    // Until the gate is closed.
+    decision.duties.drain = true;
+    Some(Step::HandOver(
+        decision
+            .act(Action::SetGate { term: record.term, open: false })
+            .act(Action::StopCleanly)
+            .act(release(seen, record.term, Cause::Switchover, false)),
+    ))
 }
 
 fn ready(

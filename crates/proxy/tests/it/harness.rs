@@ -115,6 +115,7 @@ impl Scene {
             primary: node.map(target),
             gate_open: true,
             standbys: vec![target("s")],
+            draining: None,
             valid_until: long,
         }
     }
