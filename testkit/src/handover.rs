@@ -163,6 +163,7 @@ impl Shared {
         let mut next = tokio::time::Instant::now() + every.unwrap_or_default().mul_f64(random.fraction());
         while !self.stop.load(Ordering::Relaxed) {
             if let Some(every) = every {
+                // sleep: a rate is kept.
                 tokio::time::sleep_until(next).await;
                 next += every;
             }
@@ -173,7 +174,7 @@ impl Shared {
             let row = writes.then_some(number);
             number += 1;
             let failed = done.err();
-            if failed.is_some() && connection.as_ref().is_none_or(Client::is_closed) {
+            if failed.is_some() && connection.as_ref().is_none_or(Open::is_closed) {
                 connection = None;
             }
             lock(&self.ended).push(Ended { client, number: row, began_at, ended_at: Instant::now(), failed });
@@ -182,13 +183,13 @@ impl Shared {
 
     async fn transaction(
         &self,
-        connection: &mut Option<Client>,
+        connection: &mut Option<Open>,
         client: i32,
         number: i64,
         kind: u64,
         random: &mut Random,
     ) -> Result<(), Failed> {
-        if connection.as_ref().is_none_or(Client::is_closed) {
+        if connection.as_ref().is_none_or(Open::is_closed) {
             *connection = Some(self.connect().await?);
         }
         let Some(open) = connection.as_ref() else { return Ok(()) };
@@ -200,6 +201,7 @@ impl Shared {
                 let pause = LONGEST_PAUSE.mul_f64(random.fraction());
                 ask(open, Step::InTransaction, "BEGIN").await?;
                 ask(open, Step::InTransaction, &insert).await?;
+                // sleep: transactions last a while.
                 tokio::time::sleep(pause).await;
                 ask(open, Step::InTransaction, "SELECT 1").await?;
                 ask(open, Step::Committing, "COMMIT").await
@@ -207,7 +209,7 @@ impl Shared {
         }
     }
 
-    async fn connect(&self) -> Result<Client, Failed> {
+    async fn connect(&self) -> Result<Open, Failed> {
         let mut config = tokio_postgres::Config::new();
         config.host(self.proxy.ip().to_string()).port(self.proxy.port()).user(&self.login.user);
         config.password(&self.login.password).dbname(&self.login.database);
@@ -215,16 +217,34 @@ impl Shared {
         let (client, connection) = connecting
             .map_err(|_| (Step::Connecting, Some("no answer".to_owned())))?
             .map_err(|error| (Step::Connecting, sqlstate(&error)))?;
-        // How it ends its client hears from its next statement.
-        tokio::spawn(async { drop(connection.await) });
-        Ok(client)
+        let said = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&said);
+        tokio::spawn(async move {
+            // What the server says while nothing is asked is heard here alone.
+            if let Err(error) = connection.await {
+                *lock(&told) = sqlstate(&error);
+            }
+        });
+        Ok(Open { client, said })
     }
 }
 
-async fn ask(client: &Client, step: Step, statement: &str) -> Result<(), Failed> {
-    match tokio::time::timeout(ANSWER_WITHIN, client.simple_query(statement)).await {
+struct Open {
+    client: Client,
+    /// The last word of a connection that has ended, if it came unasked.
+    said: Arc<Mutex<Option<String>>>,
+}
+
+impl Open {
+    fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+async fn ask(open: &Open, step: Step, statement: &str) -> Result<(), Failed> {
+    match tokio::time::timeout(ANSWER_WITHIN, open.client.simple_query(statement)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err((step, sqlstate(&error))),
+        Ok(Err(error)) => Err((step, sqlstate(&error).or_else(|| lock(&open.said).take()))),
         Err(_) => Err((step, Some("no answer".to_owned()))),
     }
 }

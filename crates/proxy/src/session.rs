@@ -22,6 +22,7 @@ use pgherd_pgwire::SqlState;
 use pgherd_pgwire::flow::{Answer, Breach, Flow, Origin, Request};
 use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Phase, Piece, Scanner, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build::{self, Report, Severity};
+use pgherd_pgwire::message::server::Fields;
 use pgherd_pgwire::message::{Malformed, ServerMessage, TransactionStatus};
 
 use cut::{Cut, Message};
@@ -36,6 +37,9 @@ pub mod shared;
 
 /// A report longer than this is passed on unread. The longest of those that matter has some 300 bytes.
 const MAX_READ_BYTES: u32 = 32 * 1024;
+/// Report that the postmaster is gone, of a backend that reads a command or writes an answer: `be-secure.c`.
+const ORPHANED: [&[u8]; 2] = [SECURE_READ, b"secure_write"];
+const SECURE_READ: &[u8] = b"secure_read";
 /// Reports a canceled wait: `SyncRepWaitForLSN` in `syncrep.c`.
 const SYNC_REP_WAIT: &[u8] = b"SyncRepWaitForLSN";
 
@@ -55,6 +59,8 @@ pub enum Fault {
 pub enum Lost {
     /// Nothing was under way.
     Nothing,
+    /// A statement was under way, and the server was still waiting for one.
+    Unbegun,
     /// A transaction was open, and nothing that could have committed it was under way.
     Transaction,
     /// A statement was under way, and nobody knows whether it committed.
@@ -65,7 +71,7 @@ impl Lost {
     pub fn sqlstate(self) -> SqlState {
         match self {
             Lost::Nothing => SqlState::ADMIN_SHUTDOWN,
-            Lost::Transaction => SqlState::SERIALIZATION_FAILURE,
+            Lost::Unbegun | Lost::Transaction => SqlState::SERIALIZATION_FAILURE,
             Lost::Unknown => SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
         }
     }
@@ -73,6 +79,7 @@ impl Lost {
     pub fn sentence(self) -> &'static str {
         match self {
             Lost::Nothing => "no statement was under way",
+            Lost::Unbegun => "nothing was done of the statement that was under way",
             Lost::Transaction => "the open transaction was rolled back",
             Lost::Unknown => "whether the statement that was under way has committed is not known",
         }
@@ -110,6 +117,10 @@ pub struct Session {
     may_commit: bool,
     /// The server is about to end, and what it says of that says nothing of the client's work.
     expects_shutdown: bool,
+    /// The server has said something since it was last ready, besides what nobody asked for.
+    answered: bool,
+    /// The server ended before it had begun anything of what is under way.
+    begun_nothing: bool,
     /// Servers are this client's for a transaction only.
     shared: Option<Box<Shared>>,
 }
@@ -129,6 +140,8 @@ impl Session {
             used: false,
             may_commit: false,
             expects_shutdown: false,
+            answered: false,
+            begun_nothing: false,
             shared: None,
         }
     }
@@ -188,7 +201,8 @@ impl Session {
         match (under_way, open) {
             (false, false) => Lost::Nothing,
             (false, true) => Lost::Transaction,
-            (true, true) if !self.may_commit => Lost::Transaction,
+            (true, true) if !self.may_commit || self.begun_nothing => Lost::Transaction,
+            (true, false) if self.begun_nothing => Lost::Unbegun,
             (true, _) => Lost::Unknown,
         }
     }
@@ -330,6 +344,8 @@ impl Session {
 
     fn server_header(&mut self, header: Header, begin: usize, cut: &mut Cut<'_, '_>) -> Result<(), Fault> {
         let Header { kind, body_bytes } = header;
+        // An error is read, and told of then.
+        self.answered |= !is_asynchronous(kind) && kind != b'E';
         let is_read = matches!(kind, b'Z' | b'E' | b'N') || kind == b'S' && self.shared.is_some();
         if is_read && body_bytes <= MAX_READ_BYTES {
             self.server.reading = Some(header);
@@ -379,6 +395,17 @@ impl Session {
         }
     }
 
+    /// Does the server tell of its own end alone? Then the client is told what is true of its work.
+    fn says_nothing_of_the_work(&mut self, fatal: &Fields<'_>) -> bool {
+        if fatal.get(b'C') != Some(SqlState::ADMIN_SHUTDOWN.as_bytes()) {
+            return false;
+        }
+        let routine = fatal.get(b'R').unwrap_or_default();
+        // Whatever was done before, its answer came before this one; so this goes for what had none.
+        self.begun_nothing = routine == SECURE_READ && !self.answered;
+        self.expects_shutdown || ORPHANED.contains(&routine)
+    }
+
     /// A message whose contents count.
     fn read(&mut self, message: Message, body: &[u8], cut: &mut Cut<'_, '_>) -> Result<(), Fault> {
         let kind = message.header.kind;
@@ -396,10 +423,9 @@ impl Session {
             }
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
-        if self.expects_shutdown
-            && answer == (Answer::Error { fatal: true })
+        if answer == (Answer::Error { fatal: true })
             && let ServerMessage::ErrorResponse(fields) = ServerMessage::parse(kind, body).map_err(wrong)?
-            && fields.get(b'C') == Some(SqlState::ADMIN_SHUTDOWN.as_bytes())
+            && self.says_nothing_of_the_work(&fields)
         {
             message.skip(cut);
             return Ok(());
@@ -414,6 +440,7 @@ impl Session {
         let is_untouched = self.is_untouched();
         let is_own = self.answered(answer)?;
         self.server_has_ended |= answer == Answer::Error { fatal: true };
+        self.answered = !matches!(answer, Answer::Ready(_));
         if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }

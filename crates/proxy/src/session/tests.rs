@@ -236,6 +236,51 @@ fn what_is_lost_with_a_server_is_told_as_it_is() {
     assert_eq!(session.lost(), Lost::Unknown);
 }
 
+/// `FATAL` with SQLSTATE 57P01, as a backend reports it from there.
+fn shut_down(routine: &str) -> Vec<u8> {
+    report(b'E', &[(b'S', "FATAL"), (b'V', "FATAL"), (b'C', "57P01"), (b'M', "no"), (b'R', routine)])
+}
+
+#[test]
+fn a_server_that_tells_of_its_own_end_alone_is_not_passed_on() {
+    let idle = [complete("SELECT 0"), ready(TransactionStatus::Idle)].concat();
+    let open = [complete("BEGIN"), ready(TransactionStatus::InTransaction)].concat();
+    // What was answered before, what is asked then and how far it was answered, and what is true of it.
+    type Case<'a> = (&'a [u8], &'a str, &'a [u8], &'a str, Lost);
+    let cases: [Case<'_>; 8] = [
+        (&idle, "INSERT INTO t VALUES (1)", b"", "secure_read", Lost::Unbegun),
+        (&idle, "INSERT INTO t VALUES (1)", &complete("INSERT 0 1"), "secure_read", Lost::Unknown),
+        (&idle, "INSERT INTO t VALUES (1)", b"", "secure_write", Lost::Unknown),
+        (&open, "COMMIT", b"", "secure_read", Lost::Transaction),
+        (&open, "COMMIT", &complete("COMMIT"), "secure_read", Lost::Unknown),
+        (&open, "SELECT 1", b"", "secure_read", Lost::Transaction),
+        (&open, "", b"", "secure_read", Lost::Transaction),
+        (&idle, "", b"", "secure_read", Lost::Nothing),
+    ];
+    for (before, asked, answered, routine, lost) in cases {
+        let mut session = Session::new();
+        from_client(&mut session, &query("SELECT 0"), 1000);
+        from_server(&mut session, before, 1000);
+        if !asked.is_empty() {
+            from_client(&mut session, &query(asked), 1000);
+        }
+        let said = [answered, &shut_down(routine)].concat();
+        assert_eq!(from_server(&mut session, &said, 1000), answered, "{asked}");
+        assert!(!session.server_has_ended() && session.can_be_told());
+        assert_eq!(session.lost(), lost, "{asked} {routine}");
+    }
+    // An administrator's word is for the client, unless the primary is drained.
+    let word = shut_down("ProcessInterrupts");
+    let mut session = Session::new();
+    assert_eq!(from_server(&mut session, &word, 1000), word);
+    assert!(session.server_has_ended());
+    let mut session = Session::new();
+    session.expect_shutdown(true);
+    from_client(&mut session, &query("SELECT 1"), 1000);
+    assert_eq!(from_server(&mut session, &word, 1000), b"");
+    assert_eq!(session.lost(), Lost::Unknown);
+}
+
 #[test]
 fn nothing_is_said_in_the_middle_of_a_message() {
     let mut session = Session::new();

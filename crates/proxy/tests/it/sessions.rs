@@ -266,6 +266,25 @@ story! {
 }
 
 story! {
+    async fn what_a_killed_postmaster_leaves_is_told_as_it_is(scene) {
+        let admin = scene.admin().await;
+        let (open, ending) = connect_and_watch(&scene.conninfo("alice", "")).await.unwrap();
+        open.batch_execute("CREATE TABLE t (id int); BEGIN; INSERT INTO t VALUES (1)").await.unwrap();
+        let (_idle, idle_ending) = connect_and_watch(&scene.conninfo("alice", "")).await.unwrap();
+        let busy = scene.alice().await;
+        let runs = tokio::spawn(async move { told(&busy.simple_query("SELECT pg_sleep(600)").await.unwrap_err()).0 });
+        let look = "SELECT count(*)::text FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'";
+        until("it runs", async || one(&admin, look).await == "1").await;
+        let postmaster = one(&admin, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)").await;
+        assert!(std::process::Command::new("kill").args(["-9", &postmaster]).status().unwrap().success());
+        let (code, words) = last_word(ending).await;
+        assert_eq!(code, "40001", "{words}");
+        assert_eq!(last_word(idle_ending).await.0, "57P01");
+        assert_eq!(runs.await.unwrap(), "08007", "a function that writes could have committed");
+    }
+}
+
+story! {
     async fn large_results_and_copies_go_through(scene) {
         let client = scene.alice().await;
         let rows = client.query("SELECT repeat(n::text, 1000) FROM generate_series(1, 20000) n", &[]).await.unwrap();
