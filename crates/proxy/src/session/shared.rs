@@ -152,6 +152,7 @@ impl Session {
             self.server_has_ended = false;
             self.flow = Flow::new(TransactionStatus::Idle);
             self.server = Stream::of(Side::Server);
+            self.is_cut_off = false;
         }
     }
 

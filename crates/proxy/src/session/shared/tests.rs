@@ -231,6 +231,23 @@ fn what_the_server_skips_has_not_happened() {
 }
 
 #[test]
+fn a_server_is_nobody_elses_in_the_middle_of_what_it_says() {
+    let setting = bytes(|to| build::parameter_status(to, b"TimeZone", b"UTC").unwrap());
+    for at in 0..=setting.len() {
+        let mut pair = Pair::new(usize::MAX >> 1);
+        pair.asks(&[query("SELECT 1")]);
+        let mut unread = [complete("SELECT 1"), ready(), setting[..at].to_vec()].concat();
+        let mut edited = BytesMut::new();
+        let taken = pair.session.from_server(&unread, &mut edited).unwrap().taken_bytes;
+        assert_eq!(pair.session.is_over(), at == 0 || at == setting.len(), "{at} bytes of the next message");
+        unread.drain(..taken);
+        unread.extend_from_slice(&setting[at..]);
+        pair.session.from_server(&unread, &mut edited).unwrap();
+        assert!(pair.session.is_over());
+    }
+}
+
+#[test]
 fn a_statement_without_a_name_moves_too() {
     for most in PIECES {
         let mut pair = Pair::new(most);
