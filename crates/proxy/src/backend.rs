@@ -241,7 +241,11 @@ impl Backend {
                         }
                         refused.get_or_insert(NotDone::Refused { sqlstate, message });
                     }
-                    ServerMessage::ParameterStatus { name, value } => self.welcome.note(name, value),
+                    ServerMessage::ParameterStatus { name, value } => {
+                        if !self.welcome.note(name, value) {
+                            return Err(NotDone::Lost("it reports too many parameters".to_owned()));
+                        }
+                    }
                     ServerMessage::DataRow(values) => {
                         rows.extend(values.iter().next().map(|value| value.map(<[u8]>::to_vec)));
                     }

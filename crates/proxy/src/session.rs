@@ -398,7 +398,7 @@ impl Session {
         if let (b'E' | b'S', Some(shared)) = (kind, &mut self.shared) {
             match ServerMessage::parse(kind, body).map_err(wrong)? {
                 ServerMessage::ErrorResponse(fields) => shared.failed(&fields),
-                ServerMessage::ParameterStatus { name, value } => shared.note(name, value),
+                ServerMessage::ParameterStatus { name, value } => shared.note(name, value)?,
                 _ => {}
             }
         }

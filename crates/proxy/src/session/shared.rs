@@ -24,6 +24,7 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 
 use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
+use crate::server::note_in;
 use crate::sql::{self, Bracket, Effects};
 use crate::statements::{Known, NONE, Names, Need, PREFIX, Registry, Statement};
 
@@ -53,7 +54,7 @@ pub struct Loan {
     pub known: Known,
     /// Of the settings that the client has ([`crate::settings::Values::meaning`]).
     pub meaning: u64,
-    /// What the server said since of its parameters, which the client has heard.
+    /// What the server said since of its parameters, which the client has heard; each once.
     pub noted: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -738,8 +739,9 @@ impl Shared {
     }
 
     /// A parameter of the server has this value now.
-    pub(super) fn note(&mut self, name: &[u8], value: &[u8]) {
-        self.loan.noted.push((name.to_vec(), value.to_vec()));
+    pub(super) fn note(&mut self, name: &[u8], value: &[u8]) -> Result<(), Fault> {
+        let has_room = note_in(&mut self.loan.noted, name, value);
+        has_room.then_some(()).ok_or_else(|| Fault::Server("it reports too many parameters".to_owned()))
     }
 
     /// What an error says of statements.

@@ -248,6 +248,25 @@ fn a_server_is_nobody_elses_in_the_middle_of_what_it_says() {
 }
 
 #[test]
+fn what_a_server_reports_again_and_again_is_kept_once() {
+    let mut pair = Pair::new(64);
+    pair.asks(&[query("SELECT 1")]);
+    let report = |name: usize, value: usize| {
+        bytes(|to| {
+            build::parameter_status(to, name.to_string().as_bytes(), value.to_string().as_bytes()).unwrap();
+        })
+    };
+    for value in 0..1000 {
+        pair.answers(&[report(0, value)]);
+    }
+    pair.answers(&[complete("SELECT 1"), ready()]);
+    assert_eq!(pair.session.detach().unwrap().noted, [(b"0".to_vec(), b"999".to_vec())]);
+    let all: Vec<u8> = (0..1000).flat_map(|name| report(name, 0)).collect();
+    let fault = pair.session.from_server(&all, &mut BytesMut::new()).unwrap_err();
+    assert!(matches!(fault, Fault::Server(_)), "{fault:?}");
+}
+
+#[test]
 fn a_statement_without_a_name_moves_too() {
     for most in PIECES {
         let mut pair = Pair::new(most);
