@@ -26,7 +26,7 @@ use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
 use crate::server::note_in;
 use crate::sql::{self, Bracket, Effects};
-use crate::statements::{Known, NONE, Names, Need, PREFIX, Registry, Statement};
+use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement};
 
 /// A query that is longer is searched as it goes by, and read no closer.
 const MAX_QUERY_BYTES: u32 = 1 << 20;
@@ -37,6 +37,11 @@ const MAX_NAMES_BYTES: usize = 16 << 10;
 /// One message of a client can become as many requests: another statement is closed, one is closed and parsed, and then it
 /// comes itself.
 pub(super) const MOST_REQUESTS: usize = 4;
+/// One chunk of a client becomes no more than this, and one message beyond it: each of its messages may need a statement
+/// to be parsed once more, and a statement may be long.
+const MAX_EDITED_BYTES: usize = 1 << 20;
+/// A list of Binds that grew beyond this is given back when it is empty.
+const KEPT_BOUND: usize = 64;
 /// Reports that a statement's rows are not what they were: `RevalidateCachedQuery` in `plancache.c`.
 const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
 
@@ -203,6 +208,10 @@ impl Session {
         // Where the header of the message that is being read stands, if it is in this chunk.
         let mut header_at = None;
         while !self.has_left && self.flow.room() >= MOST_REQUESTS {
+            if self.client.reading.is_none() && cut.edited_bytes() > MAX_EDITED_BYTES {
+                // The rest comes again when the server has taken this.
+                return Ok(());
+            }
             let at = chunk.len() - input.len();
             if let Some(header) = self.client.reading {
                 let begin = header_at.unwrap_or(at);
@@ -460,7 +469,7 @@ impl Session {
                 cut.skip(begin, at + names_bytes);
                 cut.insert(|to| bind_beginning(to, header, names_bytes, names.portal, statement.name()));
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.bound.push_back((ticket, statement));
+                shared.has_bound(ticket, statement);
             } else {
                 self.request(Request::Bind).map_err(client_fault)?;
             }
@@ -498,7 +507,7 @@ impl Session {
         match statement {
             Some(statement) => {
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.bound.push_back((ticket, statement));
+                shared.has_bound(ticket, statement);
             }
             None => self.request(Request::Bind).map_err(client_fault)?,
         }
@@ -637,7 +646,7 @@ impl Session {
         match self.flow.request(request, origin).map_err(client_fault)? {
             Accepted::Queued(ticket) => Ok(ticket),
             // Nothing will be heard of it, and nothing is settled by it.
-            _ => Ok(u64::MAX),
+            _ => Ok(NO_TICKET),
         }
     }
 }
@@ -654,6 +663,12 @@ impl Shared {
         let number = self.registry.number();
         self.names.define_unnamed(number, text, types, ticket);
         self.loan.known.set_unnamed(number);
+    }
+
+    fn has_bound(&mut self, ticket: u64, statement: Arc<Statement>) {
+        if ticket != NO_TICKET {
+            self.bound.push_back((ticket, statement));
+        }
     }
 
     fn affected(&mut self, effects: &Effects) {
@@ -723,6 +738,9 @@ impl Shared {
                 self.names.settle(owed.ticket, &mut self.loan.known);
                 while self.bound.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
                     self.bound.pop_front();
+                }
+                if self.bound.is_empty() && self.bound.capacity() > KEPT_BOUND {
+                    self.bound = VecDeque::new();
                 }
                 if std::mem::take(&mut self.clearing) {
                     self.names.clear();

@@ -472,6 +472,46 @@ fn behind_a_copy_that_may_end_in_doubt_everything_waits() {
 }
 
 #[test]
+fn a_few_bytes_do_not_become_many_at_once() {
+    const LONG: usize = 100_000;
+    const BINDS: usize = 400;
+    let mut pair = Pair::new(1 << 16);
+    for name in ["a", "b", "c", "d"] {
+        pair.asks(&[parse(name, &format!("SELECT '{name}{}'", " ".repeat(LONG))), sync()]);
+        let closed = if name == "d" { done(b"13") } else { done(b"1") };
+        pair.answers(&[closed, ready()]);
+    }
+    // One more than the server keeps, so that each of them is parsed again.
+    let binds: Vec<u8> = (0..BINDS).flat_map(|at| bind(["a", "b", "c", "d"][at % 4])).collect();
+    let (mut pending, mut sent, mut calls) = (binds.as_slice(), Vec::new(), 0);
+    while !pending.is_empty() {
+        let mut edited = BytesMut::new();
+        let passed = pair.session.from_client(pending, &mut edited, &mut BytesMut::new()).unwrap();
+        assert!(passed.taken_bytes > 0 && edited.len() < MAX_EDITED_BYTES + 2 * LONG, "{}", edited.len());
+        pending = &pending[passed.taken_bytes..];
+        sent.extend(owned(passed.pass).unwrap_or_else(|| edited.to_vec()));
+        calls += 1;
+    }
+    assert_eq!(kinds(&sent), "PCB".repeat(BINDS));
+    assert!(calls > BINDS * LONG / (2 * MAX_EDITED_BYTES), "{calls}");
+}
+
+#[test]
+fn in_doubt_nothing_is_remembered_that_nobody_will_settle() {
+    let copy_in = [&Header { kind: b'G', body_bytes: 3 }.to_bytes()[..], &[0, 0, 0]].concat();
+    let mut pair = Pair::new(usize::MAX >> 1);
+    pair.asks(&[parse("a", "COPY t FROM STDIN"), bind("a"), execute(), sync()]);
+    pair.answers(&[done(b"12"), copy_in]);
+    pair.asks(&[sync()]);
+    pair.answers(&[error()]);
+    for _ in 0..100 {
+        pair.asks(&[bind("a"), parse("", "SELECT 1"), close("")]);
+    }
+    let shared = pair.session.shared.as_ref().unwrap();
+    assert_eq!((shared.bound.len(), shared.names.open_changes()), (0, 0));
+}
+
+#[test]
 fn a_long_query_goes_by_and_is_searched() {
     let long = |word: &str| {
         let text = format!("SELECT '{} {word} '", " ".repeat(2 * MAX_QUERY_BYTES as usize));
