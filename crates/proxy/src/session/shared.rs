@@ -434,7 +434,11 @@ impl Session {
             true => shared.registry.unshared(parse.text, &types, shared.loan.meaning),
         };
         message.skip(cut);
-        let need = shared.loan.known.need(&statement);
+        let need = match shared.loan.known.need(&statement) {
+            // The server refuses it in a transaction that has failed, unless it ends that.
+            Need::Nothing if self.flow.status() == TransactionStatus::Failed => Need::CloseAndParse,
+            need => need,
+        };
         if need == Need::Nothing {
             let ticket = self.ask(Request::Parse, Origin::Local)?;
             shared.names.define(parse.name, statement, ticket, false);
