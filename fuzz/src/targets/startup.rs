@@ -378,11 +378,19 @@ fn asked_by_hand(version: u32, body: &[u8], said: &mut Vec<u8>, lacks_tls: bool)
     };
     let database = last(b"database").filter(|name| !name.is_empty()).unwrap_or(user);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    // `NAMEDATALEN`; in the middle of a letter nothing is cut.
+    let name = |bytes: &[u8]| {
+        let name = text(bytes)?;
+        let fits =
+            name.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= 63);
+        let end = fits.last().unwrap_or(0);
+        Some(name[..end].to_owned())
+    };
     let is_named = |name: &[u8]| [&b"user"[..], b"database", b"replication"].contains(&name);
     let others = texts.chunks(2).filter(|pair| !is_named(pair[0]) && !pair[0].starts_with(b"_pq_."));
     let others: Option<Vec<(String, String)>> =
         others.map(|pair| Some((text(pair[0])?, text(pair[1])?))).collect();
-    let (Some(user), Some(database), Some(parameters)) = (text(user), text(database), others) else {
+    let (Some(user), Some(database), Some(parameters)) = (name(user), name(database), others) else {
         return refused("08P01");
     };
     if lacks_tls {
