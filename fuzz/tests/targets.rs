@@ -1,6 +1,9 @@
 //! Each target, as often as every push can afford, and the bug that was planted in it.
 
-#![allow(clippy::print_stderr, reason = "what was reached and found is worth reading when a test is looked at")]
+#![allow(
+    clippy::print_stderr,
+    reason = "what was reached and found is worth reading when a test is looked at"
+)]
 
 use fuzz::engine::{self, Lineage};
 use fuzz::random::Random;

@@ -311,6 +311,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use pgherd_core::types::{NodeName, Term};
+    use pgherd_pgwire::message::ClientMessage;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::UnixStream;
 
@@ -344,6 +345,25 @@ mod tests {
         drop(backend);
         speaking.await.unwrap();
         answered
+    }
+
+    /// Whatever a user or a setting is called, it stands where nothing is read as SQL.
+    #[test]
+    fn a_name_is_a_value_and_no_text() {
+        let (mut out, name) = (BytesMut::new(), b"x' OR true; DROP ROLE \"alice\" --");
+        call(&mut out, b"SELECT $1", &[Some(name)]).unwrap();
+        let mut scanner = Scanner::new(Side::Client, Phase::Session);
+        let (mut input, mut texts, mut values) = (&out[..], Vec::new(), Vec::new());
+        while let Some(Piece::Header(header)) = scanner.next(&mut input).unwrap() {
+            let mut spill = Spill::new(1000);
+            let body = scanner.whole(&mut input, &mut spill).unwrap().unwrap();
+            match ClientMessage::parse(header.kind, body).unwrap() {
+                ClientMessage::Parse(parse) => texts.push(parse.text.to_vec()),
+                ClientMessage::Bind(bind) => values.extend(bind.values.iter().flatten().map(<[u8]>::to_vec)),
+                other => assert!(matches!(other, ClientMessage::Execute { .. }), "{other:?}"),
+            }
+        }
+        assert_eq!((texts, values), (vec![b"SELECT $1".to_vec()], vec![name.to_vec()]));
     }
 
     #[tokio::test]
