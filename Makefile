@@ -11,14 +11,18 @@ ARGS ?=
 # Schedules of the simulator: enough to meet every broken rule once, few enough for every push.
 SIM_SCHEDULES ?= 2000
 SIM_SCHEDULES_FULL ?= 50000
+# Executions of each target of the fuzzer. The tests have some of their own.
+FUZZ_EXECUTIONS ?= 10000000
+FUZZ_EXECUTIONS_FULL ?= 1000000
 
-.PHONY: help up down build test test-full verify fix packages packages-for-tests
+.PHONY: help up down build test test-full fuzz verify fix packages packages-for-tests
 
 help:
 	@echo 'make up         a herd of three PostgreSQL nodes on this machine (ARGS=--detach leaves it running)'
 	@echo 'make down       stop it (ARGS=--delete removes it, and asks first)'
 	@echo 'make test       verify, simulate and run the tests; at most 25 minutes once compiled'
 	@echo 'make test-full  everything there is; goes on where it was interrupted'
+	@echo 'make fuzz       bytes of every kind for the proxy; half an hour (FUZZ_EXECUTIONS=1000000 is shorter)'
 	@echo 'make fix        format and regenerate what "make test" would refuse'
 
 up: packages build
@@ -48,4 +52,7 @@ test: packages-for-tests
 	@SIM_SCHEDULES=$(SIM_SCHEDULES) bash .ci/test quick
 
 test-full: packages-for-tests
-	@SIM_SCHEDULES=$(SIM_SCHEDULES_FULL) bash .ci/test full
+	@SIM_SCHEDULES=$(SIM_SCHEDULES_FULL) FUZZ_EXECUTIONS=$(FUZZ_EXECUTIONS_FULL) bash .ci/test full
+
+fuzz:
+	@cargo run --locked -q --release -p fuzz -- --executions $(FUZZ_EXECUTIONS)

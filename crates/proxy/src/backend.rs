@@ -25,7 +25,7 @@ use crate::world::nonce;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const CLEAN_WITHIN: Duration = Duration::from_secs(10);
 const CANCEL_WITHIN: Duration = Duration::from_secs(10);
-/// An answer to the proxy's own questions that is longer is wrong.
+/// An answer to the proxy's own questions that is longer is wrong, what is overheard meanwhile included.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Statements that are kept prepared in one server: as many as PgBouncer's `max_prepared_statements`.
 const MOST_STATEMENTS: usize = 200;
@@ -207,7 +207,7 @@ impl Backend {
         let mut scanner = Scanner::new(Side::Server, Phase::Session);
         let (mut input, mut kind, mut refused, mut rows) = (BytesMut::new(), None, None, Vec::new());
         let mut spill = Spill::new(MAX_ANSWER_BYTES);
-        let mut is_ready = false;
+        let (mut is_ready, mut kept_bytes) = (false, 0);
         loop {
             let mut rest = &input[..];
             while kind.is_some() || !rest.is_empty() {
@@ -222,6 +222,10 @@ impl Backend {
                     break;
                 };
                 kind = None;
+                kept_bytes += if matches!(known, b'A' | b'D') { body.len() } else { 0 };
+                if kept_bytes > MAX_ANSWER_BYTES {
+                    return Err(NotDone::Lost("it answers without end".to_owned()));
+                }
                 if known == b'A' {
                     let header = Header { kind: known, body_bytes: body.len() as u32 };
                     self.overheard.extend_from_slice(&header.to_bytes());
@@ -241,7 +245,9 @@ impl Backend {
                         }
                         refused.get_or_insert(NotDone::Refused { sqlstate, message });
                     }
-                    ServerMessage::ParameterStatus { name, value } => self.welcome.note(name, value),
+                    ServerMessage::ParameterStatus { name, value } if !self.welcome.note(name, value) => {
+                        return Err(NotDone::Lost("it reports too many parameters".to_owned()));
+                    }
                     ServerMessage::DataRow(values) => {
                         rows.extend(values.iter().next().map(|value| value.map(<[u8]>::to_vec)));
                     }
@@ -297,5 +303,77 @@ pub(crate) async fn cancel(who: &Cancelable, tls: &dyn ServerTls) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a cancel did not reach the server"),
         Err(_) => tracing::debug!("a cancel did not reach the server in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use pgherd_core::types::{NodeName, Term};
+    use pgherd_pgwire::message::ClientMessage;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    fn backend(stream: UnixStream) -> Backend {
+        let node: NodeName = "a".parse().unwrap();
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let target = Target { node: node.clone(), address, port: 1, socket_dir: None };
+        Backend {
+            stream: Stream::Unix(stream),
+            place: Place { node, term: Term(1) },
+            welcome: Welcome::default(),
+            cancelable: Arc::new(Cancelable { target, pid: 1, key: Vec::new() }),
+            defaults: Arc::default(),
+            settings: Arc::default(),
+            overheard: BytesMut::new(),
+            known: Known::new(1),
+        }
+    }
+
+    /// A server that answers one of the proxy's own questions with these, again and again.
+    async fn asked(answer: Vec<u8>) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let speaking = tokio::spawn(async move {
+            // Until nobody listens any more.
+            while theirs.write_all(&answer).await.is_ok() {}
+        });
+        let mut backend = backend(ours);
+        let answered = backend.values(b"SELECT 1", None, Duration::from_secs(20)).await;
+        drop(backend);
+        speaking.await.unwrap();
+        answered
+    }
+
+    /// Whatever a user or a setting is called, it stands where nothing is read as SQL.
+    #[test]
+    fn a_name_is_a_value_and_no_text() {
+        let (mut out, name) = (BytesMut::new(), b"x' OR true; DROP ROLE \"alice\" --");
+        call(&mut out, b"SELECT $1", &[Some(name)]).unwrap();
+        let mut scanner = Scanner::new(Side::Client, Phase::Session);
+        let (mut input, mut texts, mut values) = (&out[..], Vec::new(), Vec::new());
+        while let Some(Piece::Header(header)) = scanner.next(&mut input).unwrap() {
+            let mut spill = Spill::new(1000);
+            let body = scanner.whole(&mut input, &mut spill).unwrap().unwrap();
+            match ClientMessage::parse(header.kind, body).unwrap() {
+                ClientMessage::Parse(parse) => texts.push(parse.text.to_vec()),
+                ClientMessage::Bind(bind) => values.extend(bind.values.iter().flatten().map(<[u8]>::to_vec)),
+                other => assert!(matches!(other, ClientMessage::Execute { .. }), "{other:?}"),
+            }
+        }
+        assert_eq!((texts, values), (vec![b"SELECT $1".to_vec()], vec![name.to_vec()]));
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_an_end() {
+        let mut row = BytesMut::new();
+        build::data_row(&mut row, &[Some(&[b'x'; 1000])]).unwrap();
+        let heard = [&b"A\0\0\0\x0e\0\0\0\x07"[..], b"news\0\0"].concat();
+        for without_end in [row.to_vec(), heard] {
+            let answered = asked(without_end).await;
+            assert_eq!(answered, Err(NotDone::Lost("it answers without end".to_owned())));
+        }
     }
 }

@@ -80,3 +80,109 @@ impl Cancels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use bytes::BytesMut;
+    use pgherd_pgwire::message::{Key, build};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::hba::Hba;
+    use crate::net::InClear;
+    use crate::routes::Target;
+    use crate::verifiers::{AuthQuery, Verifiers};
+    use crate::world::{Settings, World};
+
+    fn world() -> Arc<World> {
+        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned() };
+        let verifiers = Verifiers::new(query).unwrap();
+        Arc::new(World::new(Settings::new(Hba::default()), Arc::new(InClear), verifiers, Vec::new()))
+    }
+
+    /// A server that counts who comes to cancel, and closes when it is told to.
+    async fn server() -> (Arc<Cancelable>, Arc<AtomicU32>, oneshot::Sender<()>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (came, (close, closing)) = (Arc::new(AtomicU32::new(0)), oneshot::channel());
+        let counted = Arc::clone(&came);
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 20];
+            stream.read_exact(&mut asked).await.unwrap();
+            let mut expected = BytesMut::new();
+            build::cancel_request(&mut expected, 4711, Key::new(b"keykeyke").unwrap());
+            assert_eq!(asked, expected[..]);
+            counted.fetch_add(1, Ordering::Relaxed);
+            closing.await.unwrap();
+            drop(stream);
+            while listener.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let target = Target { node: "a".parse().unwrap(), address, port, socket_dir: None };
+        (Arc::new(Cancelable { target, pid: 4711, key: b"keykeyke".to_vec() }), came, close)
+    }
+
+    #[test]
+    fn keys_are_all_different_and_look_like_those_of_postgresql() {
+        let world = world();
+        let tickets: Vec<Ticket> = (0..500).map(|at| Cancels::enter(&world, at % 2 == 0).unwrap()).collect();
+        let keys: BTreeSet<&[u8]> = tickets.iter().map(|ticket| ticket.key.as_slice()).collect();
+        let pids: BTreeSet<u32> = tickets.iter().map(|ticket| ticket.pid).collect();
+        // Of 250 keys of four bytes two are alike once in a hundred thousand times.
+        assert!(keys.len() >= 499 && pids.len() == 500, "{} keys, {} numbers", keys.len(), pids.len());
+        assert!(pids.iter().all(|pid| *pid > 0 && *pid < 1 << 31), "a number that tools take for negative");
+        assert!(tickets.iter().all(|ticket| matches!(ticket.key.len(), KEY_BYTES | LONG_KEY_BYTES)));
+        drop(tickets);
+        assert!(world.cancels.known().is_empty(), "whoever is gone is forgotten");
+    }
+
+    #[tokio::test]
+    async fn nothing_but_the_whole_key_cancels() {
+        let (world, (who, came, close)) = (world(), server().await);
+        let (ticket, other) = (Cancels::enter(&world, true).unwrap(), Cancels::enter(&world, true).unwrap());
+        let gone = Cancels::enter(&world, true).unwrap();
+        let (gone_pid, gone_key) = (gone.pid, gone.key.clone());
+        *gone.slot.lock().await = Some(Arc::clone(&who));
+        drop(gone);
+        *ticket.slot.lock().await = Some(who);
+        let longer = [&ticket.key[..], &[0]].concat();
+        let mut flipped = ticket.key.clone();
+        flipped[31] ^= 1;
+        for key in [&b""[..], &ticket.key[..4], &ticket.key[..31], &longer, &flipped, &other.key, &gone_key] {
+            world.cancels.cancel(ticket.pid, key, &InClear).await;
+        }
+        world.cancels.cancel(other.pid, &ticket.key, &InClear).await;
+        world.cancels.cancel(other.pid, &other.key, &InClear).await;
+        world.cancels.cancel(gone_pid, &gone_key, &InClear).await;
+        close.send(()).unwrap();
+        world.cancels.cancel(ticket.pid, &ticket.key, &InClear).await;
+        assert_eq!(came.load(Ordering::Relaxed), 1, "the last one came, and no other one");
+    }
+
+    #[tokio::test]
+    async fn while_a_cancel_is_on_its_way_the_server_is_nobody_elses() {
+        let (world, (who, came, close)) = (world(), server().await);
+        let ticket = Cancels::enter(&world, false).unwrap();
+        *ticket.slot.lock().await = Some(who);
+        let canceling = tokio::spawn({
+            let (world, pid, key) = (Arc::clone(&world), ticket.pid, ticket.key.clone());
+            async move { world.cancels.cancel(pid, &key, &InClear).await }
+        });
+        while came.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(ticket.slot.try_lock().is_err(), "whoever gives the server back has to wait");
+        close.send(()).unwrap();
+        assert!(ticket.slot.lock().await.take().is_some());
+        canceling.await.unwrap();
+    }
+}

@@ -218,7 +218,8 @@ async fn converse(
         }
         if step == Step::Verifier {
             let user = login.asked().map(|asked| asked.user.clone()).unwrap_or_default();
-            let verifier = world.verifiers.of(&user, world).await.map_err(|error| Out::Told(error.into()))?;
+            let verifier =
+                world.verifiers.of(&user, world).await.map_err(|error| Out::Told(unchecked(&error)))?;
             step = login.verifier(verifier, out);
         }
         match step {
@@ -245,6 +246,12 @@ async fn converse(
             Step::HangUp => return Err(Out::Silent),
         }
     }
+}
+
+/// The proxy could not ask for a verifier. Why is nothing for a stranger.
+fn unchecked(error: &NotIn) -> Farewell {
+    tracing::warn!(%error, "a client is refused, since passwords cannot be checked");
+    Farewell::new(SqlState::CANNOT_CONNECT_NOW, "passwords cannot be checked at the moment")
 }
 
 /// `direct`: nobody had asked for it, and then the client must say what it wants to speak (manual 55.2.11).
@@ -562,4 +569,27 @@ pub(crate) async fn refuse(stream: TcpStream) {
     let mut out = BytesMut::new();
     Farewell::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already").write(&mut out);
     say(&mut Stream::Tcp(stream), &mut out).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the proxy's own connection was told is not told to whoever comes along.
+    #[test]
+    fn a_stranger_is_not_told_why_passwords_cannot_be_checked() {
+        let refused = NotIn::Refused {
+            sqlstate: SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            message: "permission denied for table pg_authid".to_owned(),
+            detail: Some("of 10.0.0.1".to_owned()),
+            hint: Some("GRANT".to_owned()),
+        };
+        for error in [refused, NotIn::Unreachable("10.0.0.1: connection refused".to_owned())] {
+            let mut out = BytesMut::new();
+            unchecked(&error).write(&mut out);
+            let said = out.escape_ascii().to_string();
+            let secrets = ["pg_authid", "10.0.0.1", "GRANT", "28000"];
+            assert!(said.contains("57P03") && !secrets.iter().any(|secret| said.contains(secret)), "{said}");
+        }
+    }
 }

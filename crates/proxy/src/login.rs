@@ -20,6 +20,10 @@ use pgherd_pgwire::scram::{
 };
 use pgherd_pgwire::startup::{Answer, Opening, Replication, Request, StartupMessage, Version};
 
+/// PostgreSQL's names have no more (`NAMEDATALEN`, less its zero). It cuts what is longer, and so must whoever judges by names:
+/// or a line of the hba file that is about `x…x` would not be about `x…xy`, who is the same user.
+pub const MAX_NAME_BYTES: usize = 63;
+
 /// Whether clients can have TLS here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tls {
@@ -363,9 +367,19 @@ fn asked(startup: &StartupMessage<'_>) -> Result<Asked, (SqlState, &'static str)
     let others = startup.parameters().filter(|(name, _)| !named(name));
     let replication = startup.replication();
     let bad = (SqlState::PROTOCOL_VIOLATION, "invalid value for parameter \"replication\"");
+    let name = |bytes: &[u8]| {
+        text(bytes).map(|mut name| {
+            let mut end = name.len().min(MAX_NAME_BYTES);
+            while !name.is_char_boundary(end) {
+                end -= 1;
+            }
+            name.truncate(end);
+            name
+        })
+    };
     Ok(Asked {
-        user: text(startup.user())?,
-        database: text(startup.database())?,
+        user: name(startup.user())?,
+        database: name(startup.database())?,
         replication: replication.map_err(|_| bad)?,
         version: startup.version.spoken(),
         parameters: others.map(|(name, value)| Ok((text(name)?, text(value)?))).collect::<Result<_, _>>()?,

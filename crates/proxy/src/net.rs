@@ -218,3 +218,70 @@ pub(crate) async fn connect(target: &Target, tls: &dyn ServerTls) -> io::Result<
 fn socket(dir: &Path, port: u16) -> std::path::PathBuf {
     dir.join(format!(".s.PGSQL.{port}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    struct Trusting(Arc<ClientConfig>);
+
+    impl ServerTls for Trusting {
+        fn to_node(&self, _: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+            Some((Arc::clone(&self.0), ServerName::try_from("node").unwrap()))
+        }
+    }
+
+    fn configs() -> (Arc<ServerConfig>, Trusting) {
+        let made = rcgen::generate_simple_self_signed(["node".to_owned()]).unwrap();
+        let certificate = CertificateDer::from_pem_slice(made.cert.pem().as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let server = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key);
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        (Arc::new(server.unwrap()), Trusting(Arc::new(client)))
+    }
+
+    /// A server that answers a request for TLS with these bytes and goes on with the handshake, and what the proxy then
+    /// reads of it.
+    async fn read_behind(answer: &'static [u8]) -> io::Result<Vec<u8>> {
+        let (server, trusting) = configs();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await?;
+            stream.read_exact(&mut [0; 8]).await?;
+            stream.write_all(answer).await?;
+            let mut encrypted = TlsAcceptor::from(server).accept(stream).await?;
+            encrypted.write_all(b"said by the server").await?;
+            encrypted.shutdown().await
+        });
+        let node = "node".parse().unwrap();
+        let target = Target { node, address: address.ip(), port: address.port(), socket_dir: None };
+        let connected = connect(&target, &trusting).await;
+        let mut read = BytesMut::new();
+        if let Ok(mut stream) = connected {
+            stream.receive(&mut read).await?;
+            serving.await??;
+            return Ok(read.to_vec());
+        }
+        serving.abort();
+        connected.map(|_| Vec::new())
+    }
+
+    /// CVE-2021-23222, CVE-2021-43767: what a man in the middle sends in clear is never read as the server's; and
+    /// CVE-2024-10977: of a text in clear nothing is told.
+    #[tokio::test]
+    async fn what_stands_behind_the_answer_to_a_request_for_tls_is_not_the_servers() {
+        assert_eq!(read_behind(b"S").await.unwrap(), b"said by the server");
+        for wrong in [&b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"[..], b"SS", b"N", b"E\0\0\0\x0cSFATAL\0\0", b"R"] {
+            let error = read_behind(wrong).await.unwrap_err().to_string();
+            assert!(!error.contains("FATAL"), "{error}");
+        }
+    }
+}

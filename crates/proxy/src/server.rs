@@ -32,6 +32,9 @@ pub struct Purpose {
     pub parameters: Vec<(String, String)>,
 }
 
+/// Parameters that a server may report; PostgreSQL 18 reports 15 of its own.
+pub const MAX_PARAMETERS: usize = 128;
+
 /// What a server said of itself and of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Welcome {
@@ -42,17 +45,26 @@ pub struct Welcome {
 }
 
 impl Welcome {
-    /// A parameter has this value from now on.
-    pub fn note(&mut self, name: &[u8], value: &[u8]) {
+    /// A parameter has this value from now on. `false`: there are too many.
+    #[must_use]
+    pub fn note(&mut self, name: &[u8], value: &[u8]) -> bool {
         if self.parameters.iter().any(|(known, is)| known == name && is == value) {
-            return;
+            return true;
         }
-        let parameters = Arc::make_mut(&mut self.parameters);
-        match parameters.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value.to_vec(),
-            None => parameters.push((name.to_vec(), value.to_vec())),
-        }
+        note_in(Arc::make_mut(&mut self.parameters), name, value)
     }
+}
+
+/// Each once, with its last value. `false`: there are too many.
+#[must_use]
+pub(crate) fn note_in(parameters: &mut Vec<(Vec<u8>, Vec<u8>)>, name: &[u8], value: &[u8]) -> bool {
+    let has_room = parameters.len() < MAX_PARAMETERS;
+    match parameters.iter_mut().find(|(known, _)| known == name) {
+        Some((_, known)) => *known = value.to_vec(),
+        None if !has_room => return false,
+        None => parameters.push((name.to_vec(), value.to_vec())),
+    }
+    true
 }
 
 /// Why a server did not let the proxy in.
@@ -212,8 +224,8 @@ impl ServerLogin {
             ServerMessage::NoticeResponse(_) | ServerMessage::NotificationResponse { .. } => Ok(None),
             ServerMessage::Authentication(asked) => self.authentication(asked, out),
             ServerMessage::ParameterStatus { name, value } => {
-                self.welcome.note(name, value);
-                Ok(None)
+                let has_room = self.welcome.note(name, value);
+                has_room.then_some(None).ok_or_else(|| NotIn::Protocol("too many parameters".to_owned()))
             }
             ServerMessage::BackendKeyData { pid, key } => {
                 (self.welcome.pid, self.welcome.key) = (*pid, key.as_bytes().to_vec());

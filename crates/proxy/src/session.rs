@@ -110,6 +110,8 @@ pub struct Session {
     muted: bool,
     /// The body that is going by belongs to a message that is not passed on.
     hidden: bool,
+    /// Of the server's next message a part of the header has come.
+    is_cut_off: bool,
     has_left: bool,
     server_has_ended: bool,
     used: bool,
@@ -135,6 +137,7 @@ impl Session {
             spill: Spill::new(MAX_READ_BYTES as usize),
             muted: false,
             hidden: false,
+            is_cut_off: false,
             has_left: false,
             server_has_ended: false,
             used: false,
@@ -186,7 +189,10 @@ impl Session {
     /// The server owes nothing, no transaction is open, and neither side is in the middle of a message.
     pub fn is_clean(&self) -> bool {
         let between = |stream: &Stream| stream.scanner.body_left_bytes() == 0 && stream.reading.is_none();
-        self.flow.is_clean() && !self.muted && between(&self.client) && between(&self.server)
+        self.flow.is_clean()
+            && !(self.muted || self.is_cut_off)
+            && between(&self.client)
+            && between(&self.server)
     }
 
     /// No transaction is open and nothing is under way: a moment at which a session can be ended without loss.
@@ -339,6 +345,7 @@ impl Session {
                 }
             }
         }
+        self.is_cut_off = !input.is_empty();
         Ok(cut.end(chunk.len() - input.len()))
     }
 
@@ -433,7 +440,7 @@ impl Session {
         if let (b'E' | b'S', Some(shared)) = (kind, &mut self.shared) {
             match ServerMessage::parse(kind, body).map_err(wrong)? {
                 ServerMessage::ErrorResponse(fields) => shared.failed(&fields),
-                ServerMessage::ParameterStatus { name, value } => shared.note(name, value),
+                ServerMessage::ParameterStatus { name, value } => shared.note(name, value)?,
                 _ => {}
             }
         }

@@ -469,6 +469,9 @@ fn dollar(text: &[u8]) -> (Token<'_>, usize) {
     }
 }
 
+/// So many tokens are looked at for the end of a call; each call of a text looks ahead, and is looked ahead at.
+const MAX_CALL_TOKENS: usize = 64;
+
 /// How deep texts inside of texts are read: a DO block that executes a text that holds a text.
 const MAX_DEPTH: usize = 4;
 
@@ -620,18 +623,22 @@ impl Reader {
         }
         let name = rest.next();
         let ends = rest.next() == Some(Token::Symbol(b','));
-        // A value of any length, up to the third argument.
-        let (mut depth, mut local) = (0, None);
-        for token in rest {
+        // A value, up to the third argument.
+        let (mut depth, mut local, mut is_whole) = (0, None, false);
+        for token in rest.take(MAX_CALL_TOKENS) {
             match token {
                 Token::Symbol(b'(') => depth += 1,
-                Token::Symbol(b')') if depth == 0 => break,
+                Token::Symbol(b')') if depth == 0 => {
+                    is_whole = true;
+                    break;
+                }
                 Token::Symbol(b')') => depth -= 1,
                 Token::Symbol(b',') if depth == 0 => local = None,
                 Token::Word(word) => local = Some(word),
                 _ => local = None,
             }
         }
+        let local = local.filter(|_| is_whole);
         match name {
             Some(Token::Text(name)) if ends => {
                 if !local.is_some_and(|word| word.eq_ignore_ascii_case(b"true")) {

@@ -27,6 +27,10 @@ pub const UNKNOWN: u64 = u64::MAX;
 /// The registry forgets what nobody has any more whenever it has grown by this factor.
 const GROWTH: usize = 2;
 const LEAST_SWEPT: usize = 1024;
+/// Of what is never heard of again: see [`pgherd_pgwire::flow::Flow::in_doubt`].
+pub const NO_TICKET: u64 = u64::MAX;
+/// A list that grew beyond this is given back when it is empty.
+const KEPT_OPEN: usize = 64;
 /// A longer text is not kept to be overwritten by the next one.
 const KEPT_BYTES: usize = 4096;
 
@@ -302,7 +306,16 @@ impl Names {
     }
 
     fn change(&mut self, ticket: u64, what: What) {
-        self.open.push_back(Change { ticket, what });
+        // Nobody will ever confirm it or take it back.
+        if ticket != NO_TICKET {
+            self.open.push_back(Change { ticket, what });
+        }
+    }
+
+    fn give_back(&mut self) {
+        if self.open.is_empty() && self.open.capacity() > KEPT_OPEN {
+            self.open = VecDeque::new();
+        }
     }
 
     /// By the request with this ticket. `is_parsed`: by the server, and not only here.
@@ -362,6 +375,11 @@ impl Names {
         self.change(ticket, What::ServerUnnamed);
     }
 
+    #[cfg(test)]
+    pub(crate) fn open_changes(&self) -> usize {
+        self.open.len()
+    }
+
     pub fn clear(&mut self) {
         self.by_name.clear();
         self.forget_unnamed();
@@ -376,6 +394,7 @@ impl Names {
         {
             self.spare = former;
         }
+        self.give_back();
     }
 
     /// The request with this ticket was not done, and all behind it will be skipped. A statement without a name that cannot
@@ -409,6 +428,7 @@ impl Names {
                 What::ServerUnnamed => known.set_unnamed(UNKNOWN),
             }
         }
+        self.give_back();
     }
 }
 

@@ -107,7 +107,10 @@ impl Verifiers {
                         user: self.query.user.clone(),
                         database: self.query.database.clone(),
                         replication: Replication::Off,
-                        parameters: vec![("application_name".to_owned(), "pgherd proxy".to_owned())],
+                        // Whatever is set for the role or the database, its operators are PostgreSQL's.
+                        parameters: [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")]
+                            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                            .to_vec(),
                     };
                     Backend::open(place, target, &*world.server_tls, &purpose, None).await?
                 }

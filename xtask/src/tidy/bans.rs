@@ -62,8 +62,8 @@ const BANS: &[Ban] = &[
     },
     Ban {
         words: &["println!", "print!", "eprintln!", "eprint!"],
-        within: &["crates/", "sim/src/", "testkit/src/"],
-        except: &["crates/cli/", SIM_MAIN, "testkit/src/bin/", "testkit/src/main.rs"],
+        within: &["crates/", "fuzz/src/", "sim/src/", "testkit/src/"],
+        except: &["crates/cli/", "fuzz/src/main.rs", SIM_MAIN, "testkit/src/bin/", "testkit/src/main.rs"],
         code: Code::Shipped,
         why: "only command lines print; everybody else returns a value or uses tracing",
     },

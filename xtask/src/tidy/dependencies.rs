@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pgherd-core", &[]),
     ("pgherd-pgwire", &[]),
     ("pgherd-api", &[]),
+    ("fuzz", &["pgherd-proxy", "pgherd-pgwire"]),
     ("sim", &["pgherd-core"]),
     ("pgherd-testkit", &["pgherd-api"]),
     ("xtask", &[]),

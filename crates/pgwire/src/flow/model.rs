@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::flow::{Answer, Request};
+use super::{Answer, Request};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Does {

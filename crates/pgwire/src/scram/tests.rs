@@ -264,3 +264,15 @@ proptest! {
 fn pencil_without_work() -> Verifier {
     verifier_of("pencil", b"salt", 1)
 }
+
+/// CVE-2023-22332: credentials that somebody else can read. A verifier's keys are worth as much as the password.
+#[test]
+fn no_key_is_printed() {
+    let verifier = pencil();
+    let printed = format!("{verifier:?} {:?} {:?}", start_as_in_the_rfc(), Key([0x41; KEY_BYTES]));
+    for key in [&verifier.stored, &verifier.server] {
+        let bytes = format!("{:?}", key.0);
+        assert!(!printed.contains(&bytes) && !printed.contains(&BASE64.encode(key.0)), "{printed}");
+    }
+    assert!(!printed.contains("65, 65") && !printed.contains("AAAA"), "{printed}");
+}

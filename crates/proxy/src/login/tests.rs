@@ -211,6 +211,81 @@ fn tls_is_offered_demanded_or_not_there() {
     assert_eq!(give(&mut fresh(Tls::Offered), &alice()).0, Step::Method, "without TLS where that is allowed");
 }
 
+/// CVE-2012-4575: a name that is longer than what holds it.
+#[test]
+fn names_are_cut_where_postgresql_cuts_them() {
+    for (bytes, kept) in [(62, 62), (63, 63), (64, 63), (4_000, 63)] {
+        let mut login = fresh(Tls::Unavailable);
+        let (user, database) = ("u".repeat(bytes), "d".repeat(bytes));
+        let packet = startup(&[(b"user", user.as_bytes()), (b"database", database.as_bytes())]);
+        assert_eq!(give(&mut login, &packet).0, Step::Method);
+        let asked = login.asked().unwrap();
+        assert_eq!((asked.user.as_str(), asked.database.as_str()), (&user[..kept], &database[..kept]));
+    }
+    let mut login = fresh(Tls::Unavailable);
+    // A letter of two bytes across the end is left out.
+    assert_eq!(give(&mut login, &startup(&[(b"user", "ü".repeat(40).as_bytes())])).0, Step::Method);
+    assert_eq!(login.asked().unwrap().user, "ü".repeat(31));
+}
+
+/// A name is a name, whatever it looks like; and a zero ends it, so that nothing can stand behind one.
+#[test]
+fn names_with_quotes_are_names() {
+    let strange = "al\"i'ce\\; DROP ROLE bob --\n";
+    let (mut login, _) =
+        offered(fresh(Tls::Unavailable), &startup(&[(b"user", strange.as_bytes())]), verifier());
+    assert_eq!(login.asked().unwrap().user, strange);
+    let mut client = ScramSha256::new(b"battery staple", ChannelBinding::unsupported());
+    let (_, out) = give(&mut login, &initial(SCRAM_SHA_256, Some(client.message())));
+    client.update(&challenge(&out)).unwrap();
+    let (step, out) = give(&mut login, &response(client.message()));
+    let told = format!("password authentication failed for user \"{strange}\"");
+    assert_eq!((step, refusal(&out)), (Step::Refused, ("28P01".to_owned(), told)));
+
+    let with_zero = b"\0\0\0\x24\0\x03\0\0user\0alice\0\0database\0shop\0\0\0";
+    assert_eq!(give(&mut fresh(Tls::Unavailable), with_zero).0, Step::Refused);
+}
+
+/// CVE-2025-46801, CVE-2015-6817: a way in that only some settings leave open.
+#[test]
+fn no_setting_lets_a_wrong_password_in() {
+    for (tls, encrypted, bound) in [
+        (Tls::Unavailable, false, false),
+        (Tls::Offered, false, false),
+        (Tls::Offered, true, false),
+        (Tls::Offered, true, true),
+        (Tls::Required, true, true),
+    ] {
+        for (stored, password) in [
+            (verifier_of_few(), &b"battery staple"[..]),
+            (verifier_of_few(), b""),
+            (Verifier::of_nobody("alice", &[7; 32]), b"correct horse"),
+            (Verifier::of_nobody("alice", &[7; 32]), b""),
+        ] {
+            let mut login = fresh(tls);
+            if encrypted {
+                assert_eq!(give(&mut login, &ssl_request()).0, Step::Handshake);
+                login.encrypted(bound.then(|| b"hash".to_vec()));
+            }
+            let (mut login, names) = offered(login, &alice(), stored);
+            let mechanism = names[0].as_str();
+            let binding = match bound {
+                true => ChannelBinding::tls_server_end_point(b"hash".to_vec()),
+                false => ChannelBinding::unsupported(),
+            };
+            let mut client = ScramSha256::new(password, binding);
+            let (_, out) = give(&mut login, &initial(mechanism, Some(client.message())));
+            client.update(&challenge(&out)).unwrap();
+            let (step, out) = give(&mut login, &response(client.message()));
+            assert_eq!(
+                (step, refusal(&out).0.as_str()),
+                (Step::Refused, "28P01"),
+                "{tls:?} {encrypted} {bound}"
+            );
+        }
+    }
+}
+
 /// CVE-2021-23214: what came in clear behind a request for encryption is never read as if it had been encrypted.
 #[test]
 fn bytes_stuffed_behind_a_request_for_tls_end_the_connection() {

@@ -173,3 +173,20 @@ fn a_refusal_comes_in_the_servers_words() {
         assert_eq!(failure.passes(), passes, "{sqlstate}");
     }
 }
+
+/// A server may be anybody's until it has proven itself, and after that it may be wrong.
+#[test]
+fn a_server_cannot_report_without_end() {
+    let (mut proxy, _) = begun(None);
+    let mut said = BytesMut::new();
+    build::authentication_ok(&mut said);
+    for value in 0..10_000 {
+        build::parameter_status(&mut said, b"TimeZone", value.to_string().as_bytes()).unwrap();
+    }
+    assert_eq!(give(&mut proxy, &said).0, Step::More, "the same one is reported whenever it changes");
+    let mut said = BytesMut::new();
+    for name in 0..MAX_PARAMETERS {
+        build::parameter_status(&mut said, name.to_string().as_bytes(), b"x").unwrap();
+    }
+    assert!(matches!(give(&mut proxy, &said).0, Step::Failed(NotIn::Protocol(_))));
+}

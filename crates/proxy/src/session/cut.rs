@@ -52,6 +52,11 @@ impl<'a, 'b> Cut<'a, 'b> {
         self.is_edited = true;
     }
 
+    /// So much stands in `edited` by now.
+    pub(super) fn edited_bytes(&self) -> usize {
+        self.edited.len()
+    }
+
     pub(super) fn end(mut self, taken_bytes: usize) -> Passed<'a> {
         if !self.is_edited {
             let pass = Pass::AsItCame(&self.chunk[self.from.min(taken_bytes)..taken_bytes]);

@@ -24,8 +24,9 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 
 use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
+use crate::server::note_in;
 use crate::sql::{self, Bracket, Effects};
-use crate::statements::{Known, NONE, Names, Need, PREFIX, Registry, Statement};
+use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement};
 
 /// A query that is longer is searched as it goes by, and read no closer.
 const MAX_QUERY_BYTES: u32 = 1 << 20;
@@ -36,6 +37,11 @@ const MAX_NAMES_BYTES: usize = 16 << 10;
 /// One message of a client can become as many requests: another statement is closed, one is closed and parsed, and then it
 /// comes itself.
 pub(super) const MOST_REQUESTS: usize = 4;
+/// One chunk of a client becomes no more than this, and one message beyond it: each of its messages may need a statement
+/// to be parsed once more, and a statement may be long.
+const MAX_EDITED_BYTES: usize = 1 << 20;
+/// A list of Binds that grew beyond this is given back when it is empty.
+const KEPT_BOUND: usize = 64;
 /// Reports that a statement's rows are not what they were: `RevalidateCachedQuery` in `plancache.c`.
 const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
 
@@ -53,7 +59,7 @@ pub struct Loan {
     pub known: Known,
     /// Of the settings that the client has ([`crate::settings::Values::meaning`]).
     pub meaning: u64,
-    /// What the server said since of its parameters, which the client has heard.
+    /// What the server said since of its parameters, which the client has heard; each once.
     pub noted: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -152,6 +158,7 @@ impl Session {
             self.server_has_ended = false;
             self.flow = Flow::new(TransactionStatus::Idle);
             self.server = Stream::of(Side::Server);
+            self.is_cut_off = false;
         }
     }
 
@@ -201,6 +208,10 @@ impl Session {
         // Where the header of the message that is being read stands, if it is in this chunk.
         let mut header_at = None;
         while !self.has_left && self.flow.room() >= MOST_REQUESTS {
+            if self.client.reading.is_none() && cut.edited_bytes() > MAX_EDITED_BYTES {
+                // The rest comes again when the server has taken this.
+                return Ok(());
+            }
             let at = chunk.len() - input.len();
             if let Some(header) = self.client.reading {
                 let begin = header_at.unwrap_or(at);
@@ -423,7 +434,11 @@ impl Session {
             true => shared.registry.unshared(parse.text, &types, shared.loan.meaning),
         };
         message.skip(cut);
-        let need = shared.loan.known.need(&statement);
+        let need = match shared.loan.known.need(&statement) {
+            // The server refuses it in a transaction that has failed, unless it ends that.
+            Need::Nothing if self.flow.status() == TransactionStatus::Failed => Need::CloseAndParse,
+            need => need,
+        };
         if need == Need::Nothing {
             let ticket = self.ask(Request::Parse, Origin::Local)?;
             shared.names.define(parse.name, statement, ticket, false);
@@ -458,7 +473,7 @@ impl Session {
                 cut.skip(begin, at + names_bytes);
                 cut.insert(|to| bind_beginning(to, header, names_bytes, names.portal, statement.name()));
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.bound.push_back((ticket, statement));
+                shared.has_bound(ticket, statement);
             } else {
                 self.request(Request::Bind).map_err(client_fault)?;
             }
@@ -496,7 +511,7 @@ impl Session {
         match statement {
             Some(statement) => {
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.bound.push_back((ticket, statement));
+                shared.has_bound(ticket, statement);
             }
             None => self.request(Request::Bind).map_err(client_fault)?,
         }
@@ -635,7 +650,7 @@ impl Session {
         match self.flow.request(request, origin).map_err(client_fault)? {
             Accepted::Queued(ticket) => Ok(ticket),
             // Nothing will be heard of it, and nothing is settled by it.
-            _ => Ok(u64::MAX),
+            _ => Ok(NO_TICKET),
         }
     }
 }
@@ -652,6 +667,12 @@ impl Shared {
         let number = self.registry.number();
         self.names.define_unnamed(number, text, types, ticket);
         self.loan.known.set_unnamed(number);
+    }
+
+    fn has_bound(&mut self, ticket: u64, statement: Arc<Statement>) {
+        if ticket != NO_TICKET {
+            self.bound.push_back((ticket, statement));
+        }
     }
 
     fn affected(&mut self, effects: &Effects) {
@@ -722,6 +743,9 @@ impl Shared {
                 while self.bound.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
                     self.bound.pop_front();
                 }
+                if self.bound.is_empty() && self.bound.capacity() > KEPT_BOUND {
+                    self.bound = VecDeque::new();
+                }
                 if std::mem::take(&mut self.clearing) {
                     self.names.clear();
                 }
@@ -737,8 +761,9 @@ impl Shared {
     }
 
     /// A parameter of the server has this value now.
-    pub(super) fn note(&mut self, name: &[u8], value: &[u8]) {
-        self.loan.noted.push((name.to_vec(), value.to_vec()));
+    pub(super) fn note(&mut self, name: &[u8], value: &[u8]) -> Result<(), Fault> {
+        let has_room = note_in(&mut self.loan.noted, name, value);
+        has_room.then_some(()).ok_or_else(|| Fault::Server("it reports too many parameters".to_owned()))
     }
 
     /// What an error says of statements.

@@ -194,3 +194,51 @@ proptest! {
         prop_assert!(may_matter(&text.as_bytes()[..cut]) || may_matter(&text.as_bytes()[begin..]));
     }
 }
+
+/// CVE-2026-107348: input that costs more than it weighs. A megabyte of what makes the reader look ahead most takes
+/// a moment if time is linear, and minutes if it is not.
+#[test]
+fn no_text_costs_more_than_it_weighs() {
+    const BYTES: usize = 1 << 20;
+    let pieces = [
+        "set_config(",
+        "set_config('a',",
+        "set_config(a, b, ",
+        "do $$ ",
+        "do $$ set_config(",
+        "/*",
+        "/* */ ",
+        "$a$",
+        "$a ",
+        "$1",
+        "$$",
+        "e'\\",
+        "'",
+        "\"",
+        "set x.",
+        "set x = default;",
+        "deallocate ",
+        "((",
+        "lastval ",
+        "advisory ",
+        "temp;",
+        ";",
+        "-- \n",
+    ];
+    let began = std::time::Instant::now();
+    for piece in pieces {
+        let text = piece.repeat(BYTES / piece.len());
+        let text = text.as_bytes();
+        let looked = (effects(text), may_matter(text), may_commit(text), bracket(text), deallocated(text));
+        assert!(looked.3.is_none() && looked.4.is_none(), "{piece}");
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_call_whose_end_is_far_away_is_not_taken_for_local() {
+    let long = format!("select set_config('a', {}, true)", "x || ".repeat(100) + "y");
+    assert!(effects(long.as_bytes()).changed.names.contains("a"));
+    let nameless = format!("select set_config(n, {}, true)", "x || ".repeat(100) + "y");
+    assert_eq!(effects(nameless.as_bytes()).unmovable, Some(Unmovable::UnknownSetting));
+}

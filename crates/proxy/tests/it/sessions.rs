@@ -55,6 +55,29 @@ story! {
 }
 
 story! {
+    /// CVE-2025-12819, CVE-2026-55769.
+    async fn a_search_path_does_not_reach_the_question_for_a_password(scene) {
+        // An equality that never holds, in front of PostgreSQL's, wherever somebody could put it.
+        let port = scene.server.port;
+        let admin = connect(&format!("host=127.0.0.1 port={port} user=postgres dbname=postgres")).await.unwrap();
+        admin
+            .batch_execute(
+                "CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO PUBLIC;\
+                 CREATE FUNCTION evil.never(name, name) RETURNS bool LANGUAGE sql AS 'SELECT false';\
+                 CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.never);\
+                 ALTER ROLE pgherd_proxy SET search_path = evil, pg_catalog;\
+                 ALTER DATABASE postgres SET search_path = evil, pg_catalog",
+            )
+            .await
+            .unwrap();
+        let path = connect(&format!("host=127.0.0.1 port={port} user=pgherd_proxy dbname=postgres")).await.unwrap();
+        assert_eq!(one(&path, "SELECT 'a'::name = 'a'::name").await, "f", "it is in the way");
+        let client = connect(&scene.conninfo("alice", "options='-c search_path=evil,pg_catalog'")).await.unwrap();
+        assert_eq!(one(&client, "SHOW search_path").await, "evil, pg_catalog".replace(", ", ","));
+    }
+}
+
+story! {
     async fn nothing_of_a_session_is_left_for_the_next_one(scene) {
         let mut changed = settings();
         changed.limits.size = 1;
