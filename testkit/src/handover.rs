@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
 use crate::Host;
-use crate::connection::Login;
+use crate::connection::{Login, Session};
 use crate::net::lock;
 use crate::random::Random;
 
@@ -251,6 +251,24 @@ async fn ask(open: &Open, step: Step, statement: &str) -> Result<(), Failed> {
 
 fn sqlstate(error: &tokio_postgres::Error) -> Option<String> {
     error.code().map(|code| code.code().to_owned())
+}
+
+/// Without a key: nothing but the clients' own names tells their rows apart.
+#[track_caller]
+pub fn create_table(primary: &mut Session) {
+    primary.run(&format!("CREATE TABLE {TABLE} (client int, number bigint)"));
+}
+
+/// How often each row is there.
+#[track_caller]
+pub fn rows(primary: &mut Session) -> HashMap<(i32, i64), u64> {
+    let answer = primary.run(&format!("SELECT client, number, count(*) FROM {TABLE} GROUP BY 1, 2"));
+    let numbers = |row: &Vec<Option<String>>| -> Option<((i32, i64), u64)> {
+        let [client, number, count] = row.as_slice() else { return None };
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        Some(((text(client).parse().ok()?, text(number).parse().ok()?), text(count).parse().ok()?))
+    };
+    answer.iter().map(|row| numbers(row).unwrap_or_else(|| panic!("{row:?} is no row of {TABLE}"))).collect()
 }
 
 /// The longest time between two acknowledged writes of whomever, the later one after `since`.

@@ -227,7 +227,12 @@ impl Workshop {
                 if !known && durable.sealed.is_none() {
                     // The former receiver is gone before these timelines are noted: what it could still bring, from
                     // an upstream that somebody promotes by hand, would pass for theirs.
-                    server.stop_receiving().await?;
+                    if !server.stop_receiving().await? {
+                        tracing::info!(
+                            "PostgreSQL has ended, so that nothing of a former term is received; it starts anew"
+                        );
+                        return Ok(None);
+                    }
                 }
                 self.remember(|durable| {
                     durable.term = *term;

@@ -394,8 +394,8 @@ impl Server {
         Ok(())
     }
 
-    /// Not one more byte from the present upstream.
-    pub(crate) async fn stop_receiving(&self) -> Result<()> {
+    /// Not one more byte from the present upstream. `false`: no server is left, because it had to be killed for that.
+    pub(crate) async fn stop_receiving(&self) -> Result<bool> {
         let inner = self.inner()?;
         let running = inner.running().filter(|server| !server.is_dead());
         let files = inner.files.lock().await;
@@ -405,7 +405,7 @@ impl Server {
             inner.set_running(None);
         }
         inner.known().follows = None;
-        Ok(())
+        Ok(alive)
     }
 
     /// The position for a vote: that of the seal, or read anew for a copy that was sealed in another life of

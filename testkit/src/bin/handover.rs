@@ -6,7 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "the report is what this program is for")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
@@ -90,7 +90,7 @@ fn with_one_herd(
     let herd = Herd::of(&NODES).start();
     let (_proxy, address) = herd.start_proxy("front");
     let mut session = herd.session(&herd.primary());
-    session.run(&format!("CREATE TABLE {TABLE} (client int, number bigint)"));
+    handover::create_table(&mut session);
     let start = |rate, first| {
         Clients::start(herd.net().client(), address, herd.login(), arguments.clients, rate, first)
     };
@@ -142,7 +142,7 @@ fn with_one_herd(
     }
     let ended = clients.stop();
     herd.wait_until_whole(WHOLE_DEADLINE);
-    let account = handover::account(&ended, &rows(&herd));
+    let account = handover::account(&ended, &handover::rows(&mut herd.session(&herd.primary())));
     for (what, count) in handover::failures(&ended) {
         *result.failures.entry(what).or_default() += count;
     }
@@ -153,15 +153,6 @@ fn with_one_herd(
     all.doubled += account.doubled;
     all.denied += account.denied;
     all.unknown += account.unknown;
-}
-
-/// How often each row is there.
-fn rows(herd: &Herd) -> HashMap<(i32, i64), u64> {
-    let answer = herd
-        .session(&herd.primary())
-        .run(&format!("SELECT client, number, count(*) FROM {TABLE} GROUP BY 1, 2"));
-    let number = |field: &Option<String>| field.as_deref().unwrap_or_default().parse().expect("a number");
-    answer.iter().map(|row| ((number(&row[0]) as i32, number(&row[1])), number(&row[2]) as u64)).collect()
 }
 
 fn pause(span: Duration) {

@@ -1,5 +1,8 @@
 //! Changes that an operator asks for.
 
+use pgherd_testkit::handover::{self, Account, Clients};
+use pgherd_testkit::wait_until;
+
 use super::*;
 
 #[test]
@@ -18,4 +21,41 @@ fn b10_a_planned_switchover_under_load_loses_nothing() {
     writes_go_on(&workload, asked_at, AT_ONCE);
     all_is_well(&herd, workload);
     herd.assert_quiet(&[JOINING]);
+}
+
+#[test]
+fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let (_proxy, address) = herd.start_proxy("front");
+    handover::create_table(&mut herd.session(&herd.primary()));
+    let clients = Clients::start(herd.net().client(), address, herd.login(), 40, Some(200.0), 0);
+    let go_on = || {
+        let now = Instant::now();
+        wait_until("writes through the proxy", WHOLE, || {
+            let ended = clients.ended();
+            let written = ended
+                .iter()
+                .rev()
+                .any(|one| one.number.is_some() && one.failed.is_none() && one.began_at > now);
+            if written { Ok(()) } else { Err("none".to_owned()) }
+        });
+    };
+    go_on();
+    for _ in 0..2 {
+        herd.switch_over(None);
+        go_on();
+        herd.wait_until_whole(WHOLE);
+    }
+    assert_eq!(handover::failures(&clients.ended()), Default::default(), "a switchover is a pause");
+    herd.kill_postmaster(&herd.primary());
+    go_on();
+    let ended = clients.stop();
+    herd.wait_until_whole(WHOLE);
+    let honest = |sqlstate: &str| ["40001", "08007"].contains(&sqlstate);
+    let failures = handover::failures(&ended);
+    assert!(failures.keys().all(|(_, sqlstate)| honest(sqlstate)), "{failures:?}");
+    let rows = handover::rows(&mut herd.session(&herd.primary()));
+    let Account { acknowledged, lost, doubled, denied, .. } = handover::account(&ended, &rows);
+    assert_eq!((lost, doubled, denied), (0, 0, 0), "of {acknowledged}");
 }
