@@ -5,7 +5,7 @@ SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
 
 # One build profile serves `up` and the tests.
-PGHERD := target/debug/pgherd
+PGHERD := $(or $(CARGO_TARGET_DIR),target)/debug/pgherd
 ARGS ?=
 
 # Schedules of the simulator: enough to meet every broken rule once, few enough for every push.
