@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls};
 
-use crate::Host;
+use crate::background::Background;
 use crate::connection::{Login, Session};
-use crate::net::lock;
+use crate::net::{Host, lock};
 use crate::random::Random;
+use crate::wait::wait_until;
 
 pub const TABLE: &str = "handed_over";
 /// A statement that is not answered by then has failed; a connection, too.
@@ -81,8 +81,7 @@ pub struct Account {
 #[derive(Debug)]
 pub struct Clients {
     ended: Arc<Mutex<Vec<Ended>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    work: Background,
 }
 
 impl Clients {
@@ -96,25 +95,16 @@ impl Clients {
         first: i64,
     ) -> Clients {
         let ended = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let host = host.clone();
-        let shared = Shared { ended: Arc::clone(&ended), stop: Arc::clone(&stop), proxy, login };
         let every = rate.map(|rate| Duration::from_secs_f64(f64::from(count) / rate));
-        let thread = std::thread::Builder::new()
-            .name("clients".to_owned())
-            .spawn(move || {
-                host.move_here();
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("the kernel makes one more event queue").block_on(async {
-                    let clients =
-                        (0..count).map(|client| tokio::spawn(shared.clone().run(client, every, first)));
-                    for client in clients.collect::<Vec<_>>() {
-                        client.await.expect("a client does not panic");
-                    }
-                });
-            })
-            .expect("one more thread is possible");
-        Clients { ended, stop, thread: Some(thread) }
+        let book = Arc::clone(&ended);
+        let work = Background::start("clients", host, move |stop| async move {
+            let shared = Shared { ended: book, stop, proxy, login };
+            let clients = (0..count).map(|client| tokio::spawn(shared.clone().run(client, every, first)));
+            for client in clients.collect::<Vec<_>>() {
+                client.await.expect("a client does not panic");
+            }
+        });
+        Clients { ended, work }
     }
 
     /// What has ended until now.
@@ -126,22 +116,23 @@ impl Clients {
         lock(&self.ended).len()
     }
 
-    /// Lets each end what it has under way.
-    pub fn stop(mut self) -> Vec<Ended> {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().expect("only stop and drop take it").join();
-        assert!(ended.is_ok(), "the clients panicked, and what they saw is worth nothing");
-        std::mem::take(&mut *lock(&self.ended))
+    /// Waits until a row is acknowledged that was asked for after this call.
+    #[track_caller]
+    pub fn wait_for_writes(&self, deadline: Duration) {
+        let now = Instant::now();
+        let written = |one: &Ended| one.number.is_some() && one.failed.is_none() && one.began_at > now;
+        wait_until("a row to be acknowledged", deadline, || {
+            let ended = lock(&self.ended);
+            let mut recent = ended.iter().rev().take_while(|one| one.ended_at > now);
+            if recent.any(written) { Ok(()) } else { Err("none was".to_owned()) }
+        });
     }
-}
 
-impl Drop for Clients {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // What fails already must not fail twice.
-            let _ended = thread.join();
-        }
+    /// Lets each end what it has under way.
+    #[track_caller]
+    pub fn stop(self) -> Vec<Ended> {
+        self.work.stop();
+        std::mem::take(&mut *lock(&self.ended))
     }
 }
 

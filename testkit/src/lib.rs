@@ -25,6 +25,7 @@
 //! Needs root, PostgreSQL's server programs, iproute2, iptables, `/dev/net/tun` and a user `postgres`.
 
 pub mod alone;
+mod background;
 pub mod cgroup;
 pub mod chaos;
 pub mod checker;

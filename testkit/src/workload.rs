@@ -16,12 +16,12 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::connection::{Answer, Cause, Connection, Login, Session, single_threaded_runtime};
+use crate::background::Background;
+use crate::connection::{Answer, Cause, Connection, Login, Session};
 use crate::history::{History, Insert, Outcome, PrimaryRead, Set};
 use crate::net::{Host, lock};
 use crate::wait::wait_until;
@@ -92,8 +92,7 @@ pub fn create_tables(primary: &mut Session) {
 #[derive(Debug)]
 pub struct Workload {
     history: Arc<Mutex<History>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    work: Background,
 }
 
 impl Workload {
@@ -101,17 +100,11 @@ impl Workload {
     pub fn start(client: &Host, plan: Plan) -> Workload {
         assert!(!plan.endpoints.is_empty(), "a workload needs a node to work on");
         let history = Arc::new(Mutex::new(History::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let shared = Shared { history: Arc::clone(&history), stop: Arc::clone(&stop), plan: Arc::new(plan) };
-        let client = client.clone();
-        let thread = std::thread::Builder::new()
-            .name("workload".to_owned())
-            .spawn(move || {
-                client.move_here();
-                single_threaded_runtime().block_on(shared.run());
-            })
-            .expect("one more thread is possible");
-        Workload { history, stop, thread: Some(thread) }
+        let book = Arc::clone(&history);
+        let work = Background::start("workload", client, move |stop| {
+            Shared { history: book, stop, plan: Arc::new(plan) }.run()
+        });
+        Workload { history, work }
     }
 
     /// A copy of what has ended until now.
@@ -143,21 +136,9 @@ impl Workload {
 
     /// Ends the clients, waits for what they have under way, and hands over the book.
     #[track_caller]
-    pub fn stop(mut self) -> History {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().expect("only stop and drop take it").join();
-        assert!(ended.is_ok(), "the workload panicked, its history is worth nothing");
+    pub fn stop(self) -> History {
+        self.work.stop();
         std::mem::take(&mut *lock(&self.history))
-    }
-}
-
-impl Drop for Workload {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A test that fails already must not fail twice.
-            let _ended = thread.join();
-        }
     }
 }
 

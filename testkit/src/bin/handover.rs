@@ -121,11 +121,7 @@ fn with_one_herd(
             Event::Kill => drop(herd.kill_postmaster(&primary)),
         }
         herd.wait_until_whole(WHOLE_DEADLINE);
-        pgherd_testkit::wait_until("writes after it", BACK_DEADLINE, || {
-            let ended = clients.ended();
-            let written = ended[seen..].iter().any(|one| one.failed.is_none() && one.began_at > began_at);
-            if written { Ok(()) } else { Err("none".to_owned()) }
-        });
+        clients.wait_for_writes(BACK_DEADLINE);
         pause(STEADY);
         // Transactions end in another order than they began in.
         let ended =

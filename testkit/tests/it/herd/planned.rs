@@ -1,7 +1,6 @@
 //! Changes that an operator asks for.
 
 use pgherd_testkit::handover::{self, Account, Clients};
-use pgherd_testkit::wait_until;
 
 use super::*;
 
@@ -30,26 +29,15 @@ fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
     let (_proxy, address) = herd.start_proxy("front");
     handover::create_table(&mut herd.session(&herd.primary()));
     let clients = Clients::start(herd.net().client(), address, herd.login(), 40, Some(200.0), 0);
-    let go_on = || {
-        let now = Instant::now();
-        wait_until("writes through the proxy", WHOLE, || {
-            let ended = clients.ended();
-            let written = ended
-                .iter()
-                .rev()
-                .any(|one| one.number.is_some() && one.failed.is_none() && one.began_at > now);
-            if written { Ok(()) } else { Err("none".to_owned()) }
-        });
-    };
-    go_on();
+    clients.wait_for_writes(WHOLE);
     for _ in 0..2 {
         herd.switch_over(None);
-        go_on();
+        clients.wait_for_writes(WHOLE);
         herd.wait_until_whole(WHOLE);
     }
     assert_eq!(handover::failures(&clients.ended()), Default::default(), "a switchover is a pause");
     herd.kill_postmaster(&herd.primary());
-    go_on();
+    clients.wait_for_writes(WHOLE);
     let ended = clients.stop();
     herd.wait_until_whole(WHOLE);
     let honest = |sqlstate: &str| ["40001", "08007"].contains(&sqlstate);
