@@ -92,33 +92,42 @@ impl Values {
 
 /// What the server is asked when a transaction is over in which `changed` may have been set, and ties may have been made.
 /// Its one parameter is [`names`]. `None`: nothing.
+///
+/// It is asked under whatever `search_path` the client has set, so that everything in it says where it is from.
 pub fn question(changed: &Changed, ties: Ties) -> Option<String> {
     let mut parts = Vec::new();
     if changed.reset {
         parts.push(
-            "SELECT 's' || name || '=' || setting FROM pg_catalog.pg_settings WHERE source = 'session' \
-             AND name NOT LIKE 'transaction\\_%'"
+            "SELECT 's' OPERATOR(pg_catalog.||) name OPERATOR(pg_catalog.||) '=' OPERATOR(pg_catalog.||) setting \
+             FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session' \
+             AND name OPERATOR(pg_catalog.!~~) 'transaction\\_%'"
                 .to_owned(),
         );
     }
     if !changed.is_empty() {
-        parts.push(
-            "SELECT 'n' || name || coalesce('=' || pg_catalog.current_setting(name, true), '') \
-             FROM pg_catalog.unnest($1::pg_catalog.text[]) name"
-                .to_owned(),
-        );
+        let mut asked = "SELECT 'n' OPERATOR(pg_catalog.||) asked OPERATOR(pg_catalog.||) \
+             coalesce('=' OPERATOR(pg_catalog.||) pg_catalog.current_setting(asked, true), '') \
+             FROM pg_catalog.unnest($1::pg_catalog.text[]) asked"
+            .to_owned();
+        if changed.reset {
+            // Of the others it was just said whether they are set.
+            asked += " WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_settings \
+                WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) asked)";
+        }
+        parts.push(asked);
     }
     for tie in ties.iter() {
         let (letter, there) = match tie {
             Tie::AdvisoryLock => (
                 'a',
-                "SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid() \
-                 AND granted",
+                "SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+                 AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND granted",
             ),
             Tie::TemporaryTable => (
                 't',
-                "SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
-                 AND refobjid = pg_catalog.pg_my_temp_schema()",
+                "SELECT FROM pg_catalog.pg_depend WHERE refclassid OPERATOR(pg_catalog.=) \
+                 'pg_catalog.pg_namespace'::pg_catalog.regclass::pg_catalog.oid \
+                 AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()",
             ),
             Tie::HoldableCursor => ('c', "SELECT FROM pg_catalog.pg_cursors WHERE is_holdable"),
             Tie::Listen => ('l', "SELECT pg_catalog.pg_listening_channels()"),
@@ -183,14 +192,12 @@ impl Found {
                 ("s", Some((name, value))) => {
                     server.insert(name.to_ascii_lowercase(), value.to_owned());
                 }
-                // Nobody is anybody but the one who came in, and an application's setting is empty once it is reset.
-                ("n", Some((name, value)))
-                    if name == ROLE && value == "none"
-                        || changed.reset && value.is_empty() && name.contains('.') =>
-                {
-                    server.remove(name);
+                // Nobody is anybody but the one who came in.
+                ("n", Some((ROLE, "none"))) => {
+                    server.remove(ROLE);
                 }
-                ("n", Some((name, value))) if !changed.reset || is_hidden(name) => {
+                // An application's own setting is empty once it is reset, and not unknown, wherever its client goes.
+                ("n", Some((name, value))) => {
                     server.insert(name.to_owned(), value.to_owned());
                 }
                 // It is no setting.

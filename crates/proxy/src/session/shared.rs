@@ -766,9 +766,11 @@ impl Shared {
         has_room.then_some(()).ok_or_else(|| Fault::Server("it reports too many parameters".to_owned()))
     }
 
-    /// What an error says of statements.
+    /// What an error says of statements and settings.
     pub(super) fn failed(&mut self, fields: &Fields<'_>) {
         self.has_changed = fields.get(b'R') == Some(REVALIDATE);
+        // What the client may not set it has not set, and nobody is to set it for it: a value alone does not show that.
+        self.effects.changed.reset |= !self.effects.changed.is_empty();
     }
 }
 

@@ -109,6 +109,47 @@ story! {
 }
 
 story! {
+    async fn a_setting_is_what_it_would_be_on_a_server_of_ones_own_wherever_its_client_goes(scene) {
+        let client = scene.sharer().await;
+        let here = pid(&client).await;
+        client.batch_execute("DO 'BEGIN END'").await.unwrap();
+        for forbidden in ["SET log_statement = 'all'", "SET plpgsql.variable_conflict = 'use_column'"] {
+            assert_eq!(refused(&client, forbidden).await, "42501");
+        }
+        client.batch_execute("SET app.tenant = '7'").await.unwrap();
+        client.batch_execute("RESET app.tenant").await.unwrap();
+        scene.route(2, "b");
+        assert_ne!(pid(&client).await, here, "what it may not set nobody sets for it");
+        assert_eq!(one(&client, "SELECT current_setting('app.tenant') || '.'").await, ".", "empty, and not unknown");
+    }
+}
+
+story! {
+    async fn nobody_deceives_the_proxy_about_what_is_set(scene) {
+        scene.proxy.replace(one_server());
+        let (first, second) = (scene.sharer().await, scene.sharer().await);
+        // Operators that find and say something else, where the client's search_path finds them first.
+        first
+            .batch_execute(
+                "CREATE SCHEMA trap; \
+                 CREATE FUNCTION trap.never(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false'; \
+                 CREATE OPERATOR trap.= (LEFTARG = text, RIGHTARG = text, FUNCTION = trap.never); \
+                 CREATE FUNCTION trap.less(text, text) RETURNS text LANGUAGE sql AS 'SELECT $1'; \
+                 CREATE OPERATOR trap.|| (LEFTARG = text, RIGHTARG = text, FUNCTION = trap.less); \
+                 SET search_path = trap, pg_catalog; SET work_mem = '9MB'",
+            )
+            .await
+            .unwrap();
+        first.batch_execute("RESET timezone; SELECT pg_advisory_lock(7)").await.unwrap();
+        assert_eq!(scene.lent(), 1, "it is known that it holds a lock");
+        first.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
+        until("it is given back", async || scene.lent() == 0).await;
+        assert_eq!(one(&second, "SHOW search_path").await, "\"$user\", public");
+        assert_eq!(one(&first, "SHOW work_mem").await, "9MB");
+    }
+}
+
+story! {
     async fn what_cannot_move_keeps_its_server_until_it_is_gone(scene) {
         let client = scene.sharer().await;
         for (tie, untie) in [
