@@ -19,13 +19,13 @@ use pgherd_api::client::ClientTls;
 use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRenewRequest;
 use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
-use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable, RoutingTarget};
+use pgherd_api::routing::{Drained, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
 use pgherd_core::types::{Instant, NodeName, Term};
 use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
-use pgherd_proxy::routes::{Table, Target};
+use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::{
     ALPN, Access, AuthQuery, Config, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
 };
@@ -331,8 +331,10 @@ fn answer(client: &Arc<Client>, proxy: &Arc<Proxy>, drain: u64) -> Task {
 
 /// `asked`: before it was read.
 fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
-    let standbys: Result<Vec<Target>, String> =
-        table.standbys.iter().map(|standby| target(&standby.target)).collect();
+    let standby = |standby: &RoutingStandby| {
+        Ok(Standby { target: target(&standby.target)?, weight: standby.weight })
+    };
+    let standbys: Result<Vec<Standby>, String> = table.standbys.iter().map(standby).collect();
     Ok(Table {
         term: Term(table.term),
         primary: table.primary.as_ref().map(target).transpose()?,
@@ -384,7 +386,7 @@ fn mode(pool: Pool) -> PoolMode {
 
 #[cfg(test)]
 mod tests {
-    use pgherd_api::routing::{Proof, RoutingStandby};
+    use pgherd_api::routing::Proof;
 
     use super::*;
 
@@ -420,7 +422,7 @@ mod tests {
         assert_eq!(learnt.valid_until, asked + Duration::from_millis(2_500));
         assert_eq!((learnt.term, learnt.gate_open), (Term(7), true));
         assert_eq!(learnt.primary.unwrap().address.to_string(), "192.0.2.1");
-        assert_eq!(learnt.standbys[0].node.as_str(), "b");
+        assert_eq!(learnt.standbys[0].target.node.as_str(), "b");
         assert!(!read(&RoutingTable { gate: Gate::Draining, ..table() }, asked).unwrap().gate_open);
     }
 

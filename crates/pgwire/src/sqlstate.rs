@@ -19,6 +19,7 @@ impl SqlState {
     pub const TOO_MANY_CONNECTIONS: SqlState = SqlState(*b"53300");
     pub const CONNECTION_FAILURE: SqlState = SqlState(*b"08006");
     pub const TRANSACTION_RESOLUTION_UNKNOWN: SqlState = SqlState(*b"08007");
+    pub const INVALID_PARAMETER_VALUE: SqlState = SqlState(*b"22023");
     pub const SERIALIZATION_FAILURE: SqlState = SqlState(*b"40001");
     pub const ADMIN_SHUTDOWN: SqlState = SqlState(*b"57P01");
     pub const CANNOT_CONNECT_NOW: SqlState = SqlState(*b"57P03");

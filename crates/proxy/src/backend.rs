@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use pgherd_core::types::Instant;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::{Header, Phase, Piece, Scanner, Side, Spill};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
 
+use crate::clock;
 use crate::net::{self, ServerTls, Stream};
 use crate::pool::Place;
 use crate::routes::Target;
@@ -35,6 +37,8 @@ pub(crate) struct Backend {
     pub(crate) place: Place,
     pub(crate) welcome: Welcome,
     pub(crate) cancelable: Arc<Cancelable>,
+    /// When it had let the proxy in.
+    pub(crate) opened: Instant,
     /// What it said of itself when nothing was set in it yet.
     defaults: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     /// What is set in it over that.
@@ -104,7 +108,8 @@ impl Backend {
         let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
         let defaults = Arc::clone(&welcome.parameters);
         let overheard = BytesMut::new();
-        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, overheard, known })
+        let opened = clock::now();
+        Ok(Backend { stream, place, welcome, cancelable, opened, defaults, settings, overheard, known })
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
@@ -326,6 +331,7 @@ mod tests {
             place: Place { node, term: Term(1) },
             welcome: Welcome::default(),
             cancelable: Arc::new(Cancelable { target, pid: 1, key: Vec::new() }),
+            opened: clock::now(),
             defaults: Arc::default(),
             settings: Arc::default(),
             overheard: BytesMut::new(),

@@ -24,7 +24,9 @@ use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
 use crate::pool::{ClientId, Refusal, Worker};
 use crate::pools::{Lent, Name, NotLent, OnePool};
+use crate::positions::{Mark, Who};
 use crate::proxy::Access;
+use crate::readers::find_reader;
 use crate::relay::{End, Link, relay};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
@@ -35,9 +37,6 @@ use crate::world::{PoolMode, World, nonce};
 
 /// For the last sentence: whoever does not take it by then does not hear it.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
-
-/// How long a standby may let a client wait until another one is tried.
-const STANDBY_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a client is told before it is closed.
 pub(crate) struct Farewell {
@@ -133,13 +132,21 @@ pub(crate) struct Door {
     pub(crate) worker: Worker,
 }
 
+/// Where a client came from, and in.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    address: IpAddr,
+    door: Door,
+}
+
 pub(crate) async fn serve(stream: TcpStream, address: IpAddr, door: Door, world: Arc<World>) {
     let within = world.settings.load().login_timeout;
     // In a box, so that a client that is in does not carry what it took to come in.
     let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)));
     let Ok(Some(guest)) = entering.await else { return };
     let Guest { mut stream, mut out, asked, keys } = guest;
-    match stay(&mut stream, &mut out, asked, keys, door, &world).await {
+    let origin = Origin { address, door };
+    match stay(&mut stream, &mut out, asked, keys, origin, &world).await {
         Ok(Left::ByItself) => return,
         // The server has said why.
         Ok(Left::Told) => {}
@@ -285,7 +292,7 @@ async fn stay(
     out: &mut BytesMut,
     asked: Asked,
     keys: Option<ClientKeys>,
-    door: Door,
+    Origin { address, mut door }: Origin,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
@@ -293,8 +300,12 @@ async fn stay(
     if asked.replication != Replication::Off {
         return replicate(stream, out, &asked, keys, &ticket, world).await;
     }
-    let startup = startup(&asked, door)?;
-    let wants = Wants { client: world.next_client(), asked, keys, door };
+    let Startup { settings: startup, access, splits } = startup(&asked, door.access)?;
+    door.access = access;
+    let who = Who { database: asked.database.clone(), user: asked.user.clone(), address };
+    let mark = world.marks.of(who);
+    let splits = splits.unwrap_or(world.settings.load().reads.split) && access == Access::ReadWrite;
+    let wants = Wants { client: world.next_client(), asked, keys, door, mark, splits };
     match world.settings.load().pooling.of(&wants.asked.database, &wants.asked.user) {
         PoolMode::Session => keep(stream, out, &wants, startup, &ticket, world).await,
         PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
@@ -316,6 +327,8 @@ async fn keep(
         () = stream.gone() => return Ok(Left::ByItself),
     };
     let (pool, mut lent) = found;
+    // Nobody tells its transactions apart.
+    let _writes = pool.is_of_the_primary().then(|| wants.mark.writes());
     if !lent.backend.is_fresh()
         && let Err(error) = lent.backend.clean().await
     {
@@ -383,6 +396,10 @@ pub(crate) struct Wants {
     asked: Asked,
     keys: Option<ClientKeys>,
     door: Door,
+    /// When it wrote.
+    mark: Arc<Mark>,
+    /// What only reads goes to standbys, though it may write.
+    splits: bool,
 }
 
 impl Wants {
@@ -405,6 +422,18 @@ impl Wants {
         (&self.asked.database, &self.asked.user)
     }
 
+    pub(crate) fn client(&self) -> ClientId {
+        self.client
+    }
+
+    pub(crate) fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    pub(crate) fn splits(&self) -> bool {
+        self.splits
+    }
+
     pub(crate) fn access(&self) -> Access {
         self.door.access
     }
@@ -412,18 +441,9 @@ impl Wants {
     /// A server. Whoever wants to read is content with the primary, too, when no standby has room for it in time.
     pub(crate) async fn find(&self, world: &Arc<World>) -> Result<(Arc<OnePool>, Lent), Farewell> {
         if self.door.access == Access::ReadOnly {
-            let mut standbys = world.fence.standbys();
-            // Each client begins with another one.
-            let first = usize::try_from(self.client.0).unwrap_or(0) % standbys.len().max(1);
-            standbys.rotate_left(first);
-            for standby in standbys {
-                let role = Role::Standby(standby);
-                let pool = self.pool(&role, world);
-                match tokio::time::timeout(STANDBY_WITHIN, self.lend(&pool, world)).await {
-                    Ok(Ok(lent)) => return Ok((pool, lent)),
-                    Ok(Err(NotLent::Rejected(why))) => return Err(why.into()),
-                    Ok(Err(NotLent::Refused(_))) | Err(_) => {}
-                }
+            let since = world.settings.load().reads.your_writes.then(|| self.mark.last());
+            if let Some(found) = find_reader(self, since, world).await? {
+                return Ok(found);
             }
         }
         let pool = self.pool(&Role::Primary, world);
@@ -532,8 +552,20 @@ async fn replicate(
     left
 }
 
-/// What a startup packet sets, in PostgreSQL's order: the command line first.
-fn startup(asked: &Asked, door: Door) -> Result<Vec<(String, String)>, Farewell> {
+/// What a startup packet sets.
+struct Startup {
+    /// In PostgreSQL's order: the command line first.
+    settings: Vec<(String, String)>,
+    access: Access,
+    /// Said by the client.
+    splits: Option<bool>,
+}
+
+/// Settings that are the proxy's, and that no server hears of.
+const ACCESS: &str = "pgherd.target_session_attrs";
+const SPLITS: &str = "pgherd.split_reads";
+
+fn startup(asked: &Asked, access: Access) -> Result<Startup, Farewell> {
     let not_taken = |what: String| Farewell {
         hint: Some("Settings can be given as -c name=value.".to_owned()),
         ..Farewell::new(SqlState::FEATURE_NOT_SUPPORTED, what)
@@ -557,11 +589,35 @@ fn startup(asked: &Asked, door: Door) -> Result<Vec<(String, String)>, Farewell>
     }
     let others = asked.parameters.iter().filter(|(name, _)| name != "options");
     settings.extend(others.cloned());
-    if door.access == Access::ReadOnly {
-        // Where there is no standby the primary refuses what a standby refuses.
-        settings.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+    let mut startup = Startup { settings: Vec::new(), access, splits: None };
+    for (name, value) in settings {
+        let wrong = |values: &str| Farewell {
+            hint: Some(format!("It is one of: {values}.")),
+            ..Farewell::new(
+                SqlState::INVALID_PARAMETER_VALUE,
+                format!("invalid value for parameter \"{name}\": \"{value}\""),
+            )
+        };
+        match name.as_str() {
+            ACCESS => match value.as_str() {
+                "any" => {}
+                "read-write" | "primary" => startup.access = Access::ReadWrite,
+                "read-only" | "standby" | "prefer-standby" => startup.access = Access::ReadOnly,
+                _ => return Err(wrong("any, read-write, primary, read-only, standby, prefer-standby")),
+            },
+            SPLITS => match value.to_ascii_lowercase().as_str() {
+                "on" | "true" | "yes" | "1" => startup.splits = Some(true),
+                "off" | "false" | "no" | "0" => startup.splits = Some(false),
+                _ => return Err(wrong("on, off")),
+            },
+            _ => startup.settings.push((name, value)),
+        }
     }
-    Ok(settings)
+    if startup.access == Access::ReadOnly {
+        // Where there is no standby the primary refuses what a standby refuses.
+        startup.settings.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+    }
+    Ok(startup)
 }
 
 /// Tells one client too many, if it is worth a word: it has not said anything yet.

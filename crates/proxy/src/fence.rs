@@ -61,7 +61,12 @@ impl Fence {
         self.routes().route(role, clock::now())
     }
 
-    pub(crate) fn standbys(&self) -> Vec<NodeName> {
+    /// Where what is under way can go on.
+    pub(crate) fn place(&self, role: &Role) -> Route {
+        self.routes().place(role, clock::now())
+    }
+
+    pub(crate) fn standbys(&self) -> Vec<(NodeName, u32)> {
         self.routes().standbys(clock::now())
     }
 

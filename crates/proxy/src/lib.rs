@@ -8,6 +8,7 @@
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
 //! - [`session`]: what happens to the bytes between a client and its server.
 //! - [`sql`], [`settings`], [`statements`]: what a client may leave in a server, and what has to follow it to the next one.
+//! - [`reads`]: what may be read from a standby.
 //! - [`server`]: how the proxy comes in at a server in a client's name.
 //!
 //! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
@@ -15,6 +16,7 @@
 
 mod backend;
 mod cancel;
+mod catalog;
 mod client;
 mod clock;
 mod fence;
@@ -23,7 +25,10 @@ pub mod login;
 mod net;
 pub mod pool;
 mod pools;
+mod positions;
 mod proxy;
+mod readers;
+pub mod reads;
 mod relay;
 pub mod routes;
 pub mod server;
@@ -32,6 +37,7 @@ pub mod settings;
 mod share;
 pub mod sql;
 pub mod statements;
+mod trial;
 mod verifiers;
 mod world;
 
@@ -39,4 +45,4 @@ pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
 pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, PoolMode, Pooling, Settings};
+pub use world::{ClientTls, PoolMode, Pooling, Reads, Settings};

@@ -176,6 +176,10 @@ impl OnePool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn is_of_the_primary(&self) -> bool {
+        self.name.role == Role::Primary
+    }
+
     /// Waits for a server. Whoever stops waiting leaves the queue.
     pub(crate) async fn lend(
         self: &Arc<Self>,

@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::fence::{Admission, Verdict};
 use crate::net::Stream;
 use crate::session::{Fault, Pass, Passed, Session};
+use crate::trial::{Outcome, Trial};
 
 /// What is read at once. Large, so that a big result costs few system calls; one for each thread.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -51,6 +52,8 @@ pub(crate) enum End {
 pub(crate) struct Link {
     to_server: Way,
     to_client: Way,
+    /// Of what is under way.
+    trial: Option<Trial>,
 }
 
 impl Link {
@@ -74,6 +77,35 @@ impl Link {
         let Some(bytes) = look(&self.to_server.unread, &mut self.to_client.pending) else { return false };
         self.to_server.unread.advance(bytes);
         true
+    }
+
+    /// What comes next, and has so many bytes, can be asked of another server as long as the client has heard nothing of it.
+    pub(crate) fn try_out(&mut self, bytes: usize) {
+        let behind = self.to_server.unread.split_off(bytes);
+        self.trial = Some(Trial::new(&self.to_server.unread, behind));
+    }
+
+    /// How it went so far, and what the client had asked.
+    pub(crate) fn tried(&self) -> Option<(Outcome, &[u8])> {
+        self.trial.as_ref().map(|trial| (trial.outcome(), trial.asked()))
+    }
+
+    /// It is over.
+    pub(crate) fn end_trial(&mut self) {
+        if let Some(trial) = self.trial.take() {
+            self.to_server.unread.extend_from_slice(&trial.into_asked_and_behind().1);
+        }
+    }
+
+    /// Another server is to be asked for this, as if the client had just sent it. Of what the former one was sent, and of what
+    /// it said, nothing is left.
+    pub(crate) fn ask_again(&mut self) {
+        if let Some(trial) = self.trial.take() {
+            let (mut asked, behind) = trial.into_asked_and_behind();
+            asked.extend_from_slice(&behind);
+            self.to_server = Way { unread: asked, ..Way::default() };
+            self.to_client.unread = BytesMut::new();
+        }
     }
 
     /// Until the client has sent more than the beginning of a header. `false`: it is gone.
@@ -150,7 +182,7 @@ fn poll(
                 session.expect_shutdown(true);
                 if session.is_idle() && !link.to_server.pending.has_remaining() {
                     admission.rest(true);
-                    match from_server(cx, server, client, session, &mut link.to_client) {
+                    match from_server(cx, server, client, session, link) {
                         Poll::Ready(Ok(())) => continue,
                         Poll::Ready(Err(end)) => return Poll::Ready(end),
                         Poll::Pending => return Poll::Pending,
@@ -161,7 +193,7 @@ fn poll(
             Verdict::Unknown => return Poll::Pending,
             Verdict::Superseded => return Poll::Ready(End::Rerouted),
         }
-        let answered = match from_server(cx, server, client, session, &mut link.to_client) {
+        let answered = match from_server(cx, server, client, session, link) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
@@ -188,12 +220,18 @@ fn from_server(
     server: &mut Stream,
     client: &mut Stream,
     session: &mut Session,
-    way: &mut Way,
+    link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let gone = |_: io::Error| End::ClientLeft;
+    let Link { to_client: way, trial, .. } = link;
     ready!(way.drain(cx, client)).map_err(gone)?;
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let show = |chunk: &[u8], edited: &mut BytesMut| session.from_server(chunk, edited).map(Shown::from);
+    let show = |chunk: &[u8], edited: &mut BytesMut| match trial {
+        Some(trial) => trial
+            .show(session, chunk, edited)
+            .map(|(as_it_came, taken_bytes)| Shown { as_it_came, taken_bytes }),
+        None => session.from_server(chunk, edited).map(Shown::from),
+    };
     match ready!(way.pump(cx, server, client, show)) {
         Ok(true) => Poll::Ready(Ok(())),
         Ok(false) => Poll::Ready(Err(End::ServerLost("it closed the connection".to_owned()))),
@@ -211,7 +249,7 @@ fn from_client(
     link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let Link { to_server: way, to_client } = link;
+    let Link { to_server: way, to_client, .. } = link;
     ready!(way.drain(cx, server)).map_err(lost)?;
     if !session.has_room() || session.has_left() {
         // Until the server has answered, which wakes this task.

@@ -28,6 +28,14 @@ pub struct Target {
     pub socket_dir: Option<PathBuf>,
 }
 
+/// One that may serve reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standby {
+    pub target: Target,
+    /// Its share of them, beside those of the others.
+    pub weight: u32,
+}
+
 /// What an agent knew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -36,7 +44,7 @@ pub struct Table {
     pub primary: Option<Target>,
     pub gate_open: bool,
     /// Those that may serve reads.
-    pub standbys: Vec<Target>,
+    pub standbys: Vec<Standby>,
     /// Whether the primary is about to hand over. Only its own agent knows; the others say nothing.
     pub draining: Option<bool>,
     /// Counted from before the table was read, on this machine's clock.
@@ -123,7 +131,9 @@ impl Routes {
             (Role::Primary, None) => return Route::Hold(Hold::NoPrimary),
             (Role::Primary, Some(_)) if !table.gate_open => return Route::Hold(Hold::GateClosed),
             (Role::Primary, Some(target)) => Some(target),
-            (Role::Standby(node), _) => table.standbys.iter().find(|standby| standby.node == *node),
+            (Role::Standby(node), _) => {
+                table.standbys.iter().map(|standby| &standby.target).find(|target| target.node == *node)
+            }
         };
         match found {
             Some(target) => Route::To(Place { node: target.node.clone(), term: table.term }, target.clone()),
@@ -131,10 +141,11 @@ impl Routes {
         }
     }
 
-    /// Those that reads may go to now.
-    pub fn standbys(&self, now: Instant) -> Vec<NodeName> {
+    /// Those that reads may go to now, with their weights.
+    pub fn standbys(&self, now: Instant) -> Vec<(NodeName, u32)> {
         let table = self.newest.as_ref().filter(|table| now < table.valid_until);
-        table.into_iter().flat_map(|table| &table.standbys).map(|standby| standby.node.clone()).collect()
+        let standbys = table.into_iter().flat_map(|table| &table.standbys);
+        standbys.map(|standby| (standby.target.node.clone(), standby.weight)).collect()
     }
 
     /// The highest term that was heard of, for `SHOW`.
@@ -170,7 +181,7 @@ mod tests {
             term: Term(term),
             primary: Some(target(node)),
             gate_open: true,
-            standbys: vec![target("s")],
+            standbys: vec![Standby { target: target("s"), weight: 3 }],
             draining: None,
             valid_until: at(until),
         }
@@ -260,7 +271,7 @@ mod tests {
         let standby = |node: &str| Role::Standby(node.parse().unwrap());
         assert_eq!(routes.standbys(at(0)), []);
         routes.learn(table(4, "a", 10));
-        assert_eq!(routes.standbys(at(9)), ["s".parse::<NodeName>().unwrap()]);
+        assert_eq!(routes.standbys(at(9)), [("s".parse::<NodeName>().unwrap(), 3)]);
         assert_eq!(routes.standbys(at(10)), []);
         assert_eq!(routes.route(&standby("s"), at(9)), Route::To(place(4, "s"), target("s")));
         assert_eq!(routes.route(&standby("a"), at(9)), Route::Hold(Hold::NoStandby));

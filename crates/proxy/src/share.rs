@@ -11,21 +11,27 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use pgherd_core::types::Instant;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::message::build;
 
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
 use crate::client::{Farewell, Left, Wants, begin, greet, leave, left, use_server};
+use crate::clock;
 use crate::net::Stream;
 use crate::pools::{Lent, OnePool};
+use crate::positions::{Positions, Reader};
 use crate::proxy::Access;
+use crate::readers::find_reader;
+use crate::reads::is_readable;
 use crate::relay::{End, Link};
 use crate::routes::Role;
 use crate::session::{Loan, Mode, Session};
 use crate::settings::Values;
 use crate::sql::{self, Effects, Ties, Unmovable};
 use crate::statements::Known;
+use crate::trial::Outcome;
 use crate::world::World;
 
 /// A client is given so many servers that are lost before they were of use; then something is wrong with all of them.
@@ -46,6 +52,10 @@ struct Sharing<'a> {
     reported: Option<String>,
     /// It asks for what sequences gave it, and must not get what they gave to others.
     recalls_sequences: bool,
+    /// It has written nothing since.
+    wrote: Instant,
+    /// Somebody takes positions of servers for it.
+    _reader: Option<Reader>,
     /// Where it writes: known from the beginning, so that nobody has to look it up for each transaction.
     primaries: Arc<OnePool>,
 }
@@ -65,25 +75,26 @@ pub(crate) async fn share(
     };
     let startup = Arc::new(wants.settings(startup, &lent.backend));
     let lent = begin(&pool, lent, &startup, false, world).await?;
-    let told = Arc::clone(&lent.backend.welcome.parameters);
-    let greeted = greet(stream, out, &lent.backend, ticket).await;
-    pool.give_back(lent, true, world);
-    if greeted.is_err() {
-        return Ok(Left::ByItself);
-    }
-    let settings = Arc::clone(&startup);
-    let primaries = wants.pool(&Role::Primary, world);
+    let reads = wants.splits() || wants.access() == Access::ReadOnly;
     let mut sharing = Sharing {
         wants,
         ticket,
         world,
+        settings: Arc::clone(&startup),
         startup,
-        settings,
-        told,
+        told: Arc::clone(&lent.backend.welcome.parameters),
         reported: None,
         recalls_sequences: false,
-        primaries,
+        // What its client wrote before, by another connection, it is not to miss.
+        wrote: wants.mark().last(),
+        _reader: reads.then(|| Positions::reader(world)),
+        primaries: wants.pool(&Role::Primary, world),
     };
+    let greeted = greet(stream, out, &lent.backend, ticket).await;
+    sharing.give_back(&pool, lent).await;
+    if greeted.is_err() {
+        return Ok(Left::ByItself);
+    }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     let mut link = Link::default();
     loop {
@@ -116,18 +127,56 @@ impl Sharing<'_> {
         session: &mut Session,
         link: &mut Link,
     ) -> Result<Option<Left>, Farewell> {
+        let mut reads = self.reads(session, link.unread());
         for _ in 0..MOST_SERVERS {
             let found = tokio::select! {
                 biased;
-                found = self.find() => found?,
+                found = self.find(reads.is_some()) => found?,
                 () = stream.gone() => return Ok(Some(Left::ByItself)),
             };
             let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
-            let mut lent = begin(&pool, lent, &self.settings, recalls, self.world).await?;
+            let is_standbys = !pool.is_of_the_primary();
+            let mut lent = match begin(&pool, lent, &self.settings, recalls, self.world).await {
+                Ok(lent) => lent,
+                // The primary can do it, or say why not.
+                Err(_) if is_standbys && reads.is_some() => {
+                    reads = None;
+                    continue;
+                }
+                Err(farewell) => return Err(farewell),
+            };
             let mut held = Held::default();
+            let mut only_reads = is_standbys;
+            if let Some(bytes) = reads.take() {
+                if is_standbys {
+                    link.try_out(bytes);
+                } else {
+                    // What a standby has never answered could write all the same, say by a view.
+                    only_reads = true;
+                    session.texts_of(&link.unread()[..bytes], |text| {
+                        only_reads &= self.world.answered.remembers(text);
+                    });
+                }
+                session.read_only_one();
+            }
+            let writes = (!only_reads).then(|| self.wants.mark().writes());
             let end = self.use_server(stream, &pool, &mut lent, session, &mut held, link).await;
+            if writes.is_some() {
+                drop(writes);
+                self.wrote = clock::now();
+                self.world.positions.written();
+            }
             let is_lost = matches!(end, End::ServerLost(_));
+            if self.must_be_asked_again(&end, session, link) {
+                match end {
+                    End::Over => pool.give_back(lent, true, self.world),
+                    End::ServerLost(_) => pool.gone(lent.server, self.world),
+                    _ => pool.give_back(lent, false, self.world),
+                }
+                continue;
+            }
+            link.end_trial();
             if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
                 // It was told nothing of what its client wants; another one will be.
                 match is_lost {
@@ -139,7 +188,7 @@ impl Sharing<'_> {
             let gone = left(&end, session, &lent.backend);
             match end {
                 End::Over => {
-                    pool.give_back(lent, true, self.world);
+                    self.give_back(&pool, lent).await;
                     return Ok(None);
                 }
                 End::ServerLost(_) => pool.gone(lent.server, self.world),
@@ -194,12 +243,78 @@ impl Sharing<'_> {
         end
     }
 
-    async fn find(&self) -> Result<(Arc<OnePool>, Lent), Farewell> {
+    /// `reads`: what comes next may be read from a standby.
+    async fn find(&self, reads: bool) -> Result<(Arc<OnePool>, Lent), Farewell> {
         if self.wants.access() == Access::ReadOnly {
             return self.wants.find(self.world).await;
         }
+        if reads {
+            let since = self.world.settings.load().reads.your_writes.then_some(self.wrote);
+            // The primary says why, if it does not let this client in either.
+            if let Ok(Some(found)) = find_reader(self.wants, since, self.world).await {
+                return Ok(found);
+            }
+        }
         let lent = self.wants.lend(&self.primaries, self.world).await?;
         Ok((Arc::clone(&self.primaries), lent))
+    }
+
+    /// How much of what the client has sent may be read from a standby.
+    fn reads(&self, session: &Session, unread: &[u8]) -> Option<usize> {
+        if !self.wants.splits() {
+            return None;
+        }
+        let told = |wanted: &[u8]| {
+            let found = self.told.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+            found.map_or(&b""[..], |(_, value)| value)
+        };
+        let is_readable = is_readable(told(b"client_encoding"), told(b"standard_conforming_strings"));
+        // A standby has no snapshots that are serializable (manual 13.2.3).
+        if !is_readable || self.settings.get("default_transaction_isolation") == Some("serializable") {
+            return None;
+        }
+        let (functions, _) = self.world.catalog.functions(self.wants.names().0);
+        session.reads(unread, |text| functions.only_read_in(text) && !self.world.refused.remembers(text))
+    }
+
+    /// A standby was asked, and the client has heard nothing of its answer: is another server to be asked? Then that is
+    /// prepared.
+    fn must_be_asked_again(&self, end: &End, session: &mut Session, link: &mut Link) -> bool {
+        match (link.tried(), end) {
+            (Some((Outcome::Refused { for_good }, asked)), End::Over) => {
+                if for_good {
+                    session.texts_of(asked, |text| self.world.refused.remember(text));
+                }
+            }
+            (Some((Outcome::Open, _)), End::ServerLost(_) | End::Rerouted) if !session.is_untouched() => {
+                session.forget_unanswered();
+            }
+            (Some((Outcome::Answered, asked)), End::Over) => {
+                session.texts_of(asked, |text| self.world.answered.remember(text));
+                return false;
+            }
+            _ => return false,
+        }
+        link.ask_again();
+        true
+    }
+
+    /// As clean as a fresh one. It is asked before, now and then, what functions there are, if that matters to this client.
+    async fn give_back(&self, pool: &Arc<OnePool>, mut lent: Lent) {
+        let database = self.wants.names().0;
+        if self.wants.splits() && pool.is_of_the_primary() && self.world.catalog.functions(database).1 {
+            match self.world.catalog.ask(database, &mut lent.backend).await {
+                Ok(()) => {}
+                Err(NotDone::Lost(why)) => {
+                    tracing::info!(why, database, "a server was lost while it was asked for its functions");
+                    return pool.gone(lent.server, self.world);
+                }
+                Err(NotDone::Refused { sqlstate, message }) => {
+                    tracing::warn!(%sqlstate, message, database, "a server does not tell its functions, and nothing is read elsewhere");
+                }
+            }
+        }
+        pool.give_back(lent, true, self.world);
     }
 
     /// What is different at this server, though the client has not changed it.
@@ -208,7 +323,10 @@ impl Sharing<'_> {
         if Arc::ptr_eq(is, &self.told) {
             return;
         }
-        for (name, value) in is.iter().filter(|parameter| !self.told.contains(parameter)) {
+        // Of a client that may write, and of a read elsewhere, it is none of the client's business where that was.
+        let is_its_own = |name: &[u8]| self.wants.access() == Access::ReadOnly || name != b"in_hot_standby";
+        let news = is.iter().filter(|parameter| !self.told.contains(parameter));
+        for (name, value) in news.filter(|(name, _)| is_its_own(name)) {
             link.say(|to| {
                 // They came in such a message.
                 let fits = build::parameter_status(to, name, value);

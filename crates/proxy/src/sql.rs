@@ -234,7 +234,7 @@ pub enum Bracket {
 
 /// `None`: something else, or not certain to succeed, as `BEGIN READ WRITE` is not on a standby.
 pub fn bracket(text: &[u8]) -> Option<Bracket> {
-    let mut tokens = Tokens { text, at: 0 };
+    let mut tokens = Tokens::of(text);
     let Some(Token::Word(first)) = tokens.next() else { return None };
     let word = first.to_ascii_lowercase();
     let bracket = match word.as_slice() {
@@ -286,7 +286,7 @@ pub fn deallocated(text: &[u8]) -> Option<(Vec<u8>, std::ops::Range<usize>)> {
     if !word.eq_ignore_ascii_case(b"deallocate") {
         return None;
     }
-    let mut tokens = Tokens { text, at: 0 };
+    let mut tokens = Tokens::of(text);
     tokens.next()?;
     let (mut token, mut range) = tokens.next_with_range()?;
     if token.is_word(b"prepare")
@@ -317,7 +317,7 @@ fn is_blank(text: &[u8]) -> bool {
 
 /// Behind blanks and comments; and what follows it.
 pub(crate) fn first_word(text: &[u8]) -> (&[u8], &[u8]) {
-    let mut tokens = Tokens { text, at: 0 };
+    let mut tokens = Tokens::of(text);
     tokens.skip_blanks();
     let rest = &text[tokens.at..];
     let end = rest.iter().position(|byte| !is_word_byte(*byte)).unwrap_or(rest.len());
@@ -328,7 +328,7 @@ fn is_word_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
 
-fn unquoted(quoted: &[u8], quote: u8) -> Vec<u8> {
+pub(crate) fn unquoted(quoted: &[u8], quote: u8) -> Vec<u8> {
     let mut plain = Vec::with_capacity(quoted.len());
     let mut bytes = quoted.iter().copied();
     while let Some(byte) = bytes.next() {
@@ -341,7 +341,7 @@ fn unquoted(quoted: &[u8], quote: u8) -> Vec<u8> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token<'a> {
+pub(crate) enum Token<'a> {
     Word(&'a [u8]),
     /// What stands between double quotes.
     Quoted(&'a [u8]),
@@ -351,14 +351,14 @@ enum Token<'a> {
 }
 
 impl Token<'_> {
-    fn is_word(self, word: &[u8]) -> bool {
+    pub(crate) fn is_word(self, word: &[u8]) -> bool {
         matches!(self, Token::Word(known) if known.eq_ignore_ascii_case(word))
     }
 }
 
 /// Manual 4.1, as far as it takes to know where words begin and texts end.
 #[derive(Clone, Debug)]
-struct Tokens<'a> {
+pub(crate) struct Tokens<'a> {
     text: &'a [u8],
     at: usize,
 }
@@ -372,6 +372,10 @@ impl<'a> Iterator for Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
+    pub(crate) fn of(text: &'a [u8]) -> Tokens<'a> {
+        Tokens { text, at: 0 }
+    }
+
     fn rest(&self) -> &'a [u8] {
         &self.text[self.at.min(self.text.len())..]
     }
@@ -484,7 +488,7 @@ struct Reader {
 impl Reader {
     /// `depth`: of texts around this one.
     fn read(&mut self, text: &[u8], depth: usize) {
-        let mut tokens = Tokens { text, at: 0 };
+        let mut tokens = Tokens::of(text);
         let (mut is_head, mut in_do) = (true, false);
         while let Some(token) = tokens.next() {
             match token {

@@ -52,6 +52,11 @@ impl Verifiers {
         })
     }
 
+    /// As whom and where the proxy asks for itself.
+    pub(crate) fn query(&self) -> &AuthQuery {
+        &self.query
+    }
+
     /// Of this user, or of nobody. Waits for a primary as long as clients may.
     pub(crate) async fn of(&self, user: &str, world: &Arc<World>) -> Result<Verifier, NotIn> {
         let until = Instant::now() + world.settings.load().limits.hold;

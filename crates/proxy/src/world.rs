@@ -11,12 +11,16 @@ use rustls::ServerConfig;
 use tokio::runtime::Handle;
 
 use crate::cancel::Cancels;
+use crate::catalog::Catalog;
+use crate::clock;
 use crate::fence::Fence;
 use crate::hba::Hba;
 use crate::login;
 use crate::net::ServerTls;
 use crate::pool::{ClientId, Limits, Worker};
 use crate::pools::Pools;
+use crate::positions::{Marks, Positions};
+use crate::reads::Texts;
 use crate::statements::Registry;
 use crate::verifiers::Verifiers;
 
@@ -49,6 +53,17 @@ impl Pooling {
     }
 }
 
+/// Where clients read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// Also those who may write read from standbys, what provably only reads.
+    pub split: bool,
+    /// Nobody reads from a standby that has not replayed what the same client wrote.
+    pub your_writes: bool,
+    /// For so long a read waits for such a standby, before it goes to the primary.
+    pub wait: Duration,
+}
+
 /// What can be replaced while the proxy runs; clients that are in stay in.
 #[derive(Clone)]
 pub struct Settings {
@@ -57,6 +72,7 @@ pub struct Settings {
     /// Clients without TLS are refused.
     pub tls_required: bool,
     pub pooling: Pooling,
+    pub reads: Reads,
     /// Of each pool.
     pub limits: Limits,
     /// In all, those that are coming in included.
@@ -72,6 +88,7 @@ impl Settings {
             client_tls: None,
             tls_required: false,
             pooling: Pooling::by(PoolMode::Transaction),
+            reads: Reads { split: false, your_writes: true, wait: Duration::from_millis(50) },
             limits: Limits {
                 size: 20,
                 opening: 10,
@@ -112,6 +129,13 @@ pub(crate) struct World {
     pub(crate) pools: Pools,
     pub(crate) cancels: Cancels,
     pub(crate) statements: Arc<Registry>,
+    pub(crate) positions: Positions,
+    pub(crate) marks: Marks,
+    pub(crate) catalog: Catalog,
+    /// Texts that seemed to read, and that a standby has refused,
+    pub(crate) refused: Texts,
+    /// or has answered.
+    pub(crate) answered: Texts,
     /// Where each worker's tasks are spawned.
     workers: Vec<Handle>,
     /// Clients, whether they are in or not.
@@ -134,6 +158,11 @@ impl World {
             pools: Pools::default(),
             cancels: Cancels::default(),
             statements: Arc::default(),
+            positions: Positions::default(),
+            marks: Marks::new(clock::now()),
+            catalog: Catalog::default(),
+            refused: Texts::default(),
+            answered: Texts::default(),
             workers,
             clients: AtomicU64::new(0),
             next_client: AtomicU64::new(1),

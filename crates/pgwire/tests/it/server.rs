@@ -79,7 +79,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start() -> Server {
         let programs = programs();
-        let dir = std::env::temp_dir().join(format!("pgherd-pgwire-{}", std::process::id()));
+        let dir = fresh_dir();
         let made = Command::new(programs.join("initdb"))
             .args(["--no-sync", "-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C", "-D"])
             .arg(&dir)
@@ -89,15 +89,71 @@ impl Server {
             fs::remove_dir_all(&dir).ok();
             panic!("initdb: {}", String::from_utf8_lossy(&made.stderr));
         }
+        Server::run(dir)
+    }
+
+    /// One that streams from `primary`, which must let user `postgres` in without a password.
+    #[allow(dead_code, reason = "not every crate that includes this file has standbys")]
+    pub(crate) fn standby_of(primary: &Server) -> Server {
+        let dir = fresh_dir();
+        let made = Command::new(programs().join("pg_basebackup"))
+            .args([
+                "--no-sync",
+                "-R",
+                "-c",
+                "fast",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                USER,
+                "-p",
+                &primary.port.to_string(),
+                "-D",
+            ])
+            .arg(&dir)
+            .output()
+            .unwrap();
+        if !made.status.success() {
+            fs::remove_dir_all(&dir).ok();
+            panic!("pg_basebackup: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        Server::run(dir)
+    }
+
+    fn run(dir: PathBuf) -> Server {
         let port = free_port();
+        let keeper = Server::keep(&dir, port);
+        Server { keeper, dir, port }
+    }
+
+    /// As it is after a loss of power, but for what the disk had not. It begins anew with these lines of configuration.
+    #[allow(dead_code, reason = "not every crate that includes this file kills servers")]
+    pub(crate) fn kill_and_start(&mut self, configuration: &str) {
+        let processes = format!("kill -9 {0} $(ps -o pid= --ppid {0})", self.postmaster());
+        assert!(Command::new("sh").args(["-c", &processes]).status().unwrap().success());
+        let began = Instant::now();
+        while TcpListener::bind(("127.0.0.1", self.port)).is_err() {
+            assert!(began.elapsed() < SOON, "the server is not gone");
+            // sleep: between two looks.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::remove_file(self.dir.join("postmaster.pid")).unwrap();
+        let own = self.dir.join("postgresql.auto.conf");
+        fs::write(&own, fs::read_to_string(&own).unwrap() + configuration).unwrap();
+        // The former keeper would remove the directory.
+        self.keeper.kill().unwrap();
+        self.keeper.wait().unwrap();
+        self.keeper = Server::keep(&self.dir, self.port);
+    }
+
+    fn keep(dir: &Path, port: u16) -> Child {
         let keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
-            .args([programs.as_os_str(), dir.as_os_str(), port.to_string().as_ref()])
+            .args([programs().as_os_str(), dir.as_os_str(), port.to_string().as_ref()])
             .stdin(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Server { keeper, dir: dir.clone(), port };
         let began = Instant::now();
         // Its last line says when clients are let in.
         let state = dir.join("postmaster.pid");
@@ -106,7 +162,14 @@ impl Server {
             // sleep: between two looks.
             std::thread::sleep(Duration::from_millis(10));
         }
-        server
+        keeper
+    }
+
+    /// The process that all its others come from.
+    #[allow(dead_code, reason = "not every crate that includes this file kills servers")]
+    pub(crate) fn postmaster(&self) -> String {
+        let state = fs::read_to_string(self.dir.join("postmaster.pid")).unwrap();
+        state.lines().next().unwrap().to_owned()
     }
 
     /// Replaces pg_hba.conf.
@@ -120,6 +183,12 @@ impl Drop for Server {
         drop(self.keeper.stdin.take());
         self.keeper.wait().ok();
     }
+}
+
+fn fresh_dir() -> PathBuf {
+    static SERVERS: AtomicU32 = AtomicU32::new(0);
+    let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("pgherd-pgwire-{}-{number}", std::process::id()))
 }
 
 /// Below the kernel's range for outgoing connections, so that a port that is free now stays free until it is

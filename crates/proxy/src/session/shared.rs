@@ -99,6 +99,9 @@ pub(super) struct Shared {
     bind: Vec<u8>,
     /// A query that is too long to be held: the end of what was seen, and whether it may matter.
     passing: Option<(Vec<u8>, bool)>,
+    /// Nothing is read behind the first Query or Sync: what follows may not be for this server.
+    only_one: bool,
+    has_one: bool,
 }
 
 impl Session {
@@ -121,6 +124,8 @@ impl Session {
             waits: false,
             bind: Vec::new(),
             passing: None,
+            only_one: false,
+            has_one: false,
         };
         Session { shared: Some(Box::new(shared)), ..Session::new() }
     }
@@ -147,11 +152,97 @@ impl Session {
         Some(HEADER_BYTES + body.len())
     }
 
+    /// Does what a client has sent, that has no server, only read, and is it here to its end? `only_reads` judges texts. How much
+    /// that is, up to and with a Query or Sync. What gives a statement a name is not among it, since nobody could do it a
+    /// second time.
+    pub fn reads(&self, unread: &[u8], only_reads: impl Fn(&[u8]) -> bool) -> Option<usize> {
+        let shared = self.shared.as_ref().filter(|shared| shared.begun.is_none())?;
+        let mut unnamed = None;
+        let (mut at, mut bound) = (0, false);
+        loop {
+            let (header, rest) = unread.get(at..)?.split_first_chunk::<HEADER_BYTES>()?;
+            let [kind, length @ ..] = header;
+            let body = rest.get(..u32::from_be_bytes(*length).checked_sub(4)? as usize)?;
+            at += HEADER_BYTES + body.len();
+            match ClientMessage::parse(*kind, body).ok()? {
+                ClientMessage::Query { text } if at == HEADER_BYTES + body.len() => {
+                    return only_reads(text).then_some(at);
+                }
+                ClientMessage::Parse(parse) if parse.name.is_empty() => {
+                    unnamed = Some(only_reads(parse.text).then_some(())?);
+                }
+                ClientMessage::Bind(bind) if bind.statement.is_empty() => {
+                    if unnamed.is_none() {
+                        let known = shared.names.unnamed();
+                        unnamed = Some((known.number != NONE && only_reads(&known.text)).then_some(())?);
+                    }
+                    bound = true;
+                }
+                ClientMessage::Bind(bind) => {
+                    let known = shared.names.get(bind.statement).filter(|known| !known.is_retired())?;
+                    bound = only_reads(known.text()).then_some(true)?;
+                }
+                ClientMessage::Sync => return bound.then_some(at),
+                ClientMessage::Describe { .. } | ClientMessage::Execute { .. } | ClientMessage::Flush => {}
+                ClientMessage::Close { target: Target::Portal, .. } => {}
+                _ => return None,
+            }
+        }
+    }
+
+    /// The texts of it.
+    pub fn texts_of<'a>(&'a self, read: &'a [u8], mut tell: impl FnMut(&[u8])) {
+        let Some(shared) = &self.shared else { return };
+        let mut rest = read;
+        while let Some((header, behind)) = rest.split_first_chunk::<HEADER_BYTES>() {
+            let [kind, length @ ..] = header;
+            let bytes = u32::from_be_bytes(*length).saturating_sub(4) as usize;
+            let (body, behind) = behind.split_at(bytes.min(behind.len()));
+            match ClientMessage::parse(*kind, body) {
+                Ok(ClientMessage::Query { text }) => tell(text),
+                Ok(ClientMessage::Parse(parse)) => tell(parse.text),
+                Ok(ClientMessage::Bind(bind)) if bind.statement.is_empty() => {
+                    tell(&shared.names.unnamed().text);
+                }
+                Ok(ClientMessage::Bind(bind)) => {
+                    if let Some(known) = shared.names.get(bind.statement) {
+                        tell(known.text());
+                    }
+                }
+                _ => {}
+            }
+            rest = behind;
+        }
+    }
+
+    /// Reads no further than the next Query or Sync, as long as the client has the server that it is given next.
+    pub fn read_only_one(&mut self) {
+        if let Some(shared) = &mut self.shared {
+            shared.only_one = true;
+        }
+    }
+
+    /// The server is lost, and the client has heard nothing of what it asked for since it has it: takes it all back, so that it
+    /// can be asked of another server.
+    pub fn forget_unanswered(&mut self) {
+        let Some(shared) = &mut self.shared else { return };
+        shared.names.settle(NO_TICKET, &mut shared.loan.known);
+        shared.bound.clear();
+        (shared.clearing, shared.has_changed, shared.waits, shared.is_beginning) =
+            (false, false, false, false);
+        shared.worked = false;
+        self.flow = Flow::new(TransactionStatus::Idle);
+        self.server = Stream::of(Side::Server);
+        (self.server_has_ended, self.is_cut_off, self.hidden, self.muted) = (false, false, false, false);
+        (self.answered, self.begun_nothing) = (false, false);
+    }
+
     /// The client has a server now, which owes nothing to anybody.
     pub fn attach(&mut self, loan: Loan) {
         if let Some(shared) = &mut self.shared {
             shared.loan = loan;
             shared.worked = false;
+            shared.has_one = false;
         }
         if self.server_has_ended {
             // The former one did, and nothing that the client had said was lost with it.
@@ -178,6 +269,7 @@ impl Session {
     /// The client has it no more.
     pub fn detach(&mut self) -> Option<Loan> {
         let shared = self.shared.as_mut()?;
+        shared.only_one = false;
         Some(std::mem::replace(&mut shared.loan, Loan::new(Known::new(1), 0)))
     }
 
@@ -208,6 +300,9 @@ impl Session {
         // Where the header of the message that is being read stands, if it is in this chunk.
         let mut header_at = None;
         while !self.has_left && self.flow.room() >= MOST_REQUESTS {
+            if shared.has_had_enough() {
+                return Ok(());
+            }
             if self.client.reading.is_none() && cut.edited_bytes() > MAX_EDITED_BYTES {
                 // The rest comes again when the server has taken this.
                 return Ok(());
@@ -281,6 +376,7 @@ impl Session {
 
     fn header(&mut self, shared: &mut Shared, header: Header) -> Result<(), Fault> {
         let Header { kind, body_bytes } = header;
+        shared.has_one |= kind == b'S';
         if self.flow.status() == TransactionStatus::Idle || self.flow.outstanding() == 0 {
             self.may_commit = false;
         }
@@ -320,6 +416,7 @@ impl Session {
         match ClientMessage::parse(message.header.kind, body).map_err(malformed)? {
             ClientMessage::Query { text } => {
                 self.may_commit |= sql::may_commit(text);
+                shared.has_one = true;
                 shared.query();
                 let effects = sql::effects(text);
                 if !effects.is_none() {
@@ -707,7 +804,12 @@ impl Shared {
     }
 
     pub(super) fn waits(&self, flow: &Flow) -> bool {
-        self.waits && flow.may_fall_into_doubt()
+        self.waits && flow.may_fall_into_doubt() || self.has_had_enough()
+    }
+
+    /// What follows is for whoever the client is given next.
+    fn has_had_enough(&self) -> bool {
+        self.only_one && self.has_one
     }
 
     pub(super) fn confirm(&mut self, ticket: u64) {

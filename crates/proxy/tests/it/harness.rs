@@ -6,7 +6,7 @@ use std::time::{Duration, Instant as Moment};
 
 use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
-use pgherd_proxy::routes::{Table, Target};
+use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -79,7 +79,7 @@ impl Scene {
             admin.batch_execute(&format!("CREATE DATABASE {database} OWNER alice")).await.unwrap();
         }
         server.admit(
-            "host all postgres,pgherd_proxy 127.0.0.1/32 trust\n\
+            "host all,replication postgres,pgherd_proxy 127.0.0.1/32 trust\n\
              host all,replication all 127.0.0.1/32 scram-sha-256\n",
         );
         admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
@@ -114,7 +114,7 @@ impl Scene {
             term: Term(term),
             primary: node.map(target),
             gate_open: true,
-            standbys: vec![target("s")],
+            standbys: vec![Standby { target: target("s"), weight: 1 }],
             draining: None,
             valid_until: long,
         }

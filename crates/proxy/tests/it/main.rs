@@ -8,6 +8,7 @@
 mod draining;
 mod harness;
 mod programs;
+mod reading;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod sessions;

@@ -15,7 +15,7 @@ fn one_server() -> Settings {
 }
 
 impl Scene {
-    fn sharing(&self, user: &str, more: &str) -> String {
+    pub(crate) fn sharing(&self, user: &str, more: &str) -> String {
         self.conninfo(user, more).replace("dbname=shop", "dbname=mall")
     }
 
