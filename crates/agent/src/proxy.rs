@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use pgherd_api::client::ClientTls;
 use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRenewRequest;
-use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
+use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings};
 use pgherd_api::routing::{Drained, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
@@ -225,6 +225,15 @@ impl Herd {
             users: by_name(&wanted.users),
         };
         settings.limits.size = wanted.pool_size;
+        for (name, value) in &wanted.options {
+            if !set(&mut settings, name, *value) {
+                tracing::warn!(
+                    name,
+                    ?value,
+                    "this version of the proxy does not know the option, and goes on without it"
+                );
+            }
+        }
         Ok(settings)
     }
 
@@ -331,9 +340,8 @@ fn answer(client: &Arc<Client>, proxy: &Arc<Proxy>, drain: u64) -> Task {
 
 /// `asked`: before it was read.
 fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
-    let standby = |standby: &RoutingStandby| {
-        Ok(Standby { target: target(&standby.target)?, weight: standby.weight })
-    };
+    let standby =
+        |standby: &RoutingStandby| Ok(Standby { target: target(&standby.target)?, weight: standby.weight });
     let standbys: Result<Vec<Standby>, String> = table.standbys.iter().map(standby).collect();
     Ok(Table {
         term: Term(table.term),
@@ -376,6 +384,37 @@ fn client_tls(credentials: &Credentials) -> Result<pgherd_proxy::ClientTls, Prox
     Ok(pgherd_proxy::ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) })
 }
 
+/// `false`: it is not known, or takes another kind of value.
+fn set(settings: &mut Settings, name: &str, value: OptionValue) -> bool {
+    use OptionValue::{Switch, Time, Whole};
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let limit = |most: u64| (most > 0).then(|| number(most));
+    let (reads, limits, timeouts) = (&mut settings.reads, &mut settings.limits, &mut settings.timeouts);
+    match (name, value) {
+        ("split_reads", Switch(on)) => reads.split = on,
+        ("read_your_writes", Switch(on)) => reads.your_writes = on,
+        ("read_wait", Time { ms: Some(ms) }) => reads.wait = Duration::from_millis(ms),
+        // Agents leave such standbys out of their tables.
+        ("max_replay_lag", Time { .. }) => {}
+        ("max_clients", Whole(most)) => settings.max_clients = number(most),
+        ("max_user_clients", Whole(most)) => settings.max_user_clients = limit(most),
+        ("max_database_clients", Whole(most)) => settings.max_database_clients = limit(most),
+        ("query_wait", Time { ms: Some(ms) }) => limits.query_wait = Duration::from_millis(ms),
+        ("hold", Time { ms: Some(ms) }) => limits.hold = Duration::from_millis(ms),
+        ("login_timeout", Time { ms: Some(ms) }) => settings.login_timeout = Duration::from_millis(ms),
+        ("client_idle_timeout", Time { ms }) => timeouts.idle = ms.map(Duration::from_millis),
+        ("idle_transaction_timeout", Time { ms }) => {
+            timeouts.idle_transaction = ms.map(Duration::from_millis)
+        }
+        ("transaction_timeout", Time { ms }) => timeouts.transaction = ms.map(Duration::from_millis),
+        ("query_timeout", Time { ms }) => timeouts.query = ms.map(Duration::from_millis),
+        ("server_idle_timeout", Time { ms: Some(ms) }) => limits.server_idle = Duration::from_millis(ms),
+        ("server_lifetime", Time { ms: Some(ms) }) => limits.server_lifetime = Duration::from_millis(ms),
+        _ => return false,
+    }
+    true
+}
+
 fn mode(pool: Pool) -> PoolMode {
     match pool {
         Pool::Session => PoolMode::Session,
@@ -387,6 +426,7 @@ fn mode(pool: Pool) -> PoolMode {
 #[cfg(test)]
 mod tests {
     use pgherd_api::routing::Proof;
+    use pgherd_core::spec::{self, ProxyOption};
 
     use super::*;
 
@@ -424,6 +464,27 @@ mod tests {
         assert_eq!(learnt.primary.unwrap().address.to_string(), "192.0.2.1");
         assert_eq!(learnt.standbys[0].target.node.as_str(), "b");
         assert!(!read(&RoutingTable { gate: Gate::Draining, ..table() }, asked).unwrap().gate_open);
+    }
+
+    #[test]
+    fn every_option_of_the_herd_file_is_known_here_and_has_the_same_default() {
+        let mut settings = Settings::new(Hba::default());
+        let untouched =
+            format!("{:?}", (settings.reads, settings.limits, settings.timeouts, settings.max_clients));
+        for option in ProxyOption::ALL {
+            let value = match option.default() {
+                spec::OptionValue::Switch(on) => OptionValue::Switch(on),
+                spec::OptionValue::Whole(number) => OptionValue::Whole(number),
+                spec::OptionValue::Time { ms } => OptionValue::Time { ms },
+            };
+            assert!(set(&mut settings, option.name(), value), "{}", option.name());
+        }
+        let set_to =
+            format!("{:?}", (settings.reads, settings.limits, settings.timeouts, settings.max_clients));
+        assert_eq!(set_to, untouched);
+        assert_eq!((settings.max_user_clients, settings.max_database_clients), (None, None));
+        assert!(!set(&mut settings, "later", OptionValue::Switch(true)));
+        assert!(!set(&mut settings, "hold", OptionValue::Time { ms: None }), "never is no time to hold");
     }
 
     #[test]

@@ -31,10 +31,26 @@ pub struct ProxySettings {
     /// and over both, by user.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub users: BTreeMap<String, Pool>,
+    /// By the names that they have in the herd file; those that are not here have the proxy's own defaults. A reader must
+    /// expect others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, OptionValue>,
     /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
     pub hba: Vec<String>,
     /// `https://host:port` of every agent.
     pub agents: Vec<String>,
+}
+
+/// Of an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OptionValue {
+    Switch(bool),
+    Whole(u64),
+    Time {
+        /// Null: never.
+        ms: Option<u64>,
+    },
 }
 
 /// Readers must expect others: a proxy that does not know one refuses it by name.

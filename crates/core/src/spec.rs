@@ -22,10 +22,12 @@ pub mod hba;
 mod nearest;
 pub mod parameters;
 pub mod plan;
+mod proxy;
 pub mod times;
 
 pub use check::{Place, SpecError, SpecWarning, Step};
 pub use nearest::nearest;
+pub use proxy::{OptionValue, Pool, ProxyOption, ProxySpec};
 pub use times::{Span, Times};
 
 /// The form in which the store keeps a specification. A reader refuses a later one instead of guessing.
@@ -40,6 +42,8 @@ pub const DEFAULT_PROXY_PORT: u16 = 9999;
 pub const DEFAULT_PROXY_READ_PORT: u16 = 9998;
 pub const DEFAULT_POOL_SIZE: u32 = 20;
 pub const MAX_PRIORITY: u16 = 1000;
+pub const DEFAULT_READ_WEIGHT: u16 = 1;
+pub const MAX_READ_WEIGHT: u16 = 1000;
 /// Raft's voters at most: a sixth would cost a round trip and tolerate no further loss.
 pub const MAX_STORE_VOTERS: usize = 5;
 
@@ -64,82 +68,6 @@ pub struct ClusterSpec {
     /// Without one, proxies go by the defaults. A version that knows no proxies reads what has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxySpec>,
-}
-
-/// What the proxies of a cluster do, wherever they run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProxySpec {
-    /// Where clients reach the primary.
-    pub port: u16,
-    /// Where clients reach standbys.
-    pub read_port: u16,
-    pub pool: Pool,
-    /// Server connections of one database and user, at most.
-    #[serde(default = "default_pool_size", skip_serializing_if = "is_default_pool_size")]
-    pub pool_size: u32,
-    /// Over `pool`, by database,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub databases: BTreeMap<String, Pool>,
-    /// and over both, by user.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub users: BTreeMap<String, Pool>,
-}
-
-fn default_pool_size() -> u32 {
-    DEFAULT_POOL_SIZE
-}
-
-fn is_default_pool_size(size: &u32) -> bool {
-    *size == DEFAULT_POOL_SIZE
-}
-
-impl Default for ProxySpec {
-    fn default() -> ProxySpec {
-        ProxySpec {
-            port: DEFAULT_PROXY_PORT,
-            read_port: DEFAULT_PROXY_READ_PORT,
-            pool: Pool::Transaction,
-            pool_size: DEFAULT_POOL_SIZE,
-            databases: BTreeMap::new(),
-            users: BTreeMap::new(),
-        }
-    }
-}
-
-/// For how long a client has a server connection to itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pool {
-    /// Until it leaves.
-    Session,
-    /// While a transaction lasts.
-    Transaction,
-    /// While a statement lasts; transactions of several statements are refused.
-    Statement,
-}
-
-impl Pool {
-    pub const ALL: [Pool; 3] = [Pool::Session, Pool::Transaction, Pool::Statement];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Pool::Session => "session",
-            Pool::Transaction => "transaction",
-            Pool::Statement => "statement",
-        }
-    }
-
-    /// By its name in the herd file.
-    pub fn named(name: &str) -> Option<Pool> {
-        Pool::ALL.into_iter().find(|pool| pool.as_str() == name)
-    }
-}
-
-impl fmt::Display for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
 
 /// What an acknowledged commit has been through.
@@ -220,6 +148,17 @@ pub struct NodeSpec {
     pub delay: Option<Duration>,
     /// Over the cluster's.
     pub parameters: BTreeMap<String, String>,
+    /// As a standby, its share of the reads beside those of the others; 0: none.
+    #[serde(default = "default_read_weight", skip_serializing_if = "is_default_read_weight")]
+    pub read_weight: u16,
+}
+
+fn default_read_weight() -> u16 {
+    DEFAULT_READ_WEIGHT
+}
+
+fn is_default_read_weight(weight: &u16) -> bool {
+    *weight == DEFAULT_READ_WEIGHT
 }
 
 impl NodeSpec {
@@ -234,6 +173,7 @@ impl NodeSpec {
             follow: None,
             delay: None,
             parameters: BTreeMap::new(),
+            read_weight: DEFAULT_READ_WEIGHT,
         }
     }
 

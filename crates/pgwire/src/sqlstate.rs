@@ -21,6 +21,10 @@ impl SqlState {
     pub const TRANSACTION_RESOLUTION_UNKNOWN: SqlState = SqlState(*b"08007");
     pub const INVALID_PARAMETER_VALUE: SqlState = SqlState(*b"22023");
     pub const SERIALIZATION_FAILURE: SqlState = SqlState(*b"40001");
+    pub const IDLE_IN_TRANSACTION_SESSION_TIMEOUT: SqlState = SqlState(*b"25P03");
+    pub const TRANSACTION_TIMEOUT: SqlState = SqlState(*b"25P04");
+    pub const QUERY_CANCELED: SqlState = SqlState(*b"57014");
+    pub const IDLE_SESSION_TIMEOUT: SqlState = SqlState(*b"57P05");
     pub const ADMIN_SHUTDOWN: SqlState = SqlState(*b"57P01");
     pub const CANNOT_CONNECT_NOW: SqlState = SqlState(*b"57P03");
 

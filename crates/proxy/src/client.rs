@@ -17,8 +17,9 @@ use pgherd_pgwire::startup::{Replication, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::backend::{Backend, NotDone};
+use crate::backend::{Backend, NotDone, cancel};
 use crate::cancel::{Cancels, Ticket};
+use crate::census::Counted;
 use crate::fence::Admission;
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
@@ -33,6 +34,7 @@ use crate::server::{NotIn, Purpose};
 use crate::session::{Fault, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
+use crate::watch::Overdue;
 use crate::world::{PoolMode, World, nonce};
 
 /// For the last sentence: whoever does not take it by then does not hear it.
@@ -300,6 +302,7 @@ async fn stay(
     if asked.replication != Replication::Off {
         return replicate(stream, out, &asked, keys, &ticket, world).await;
     }
+    let _counted = count(&asked, world)?;
     let Startup { settings: startup, access, splits } = startup(&asked, door.access)?;
     door.access = access;
     let who = Who { database: asked.database.clone(), user: asked.user.clone(), address };
@@ -311,6 +314,20 @@ async fn stay(
         PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
         PoolMode::Statement => share(stream, out, &wants, startup, &ticket, Mode::Statement, world).await,
     }
+}
+
+/// One more of its user and of its database, unless that is one too many.
+fn count(asked: &Asked, world: &World) -> Result<(Counted, Counted), Farewell> {
+    let settings = world.settings.load();
+    let too_many = |what: &str, name: &str, option: &str| Farewell {
+        hint: Some(format!("As many as {option} in [proxy] of the herd file allows are connected.")),
+        ..Farewell::new(SqlState::TOO_MANY_CONNECTIONS, format!("too many connections for {what} \"{name}\""))
+    };
+    let user = world.users.enter(&asked.user, settings.max_user_clients);
+    let user = user.ok_or_else(|| too_many("role", &asked.user, "max_user_clients"))?;
+    let database = world.databases.enter(&asked.database, settings.max_database_clients);
+    let database = database.ok_or_else(|| too_many("database", &asked.database, "max_database_clients"))?;
+    Ok((user, database))
 }
 
 /// Has one server from the beginning to the end.
@@ -340,6 +357,7 @@ async fn keep(
     let Lent { server, mut backend } = lent;
     let mut session = Session::new();
     let mut link = Link::default();
+    link.watch(world.settings.load().timeouts);
     let greeting = greet(stream, out, &backend, ticket).await;
     let end = match greeting {
         Ok(()) => {
@@ -351,6 +369,7 @@ async fn keep(
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.slot.lock().await.take();
     *out = link.take_unsaid();
+    stop_at_server(&end, &backend, world);
     let left = left(&end, &session, &backend);
     let lent = Lent { server, backend };
     match end {
@@ -452,6 +471,46 @@ impl Wants {
     }
 }
 
+impl Overdue {
+    /// In PostgreSQL's words, where it has any.
+    pub(crate) fn farewell(self) -> Farewell {
+        let (sqlstate, message, option) = match self {
+            Overdue::Idle => (
+                SqlState::IDLE_SESSION_TIMEOUT,
+                "terminating connection due to idle-session timeout",
+                "client_idle_timeout",
+            ),
+            Overdue::IdleInTransaction => (
+                SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+                "terminating connection due to idle-in-transaction timeout",
+                "idle_transaction_timeout",
+            ),
+            Overdue::Transaction => (
+                SqlState::TRANSACTION_TIMEOUT,
+                "terminating connection due to transaction timeout",
+                "transaction_timeout",
+            ),
+            Overdue::Query => (
+                SqlState::QUERY_CANCELED,
+                "terminating connection due to the proxy's query timeout",
+                "query_timeout",
+            ),
+        };
+        Farewell {
+            hint: Some(format!("It is {option} in [proxy] of the herd file.")),
+            ..Farewell::new(sqlstate, message)
+        }
+    }
+}
+
+/// What a server still does for a client that is closed it need not do any more.
+pub(crate) fn stop_at_server(end: &End, backend: &Backend, world: &Arc<World>) {
+    if let End::Overdue(Overdue::Query | Overdue::Transaction) = end {
+        let (who, here) = (Arc::clone(&backend.cancelable), Arc::clone(world));
+        tokio::spawn(async move { cancel(&who, &*here.server_tls).await });
+    }
+}
+
 /// Gives a server back on which nothing is under way.
 pub(crate) async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<World>) {
     if dirty && let Err(error) = lent.backend.clean().await {
@@ -512,6 +571,7 @@ pub(crate) fn left(end: &End, session: &Session, backend: &Backend) -> Result<Le
             hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
             ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
         },
+        End::Overdue(overdue) => overdue.farewell(),
         End::Fault(Fault::Client { sqlstate, message }) => Farewell::new(*sqlstate, message.clone()),
         End::Fault(fault) => Farewell::new(SqlState::PROTOCOL_VIOLATION, fault.to_string()),
     })

@@ -23,7 +23,7 @@ pub(crate) struct Fence {
     /// Rises with every table.
     version: AtomicU64,
     changes: watch::Sender<u64>,
-    hold: Duration,
+    hold_ms: AtomicU64,
 }
 
 /// May a server connection be used now?
@@ -41,7 +41,22 @@ pub(crate) enum Verdict {
 impl Fence {
     /// A session that hears nothing of the route of its server for `hold` is ended.
     pub(crate) fn new(hold: Duration) -> Fence {
-        Fence { routes: Mutex::default(), version: AtomicU64::new(1), changes: watch::Sender::new(1), hold }
+        let fence = Fence {
+            routes: Mutex::default(),
+            version: AtomicU64::new(1),
+            changes: watch::Sender::new(1),
+            hold_ms: AtomicU64::new(0),
+        };
+        fence.set_hold(hold);
+        fence
+    }
+
+    pub(crate) fn set_hold(&self, hold: Duration) {
+        self.hold_ms.store(u64::try_from(hold.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn hold(&self) -> Duration {
+        Duration::from_millis(self.hold_ms.load(Ordering::Relaxed))
     }
 
     fn routes(&self) -> MutexGuard<'_, Routes> {
@@ -145,7 +160,7 @@ impl Admission {
             Route::Hold(_) if routes.term().is_some_and(|term| term > self.place.term) => Verdict::Superseded,
             Route::Hold(_) => {
                 let since = *self.unknown_since.get_or_insert(now);
-                if now.since(since) >= self.fence.hold { Verdict::Superseded } else { Verdict::Unknown }
+                if now.since(since) >= self.fence.hold() { Verdict::Superseded } else { Verdict::Unknown }
             }
         }
     }

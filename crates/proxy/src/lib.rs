@@ -17,6 +17,7 @@
 mod backend;
 mod cancel;
 mod catalog;
+mod census;
 mod client;
 mod clock;
 mod fence;
@@ -39,10 +40,11 @@ pub mod sql;
 pub mod statements;
 mod trial;
 mod verifiers;
+mod watch;
 mod world;
 
 pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
 pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, PoolMode, Pooling, Reads, Settings};
+pub use world::{ClientTls, PoolMode, Pooling, Reads, Settings, Timeouts};

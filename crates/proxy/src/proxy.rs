@@ -136,6 +136,7 @@ impl Proxy {
     pub fn replace(&self, settings: Settings) {
         let limits = settings.limits;
         self.world.settings.store(Arc::new(settings));
+        self.world.fence.set_hold(limits.hold);
         self.world.pools.set_limits(limits, &self.world);
     }
 

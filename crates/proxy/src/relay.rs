@@ -24,6 +24,8 @@ use crate::fence::{Admission, Verdict};
 use crate::net::Stream;
 use crate::session::{Fault, Pass, Passed, Session};
 use crate::trial::{Outcome, Trial};
+use crate::watch::{Overdue, Watch};
+use crate::world::Timeouts;
 
 /// What is read at once. Large, so that a big result costs few system calls; one for each thread.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -44,6 +46,8 @@ pub(crate) enum End {
     ServerLost(String),
     /// The server was told to be the client's no more: it is of a former term.
     Rerouted,
+    /// It lasted longer than the operator lets it.
+    Overdue(Overdue),
     Fault(Fault),
 }
 
@@ -54,6 +58,7 @@ pub(crate) struct Link {
     to_client: Way,
     /// Of what is under way.
     trial: Option<Trial>,
+    watch: Option<Watch>,
 }
 
 impl Link {
@@ -77,6 +82,11 @@ impl Link {
         let Some(bytes) = look(&self.to_server.unread, &mut self.to_client.pending) else { return false };
         self.to_server.unread.advance(bytes);
         true
+    }
+
+    /// From now on nothing lasts longer than that.
+    pub(crate) fn watch(&mut self, timeouts: Timeouts) {
+        self.watch = Watch::new(timeouts);
     }
 
     /// What comes next, and has so many bytes, can be asked of another server as long as the client has heard nothing of it.
@@ -146,11 +156,17 @@ pub(crate) async fn relay(
     link: &mut Link,
 ) -> End {
     let mut fence = admission.subscribe();
+    if let Some(watch) = &mut link.watch {
+        watch.begin();
+    }
     loop {
         let mut changed = pin!(fence.changed());
         let moved = std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = poll(cx, client, server, session, admission, link) {
                 return Poll::Ready(Some(end));
+            }
+            if let Some(Poll::Ready(overdue)) = link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
+                return Poll::Ready(Some(End::Overdue(overdue)));
             }
             // What was decided while nobody looked is looked at again.
             changed.as_mut().poll(cx).map(|_| None)

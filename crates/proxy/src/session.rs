@@ -123,8 +123,39 @@ pub struct Session {
     answered: bool,
     /// The server ended before it had begun anything of what is under way.
     begun_nothing: bool,
+    /// How often the server was ready, and how often without a transaction.
+    cycles: u64,
+    transactions: u64,
     /// Servers are this client's for a transaction only.
     shared: Option<Box<Shared>>,
+}
+
+/// What a client does, and which time it is: another number is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    Idle { transaction: u64 },
+    IdleInTransaction { cycle: u64, transaction: u64 },
+    Waits { cycle: u64, transaction: u64 },
+}
+
+impl Default for Doing {
+    fn default() -> Doing {
+        Doing::Idle { transaction: 0 }
+    }
+}
+
+impl Doing {
+    pub fn is_idle(self) -> bool {
+        matches!(self, Doing::Idle { .. })
+    }
+
+    pub fn transaction(self) -> u64 {
+        match self {
+            Doing::Idle { transaction }
+            | Doing::IdleInTransaction { transaction, .. }
+            | Doing::Waits { transaction, .. } => transaction,
+        }
+    }
 }
 
 impl Session {
@@ -145,6 +176,8 @@ impl Session {
             expects_shutdown: false,
             answered: false,
             begun_nothing: false,
+            cycles: 0,
+            transactions: 0,
             shared: None,
         }
     }
@@ -198,6 +231,17 @@ impl Session {
     /// No transaction is open and nothing is under way: a moment at which a session can be ended without loss.
     pub fn is_idle(&self) -> bool {
         self.flow.outstanding() == 0 && self.flow.status() == TransactionStatus::Idle
+    }
+
+    pub fn doing(&self) -> Doing {
+        let (cycle, transaction) = (self.cycles, self.transactions);
+        if self.flow.outstanding() > 0 {
+            Doing::Waits { cycle, transaction }
+        } else if self.flow.status() != TransactionStatus::Idle {
+            Doing::IdleInTransaction { cycle, transaction }
+        } else {
+            Doing::Idle { transaction }
+        }
     }
 
     pub fn lost(&self) -> Lost {
@@ -448,6 +492,8 @@ impl Session {
         let is_own = self.answered(answer)?;
         self.server_has_ended |= answer == Answer::Error { fatal: true };
         self.answered = !matches!(answer, Answer::Ready(_));
+        self.cycles += u64::from(!self.answered);
+        self.transactions += u64::from(answer == Answer::Ready(TransactionStatus::Idle));
         if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }

@@ -17,7 +17,7 @@ use pgherd_pgwire::message::build;
 
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
-use crate::client::{Farewell, Left, Wants, begin, greet, leave, left, use_server};
+use crate::client::{Farewell, Left, Wants, begin, greet, leave, left, stop_at_server, use_server};
 use crate::clock;
 use crate::net::Stream;
 use crate::pools::{Lent, OnePool};
@@ -32,6 +32,7 @@ use crate::settings::Values;
 use crate::sql::{self, Effects, Ties, Unmovable};
 use crate::statements::Known;
 use crate::trial::Outcome;
+use crate::watch::Overdue;
 use crate::world::World;
 
 /// A client is given so many servers that are lost before they were of use; then something is wrong with all of them.
@@ -97,8 +98,19 @@ pub(crate) async fn share(
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     let mut link = Link::default();
+    let timeouts = world.settings.load().timeouts;
+    link.watch(timeouts);
     loop {
-        if !link.is_asked(stream).await || link.unread().first() == Some(&b'X') {
+        let asking = link.is_asked(stream);
+        let (within, overdue) = match session.has_begun() {
+            true => (timeouts.idle_transaction.or(timeouts.transaction), Overdue::IdleInTransaction),
+            false => (timeouts.idle, Overdue::Idle),
+        };
+        let is_asked = match within {
+            None => asking.await,
+            Some(within) => tokio::time::timeout(within, asking).await.map_err(|_| overdue.farewell())?,
+        };
+        if !is_asked || link.unread().first() == Some(&b'X') {
             return Ok(Left::ByItself);
         }
         if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
@@ -177,6 +189,7 @@ impl Sharing<'_> {
                 continue;
             }
             link.end_trial();
+            stop_at_server(&end, &lent.backend, self.world);
             if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
                 // It was told nothing of what its client wants; another one will be.
                 match is_lost {

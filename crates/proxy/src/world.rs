@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::cancel::Cancels;
 use crate::catalog::Catalog;
+use crate::census::Census;
 use crate::clock;
 use crate::fence::Fence;
 use crate::hba::Hba;
@@ -64,6 +65,19 @@ pub struct Reads {
     pub wait: Duration,
 }
 
+/// After so long a client that is in is closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// It asks for nothing outside of a transaction,
+    pub idle: Option<Duration>,
+    /// or in one.
+    pub idle_transaction: Option<Duration>,
+    /// A transaction is open.
+    pub transaction: Option<Duration>,
+    /// It waits for an answer.
+    pub query: Option<Duration>,
+}
+
 /// What can be replaced while the proxy runs; clients that are in stay in.
 #[derive(Clone)]
 pub struct Settings {
@@ -75,8 +89,13 @@ pub struct Settings {
     pub reads: Reads,
     /// Of each pool.
     pub limits: Limits,
-    /// In all, those that are coming in included.
+    /// In all, those that are coming in included;
     pub max_clients: usize,
+    /// of one user,
+    pub max_user_clients: Option<usize>,
+    /// and of one database.
+    pub max_database_clients: Option<usize>,
+    pub timeouts: Timeouts,
     /// From the first byte to the proof.
     pub login_timeout: Duration,
 }
@@ -100,6 +119,9 @@ impl Settings {
                 retry: Duration::from_millis(200),
             },
             max_clients: 10_000,
+            max_user_clients: None,
+            max_database_clients: None,
+            timeouts: Timeouts::default(),
             login_timeout: Duration::from_secs(60),
         }
     }
@@ -132,6 +154,8 @@ pub(crate) struct World {
     pub(crate) positions: Positions,
     pub(crate) marks: Marks,
     pub(crate) catalog: Catalog,
+    pub(crate) users: Arc<Census>,
+    pub(crate) databases: Arc<Census>,
     /// Texts that seemed to read, and that a standby has refused,
     pub(crate) refused: Texts,
     /// or has answered.
@@ -161,6 +185,8 @@ impl World {
             positions: Positions::default(),
             marks: Marks::new(clock::now()),
             catalog: Catalog::default(),
+            users: Arc::default(),
+            databases: Arc::default(),
             refused: Texts::default(),
             answered: Texts::default(),
             workers,

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use pgherd_api::proxy::{Pool, ProxyQuery, ProxySettings};
+use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings};
 use pgherd_api::spec::{Applied, ApplyRequest, Impact, Plan, PlanRequest, PlannedChange, Spec};
 use pgherd_api::{Code, Error};
-use pgherd_core::spec::{self, HerdSpec, plan};
+use pgherd_core::spec::{self, HerdSpec, ProxyOption, plan};
 
 use super::joining::urls;
 use super::{AgentBackend, WITHIN, cluster_of, local_view, refused};
@@ -64,6 +64,8 @@ impl AgentBackend {
         let by_name = |pools: BTreeMap<String, spec::Pool>| {
             pools.into_iter().map(|(name, pool)| (name, pool_of(pool))).collect()
         };
+        let named = |option: &ProxyOption| (option.name().to_owned(), value_of(proxy.option(*option)));
+        let options = ProxyOption::ALL.iter().map(named).collect();
         Ok(ProxySettings {
             herd: spec.name.to_string(),
             cluster: cluster.name.to_string(),
@@ -74,6 +76,7 @@ impl AgentBackend {
             pool_size: proxy.pool_size,
             databases: by_name(proxy.databases),
             users: by_name(proxy.users),
+            options,
             hba: cluster.postgres.hba.clone(),
             agents: urls(&spec),
         })
@@ -122,6 +125,14 @@ fn parse(text: &str, file: Option<&str>) -> Answer<HerdSpec> {
     match herd::read(file.unwrap_or("herd.toml"), text) {
         Ok(read) => Ok(read.spec),
         Err(findings) => Err(Error::of(Code::SpecInvalid).because(findings)),
+    }
+}
+
+fn value_of(value: spec::OptionValue) -> OptionValue {
+    match value {
+        spec::OptionValue::Switch(on) => OptionValue::Switch(on),
+        spec::OptionValue::Whole(number) => OptionValue::Whole(number),
+        spec::OptionValue::Time { ms } => OptionValue::Time { ms },
     }
 }
 

@@ -12,8 +12,8 @@ use pgherd_core::spec::check::Wrong;
 use pgherd_core::spec::parameters::ParameterError;
 use pgherd_core::spec::times::{Time, TimesError};
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Place, Pool, PostgresSource,
-    PostgresSpec, ProxySpec, SpecError, Step, Times, WitnessSpec,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Place, Pool,
+    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, SpecError, Step, Times, WitnessSpec,
 };
 use pgherd_core::types::NodeName;
 
@@ -184,7 +184,28 @@ fn read_proxy(
     };
     let databases = read_pools(reader, &table, "databases", general.databases);
     let users = read_pools(reader, &table, "users", general.users);
-    Some(ProxySpec { port, read_port, pool, pool_size, databases, users })
+    let mut options = general.options;
+    for option in ProxyOption::ALL {
+        if let Read::Is(value) = read_option(reader, &table, option) {
+            options.insert(option, value);
+        }
+    }
+    Some(ProxySpec { port, read_port, pool, pool_size, databases, users, options })
+}
+
+fn read_option(reader: &mut Reader<'_>, table: &Table<'_>, option: ProxyOption) -> Read<OptionValue> {
+    let name = option.name();
+    match option.default() {
+        OptionValue::Switch(_) => reader.switch(table, name).map(OptionValue::Switch),
+        OptionValue::Whole(_) => {
+            let (least, most) = option.bounds();
+            reader.whole(table, name, least, most).map(OptionValue::Whole)
+        }
+        OptionValue::Time { .. } => {
+            let never = option.can_be_never().then_some("never");
+            reader.time(table, name, never).map(OptionValue::of_time)
+        }
+    }
 }
 
 /// A table of names, over what holds for every cluster.
@@ -254,6 +275,9 @@ fn read_node(reader: &mut Reader<'_>, table: &Table<'_>, unreadable: NodeName) -
         parameters: reader.settings(table, "parameters"),
         follow: reader.parsed(table, "follow").some(),
         delay: reader.time(table, "delay", None).or(None),
+        read_weight: reader
+            .whole(table, "read_weight", 0, u64::from(pgherd_core::spec::MAX_READ_WEIGHT))
+            .or(u64::from(pgherd_core::spec::DEFAULT_READ_WEIGHT)) as u16,
         ..NodeSpec::new(name, host)
     }
 }

@@ -102,6 +102,14 @@ impl<T> Read<T> {
         }
     }
 
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Read<U> {
+        match self {
+            Read::Is(value) => Read::Is(change(value)),
+            Read::Absent => Read::Absent,
+            Read::Broken => Read::Broken,
+        }
+    }
+
     pub(super) fn some(self) -> Option<T> {
         match self {
             Read::Is(value) => Some(value),
@@ -361,6 +369,21 @@ impl<'a> Reader<'a> {
             Ok(number) if (i128::from(least)..=i128::from(most)).contains(&number) => Read::Is(number as u64),
             _ => {
                 self.wrong_value(&at, format!("\"{key}\" is {least} to {most}, not {number}"), None);
+                Read::Broken
+            }
+        }
+    }
+
+    pub(super) fn switch(&mut self, table: &Table<'_>, key: &str) -> Read<bool> {
+        let value = match self.value(table, key) {
+            Read::Is(value) => value,
+            Read::Absent => return Read::Absent,
+            Read::Broken => return Read::Broken,
+        };
+        match value.get_ref() {
+            DeValue::Boolean(on) => Read::Is(*on),
+            _ => {
+                self.wrong_type(&table.at.key(key), value, &Reader::takes(table, key));
                 Read::Broken
             }
         }

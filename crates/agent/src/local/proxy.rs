@@ -416,6 +416,7 @@ mod tests {
             pool_size: 20,
             databases: [].into(),
             users: [].into(),
+            options: [].into(),
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd_api::routing::{Proof, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
-use pgherd_core::spec::NodeSpec;
+use pgherd_core::spec::{NodeSpec, OptionValue, ProxyOption};
 use pgherd_core::types::Instant;
 
 use super::{Sight, milliseconds, status};
@@ -49,7 +49,18 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
     let lease = picture.spec.times.lease;
     let left = lease.checked_sub(picture.now.since(proven))?;
     let gate_open = sight.gate_open();
-    let standbys = cluster.nodes.iter().filter(|node| sight.in_read_pool(node) && sight.streams(&node.name));
+    let max_lag = match cluster.proxy.clone().unwrap_or_default().option(ProxyOption::MaxReplayLag) {
+        OptionValue::Time { ms } => ms,
+        _ => None,
+    };
+    let keeps_up = |node: &NodeSpec| {
+        let lag = sight.seen(&node.name).says.and_then(|says| says.show.replay_lag_ms);
+        !matches!((lag, max_lag), (Some(lag), Some(max)) if lag > max)
+    };
+    let serves = |node: &&NodeSpec| {
+        node.read_weight > 0 && sight.in_read_pool(node) && sight.streams(&node.name) && keeps_up(node)
+    };
+    let standbys = cluster.nodes.iter().filter(serves);
     let table = RoutingTable {
         herd_id: herd_id.to_owned(),
         cluster: cluster.name.to_string(),
@@ -79,6 +90,6 @@ fn standby<'a>(sight: &Sight<'a>, node: &'a NodeSpec) -> RoutingStandby {
         target: target(node),
         replay_lsn: seen.says.and_then(|says| says.show.replay_lsn).map(|lsn| lsn.to_string()),
         lag_bytes: status::lag_bytes(sight, seen),
-        weight: 1,
+        weight: u32::from(node.read_weight),
     }
 }

@@ -10,6 +10,7 @@ use pgherd_core::observation::{Copy, Postgres, Primary, Standby};
 use pgherd_core::record::{
     Cause, Election, NodeRecord, Position, Record, Reign, Rule, Rules, Standing, Switchover, Vote,
 };
+use pgherd_core::spec::{OptionValue, ProxyOption, ProxySpec};
 use pgherd_core::types::{Instant, Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_dcs::{Health, Kind, MemberHealth};
 
@@ -479,6 +480,33 @@ fn nothing_is_known_before_the_store_was_read() {
     let measured = measurements(&moment.sight());
     assert_eq!((measured.term, measured.gate_open, measured.voters, measured.lag), (None, None, None, None));
     assert_eq!(routes(&moment.sight(), "4f1c"), None);
+}
+
+#[test]
+fn who_is_too_far_behind_or_is_not_wanted_for_reads_serves_none() {
+    let mut moment = Moment::of_peace();
+    let of = |moment: &Moment| {
+        let table = routes(&moment.sight(), "4f1c").unwrap().table;
+        table.standbys.into_iter().map(|is| (is.target.node, is.weight)).collect::<Vec<_>>()
+    };
+    let both = [("b".to_owned(), 1), ("c".to_owned(), 1)];
+    assert_eq!(of(&moment), both);
+    moment.says("b").show.replay_lag_ms = Some(30_001);
+    assert_eq!(of(&moment), both[1..]);
+    let option = |value| [(ProxyOption::MaxReplayLag, value)].into();
+    let never = option(OptionValue::of_time(None));
+    moment.picture.spec.clusters[0].proxy = Some(ProxySpec { options: never, ..ProxySpec::default() });
+    assert_eq!(of(&moment), both);
+    let more = option(OptionValue::of_time(Some(Duration::from_secs(31))));
+    moment.picture.spec.clusters[0].proxy = Some(ProxySpec { options: more, ..ProxySpec::default() });
+    assert_eq!(of(&moment), both);
+    let weigh = |moment: &mut Moment, node: &str, weight| {
+        let nodes = &mut moment.picture.spec.clusters[0].nodes;
+        nodes.iter_mut().find(|known| known.name.as_str() == node).unwrap().read_weight = weight;
+    };
+    weigh(&mut moment, "b", 7);
+    weigh(&mut moment, "c", 0);
+    assert_eq!(of(&moment), [("b".to_owned(), 7)]);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Pool, PostgresSource, PostgresSpec,
-    ProxySpec, Times, WitnessSpec,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Pool, PostgresSource,
+    PostgresSpec, ProxyOption, ProxySpec, Times, WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -39,6 +39,20 @@ fn read_anything(text: &str) {
     if let Err(findings) = AgentFile::read("agent.toml", text) {
         assert!(!findings.to_string().is_empty());
     }
+}
+
+fn options() -> impl Strategy<Value = Vec<(ProxyOption, OptionValue)>> {
+    let all = ProxyOption::ALL.to_vec();
+    let values = (prop::sample::subsequence(all, 0..=5), 1u64..=1_000_000, prop::bool::ANY);
+    values.prop_map(|(options, number, said)| {
+        let value = |option: ProxyOption| match option.default() {
+            OptionValue::Switch(_) => OptionValue::Switch(said),
+            OptionValue::Whole(_) => OptionValue::Whole(number),
+            OptionValue::Time { .. } if said && option.can_be_never() => OptionValue::of_time(None),
+            OptionValue::Time { .. } => OptionValue::of_time(Some(Duration::from_millis(number))),
+        };
+        options.into_iter().map(|option| (option, value(option))).collect()
+    })
 }
 
 fn pools() -> impl Strategy<Value = BTreeMap<String, Pool>> {
@@ -122,17 +136,19 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         raft_election: Duration::from_millis(election_ms),
         ..Times::default()
     });
-    let proxy =
-        prop::option::of((20_000u16..30_000, 30_000u16..40_000, pools(), pools(), 1u32..99).prop_map(
-            |(port, read_port, databases, users, pool_size)| ProxySpec {
+    let proxy = prop::option::of(
+        (20_000u16..30_000, 30_000u16..40_000, pools(), pools(), 1u32..99, options()).prop_map(
+            |(port, read_port, databases, users, pool_size, options)| ProxySpec {
                 port,
                 read_port,
                 pool: users.values().next().copied().unwrap_or(Pool::Transaction),
                 pool_size,
                 databases,
                 users,
+                options: options.into_iter().collect(),
             },
-        ));
+        ),
+    );
     (times, nodes, parameters, durability, source, hba, proxy, prop::bool::ANY).prop_map(
         |(times, nodes, parameters, durability, source, hba, proxy, more)| HerdSpec {
             format: Format,

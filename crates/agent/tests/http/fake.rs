@@ -183,6 +183,7 @@ impl Backend for Fake {
             pool_size: 20,
             databases: [].into(),
             users: [].into(),
+            options: [].into(),
             hba: Vec::new(),
             agents: Vec::new(),
         })

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, Context};
 use super::times::{Span, Time};
-use super::{ClusterSpec, Durability, HerdSpec, NodeSpec, PostgresSource, SqlName};
+use super::{ClusterSpec, Durability, HerdSpec, NodeSpec, PostgresSource, ProxyOption, SqlName};
 use crate::types::NodeName;
 
 /// What an operator has to agree to, from nothing to data; in this order, so that the greatest of a plan is
@@ -431,6 +431,13 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
         let (from, to) = (from.pool_size, to.pool_size);
         plan.change(format!("{root}.proxy.pool_size"), Some(&from), Some(&to), Effect::Proxies);
     }
+    for option in ProxyOption::ALL {
+        let (path, from, to) =
+            (format!("{root}.proxy.{}", option.name()), from.option(option), to.option(option));
+        if from != to {
+            plan.change(path, Some(&from), Some(&to), Effect::Proxies);
+        }
+    }
     for (key, from, to) in [("databases", &from.databases, &to.databases), ("users", &from.users, &to.users)]
     {
         let names: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
@@ -494,6 +501,10 @@ fn plan_nodes(plan: &mut Plan, root: &str, was: &ClusterSpec, is: &ClusterSpec, 
                 _ if leads && new.priority == 0 => plan.refuse(path, from, to, Refused::PrimaryNeverPromoted),
                 _ => plan.change(path, from, to, Effect::AtOnce),
             }
+        }
+        if old.read_weight != new.read_weight {
+            let (from, to) = (Some(&old.read_weight), Some(&new.read_weight));
+            plan.change(format!("{path}.read_weight"), from, to, Effect::Proxies);
         }
         if old.follow != new.follow {
             let effect = Effect::Repoint { node: node() };
@@ -658,7 +669,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::spec::{DatabaseSpec, Pool, ProxySpec, WitnessSpec, example};
+    use crate::spec::{DatabaseSpec, OptionValue, Pool, ProxySpec, WitnessSpec, example};
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()
@@ -786,6 +797,7 @@ to be restarted afterwards, in this order
             spec.clusters[0].durability =
                 Durability::Quorum { needed: 2, degrade_after: Some(Duration::from_secs(10)) };
             spec.clusters[0].nodes[1].priority = 200;
+            spec.clusters[0].nodes[1].read_weight = 0;
             spec.clusters[0].nodes[2].follow = None;
             spec.clusters[0].nodes[3].delay = None;
             spec.clusters[0].postgres.hba = vec!["host all all all scram-sha-256".to_owned()];
@@ -796,6 +808,12 @@ to be restarted afterwards, in this order
                 pool: Pool::Session,
                 pool_size: 30,
                 databases: [("shop".to_owned(), Pool::Statement)].into(),
+                options: [
+                    (ProxyOption::SplitReads, OptionValue::Switch(true)),
+                    (ProxyOption::ReadWait, OptionValue::of_time(Some(Duration::from_millis(50)))),
+                    (ProxyOption::QueryTimeout, OptionValue::of_time(Some(Duration::from_secs(90)))),
+                ]
+                .into(),
                 ..ProxySpec::default()
             });
             let host = "192.168.122.41".to_owned();
@@ -811,6 +829,8 @@ to be restarted afterwards, in this order
     the durability rule changes, without a moment under neither
 ~ cluster.main.node.b.priority: 100 -> 200
     agents follow it at once
+~ cluster.main.node.b.read_weight: 1 -> 0
+    proxies follow it within seconds
 - cluster.main.node.c.follow = b
     point c at its upstream
 - cluster.main.node.d.delay = 5min
@@ -824,6 +844,10 @@ to be restarted afterwards, in this order
 ~ cluster.main.proxy.pool: transaction -> session
     holds for clients that connect from now on
 ~ cluster.main.proxy.pool_size: 20 -> 30
+    proxies follow it within seconds
+~ cluster.main.proxy.split_reads: false -> true
+    proxies follow it within seconds
+~ cluster.main.proxy.query_timeout: never -> 90s
     proxies follow it within seconds
 + cluster.main.proxy.databases.shop = statement
     holds for clients that connect from now on

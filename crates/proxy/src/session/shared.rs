@@ -237,6 +237,11 @@ impl Session {
         (self.answered, self.begun_nothing) = (false, false);
     }
 
+    /// It has begun a transaction of which no server knows.
+    pub fn has_begun(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.begun.is_some())
+    }
+
     /// The client has a server now, which owes nothing to anybody.
     pub fn attach(&mut self, loan: Loan) {
         if let Some(shared) = &mut self.shared {

@@ -7,6 +7,7 @@
 
 mod draining;
 mod harness;
+mod limits;
 mod programs;
 mod reading;
 #[path = "../../../pgwire/tests/it/server.rs"]

@@ -95,7 +95,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 6] = [
+static PROXY_KEYS: [Key; 22] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -113,6 +113,94 @@ static PROXY_KEYS: [Key; 6] = [
         "{ migrate = \"session\" }",
         NONE,
         "pool, for these users, whatever database they use",
+    ),
+    key(
+        "split_reads",
+        "true or false",
+        "true",
+        "false",
+        "what provably only reads, outside of a transaction block, goes to standbys, also for those who may write",
+    ),
+    key(
+        "read_your_writes",
+        "true or false",
+        "false",
+        "true",
+        "nobody reads from a standby that has not replayed what the same client wrote through this proxy",
+    ),
+    key(
+        "read_wait",
+        "a time",
+        "\"200ms\"",
+        "50ms",
+        "so long a read waits for such a standby, before it goes to the primary",
+    ),
+    key(
+        "max_replay_lag",
+        "a time, or \"never\"",
+        "\"5s\"",
+        "30s",
+        "a standby that is further behind serves no reads; \"never\": however far it is",
+    ),
+    key(
+        "max_clients",
+        "a number",
+        "50000",
+        "10000",
+        "connections of clients in all, those that are coming in included",
+    ),
+    key("max_user_clients", "a number", "100", "0", "connections of one user; 0: no other limit"),
+    key("max_database_clients", "a number", "500", "0", "connections to one database; 0: no other limit"),
+    key(
+        "query_wait",
+        "a time",
+        "\"10s\"",
+        "2min",
+        "so long a client waits for a server connection that is not in use",
+    ),
+    key("hold", "a time", "\"30s\"", "1min", "so long clients wait while there is no primary"),
+    key("login_timeout", "a time", "\"15s\"", "1min", "from a client's first byte to its proof of who it is"),
+    key(
+        "client_idle_timeout",
+        "a time, or \"never\"",
+        "\"1h\"",
+        "never",
+        "a client that asks for nothing for so long, outside of a transaction, is closed",
+    ),
+    key(
+        "idle_transaction_timeout",
+        "a time, or \"never\"",
+        "\"5min\"",
+        "never",
+        "a client that asks for nothing for so long in a transaction is closed, and the transaction rolled back",
+    ),
+    key(
+        "transaction_timeout",
+        "a time, or \"never\"",
+        "\"1h\"",
+        "never",
+        "a transaction that is open for so long is canceled, and its client closed",
+    ),
+    key(
+        "query_timeout",
+        "a time, or \"never\"",
+        "\"30min\"",
+        "never",
+        "what is not answered after so long is canceled, and its client closed, also if the server is silent",
+    ),
+    key(
+        "server_idle_timeout",
+        "a time",
+        "\"1min\"",
+        "10min",
+        "a server connection that nobody uses is closed after that",
+    ),
+    key(
+        "server_lifetime",
+        "a time",
+        "\"10min\"",
+        "1h",
+        "a server connection is closed at that age, once nobody uses it",
     ),
 ];
 
@@ -166,6 +254,13 @@ pub(super) static NODE: Section = Section {
         key("host", "a text", "\"192.0.2.10\"", "", "the address by which all others reach it"),
         key("port", "a port", "5432", "5432", "where its PostgreSQL listens"),
         key("api_port", "a port", "8009", "8009", "where its agent listens"),
+        key(
+            "read_weight",
+            "a number",
+            "0",
+            "1",
+            "as a standby, its share of the reads beside those of the others; 0: it serves none",
+        ),
         key(
             "priority",
             "a whole number, 0 to 1000",

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
     DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT,
-    Durability, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, ProxySpec, Span, Times,
+    DEFAULT_READ_WEIGHT, Durability, HerdSpec, NodeSpec, OptionValue, PostgresSource, PostgresSpec,
+    ProxySpec, Span, Times,
 };
 
 pub fn write(spec: &HerdSpec) -> String {
@@ -104,7 +105,7 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
 }
 
 fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
-    let Some(ProxySpec { port, read_port, pool, pool_size, databases, users }) = proxy else {
+    let Some(ProxySpec { port, read_port, pool, pool_size, databases, users, options }) = proxy else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
         let ports =
             format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
@@ -115,6 +116,14 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
     line(file, format_args!("read_port = {read_port}                # leads to standbys"));
     line(file, format_args!("pool = {}", quoted(pool.as_str())));
     line(file, format_args!("pool_size = {pool_size}                 # servers of one database and user"));
+    for (option, value) in options {
+        match value {
+            OptionValue::Time { .. } => {
+                line(file, format_args!("{} = {}", option.name(), quoted(&value.to_string())));
+            }
+            _ => line(file, format_args!("{} = {value}", option.name())),
+        }
+    }
     for (table, pools) in [("databases", databases), ("users", users)] {
         if !pools.is_empty() {
             line(file, format_args!("\n[proxy.{table}]"));
@@ -154,6 +163,7 @@ fn write_node(file: &mut String, node: &NodeSpec) {
         ("port", node.port, DEFAULT_PORT),
         ("api_port", node.api_port, DEFAULT_API_PORT),
         ("priority", node.priority, DEFAULT_PRIORITY),
+        ("read_weight", node.read_weight, DEFAULT_READ_WEIGHT),
     ] {
         if value != default {
             line(file, format_args!("  {name} = {value}"));
