@@ -404,7 +404,7 @@ fn set(settings: &mut Settings, name: &str, value: OptionValue) -> bool {
         ("login_timeout", Time { ms: Some(ms) }) => settings.login_timeout = Duration::from_millis(ms),
         ("client_idle_timeout", Time { ms }) => timeouts.idle = ms.map(Duration::from_millis),
         ("idle_transaction_timeout", Time { ms }) => {
-            timeouts.idle_transaction = ms.map(Duration::from_millis)
+            timeouts.idle_transaction = ms.map(Duration::from_millis);
         }
         ("transaction_timeout", Time { ms }) => timeouts.transaction = ms.map(Duration::from_millis),
         ("query_timeout", Time { ms }) => timeouts.query = ms.map(Duration::from_millis),

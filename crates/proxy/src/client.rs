@@ -353,9 +353,10 @@ async fn keep(
         return Err(Farewell::new(SqlState::CONNECTION_FAILURE, format!("the server was lost: {error}")));
     }
     let startup = Arc::new(wants.settings(startup, &lent.backend));
-    let lent = begin(&pool, lent, &startup, false, world).await?;
+    let lent = begin(&pool, lent, &startup.for_server(), false, world).await?;
     let Lent { server, mut backend } = lent;
     let mut session = Session::new();
+    session.hide_warnings(startup.hides_warnings());
     let mut link = Link::default();
     link.watch(world.settings.load().timeouts);
     let greeting = greet(stream, out, &backend, ticket).await;

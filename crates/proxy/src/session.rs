@@ -123,6 +123,8 @@ pub struct Session {
     answered: bool,
     /// The server ended before it had begun anything of what is under way.
     begun_nothing: bool,
+    /// The client wants no warnings; the server sends them all the same.
+    hides_warnings: bool,
     /// How often the server was ready, and how often without a transaction.
     cycles: u64,
     transactions: u64,
@@ -176,6 +178,7 @@ impl Session {
             expects_shutdown: false,
             answered: false,
             begun_nothing: false,
+            hides_warnings: false,
             cycles: 0,
             transactions: 0,
             shared: None,
@@ -231,6 +234,11 @@ impl Session {
     /// No transaction is open and nothing is under way: a moment at which a session can be ended without loss.
     pub fn is_idle(&self) -> bool {
         self.flow.outstanding() == 0 && self.flow.status() == TransactionStatus::Idle
+    }
+
+    /// From now on the client sees warnings, or does not.
+    pub fn hide_warnings(&mut self, hides: bool) {
+        self.hides_warnings = hides;
     }
 
     pub fn doing(&self) -> Doing {
@@ -470,6 +478,11 @@ impl Session {
                 message.skip(cut);
                 cut.insert(not_confirmed);
                 self.muted = true;
+                return Ok(());
+            }
+            // Not localized; all servers of this age send it.
+            if self.hides_warnings && fields.get(b'V') == Some(b"WARNING") {
+                message.skip(cut);
                 return Ok(());
             }
         }

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use crate::sql::{Changed, Tie, Ties};
 
@@ -22,6 +23,9 @@ const MEANINGLESS: [&str; 7] = [
     "statement_timeout",
     "transaction_timeout",
 ];
+/// What the server is to send of warnings, by which it says that a commit was not waited for ([`Values::for_server`]).
+const MESSAGES: &str = "client_min_messages";
+const WARNING: &str = "warning";
 const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
 
@@ -69,6 +73,23 @@ impl Values {
     /// The same for sessions in which the same text means the same.
     pub fn meaning(&self) -> u64 {
         self.meaning
+    }
+
+    /// Does the client want no warnings? `fatal` and `panic` are former names of `error`.
+    pub fn hides_warnings(&self) -> bool {
+        self.get(MESSAGES).is_some_and(|level| {
+            ["error", "fatal", "panic"].iter().any(|known| level.eq_ignore_ascii_case(known))
+        })
+    }
+
+    /// What a server is to have for a client that has these: it always warns, and whoever wants no warnings is not shown them.
+    pub fn for_server(self: &Arc<Values>) -> Arc<Values> {
+        if !self.hides_warnings() {
+            return Arc::clone(self);
+        }
+        let mut by_name = self.by_name.clone();
+        by_name.insert(MESSAGES.to_owned(), WARNING.to_owned());
+        Arc::new(Values::new(by_name))
     }
 
     /// What is to be set, in this order, so that a session that has these has those; `None` for what it began with.
@@ -177,6 +198,19 @@ pub struct Found {
 }
 
 impl Found {
+    /// A client that wants no warnings, as `former` says, has not changed that: then the server's level is not its own.
+    pub fn keep_silence(&mut self, former: &Values, changed: &Changed) {
+        if former.hides_warnings()
+            && self.client.get(MESSAGES) == Some(WARNING)
+            && !changed.names.contains(MESSAGES)
+            && let Some(level) = former.get(MESSAGES)
+        {
+            let mut by_name = std::mem::take(&mut self.client).by_name;
+            by_name.insert(MESSAGES.to_owned(), level.to_owned());
+            self.client = Values::new(by_name);
+        }
+    }
+
     /// `before`: what the server had; `startup`: what the client came with.
     pub fn read(
         rows: impl IntoIterator<Item = String>,

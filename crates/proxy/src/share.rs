@@ -45,8 +45,10 @@ struct Sharing<'a> {
     world: &'a Arc<World>,
     /// What it came in with,
     startup: Arc<Values>,
-    /// and what it has now.
+    /// and what it has now,
     settings: Arc<Values>,
+    /// for which a server has to have this.
+    wanted: Arc<Values>,
     /// What it was told of its server's parameters.
     told: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     /// Why it kept its server, as it was last logged: an application that does so does so all day.
@@ -75,13 +77,15 @@ pub(crate) async fn share(
         () = stream.gone() => return Ok(Left::ByItself),
     };
     let startup = Arc::new(wants.settings(startup, &lent.backend));
-    let lent = begin(&pool, lent, &startup, false, world).await?;
+    let wanted = startup.for_server();
+    let lent = begin(&pool, lent, &wanted, false, world).await?;
     let reads = wants.splits() || wants.access() == Access::ReadOnly;
     let mut sharing = Sharing {
         wants,
         ticket,
         world,
         settings: Arc::clone(&startup),
+        wanted,
         startup,
         told: Arc::clone(&lent.backend.welcome.parameters),
         reported: None,
@@ -97,6 +101,7 @@ pub(crate) async fn share(
         return Ok(Left::ByItself);
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
+    session.hide_warnings(sharing.settings.hides_warnings());
     let mut link = Link::default();
     let timeouts = world.settings.load().timeouts;
     link.watch(timeouts);
@@ -149,7 +154,7 @@ impl Sharing<'_> {
             let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             let is_standbys = !pool.is_of_the_primary();
-            let mut lent = match begin(&pool, lent, &self.settings, recalls, self.world).await {
+            let mut lent = match begin(&pool, lent, &self.wanted, recalls, self.world).await {
                 Ok(lent) => lent,
                 // The primary can do it, or say why not.
                 Err(_) if is_standbys && reads.is_some() => {
@@ -363,11 +368,14 @@ impl Sharing<'_> {
         held.unmovable = held.unmovable.or(effects.unmovable);
         held.effects.absorb(&effects);
         match backend.inspect(&held.effects, &self.startup).await {
-            Ok(found) => {
+            Ok(mut found) => {
+                found.keep_silence(&self.settings, &held.effects.changed);
                 self.settings = match found.client == *self.settings {
                     true => Arc::clone(&self.settings),
                     false => Arc::new(found.client),
                 };
+                self.wanted = self.settings.for_server();
+                session.hide_warnings(self.settings.hides_warnings());
                 held.ties = found.ties;
             }
             Err(NotDone::Lost(why)) => return Err(End::ServerLost(why)),
@@ -375,6 +383,12 @@ impl Sharing<'_> {
                 tracing::warn!(%sqlstate, message, "a server does not say what a client left in it, and stays with it");
                 held.unmovable = Some(Unmovable::Unanswered);
             }
+        }
+        if !held.is_nothing()
+            && !backend.is_like(&self.wanted)
+            && let Err(NotDone::Lost(why)) = backend.become_like(&self.wanted, false).await
+        {
+            return Err(End::ServerLost(why));
         }
         if held.is_nothing() {
             held.effects = Effects::default();

@@ -122,6 +122,22 @@ fn without_error(passed: &[u8]) -> (SqlState, Vec<u8>) {
 }
 
 #[test]
+fn whoever_wants_no_warnings_hears_of_a_canceled_wait_and_of_no_other() {
+    let mut session = Session::new();
+    session.hide_warnings(true);
+    from_client(&mut session, &query("COMMIT"), 7);
+    let notice = |level| report(b'N', &[(b'S', level), (b'V', level), (b'C', "01000"), (b'M', "look")]);
+    let said =
+        [notice("WARNING"), notice("INFO"), complete("COMMIT"), ready(TransactionStatus::Idle)].concat();
+    let heard = from_server(&mut session, &said, 7);
+    assert_eq!(heard, [notice("INFO"), complete("COMMIT"), ready(TransactionStatus::Idle)].concat());
+    from_client(&mut session, &query("COMMIT"), 7);
+    let said = [canceled_wait(), complete("COMMIT"), ready(TransactionStatus::Idle)].concat();
+    let (code, _) = without_error(&from_server(&mut session, &said, 7));
+    assert_eq!(code, SqlState::TRANSACTION_RESOLUTION_UNKNOWN);
+}
+
+#[test]
 fn what_needs_no_change_is_passed_on_in_place() {
     let mut session = Session::new();
     let asked = [query("SELECT x FROM t"), query("SELECT 1")].concat();

@@ -74,6 +74,31 @@ fn what_was_reset_is_as_the_client_came_with_it() {
 }
 
 #[test]
+fn a_server_always_warns_whatever_its_client_wants_to_see() {
+    let levels = |level: &str| Arc::new(values(&[("client_min_messages", level), ("work_mem", "1MB")]));
+    for level in ["error", "FATAL", "panic"] {
+        assert!(levels(level).hides_warnings());
+        assert_eq!(levels(level).for_server(), levels("warning"));
+    }
+    for level in ["warning", "notice", "debug5", "log"] {
+        assert!(!levels(level).hides_warnings() && levels(level).for_server() == levels(level), "{level}");
+    }
+    // The server is asked for all that is set, and says what the proxy has set there.
+    let (silent, all) = (levels("error"), changed(&[], true));
+    let rows = ["sclient_min_messages=warning", "swork_mem=1MB"];
+    let mut is = found(&rows, &all, &silent.for_server(), &Values::default());
+    is.keep_silence(&silent, &all);
+    assert_eq!((is.client, is.server), (Values::clone(&silent), Values::clone(&levels("warning"))));
+    let asked = changed(&["client_min_messages"], true);
+    let mut is = found(&rows, &asked, &silent.for_server(), &Values::default());
+    is.keep_silence(&silent, &asked);
+    assert_eq!(is.client, *levels("warning"), "it has changed its mind");
+    let mut is = found(&["swork_mem=1MB"], &all, &silent.for_server(), &Values::default());
+    is.keep_silence(&silent, &all);
+    assert_eq!(is.client, values(&[("work_mem", "1MB")]), "it was reset");
+}
+
+#[test]
 fn nothing_is_asked_when_nothing_can_have_changed() {
     assert_eq!(question(&Changed::default(), Ties::NONE), None);
 }

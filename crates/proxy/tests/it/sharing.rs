@@ -125,6 +125,33 @@ story! {
 }
 
 story! {
+    async fn a_commit_that_no_standby_has_is_an_error_also_for_those_who_want_no_warnings(scene) {
+        let admin = scene.admin().await;
+        let quiet = connect(&scene.sharing("alice", "options='-c client_min_messages=error'")).await.unwrap();
+        let kept = connect(&scene.conninfo("alice", "options='-c client_min_messages=fatal'")).await.unwrap();
+        let later = scene.sharer().await;
+        for client in [&quiet, &kept] {
+            client.batch_execute("CREATE TABLE t (n int)").await.unwrap();
+        }
+        later.batch_execute("SET client_min_messages = error; SELECT pg_advisory_lock(1)").await.unwrap();
+        admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await.unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        until("it is so", async || one(&later, "SHOW synchronous_standby_names").await == "nobody").await;
+        for client in [quiet, kept, later] {
+            let waiting = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            let writes = tokio::spawn(async move { (refused(&client, "INSERT INTO t VALUES (1)").await, client) });
+            until("it waits", async || one(&admin, waiting).await != "0").await;
+            admin.batch_execute(&format!("SELECT pg_cancel_backend(({waiting})::int)")).await.unwrap();
+            let (code, client) = writes.await.unwrap();
+            assert_eq!(code, "08007");
+            // It asked for silence, and has it.
+            let messages = client.simple_query("DO $$ BEGIN RAISE WARNING 'unheard'; END $$; SELECT 1").await;
+            assert!(messages.is_ok());
+        }
+    }
+}
+
+story! {
     async fn nobody_deceives_the_proxy_about_what_is_set(scene) {
         scene.proxy.replace(one_server());
         let (first, second) = (scene.sharer().await, scene.sharer().await);
