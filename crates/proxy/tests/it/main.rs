@@ -9,6 +9,7 @@ mod draining;
 mod harness;
 mod limits;
 mod programs;
+mod protection;
 mod reading;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
