@@ -14,6 +14,7 @@ use pgherd_pgwire::scram::ClientKeys;
 
 use crate::net::{self, ServerTls, Stream};
 use crate::pool::Place;
+use crate::roster::ServerCard;
 use crate::routes::Target;
 use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
 use crate::settings::{self, Found, Values};
@@ -28,7 +29,7 @@ const CANCEL_WITHIN: Duration = Duration::from_secs(10);
 /// An answer to the proxy's own questions that is longer is wrong, what is overheard meanwhile included.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Statements that are kept prepared in one server: as many as PgBouncer's `max_prepared_statements`.
-const MOST_STATEMENTS: usize = 200;
+pub(crate) const MOST_STATEMENTS: usize = 200;
 
 pub(crate) struct Backend {
     pub(crate) stream: Stream,
@@ -43,6 +44,8 @@ pub(crate) struct Backend {
     pub(crate) overheard: BytesMut,
     /// Which statements are prepared in it.
     pub(crate) known: Known,
+    /// What is shown of it, if it is of a pool.
+    pub(crate) card: Option<Arc<ServerCard>>,
 }
 
 /// What the proxy asked for itself was answered by an error.
@@ -104,7 +107,7 @@ impl Backend {
         let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
         let defaults = Arc::clone(&welcome.parameters);
         let overheard = BytesMut::new();
-        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, overheard, known })
+        Ok(Backend { stream, place, welcome, cancelable, defaults, settings, overheard, known, card: None })
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
@@ -330,6 +333,7 @@ mod tests {
             settings: Arc::default(),
             overheard: BytesMut::new(),
             known: Known::new(1),
+            card: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! number and at the clock. Leaves out what a route is ([`crate::routes`]). Hazard: a connection to a former primary that
 //! still takes statements.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::pool::Place;
 use crate::pools::Seat;
+use crate::roster::ServerCard;
 use crate::routes::{Role, Route, Routes, Table};
 
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct Fence {
     version: AtomicU64,
     changes: watch::Sender<u64>,
     hold: Duration,
+    /// Standbys that an operator wants to be sent nothing.
+    detached: Mutex<BTreeSet<NodeName>>,
 }
 
 /// May a server connection be used now?
@@ -41,7 +45,13 @@ pub(crate) enum Verdict {
 impl Fence {
     /// A session that hears nothing of the route of its server for `hold` is ended.
     pub(crate) fn new(hold: Duration) -> Fence {
-        Fence { routes: Mutex::default(), version: AtomicU64::new(1), changes: watch::Sender::new(1), hold }
+        Fence {
+            routes: Mutex::default(),
+            version: AtomicU64::new(1),
+            changes: watch::Sender::new(1),
+            hold,
+            detached: Mutex::default(),
+        }
     }
 
     fn routes(&self) -> MutexGuard<'_, Routes> {
@@ -62,7 +72,14 @@ impl Fence {
     }
 
     pub(crate) fn standbys(&self) -> Vec<NodeName> {
-        self.routes().standbys(clock::now())
+        let mut standbys = self.routes().standbys(clock::now());
+        let detached = self.detached();
+        standbys.retain(|node| !detached.contains(node));
+        standbys
+    }
+
+    pub(crate) fn detached(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When [`Fence::route`] changes by itself.
@@ -91,6 +108,10 @@ pub(crate) struct Admission {
     seen: u64,
     until: Instant,
     unknown_since: Option<Instant>,
+    /// When it was looked at last.
+    looked_at: Instant,
+    /// What goes over it is counted here.
+    card: Option<Arc<ServerCard>>,
     /// Where it is noted that its client rests while the server is drained.
     seat: Option<Seat>,
 }
@@ -102,10 +123,25 @@ impl Admission {
             role,
             place,
             seat,
+            card: None,
+            looked_at: Instant::from_boot(Duration::ZERO),
             seen: 0,
             until: Instant::from_boot(Duration::ZERO),
             unknown_since: None,
         }
+    }
+
+    pub(crate) fn counting(self, card: Option<Arc<ServerCard>>) -> Admission {
+        Admission { card, ..self }
+    }
+
+    pub(crate) fn card(&self) -> Option<&ServerCard> {
+        self.card.as_deref()
+    }
+
+    /// When [`Admission::verdict`] was asked for last.
+    pub(crate) fn looked_at(&self) -> Instant {
+        self.looked_at
     }
 
     /// Wakes whoever awaits its changes.
@@ -120,6 +156,7 @@ impl Admission {
 
     pub(crate) fn verdict(&mut self) -> Verdict {
         let now = clock::now();
+        self.looked_at = now;
         let version = self.fence.version.load(Ordering::Acquire);
         if version == self.seen && now < self.until {
             return Verdict::Admitted;

@@ -8,6 +8,7 @@
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
 //! - [`session`]: what happens to the bytes between a client and its server.
 //! - [`sql`], [`settings`], [`statements`]: what a client may leave in a server, and what has to follow it to the next one.
+//! - [`console`]: what an operator says to the proxy, and what it shows; [`counts`]: what is counted.
 //! - [`server`]: how the proxy comes in at a server in a client's name.
 //!
 //! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
@@ -17,14 +18,19 @@ mod backend;
 mod cancel;
 mod client;
 mod clock;
+pub mod console;
+pub mod counts;
 mod fence;
 pub mod hba;
 pub mod login;
 mod net;
+mod nodes;
+pub mod observed;
 pub mod pool;
 mod pools;
 mod proxy;
 mod relay;
+mod roster;
 pub mod routes;
 pub mod server;
 pub mod session;
@@ -39,4 +45,4 @@ pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
 pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, PoolMode, Pooling, Settings};
+pub use world::{ClientTls, ConsoleAccess, PoolMode, Pooling, Settings};

@@ -16,7 +16,8 @@ use pgherd_pgwire::message::build;
 
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
-use crate::client::{Farewell, Left, Wants, begin, greet, leave, left, use_server};
+use crate::client::{Farewell, Left, Wants, begin, gone, greet, leave, left, use_server};
+use crate::counts::Pins;
 use crate::net::Stream;
 use crate::pools::{Lent, OnePool};
 use crate::proxy::Access;
@@ -60,8 +61,8 @@ pub(crate) async fn share(
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let (pool, lent) = tokio::select! {
-        found = wants.find(world) => found?,
-        () = stream.gone() => return Ok(Left::ByItself),
+        found = wants.first(world) => found?,
+        left = gone(stream, &wants.card) => return Ok(left),
     };
     let startup = Arc::new(wants.settings(startup, &lent.backend));
     let lent = begin(&pool, lent, &startup, false, world).await?;
@@ -85,9 +86,20 @@ pub(crate) async fn share(
         primaries,
     };
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
-    let mut link = Link::default();
+    let mut link = Link::asking(&wants.card, world);
     loop {
-        if !link.is_asked(stream).await || link.unread().first() == Some(&b'X') {
+        if !link.is_asked(stream).await {
+            return Ok(if wants.card.is_dismissed() { Left::Dismissed } else { Left::ByItself });
+        }
+        match link.answer_aside(&session) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(fault) => {
+                *out = link.take_unsaid();
+                return Err(fault.into());
+            }
+        }
+        if link.unread().first() == Some(&b'X') {
             return Ok(Left::ByItself);
         }
         if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
@@ -120,7 +132,7 @@ impl Sharing<'_> {
             let found = tokio::select! {
                 biased;
                 found = self.find() => found?,
-                () = stream.gone() => return Ok(Some(Left::ByItself)),
+                left = gone(stream, &self.wants.card) => return Ok(Some(left)),
             };
             let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
@@ -130,13 +142,14 @@ impl Sharing<'_> {
             let is_lost = matches!(end, End::ServerLost(_));
             if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
                 // It was told nothing of what its client wants; another one will be.
+                self.world.ledger.spared();
                 match is_lost {
                     true => pool.gone(lent.server, self.world),
                     false => pool.give_back(lent, false, self.world),
                 }
                 continue;
             }
-            let gone = left(&end, session, &lent.backend);
+            let gone = left(&end, session, &lent.backend, self.world);
             match end {
                 End::Over => {
                     pool.give_back(lent, true, self.world);
@@ -183,6 +196,7 @@ impl Sharing<'_> {
                 Err(end) => break end,
             }
         };
+        self.wants.card.unpin();
         // A cancel that is on its way hits this client's server, and nobody else's.
         self.ticket.slot.lock().await.take();
         if let Some(loan) = session.detach() {
@@ -244,6 +258,10 @@ impl Sharing<'_> {
                 tracing::warn!(%sqlstate, message, "a server does not say what a client left in it, and stays with it");
                 held.unmovable = Some(Unmovable::Unanswered);
             }
+        }
+        let pins = Pins::of(held.ties, held.unmovable);
+        if !pins.is_empty() && self.wants.card.pin(pins) {
+            self.world.ledger.pinned(pins);
         }
         if held.is_nothing() {
             held.effects = Effects::default();
