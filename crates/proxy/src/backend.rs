@@ -16,6 +16,7 @@ use pgherd_pgwire::scram::ClientKeys;
 use crate::clock;
 use crate::net::{self, ServerTls, Stream};
 use crate::pool::Place;
+use crate::roster::ServerCard;
 use crate::routes::Target;
 use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
 use crate::settings::{self, Found, Values};
@@ -30,7 +31,7 @@ const CANCEL_WITHIN: Duration = Duration::from_secs(10);
 /// An answer to the proxy's own questions that is longer is wrong, what is overheard meanwhile included.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Statements that are kept prepared in one server: as many as PgBouncer's `max_prepared_statements`.
-const MOST_STATEMENTS: usize = 200;
+pub(crate) const MOST_STATEMENTS: usize = 200;
 
 pub(crate) struct Backend {
     pub(crate) stream: Stream,
@@ -47,6 +48,8 @@ pub(crate) struct Backend {
     pub(crate) overheard: BytesMut,
     /// Which statements are prepared in it.
     pub(crate) known: Known,
+    /// What is shown of it, if it is of a pool.
+    pub(crate) card: Option<Arc<ServerCard>>,
 }
 
 /// What the proxy asked for itself was answered by an error.
@@ -108,8 +111,8 @@ impl Backend {
         let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
         let defaults = Arc::clone(&welcome.parameters);
         let overheard = BytesMut::new();
-        let opened = clock::now();
-        Ok(Backend { stream, place, welcome, cancelable, opened, defaults, settings, overheard, known })
+        let (opened, card) = (clock::now(), None);
+        Ok(Backend { stream, place, welcome, cancelable, opened, defaults, settings, overheard, known, card })
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
@@ -336,6 +339,7 @@ mod tests {
             settings: Arc::default(),
             overheard: BytesMut::new(),
             known: Known::new(1),
+            card: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Comes in ([`crate::login`]), waits for a server ([`crate::pools`]), is relayed to it ([`crate::relay`]), and leaves it as
 //! clean as it was found. Whatever goes wrong, the client hears one sentence with an SQLSTATE before it is closed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use tokio::net::TcpStream;
 use crate::backend::{Backend, NotDone, cancel};
 use crate::cancel::{Cancels, Ticket};
 use crate::census::Counted;
+use crate::console::serve as console;
+use crate::counts::NoEntry;
 use crate::fence::Admission;
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
@@ -29,6 +31,7 @@ use crate::positions::{Mark, Who};
 use crate::proxy::Access;
 use crate::readers::find_reader;
 use crate::relay::{End, Link, relay};
+use crate::roster::{Card, Newcomer};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::session::{Fault, Mode, Session};
@@ -53,6 +56,15 @@ impl Farewell {
         Farewell { sqlstate, message: message.into(), detail: None, hint: None }
     }
 
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Farewell {
+        Farewell { hint: Some(hint.into()), ..self }
+    }
+
+    /// In PgBouncer's words.
+    fn dismissed() -> Farewell {
+        Farewell::new(SqlState::ADMIN_SHUTDOWN, "admin forced disconnect")
+    }
+
     fn write(&self, to: &mut BytesMut) {
         let report = Report {
             severity: Severity::Fatal,
@@ -62,6 +74,15 @@ impl Farewell {
             hint: self.hint.as_deref(),
         };
         build::error_response(to, &report);
+    }
+}
+
+impl From<Fault> for Farewell {
+    fn from(fault: Fault) -> Farewell {
+        match fault {
+            Fault::Client { sqlstate, message } => Farewell::new(sqlstate, message),
+            fault @ Fault::Server(_) => Farewell::new(SqlState::PROTOCOL_VIOLATION, fault.to_string()),
+        }
     }
 }
 
@@ -92,6 +113,14 @@ impl From<NotLent> for Farewell {
             }
             NotLent::Refused(Refusal::QueryWait) => {
                 (SqlState::TOO_MANY_CONNECTIONS, "no server connection became free in time")
+            }
+            NotLent::Refused(Refusal::Paused) => {
+                return Farewell {
+                    hint: Some(
+                        "An administrator has paused it; RESUME in the proxy's console ends that.".to_owned(),
+                    ),
+                    ..Farewell::new(SqlState::CANNOT_CONNECT_NOW, "the database is paused")
+                };
             }
             NotLent::Refused(Refusal::NoRoute | Refusal::Rejected) => {
                 (SqlState::CANNOT_CONNECT_NOW, "there was no primary for too long")
@@ -134,22 +163,31 @@ pub(crate) struct Door {
     pub(crate) worker: Worker,
 }
 
-/// Where a client came from, and in.
-#[derive(Clone, Copy, Debug)]
-struct Origin {
-    address: IpAddr,
-    door: Door,
-}
-
-pub(crate) async fn serve(stream: TcpStream, address: IpAddr, door: Door, world: Arc<World>) {
+pub(crate) async fn serve(stream: TcpStream, address: SocketAddr, door: Door, world: Arc<World>) {
     let within = world.settings.load().login_timeout;
     // In a box, so that a client that is in does not carry what it took to come in.
-    let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)));
-    let Ok(Some(guest)) = entering.await else { return };
+    let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address.ip(), &world)));
+    let guest = match entering.await {
+        Ok(Some(guest)) => guest,
+        Ok(None) => return,
+        Err(_) => return world.ledger.no_entry(NoEntry::TooLate),
+    };
     let Guest { mut stream, mut out, asked, keys } = guest;
-    let origin = Origin { address, door };
-    match stay(&mut stream, &mut out, asked, keys, origin, &world).await {
+    let named = |(name, _): &&(String, String)| name == "application_name";
+    let newcomer = Newcomer {
+        id: world.next_client(),
+        address,
+        local: stream.addresses().map_or(address, |(local, _)| local),
+        user: &asked.user,
+        database: &asked.database,
+        application_name: asked.parameters.iter().find(named).map_or("", |(_, value)| value),
+        replication: asked.replication,
+        is_encrypted: stream.is_encrypted(),
+    };
+    let entry = world.roster.enter(newcomer).await;
+    match stay(&mut stream, &mut out, asked, keys, door, &entry.card, &world).await {
         Ok(Left::ByItself) => return,
+        Ok(Left::Dismissed) => Farewell::dismissed().write(&mut out),
         // The server has said why.
         Ok(Left::Told) => {}
         Err(farewell) => farewell.write(&mut out),
@@ -161,6 +199,18 @@ pub(crate) async fn serve(stream: TcpStream, address: IpAddr, door: Door, world:
 pub(crate) enum Left {
     ByItself,
     Told,
+    /// Somebody has ended it, and it can be told so.
+    Dismissed,
+}
+
+/// Until the client is gone, or somebody has ended it.
+pub(crate) async fn gone(stream: &Stream, card: &Card) -> Left {
+    let mut gone = std::pin::pin!(stream.gone());
+    std::future::poll_fn(|cx| match card.is_dismissed() {
+        true => std::task::Poll::Ready(Left::Dismissed),
+        false => gone.as_mut().poll(cx).map(|()| Left::ByItself),
+    })
+    .await
 }
 
 /// The last words, of the proxy or of a server. What the client still sends is read and dropped for a moment: a connection
@@ -190,6 +240,7 @@ async fn enter(stream: Stream, address: IpAddr, world: &Arc<World>) -> Option<Gu
         Ok(keys) => keys,
         Err(Out::Silent) => return None,
         Err(Out::Told(farewell)) => {
+            world.ledger.no_entry(NoEntry::Unavailable);
             farewell.write(&mut out);
             say(&mut stream, &mut out).await;
             return None;
@@ -198,6 +249,7 @@ async fn enter(stream: Stream, address: IpAddr, world: &Arc<World>) -> Option<Gu
     let asked = login.asked()?.clone();
     if !input.is_empty() {
         // Nothing may be sent before ReadyForQuery; what is, is read when there is a server. No driver does so.
+        world.ledger.no_entry(NoEntry::Protocol);
         Farewell::new(SqlState::PROTOCOL_VIOLATION, "statements came before the first ReadyForQuery")
             .write(&mut out);
         say(&mut stream, &mut out).await;
@@ -249,6 +301,7 @@ async fn converse(
                 return Err(Out::Silent);
             }
             Step::Refused => {
+                login.refused().into_iter().for_each(|sqlstate| world.ledger.no_entry(NoEntry::of(sqlstate)));
                 say(stream, out).await;
                 return Err(Out::Silent);
             }
@@ -294,21 +347,31 @@ async fn stay(
     out: &mut BytesMut,
     asked: Asked,
     keys: Option<ClientKeys>,
-    Origin { address, mut door }: Origin,
+    mut door: Door,
+    card: &Arc<Card>,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
         .map_err(|error| Farewell::new(SqlState::CONNECTION_FAILURE, error.to_string()))?;
+    if console::is_meant(&asked) {
+        return console::serve(stream, out, &asked, &ticket, card, world).await;
+    }
+    if world.disabled().contains(&asked.database) {
+        world.ledger.no_entry(NoEntry::Disabled);
+        let message = format!("database \"{}\" is disabled", asked.database);
+        return Err(Farewell::new(SqlState::CANNOT_CONNECT_NOW, message)
+            .hint("An administrator lets nobody in; ENABLE in the proxy's console ends that."));
+    }
     if asked.replication != Replication::Off {
-        return replicate(stream, out, &asked, keys, &ticket, world).await;
+        return replicate(stream, out, &asked, keys, &ticket, card, world).await;
     }
     let _counted = count(&asked, world)?;
     let Startup { settings: startup, access, splits } = startup(&asked, door.access)?;
     door.access = access;
-    let who = Who { database: asked.database.clone(), user: asked.user.clone(), address };
-    let mark = world.marks.of(who);
+    let (database, user) = (asked.database.clone(), asked.user.clone());
+    let mark = world.marks.of(Who { database, user, address: card.address.ip() });
     let splits = splits.unwrap_or(world.settings.load().reads.split) && access == Access::ReadWrite;
-    let wants = Wants { client: world.next_client(), asked, keys, door, mark, splits };
+    let wants = Wants { client: card.id, card: Arc::clone(card), asked, keys, door, mark, splits };
     match world.settings.load().pooling.of(&wants.asked.database, &wants.asked.user) {
         PoolMode::Session => keep(stream, out, &wants, startup, &ticket, world).await,
         PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
@@ -340,8 +403,8 @@ async fn keep(
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let found = tokio::select! {
-        found = wants.find(world) => found?,
-        () = stream.gone() => return Ok(Left::ByItself),
+        found = wants.first(world) => found?,
+        left = gone(stream, &wants.card) => return Ok(left),
     };
     let (pool, mut lent) = found;
     // Nobody tells its transactions apart.
@@ -357,7 +420,7 @@ async fn keep(
     let Lent { server, mut backend } = lent;
     let mut session = Session::new();
     session.hide_warnings(startup.hides_warnings());
-    let mut link = Link::default();
+    let mut link = Link::asking(&wants.card, world);
     link.watch(world.settings.load().timeouts);
     let greeting = greet(stream, out, &backend, ticket).await;
     let end = match greeting {
@@ -371,7 +434,7 @@ async fn keep(
     ticket.slot.lock().await.take();
     *out = link.take_unsaid();
     stop_at_server(&end, &backend, world);
-    let left = left(&end, &session, &backend);
+    let left = left(&end, &session, &backend, world);
     let lent = Lent { server, backend };
     match end {
         End::ServerLost(_) => pool.gone(server, world),
@@ -413,6 +476,7 @@ pub(crate) async fn begin(
 /// What a client wants of servers.
 pub(crate) struct Wants {
     client: ClientId,
+    pub(crate) card: Arc<Card>,
     asked: Asked,
     keys: Option<ClientKeys>,
     door: Door,
@@ -456,6 +520,16 @@ impl Wants {
 
     pub(crate) fn access(&self) -> Access {
         self.door.access
+    }
+
+    /// The server with which it comes in.
+    pub(crate) async fn first(&self, world: &Arc<World>) -> Result<(Arc<OnePool>, Lent), Farewell> {
+        let found = self.find(world).await;
+        match &found {
+            Ok((pool, _)) => pool.count_login(),
+            Err(_) => world.ledger.no_entry(NoEntry::Server),
+        }
+        found
     }
 
     /// A server. Whoever wants to read is content with the primary, too, when no standby has room for it in time.
@@ -553,8 +627,11 @@ pub(crate) async fn use_server(
 }
 
 /// What the client has to hear of it.
-pub(crate) fn left(end: &End, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
+pub(crate) fn left(end: &End, session: &Session, backend: &Backend, world: &World) -> Result<Left, Farewell> {
     let lost = session.lost();
+    if matches!(end, End::ServerLost(_) | End::Rerouted) {
+        world.ledger.ended(lost);
+    }
     Err(match end {
         End::ClientLeft | End::Over => return Ok(Left::ByItself),
         // In the middle of a message there is nothing to say but the end.
@@ -564,6 +641,7 @@ pub(crate) fn left(end: &End, session: &Session, backend: &Backend) -> Result<Le
             detail: Some(format!("{}: {why}.", backend.place.node)),
             ..Farewell::new(lost.sqlstate(), format!("the server was lost; {}", lost.sentence()))
         },
+        End::Dismissed => return Ok(Left::Dismissed),
         End::Rerouted => Farewell {
             detail: Some(format!(
                 "Node {} is not what it was in term {}.",
@@ -573,8 +651,7 @@ pub(crate) fn left(end: &End, session: &Session, backend: &Backend) -> Result<Le
             ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
         },
         End::Overdue(overdue) => overdue.farewell(),
-        End::Fault(Fault::Client { sqlstate, message }) => Farewell::new(*sqlstate, message.clone()),
-        End::Fault(fault) => Farewell::new(SqlState::PROTOCOL_VIOLATION, fault.to_string()),
+        End::Fault(fault) => fault.clone().into(),
     })
 }
 
@@ -585,6 +662,7 @@ async fn replicate(
     asked: &Asked,
     keys: Option<ClientKeys>,
     ticket: &Ticket,
+    card: &Arc<Card>,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let Route::To(place, target) = world.fence.route(&Role::Primary) else {
@@ -597,7 +675,7 @@ async fn replicate(
         parameters: asked.parameters.clone(),
     };
     let mut backend = Backend::open(place, target, &*world.server_tls, &purpose, keys).await?;
-    let (mut session, mut link) = (Session::new(), Link::default());
+    let (mut session, mut link) = (Session::new(), Link::of(card));
     let end = match greet(stream, out, &backend, ticket).await {
         Ok(()) => {
             let (fence, place) = (Arc::clone(&world.fence), backend.place.clone());
@@ -608,7 +686,7 @@ async fn replicate(
     };
     ticket.slot.lock().await.take();
     *out = link.take_unsaid();
-    let left = left(&end, &session, &backend);
+    let left = left(&end, &session, &backend, world);
     backend.close().await;
     left
 }

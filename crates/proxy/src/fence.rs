@@ -4,6 +4,7 @@
 //! number and at the clock. Leaves out what a route is ([`crate::routes`]). Hazard: a connection to a former primary that
 //! still takes statements.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::pool::Place;
 use crate::pools::Seat;
+use crate::roster::ServerCard;
 use crate::routes::{Role, Route, Routes, Table};
 
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct Fence {
     version: AtomicU64,
     changes: watch::Sender<u64>,
     hold_ms: AtomicU64,
+    /// Standbys that an operator wants to be sent nothing.
+    detached: Mutex<BTreeSet<NodeName>>,
 }
 
 /// May a server connection be used now?
@@ -46,6 +50,7 @@ impl Fence {
             version: AtomicU64::new(1),
             changes: watch::Sender::new(1),
             hold_ms: AtomicU64::new(0),
+            detached: Mutex::default(),
         };
         fence.set_hold(hold);
         fence
@@ -82,7 +87,14 @@ impl Fence {
     }
 
     pub(crate) fn standbys(&self) -> Vec<(NodeName, u32)> {
-        self.routes().standbys(clock::now())
+        let mut standbys = self.routes().standbys(clock::now());
+        let detached = self.detached();
+        standbys.retain(|(node, _)| !detached.contains(node));
+        standbys
+    }
+
+    pub(crate) fn detached(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When [`Fence::route`] changes by itself.
@@ -111,6 +123,10 @@ pub(crate) struct Admission {
     seen: u64,
     until: Instant,
     unknown_since: Option<Instant>,
+    /// When it was looked at last.
+    looked_at: Instant,
+    /// What goes over it is counted here.
+    card: Option<Arc<ServerCard>>,
     /// Where it is noted that its client rests while the server is drained.
     seat: Option<Seat>,
 }
@@ -122,10 +138,25 @@ impl Admission {
             role,
             place,
             seat,
+            card: None,
+            looked_at: Instant::from_boot(Duration::ZERO),
             seen: 0,
             until: Instant::from_boot(Duration::ZERO),
             unknown_since: None,
         }
+    }
+
+    pub(crate) fn counting(self, card: Option<Arc<ServerCard>>) -> Admission {
+        Admission { card, ..self }
+    }
+
+    pub(crate) fn card(&self) -> Option<&ServerCard> {
+        self.card.as_deref()
+    }
+
+    /// When [`Admission::verdict`] was asked for last.
+    pub(crate) fn looked_at(&self) -> Instant {
+        self.looked_at
     }
 
     /// Wakes whoever awaits its changes.
@@ -140,6 +171,7 @@ impl Admission {
 
     pub(crate) fn verdict(&mut self) -> Verdict {
         let now = clock::now();
+        self.looked_at = now;
         let version = self.fence.version.load(Ordering::Acquire);
         if version == self.seen && now < self.until {
             return Verdict::Admitted;

@@ -9,6 +9,7 @@
 //! - [`session`]: what happens to the bytes between a client and its server.
 //! - [`sql`], [`settings`], [`statements`]: what a client may leave in a server, and what has to follow it to the next one.
 //! - [`reads`]: what may be read from a standby.
+//! - [`console`]: what an operator says to the proxy, and what it shows; [`counts`]: what is counted.
 //! - [`server`]: how the proxy comes in at a server in a client's name.
 //!
 //! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
@@ -20,10 +21,14 @@ mod catalog;
 mod census;
 mod client;
 mod clock;
+pub mod console;
+pub mod counts;
 mod fence;
 pub mod hba;
 pub mod login;
 mod net;
+mod nodes;
+pub mod observed;
 pub mod pool;
 mod pools;
 mod positions;
@@ -31,6 +36,7 @@ mod proxy;
 mod readers;
 pub mod reads;
 mod relay;
+mod roster;
 pub mod routes;
 pub mod server;
 pub mod session;
@@ -47,4 +53,4 @@ pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
 pub use proxy::{Access, Config, Proxy, StartError};
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, PoolMode, Pooling, Reads, Settings, Timeouts};
+pub use world::{ClientTls, ConsoleAccess, PoolMode, Pooling, Reads, Settings, Timeouts};

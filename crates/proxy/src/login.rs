@@ -112,6 +112,8 @@ pub struct Login {
     /// `tls-server-end-point`, where the handshake gave it.
     certificate_hash: Option<Vec<u8>>,
     asked: Option<Asked>,
+    /// What it was told, when it was refused.
+    refused: Option<SqlState>,
     nonce: String,
 }
 
@@ -128,6 +130,7 @@ impl Login {
             encrypted: false,
             certificate_hash: None,
             asked: None,
+            refused: None,
             nonce,
         }
     }
@@ -135,6 +138,11 @@ impl Login {
     /// What the client asked for; known from [`Step::Method`] on.
     pub fn asked(&self) -> Option<&Asked> {
         self.asked.as_ref()
+    }
+
+    /// Why it was refused, if it was.
+    pub fn refused(&self) -> Option<SqlState> {
+        self.refused
     }
 
     pub fn is_encrypted(&self) -> bool {
@@ -345,6 +353,7 @@ impl Login {
     fn refuse(&mut self, out: &mut BytesMut, sqlstate: SqlState, message: &str) -> Step {
         let report = Report { severity: Severity::Fatal, sqlstate, message, detail: None, hint: None };
         build::error_response(out, &report);
+        self.refused = Some(sqlstate);
         self.end(Step::Refused)
     }
 

@@ -103,9 +103,24 @@ impl Stream {
         }
     }
 
+    /// Of this side and of the other one; nothing for a Unix socket.
+    pub(crate) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let tcp = match self {
+            Stream::Tcp(stream) => stream,
+            Stream::ClientTls(stream) => &stream.get_ref().0.inner,
+            Stream::ServerTls(stream) => stream.get_ref().0,
+            Stream::Unix(_) | Stream::Taken => return None,
+        };
+        Some((tcp.local_addr().ok()?, tcp.peer_addr().ok()?))
+    }
+
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self, Stream::ClientTls(_) | Stream::ServerTls(_))
+    }
+
     /// Has TLS put what was written on its way?
     pub(crate) fn must_flush(&self) -> bool {
-        matches!(self, Stream::ClientTls(_) | Stream::ServerTls(_))
+        self.is_encrypted()
     }
 }
 

@@ -79,6 +79,8 @@ pub enum Refusal {
     QueryWait,
     /// There was no server to use for so long.
     NoRoute,
+    /// An operator has paused it, and has not resumed in time.
+    Paused,
     /// The server does not let this user in, or has no such database.
     Rejected,
 }
@@ -123,6 +125,15 @@ pub struct Counts {
     pub max_wait: Duration,
 }
 
+/// What a server is doing, for whoever shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Opening,
+    Idle,
+    Lent { to: ClientId },
+    Closing,
+}
+
 #[derive(Debug)]
 struct Server {
     worker: Worker,
@@ -157,10 +168,10 @@ pub struct Pool {
     /// Counts the requests for fresh servers.
     epoch: u64,
     paused: bool,
-    /// There is no route.
-    held: bool,
     /// Since when nothing may be lent, for either reason.
     halted_since: Option<Instant>,
+    /// Since when there is no route.
+    held_since: Option<Instant>,
     servers: BTreeMap<ServerId, Server>,
     next_server: u64,
     /// Idle servers of each worker, the newest last.
@@ -185,8 +196,8 @@ impl Pool {
             place_number: 0,
             epoch: 0,
             paused: false,
-            held: true,
             halted_since: Some(now),
+            held_since: Some(now),
             servers: BTreeMap::new(),
             next_server: 0,
             idle: BTreeMap::new(),
@@ -303,7 +314,7 @@ impl Pool {
             (self.live, self.opening, self.open_again_at) = (0, 0, None);
             self.close_unfit_idle(now);
         }
-        self.held = false;
+        self.held_since = None;
         self.go_on(now);
     }
 
@@ -311,7 +322,7 @@ impl Pool {
     /// comes back as it was; what becomes of the lent ones is for their sessions.
     pub fn hold(&mut self, now: Instant) {
         self.halted_since.get_or_insert(now);
-        self.held = true;
+        self.held_since.get_or_insert(now);
     }
 
     /// Lends nothing and closes everything, each server when it is given back. Done when [`Pool::is_drained`].
@@ -331,6 +342,46 @@ impl Pool {
         self.epoch += 1;
         self.close_unfit_idle(now);
         self.open_more(now);
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// There is no route.
+    pub fn is_held(&self) -> bool {
+        self.held_since.is_some()
+    }
+
+    /// Some of its servers are to be closed as soon as nobody uses them, or are being closed.
+    pub fn has_outdated(&self, now: Instant) -> bool {
+        self.servers.values().any(|server| self.is_outdated(server, now))
+    }
+
+    fn is_outdated(&self, server: &Server, now: Instant) -> bool {
+        server.state == State::Closing
+            || matches!(
+                self.unfit(server, now),
+                Some(Closing::Rerouted | Closing::Reconnect | Closing::Paused)
+            )
+    }
+
+    /// All of them, whether they are to be closed when nobody uses them, and what they do.
+    pub fn servers(&self, now: Instant) -> impl Iterator<Item = (ServerId, Use, bool)> {
+        self.servers.iter().map(move |(id, server)| {
+            let doing = match server.state {
+                State::Opening => Use::Opening,
+                State::Idle { .. } => Use::Idle,
+                State::Lent(to) => Use::Lent { to },
+                State::Closing => Use::Closing,
+            };
+            (*id, doing, self.is_outdated(server, now))
+        })
+    }
+
+    /// Clients that wait, and since when; the first one first.
+    pub fn waiting(&self) -> impl Iterator<Item = (ClientId, Instant)> {
+        self.waiting.values().map(|waiter| (waiter.client, waiter.since))
     }
 
     pub fn set_limits(&mut self, limits: Limits, now: Instant) {
@@ -353,11 +404,11 @@ impl Pool {
     /// Refuses who has waited for too long, and closes what is too old.
     pub fn tick(&mut self, now: Instant) {
         while let Some((&ticket, &Waiter { client, since, .. })) = self.waiting.first_key_value() {
-            let held = self.halted_since.map(|halted| now.since(halted.max(since)));
+            let held = self.held_since.map(|held| now.since(held.max(since)));
             let why = if held.is_some_and(|held| held >= self.limits.hold) {
                 Refusal::NoRoute
             } else if now.since(since) >= self.limits.query_wait {
-                Refusal::QueryWait
+                if self.paused { Refusal::Paused } else { Refusal::QueryWait }
             } else {
                 break;
             };
@@ -391,7 +442,7 @@ impl Pool {
 
     /// Lends again, unless something else still forbids it.
     fn go_on(&mut self, now: Instant) {
-        if self.paused || self.held {
+        if self.paused || self.is_held() {
             return;
         }
         self.halted_since = None;

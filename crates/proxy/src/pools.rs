@@ -5,18 +5,22 @@
 //!
 //! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use pgherd_core::types::{Instant, NodeName};
 use pgherd_pgwire::scram::ClientKeys;
 use pgherd_pgwire::startup::Replication;
 use tokio::sync::oneshot;
 
 use crate::backend::Backend;
 use crate::clock;
+use crate::counts::Counts;
 use crate::fence::Admission;
-use crate::pool::{Answer, ClientId, Counts, Limits, Order, Pool, Refusal, ServerId, Worker};
+use crate::pool::{self, Answer, ClientId, Limits, Order, Pool, Refusal, ServerId, Use, Worker};
+use crate::roster::ServerCard;
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::world::World;
@@ -32,11 +36,35 @@ pub struct Name {
 #[derive(Default)]
 pub(crate) struct Pools {
     by_name: Mutex<HashMap<Name, Arc<OnePool>>>,
+    paused: Mutex<Paused>,
+}
+
+/// What an operator has paused; also for pools that there will be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Paused {
+    pub(crate) all: bool,
+    pub(crate) databases: BTreeSet<String>,
+}
+
+impl Paused {
+    pub(crate) fn has(&self, database: &str) -> bool {
+        self.all || self.databases.contains(database)
+    }
+}
+
+/// What there is in a pool, at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) name: Name,
+    pub(crate) counts: pool::Counts,
+    pub(crate) servers: Vec<(Use, bool, Option<Arc<ServerCard>>)>,
+    pub(crate) waiting: Vec<(ClientId, Instant)>,
 }
 
 pub(crate) struct OnePool {
     name: Name,
     state: Mutex<State>,
+    counts: Arc<Counts>,
 }
 
 impl std::fmt::Debug for OnePool {
@@ -48,6 +76,8 @@ impl std::fmt::Debug for OnePool {
 struct State {
     pool: Pool,
     idle: HashMap<ServerId, Backend>,
+    /// Of all that are open, whoever has them.
+    cards: HashMap<ServerId, Arc<ServerCard>>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
     /// Lent, and their clients begin nothing while the primary is drained.
     resting: HashSet<ServerId>,
@@ -76,8 +106,20 @@ pub(crate) struct Lent {
 impl State {
     /// A server of which its client has no more need. What is to become of it the pool orders.
     fn take_back(&mut self, lent: Lent, reusable: bool) {
+        if let Some(card) = &lent.backend.card {
+            let statements = u32::try_from(lent.backend.known.len()).unwrap_or(u32::MAX);
+            card.statements.store(statements, Ordering::Relaxed);
+        }
         self.idle.insert(lent.server, lent.backend);
         self.pool.release(lent.server, reusable, clock::now());
+    }
+
+    /// A server is no more.
+    fn closed(&mut self, server: ServerId) {
+        if let Some(card) = self.cards.remove(&server) {
+            card.counts.closed();
+        }
+        self.pool.closed(server, clock::now());
     }
 }
 
@@ -95,15 +137,20 @@ impl Pools {
             if let Route::To(place, _) = world.fence.route(&name.role) {
                 pool.route(place, clock::now());
             }
+            if self.paused().has(&name.database) {
+                pool.pause(clock::now());
+            }
             let state = State {
                 pool,
                 idle: HashMap::new(),
+                cards: HashMap::new(),
                 waiting: HashMap::new(),
                 resting: HashSet::new(),
                 keys: None,
                 rejection: None,
             };
-            Arc::new(OnePool { name: name.clone(), state: Mutex::new(state) })
+            let counts = world.ledger.of(&name.database, &name.user);
+            Arc::new(OnePool { name: name.clone(), state: Mutex::new(state), counts })
         });
         let pool = Arc::clone(pool);
         drop(all);
@@ -149,7 +196,7 @@ impl Pools {
                 .collect();
             for server in dead {
                 state.idle.remove(&server);
-                state.pool.closed(server, clock::now());
+                state.closed(server);
             }
             state.pool.tick(clock::now());
             pool.act(state, world);
@@ -161,9 +208,81 @@ impl Pools {
         });
     }
 
-    pub(crate) fn counts(&self) -> Vec<(Name, Counts)> {
+    pub(crate) fn counts(&self) -> Vec<(Name, pool::Counts)> {
         let now = clock::now();
         self.every().iter().map(|pool| (pool.name.clone(), pool.state().pool.counts(now))).collect()
+    }
+
+    pub(crate) fn look(&self) -> Vec<Look> {
+        let now = clock::now();
+        let look = |pool: &Arc<OnePool>| {
+            let state = pool.state();
+            let servers = state.pool.servers(now);
+            let servers =
+                servers.map(|(id, doing, outdated)| (doing, outdated, state.cards.get(&id).cloned()));
+            Look {
+                name: pool.name.clone(),
+                counts: state.pool.counts(now),
+                servers: servers.collect(),
+                waiting: state.pool.waiting().collect(),
+            }
+        };
+        self.every().iter().map(look).collect()
+    }
+
+    pub(crate) fn paused(&self) -> MutexGuard<'_, Paused> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is paused, and brings all pools to it.
+    pub(crate) fn set_paused<T>(&self, world: &Arc<World>, change: impl FnOnce(&mut Paused) -> T) -> T {
+        let changed = change(&mut self.paused());
+        // A pool that is made meanwhile looks for itself, and is brought to the same.
+        for pool in self.every() {
+            let mut state = pool.state();
+            match (self.paused().has(&pool.name.database), state.pool.is_paused()) {
+                (true, false) => state.pool.pause(clock::now()),
+                (false, true) => state.pool.resume(clock::now()),
+                _ => continue,
+            }
+            pool.act(state, world);
+        }
+        changed
+    }
+
+    /// Of this database, or of all.
+    fn of_database(&self, database: Option<&str>) -> impl Iterator<Item = Arc<OnePool>> {
+        let meant = move |pool: &Arc<OnePool>| database.is_none_or(|name| pool.name.database == name);
+        self.every().into_iter().filter(meant)
+    }
+
+    pub(crate) fn reconnect(&self, database: Option<&str>, world: &Arc<World>) {
+        for pool in self.of_database(database) {
+            let mut state = pool.state();
+            state.pool.reconnect(clock::now());
+            pool.act(state, world);
+        }
+    }
+
+    /// Of the servers at one node.
+    pub(crate) fn reconnect_at(&self, node: &NodeName, world: &Arc<World>) {
+        let role = Role::Standby(node.clone());
+        for pool in self.every().into_iter().filter(|pool| pool.name.role == role) {
+            let mut state = pool.state();
+            state.pool.reconnect(clock::now());
+            pool.act(state, world);
+        }
+    }
+
+    /// None of them has a server.
+    pub(crate) fn have_none(&self, database: Option<&str>) -> bool {
+        self.of_database(database).all(|pool| pool.state().pool.is_drained())
+    }
+
+    /// None of them has a server that is to be closed.
+    pub(crate) fn are_fresh(&self, database: Option<&str>) -> bool {
+        let now = clock::now();
+        self.of_database(database).all(|pool| !pool.state().pool.has_outdated(now))
     }
 
     fn every(&self) -> Vec<Arc<OnePool>> {
@@ -187,17 +306,19 @@ impl OnePool {
         worker: Worker,
         world: &Arc<World>,
     ) -> Result<Lent, NotLent> {
+        let since = clock::now();
         let receiver = {
             let mut state = self.state();
             loop {
-                match state.pool.request(client, worker, clock::now()) {
+                match state.pool.request(client, worker, since) {
                     Answer::Lent { server, .. } => {
                         let Some(backend) = state.idle.remove(&server) else { continue };
                         if backend.stream.is_quiet() {
                             self.act(state, world);
+                            self.counts.waited(Duration::ZERO);
                             return Ok(Lent { server, backend });
                         }
-                        state.pool.closed(server, clock::now());
+                        state.closed(server);
                     }
                     Answer::Refused(why) => {
                         self.act(state, world);
@@ -208,15 +329,27 @@ impl OnePool {
             }
             let (sender, receiver) = oneshot::channel();
             state.waiting.insert(client, sender);
+            if state.pool.is_held() {
+                self.counts.held();
+            }
             self.act(state, world);
             receiver
         };
         let mut waiter = Waiter { pool: self, client, receiver, world };
-        match (&mut waiter.receiver).await {
+        let answered = (&mut waiter.receiver).await;
+        if let Ok(Ok(_)) = answered {
+            self.counts.waited(clock::now().since(since));
+        }
+        match answered {
             Ok(granted) => granted,
             // Never: whoever drops the sender has answered.
             Err(_) => Err(NotLent::Refused(Refusal::QueryWait)),
         }
+    }
+
+    /// A client has come in with one of its servers.
+    pub(crate) fn count_login(&self) {
+        self.counts.login();
     }
 
     /// The right to use a server that is lent.
@@ -228,7 +361,7 @@ impl OnePool {
     ) -> Admission {
         let seat = Seat { pool: Arc::clone(self), server, rests: false };
         let (fence, role) = (Arc::clone(&world.fence), self.name.role.clone());
-        Admission::new(fence, role, backend.place.clone(), Some(seat))
+        Admission::new(fence, role, backend.place.clone(), Some(seat)).counting(backend.card.clone())
     }
 
     /// `reusable`: it is as clean as a fresh one.
@@ -241,7 +374,7 @@ impl OnePool {
     /// A server that was lent is no more.
     pub(crate) fn gone(self: &Arc<Self>, server: ServerId, world: &Arc<World>) {
         let mut state = self.state();
-        state.pool.closed(server, clock::now());
+        state.closed(server);
         self.act(state, world);
     }
 
@@ -288,6 +421,23 @@ impl OnePool {
         }
     }
 
+    fn card(&self, backend: &Backend, world: &World) -> Arc<ServerCard> {
+        self.counts.opened();
+        let addresses = backend.stream.addresses();
+        Arc::new(ServerCard {
+            number: world.roster.next_server.fetch_add(1, Ordering::Relaxed) + 1,
+            place: backend.place.clone(),
+            address: addresses.map(|(_, peer)| peer),
+            local: addresses.map(|(local, _)| local),
+            is_encrypted: backend.stream.is_encrypted(),
+            pid: backend.welcome.pid,
+            opened_at: SystemTime::now(),
+            statements: Default::default(),
+            counts: Arc::clone(&self.counts),
+            node_counts: world.ledger.of_node(&backend.place.node),
+        })
+    }
+
     async fn open(self: Arc<Self>, server: ServerId, keys: Option<ClientKeys>, world: &Arc<World>) {
         let Name { database, user, role } = self.name.clone();
         let purpose = Purpose { user, database, replication: Replication::Off, parameters: Vec::new() };
@@ -301,8 +451,11 @@ impl OnePool {
         let mut state = self.state();
         let now = clock::now();
         match opened {
-            Ok(backend) => {
+            Ok(mut backend) => {
                 state.rejection = None;
+                let card = self.card(&backend, world);
+                backend.card = Some(Arc::clone(&card));
+                state.cards.insert(server, card);
                 state.idle.insert(server, backend);
                 state.pool.opened(server, now);
             }

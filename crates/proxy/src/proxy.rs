@@ -15,7 +15,9 @@ use tokio::sync::watch;
 
 use crate::client::{self, Door};
 use crate::clock;
+use crate::counts::NoEntry;
 use crate::net::ServerTls;
+use crate::observed::{self, Observation};
 use crate::pool::{Counts, Worker};
 use crate::pools::{Name, TICK};
 use crate::routes::{Role, Route, Table};
@@ -28,6 +30,9 @@ const BACKLOG: i32 = 4096;
 const BREATH: Duration = Duration::from_millis(50);
 /// A drain takes as long as the last transaction, and clients wait for its end.
 const LOOK_AT_DRAIN_EVERY: Duration = Duration::from_millis(2);
+
+/// What averages are over, as PgBouncer's `stats_period`.
+pub(crate) const STATS_PERIOD: Duration = Duration::from_secs(60);
 
 /// What a listener leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +103,8 @@ impl Proxy {
         }
         let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
         let world = Arc::new(World::new(settings, server_tls, Verifiers::new(auth_query)?, handles));
+        // Nobody has set it before.
+        world.listening.get_or_init(|| addresses.clone());
         let stop = watch::Sender::new(false);
         let mut threads = Vec::new();
         for (number, (runtime, listeners)) in (0_u16..).zip(runtimes.into_iter().zip(listeners)) {
@@ -117,8 +124,10 @@ impl Proxy {
 
     /// `false`: the table is of a former term, and changes nothing.
     pub fn learn(&self, table: Table) -> bool {
+        let seen = table.clone();
         let learnt = self.world.fence.learn(table);
         if learnt {
+            self.world.nodes.learn(seen, clock::now());
             self.world.pools.rerouted(&self.world);
         }
         learnt
@@ -138,6 +147,16 @@ impl Proxy {
         self.world.settings.store(Arc::new(settings));
         self.world.fence.set_hold(limits.hold);
         self.world.pools.set_limits(limits, &self.world);
+    }
+
+    /// For metrics.
+    pub fn observe(&self) -> Observation {
+        observed::observe(&self.world.see())
+    }
+
+    /// Until an operator wants the proxy to ask what the herd wants.
+    pub async fn reload_wanted(&self) {
+        self.world.reload.notified().await;
     }
 
     pub fn pools(&self) -> Vec<(Name, Counts)> {
@@ -231,6 +250,7 @@ fn welcome(stream: TcpStream, from: SocketAddr, door: Door, world: &Arc<World>) 
     }
     let here = Here::new(world);
     if here.number > world.settings.load().max_clients as u64 {
+        world.ledger.no_entry(NoEntry::TooMany);
         tokio::spawn(async move {
             client::refuse(stream).await;
             drop(here);
@@ -239,7 +259,7 @@ fn welcome(stream: TcpStream, from: SocketAddr, door: Door, world: &Arc<World>) 
     }
     let world = Arc::clone(world);
     tokio::spawn(async move {
-        client::serve(stream, from.ip(), door, world).await;
+        client::serve(stream, from, door, world).await;
         drop(here);
     });
 }
@@ -267,8 +287,14 @@ async fn keep_in_step(world: Arc<World>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut was_known = false;
+    let mut period_ends = clock::now() + STATS_PERIOD;
     loop {
         ticks.tick().await;
+        if clock::now() >= period_ends {
+            period_ends = clock::now() + STATS_PERIOD;
+            world.ledger.tidy();
+            world.ledger.period(clock::now());
+        }
         let known = matches!(world.fence.route(&Role::Primary), Route::To(..));
         let ran_out = world.fence.wake_at().is_some_and(|at| clock::now() >= at);
         if was_known != known || ran_out {

@@ -14,18 +14,22 @@
 use std::cell::Cell;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use pgherd_pgwire::frame::HEADER_BYTES;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::console::aside::Aside;
+use crate::counts::Meter;
 use crate::fence::{Admission, Verdict};
 use crate::net::Stream;
+use crate::roster::Card;
 use crate::session::{Fault, Pass, Passed, Session};
 use crate::trial::{Outcome, Trial};
 use crate::watch::{Overdue, Watch};
-use crate::world::Timeouts;
+use crate::world::{Timeouts, World};
 
 /// What is read at once. Large, so that a big result costs few system calls; one for each thread.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -44,6 +48,8 @@ pub(crate) enum End {
     /// The client said goodbye, or is gone.
     ClientLeft,
     ServerLost(String),
+    /// Somebody has ended the client.
+    Dismissed,
     /// The server was told to be the client's no more: it is of a former term.
     Rerouted,
     /// It lasted longer than the operator lets it.
@@ -59,9 +65,35 @@ pub(crate) struct Link {
     /// Of what is under way.
     trial: Option<Trial>,
     watch: Option<Watch>,
+    meter: Meter,
+    /// The client's.
+    card: Option<Arc<Card>>,
+    /// What it asks of the proxy in passing.
+    aside: Option<Aside>,
 }
 
 impl Link {
+    pub(crate) fn of(card: &Arc<Card>) -> Link {
+        Link { card: Some(Arc::clone(card)), ..Link::default() }
+    }
+
+    /// Of a client that may ask the proxy something in passing.
+    pub(crate) fn asking(card: &Arc<Card>, world: &Arc<World>) -> Link {
+        Link { aside: Some(Aside::new(world)), ..Link::of(card) }
+    }
+
+    /// Answers what the client has asked of the proxy, if it has. Its session has no server.
+    pub(crate) fn answer_aside(&mut self, session: &Session) -> Result<bool, Fault> {
+        let (Some(aside), Some(status)) = (&mut self.aside, session.lull()) else { return Ok(false) };
+        let taken = aside.answer(&self.to_server.unread, status, &mut self.to_client.pending)?;
+        self.to_server.unread.advance(taken.unwrap_or(0));
+        Ok(taken.is_some())
+    }
+
+    fn is_dismissed(&self) -> bool {
+        self.card.as_ref().is_some_and(|card| card.is_dismissed())
+    }
+
     /// Something that the client is to hear next.
     pub(crate) fn say(&mut self, write: impl FnOnce(&mut BytesMut)) {
         write(&mut self.to_client.pending);
@@ -70,6 +102,11 @@ impl Link {
     /// What the client has not taken yet.
     pub(crate) fn take_unsaid(&mut self) -> BytesMut {
         std::mem::take(&mut self.to_client.pending)
+    }
+
+    fn count_moved(&mut self) {
+        self.meter.received_bytes += std::mem::take(&mut self.to_server.moved_bytes);
+        self.meter.sent_bytes += std::mem::take(&mut self.to_client.moved_bytes);
     }
 
     /// What the client has sent, and nobody has looked at.
@@ -121,11 +158,16 @@ impl Link {
     /// Until the client has sent more than the beginning of a header. `false`: it is gone.
     pub(crate) async fn is_asked(&mut self, client: &mut Stream) -> bool {
         std::future::poll_fn(|cx| {
+            if self.is_dismissed() {
+                return Poll::Ready(false);
+            }
             // What it does not read now it may read later.
             if let Poll::Ready(Err(_)) = self.to_client.drain(cx, client) {
                 return Poll::Ready(false);
             }
-            while self.to_server.unread.len() <= HEADER_LEFT_BYTES {
+            let is_in_a_message = self.aside.as_ref().is_some_and(Aside::is_in_a_message);
+            let least = if is_in_a_message { 0 } else { HEADER_LEFT_BYTES };
+            while self.to_server.unread.len() <= least {
                 match ready!(self.to_server.read(cx, client)) {
                     Ok(count) if count > 0 => {}
                     _ => return Poll::Ready(false),
@@ -145,6 +187,8 @@ struct Way {
     /// Passed on, and not taken yet.
     pending: BytesMut,
     must_flush: bool,
+    /// Read, and not counted yet.
+    moved_bytes: u64,
 }
 
 /// Until one side leaves, or the client needs this server no more. `admission` is that of the server.
@@ -172,6 +216,8 @@ pub(crate) async fn relay(
             changed.as_mut().poll(cx).map(|_| None)
         });
         if let Some(end) = moved.await {
+            link.count_moved();
+            link.meter.finish(session, admission.looked_at(), admission.card());
             return end;
         }
     }
@@ -186,6 +232,9 @@ fn poll(
     link: &mut Link,
 ) -> Poll<End> {
     loop {
+        if link.is_dismissed() {
+            return Poll::Ready(End::Dismissed);
+        }
         match admission.verdict() {
             Verdict::Admitted => {
                 if admission.rest(false) {
@@ -214,6 +263,10 @@ fn poll(
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
         };
+        if answered {
+            link.count_moved();
+            link.meter.look(session, admission.looked_at(), link.card.as_deref(), admission.card());
+        }
         if session.is_over() {
             return Poll::Ready(End::Over);
         }
@@ -222,6 +275,10 @@ fn poll(
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Pending => false,
         };
+        if asked {
+            link.count_moved();
+            link.meter.look(session, admission.looked_at(), link.card.as_deref(), admission.card());
+        }
         if session.has_left() && !link.to_server.pending.has_remaining() {
             return Poll::Ready(End::ClientLeft);
         }
@@ -265,15 +322,21 @@ fn from_client(
     link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let Link { to_server: way, to_client, .. } = link;
+    let Link { to_server: way, to_client, aside, .. } = link;
     ready!(way.drain(cx, server)).map_err(lost)?;
     if !session.has_room() || session.has_left() {
         // Until the server has answered, which wakes this task.
         return Poll::Pending;
     }
     let answers = &mut to_client.pending;
-    let show =
-        |chunk: &[u8], edited: &mut BytesMut| session.from_client(chunk, edited, answers).map(Shown::from);
+    let show = |chunk: &[u8], edited: &mut BytesMut| {
+        if let (Some(aside), Some(status)) = (aside, session.lull())
+            && let Some(taken_bytes) = aside.answer(chunk, status, answers)?
+        {
+            return Ok(Shown { as_it_came: Some(0), taken_bytes });
+        }
+        session.from_client(chunk, edited, answers).map(Shown::from)
+    };
     match ready!(way.pump(cx, client, server, show)) {
         Ok(true) => match to_client.drain(cx, client) {
             Poll::Ready(Err(_)) => Poll::Ready(Err(End::ClientLeft)),
@@ -335,6 +398,7 @@ impl Way {
         let mut buffer = ReadBuf::new(&mut chunk[..room]);
         let read = Pin::new(from).poll_read(cx, &mut buffer).map_ok(|()| {
             self.unread.extend_from_slice(buffer.filled());
+            self.moved_bytes += buffer.filled().len() as u64;
             buffer.filled().len()
         });
         CHUNK.set(Some(chunk));
@@ -370,6 +434,7 @@ impl Way {
             let mut buffer = ReadBuf::new(&mut chunk[kept..]);
             ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Broken::Read)?;
             count = buffer.filled().len();
+            self.moved_bytes += count as u64;
             if count == 0 {
                 return Poll::Ready(Ok(false));
             }

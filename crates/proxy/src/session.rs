@@ -30,6 +30,7 @@ pub use cut::{Pass, Passed};
 use shared::Shared;
 pub use shared::{Loan, Mode};
 
+use crate::counts::Tally;
 use crate::sql;
 
 mod cut;
@@ -125,9 +126,7 @@ pub struct Session {
     begun_nothing: bool,
     /// The client wants no warnings; the server sends them all the same.
     hides_warnings: bool,
-    /// How often the server was ready, and how often without a transaction.
-    cycles: u64,
-    transactions: u64,
+    tally: Tally,
     /// Servers are this client's for a transaction only.
     shared: Option<Box<Shared>>,
 }
@@ -179,8 +178,7 @@ impl Session {
             answered: false,
             begun_nothing: false,
             hides_warnings: false,
-            cycles: 0,
-            transactions: 0,
+            tally: Tally::default(),
             shared: None,
         }
     }
@@ -204,6 +202,33 @@ impl Session {
     /// If the server says that it is shut down, the client is told instead what is true of its work: [`Session::lost`].
     pub fn expect_shutdown(&mut self, expected: bool) {
         self.expects_shutdown = expected;
+    }
+
+    /// What has gone by.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// At a moment at which the proxy could answer something in the server's place: the status that it would tell. Nothing is
+    /// outstanding then, both sides are between messages, and a transaction that is open has not failed.
+    pub fn lull(&self) -> Option<TransactionStatus> {
+        let between = |stream: &Stream| stream.scanner.body_left_bytes() == 0 && stream.reading.is_none();
+        let is_lull = self.flow.outstanding() == 0
+            && !(self.muted || self.is_cut_off || self.has_left || self.flow.in_doubt())
+            && between(&self.client)
+            && between(&self.server);
+        let has_begun = self.shared.as_ref().is_some_and(|shared| shared.has_begun());
+        match self.flow.status() {
+            _ if !is_lull => None,
+            TransactionStatus::Idle if has_begun => Some(TransactionStatus::InTransaction),
+            TransactionStatus::Failed => None,
+            status => Some(status),
+        }
+    }
+
+    /// The server owes an answer.
+    pub fn is_asked(&self) -> bool {
+        self.flow.outstanding() > 0
     }
 
     /// It asked the server for something.
@@ -242,7 +267,7 @@ impl Session {
     }
 
     pub fn doing(&self) -> Doing {
-        let (cycle, transaction) = (self.cycles, self.transactions);
+        let (cycle, transaction) = (self.tally.queries, self.tally.transactions);
         if self.flow.outstanding() > 0 {
             Doing::Waits { cycle, transaction }
         } else if self.flow.status() != TransactionStatus::Idle {
@@ -337,7 +362,14 @@ impl Session {
             self.has_left = true;
             return Ok(());
         }
+        self.count(request, Origin::Client);
         self.flow.request(request, Origin::Client).map(|_| ())
+    }
+
+    fn count(&mut self, request: Request, origin: Origin) {
+        self.tally.parses += u64::from(request == Request::Parse && origin != Origin::Proxy);
+        self.tally.server_parses += u64::from(request == Request::Parse && origin != Origin::Local);
+        self.tally.binds += u64::from(request == Request::Bind);
     }
 
     /// Bytes from the server, for the client.
@@ -505,8 +537,10 @@ impl Session {
         let is_own = self.answered(answer)?;
         self.server_has_ended |= answer == Answer::Error { fatal: true };
         self.answered = !matches!(answer, Answer::Ready(_));
-        self.cycles += u64::from(!self.answered);
-        self.transactions += u64::from(answer == Answer::Ready(TransactionStatus::Idle));
+        if let Answer::Ready(status) = answer {
+            self.tally.queries += 1;
+            self.tally.transactions += u64::from(status == TransactionStatus::Idle);
+        }
         if self.server_has_ended || matches!(answer, Answer::Ready(_)) {
             self.muted = false;
         }

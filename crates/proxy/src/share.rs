@@ -17,8 +17,9 @@ use pgherd_pgwire::message::build;
 
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
-use crate::client::{Farewell, Left, Wants, begin, greet, leave, left, stop_at_server, use_server};
+use crate::client::{Farewell, Left, Wants, begin, gone, greet, leave, left, stop_at_server, use_server};
 use crate::clock;
+use crate::counts::Pins;
 use crate::net::Stream;
 use crate::pools::{Lent, OnePool};
 use crate::positions::{Positions, Reader};
@@ -73,8 +74,8 @@ pub(crate) async fn share(
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
     let (pool, lent) = tokio::select! {
-        found = wants.find(world) => found?,
-        () = stream.gone() => return Ok(Left::ByItself),
+        found = wants.first(world) => found?,
+        left = gone(stream, &wants.card) => return Ok(left),
     };
     let startup = Arc::new(wants.settings(startup, &lent.backend));
     let wanted = startup.for_server();
@@ -102,7 +103,7 @@ pub(crate) async fn share(
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     session.hide_warnings(sharing.settings.hides_warnings());
-    let mut link = Link::default();
+    let mut link = Link::asking(&wants.card, world);
     let timeouts = world.settings.load().timeouts;
     link.watch(timeouts);
     loop {
@@ -115,7 +116,18 @@ pub(crate) async fn share(
             None => asking.await,
             Some(within) => tokio::time::timeout(within, asking).await.map_err(|_| overdue.farewell())?,
         };
-        if !is_asked || link.unread().first() == Some(&b'X') {
+        if !is_asked {
+            return Ok(if wants.card.is_dismissed() { Left::Dismissed } else { Left::ByItself });
+        }
+        match link.answer_aside(&session) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(fault) => {
+                *out = link.take_unsaid();
+                return Err(fault.into());
+            }
+        }
+        if link.unread().first() == Some(&b'X') {
             return Ok(Left::ByItself);
         }
         if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
@@ -149,7 +161,7 @@ impl Sharing<'_> {
             let found = tokio::select! {
                 biased;
                 found = self.find(reads.is_some()) => found?,
-                () = stream.gone() => return Ok(Some(Left::ByItself)),
+                left = gone(stream, &self.wants.card) => return Ok(Some(left)),
             };
             let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
@@ -197,13 +209,14 @@ impl Sharing<'_> {
             stop_at_server(&end, &lent.backend, self.world);
             if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
                 // It was told nothing of what its client wants; another one will be.
+                self.world.ledger.spared();
                 match is_lost {
                     true => pool.gone(lent.server, self.world),
                     false => pool.give_back(lent, false, self.world),
                 }
                 continue;
             }
-            let gone = left(&end, session, &lent.backend);
+            let gone = left(&end, session, &lent.backend, self.world);
             match end {
                 End::Over => {
                     self.give_back(&pool, lent).await;
@@ -250,6 +263,7 @@ impl Sharing<'_> {
                 Err(end) => break end,
             }
         };
+        self.wants.card.unpin();
         // A cancel that is on its way hits this client's server, and nobody else's.
         self.ticket.slot.lock().await.take();
         if let Some(loan) = session.detach() {
@@ -389,6 +403,10 @@ impl Sharing<'_> {
             && let Err(NotDone::Lost(why)) = backend.become_like(&self.wanted, false).await
         {
             return Err(End::ServerLost(why));
+        }
+        let pins = Pins::of(held.ties, held.unmovable);
+        if !pins.is_empty() && self.wants.card.pin(pins) {
+            self.world.ledger.pinned(pins);
         }
         if held.is_nothing() {
             held.effects = Effects::default();

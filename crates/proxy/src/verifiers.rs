@@ -89,6 +89,13 @@ impl Verifiers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(user);
     }
 
+    /// Closes the connection that nobody needs at the moment. The next one who comes opens another.
+    pub(crate) fn rest(&self) {
+        if let Ok(mut connection) = self.connection.try_lock() {
+            connection.take();
+        }
+    }
+
     fn known(&self, user: &str) -> Option<Option<Verifier>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(user).filter(|(_, asked)| asked.elapsed() < GOOD_FOR).map(|(verifier, _)| verifier.clone())

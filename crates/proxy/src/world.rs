@@ -1,27 +1,33 @@
 //! What all workers of a proxy share.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
+use pgherd_core::types::Instant;
 use rustls::ServerConfig;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::cancel::Cancels;
 use crate::catalog::Catalog;
 use crate::census::Census;
 use crate::clock;
+use crate::counts::Ledger;
 use crate::fence::Fence;
 use crate::hba::Hba;
 use crate::login;
 use crate::net::ServerTls;
+use crate::nodes::Nodes;
 use crate::pool::{ClientId, Limits, Worker};
 use crate::pools::Pools;
 use crate::positions::{Marks, Positions};
 use crate::reads::Texts;
+use crate::roster::Roster;
 use crate::statements::Registry;
 use crate::verifiers::Verifiers;
 
@@ -78,6 +84,14 @@ pub struct Timeouts {
     pub query: Option<Duration>,
 }
 
+/// Who may speak to the console. Roles that can log in; nothing else is asked of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleAccess {
+    pub admins: BTreeSet<String>,
+    /// May look, and change nothing.
+    pub readers: BTreeSet<String>,
+}
+
 /// What can be replaced while the proxy runs; clients that are in stay in.
 #[derive(Clone)]
 pub struct Settings {
@@ -98,6 +112,7 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// From the first byte to the proof.
     pub login_timeout: Duration,
+    pub console: ConsoleAccess,
 }
 
 impl Settings {
@@ -123,6 +138,7 @@ impl Settings {
             max_database_clients: None,
             timeouts: Timeouts::default(),
             login_timeout: Duration::from_secs(60),
+            console: ConsoleAccess::default(),
         }
     }
 
@@ -160,6 +176,20 @@ pub(crate) struct World {
     pub(crate) refused: Texts,
     /// or has answered.
     pub(crate) answered: Texts,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) ledger: Ledger,
+    pub(crate) nodes: Nodes,
+    /// Databases to which nobody is let in.
+    pub(crate) disabled: Mutex<BTreeSet<String>>,
+    /// Conversations with the console.
+    pub(crate) consoles: AtomicUsize,
+    /// An operator wants to have what the herd wants now.
+    pub(crate) reload: Notify,
+    /// Where clients come in.
+    pub(crate) listening: OnceLock<Vec<SocketAddr>>,
+    /// When the proxy was started.
+    pub(crate) started: Instant,
+    pub(crate) started_at: SystemTime,
     /// Where each worker's tasks are spawned.
     workers: Vec<Handle>,
     /// Clients, whether they are in or not.
@@ -189,10 +219,23 @@ impl World {
             databases: Arc::default(),
             refused: Texts::default(),
             answered: Texts::default(),
+            roster: Arc::default(),
+            ledger: Ledger::default(),
+            nodes: Nodes::default(),
+            disabled: Mutex::default(),
+            consoles: AtomicUsize::new(0),
+            reload: Notify::new(),
+            listening: OnceLock::new(),
+            started: clock::now(),
+            started_at: SystemTime::now(),
             workers,
             clients: AtomicU64::new(0),
             next_client: AtomicU64::new(1),
         }
+    }
+
+    pub(crate) fn disabled(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.disabled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn spawn_at(&self, worker: Worker, task: impl Future<Output = ()> + Send + 'static) {

@@ -749,6 +749,7 @@ impl Session {
     /// Its ticket. The server does not skip, so that it reads what is asked.
     fn ask(&mut self, request: Request, origin: Origin) -> Result<u64, Fault> {
         self.used = true;
+        self.count(request, origin);
         match self.flow.request(request, origin).map_err(client_fault)? {
             Accepted::Queued(ticket) => Ok(ticket),
             // Nothing will be heard of it, and nothing is settled by it.
@@ -758,6 +759,11 @@ impl Session {
 }
 
 impl Shared {
+    /// A transaction that no server has heard of yet.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
     /// A simple query, after which there is no unnamed statement; manual 55.2.3.
     fn query(&mut self) {
         self.names.forget_unnamed();

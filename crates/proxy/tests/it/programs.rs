@@ -15,7 +15,7 @@ async fn run(program: &str, arguments: &[&str]) -> Output {
     tokio::time::timeout(SOON, command.output()).await.expect("in time").unwrap()
 }
 
-async fn psql(conninfo: &str, query: &str) -> Result<String, String> {
+pub(crate) async fn psql(conninfo: &str, query: &str) -> Result<String, String> {
     let output = run("psql", &["-XAt", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-c", query]).await;
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
@@ -38,7 +38,7 @@ fn certificate(dir: &std::path::Path) -> ClientTls {
     ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) }
 }
 
-fn with_tls(scene: &Scene, dir: &std::path::Path, required: bool) {
+pub(crate) fn with_tls(scene: &Scene, dir: &std::path::Path, required: bool) {
     let mut changed = settings();
     changed.client_tls = Some(certificate(dir));
     changed.tls_required = required;

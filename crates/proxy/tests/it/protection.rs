@@ -52,7 +52,7 @@ impl Steady {
 }
 
 impl Scene {
-    fn knock(&self) -> std::io::Result<TcpStream> {
+    fn knock(&self) -> io::Result<TcpStream> {
         TcpStream::connect(self.proxy.addresses()[0])
     }
 }
@@ -76,6 +76,7 @@ story! {
         let mut knocking = Vec::new();
         for number in 0..attempts {
             let at = began + Duration::from_secs(60) * number / A_MINUTE;
+            // sleep: so many in a minute, and no more.
             tokio::time::sleep_until(at.into()).await;
             let (address, startup) = (scene.proxy.addresses()[0], startup.clone());
             knocking.push(tokio::task::spawn_blocking(move || {
@@ -179,6 +180,7 @@ story! {
         let steady = Steady::begin(connect(&scene.sharing("alice", "")).await.unwrap()).await;
         let is_slow = Arc::new(AtomicBool::new(false));
         let stream = tokio::net::TcpStream::connect(scene.proxy.addresses()[0]).await.unwrap();
+        // sleep: none.
         let until_now = Box::pin(tokio::time::sleep(Duration::ZERO));
         let slow = Slow { stream, is_slow: Arc::clone(&is_slow), until: until_now };
         let config: tokio_postgres::Config = scene.sharing("alice", "").parse().unwrap();
