@@ -112,7 +112,7 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
         }
         let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy.clone());
         let postgres = postgres.clone();
-        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy });
+        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy, vip: None });
     }
     HerdSpec { format: Format, name, times, clusters, witnesses }
 }

@@ -50,6 +50,7 @@ fn of_version(major: u16) -> HerdSpec {
             nodes: NODES.iter().map(|node| NodeSpec::new(name(node), HOST)).collect(),
             databases: vec![DatabaseSpec { name: sql_name(), owner: sql_name() }],
             proxy: None,
+            vip: None,
         }],
         witnesses: Vec::new(),
     }

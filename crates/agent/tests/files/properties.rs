@@ -153,6 +153,7 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                     Vec::new()
                 },
                 proxy,
+                vip: None,
             }],
             witnesses: if more {
                 vec![WitnessSpec {
