@@ -11,7 +11,7 @@ use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, Pool, PostgresSource, PostgresSpec,
-    ProxySpec, Times, WitnessSpec,
+    ProxySpec, Times, VipSpec, WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -153,7 +153,10 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                     Vec::new()
                 },
                 proxy,
-                vip: None,
+                vip: more.then(|| VipSpec {
+                    address: "192.0.2.200/24".parse().unwrap(),
+                    interface: "bond0.7".to_owned(),
+                }),
             }],
             witnesses: if more {
                 vec![WitnessSpec {
