@@ -17,7 +17,7 @@ use pgherd_core::record::{Cause, Proposal};
 use pgherd_core::types::{Instant, Member, Term};
 
 use crate::breakage::{self, Breakage};
-use crate::checkers::{leases, silence};
+use crate::checkers::{addresses, leases, silence};
 use crate::postgres::{State, WaitFor};
 use crate::wal::lsn;
 use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, is_proposal};
@@ -149,6 +149,7 @@ impl World {
         if let Some(proven) = proof {
             leases::right_given(self, node, proven, now);
         }
+        addresses::decided(self, node, decision.address, now);
         self.act(node, decision, now);
     }
 

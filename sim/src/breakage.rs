@@ -54,6 +54,8 @@ breakages! {
     UnadoptedStandbyCounts = "unadopted-standby-counts",
     GateLeftOpenByPromotion = "gate-left-open-by-promotion",
     OwnSleepCountsAsSilence = "own-sleep-counts-as-silence",
+    AddressOutlivesItsLease = "address-outlives-its-lease",
+    AddressKeptThroughAStop = "address-kept-through-a-stop",
 }
 
 impl Breakage {

@@ -12,6 +12,7 @@ use crate::wal::Point;
 use crate::world::{Time, World};
 
 pub mod acknowledged;
+pub mod addresses;
 pub mod convergence;
 pub mod degraded;
 pub mod destruction;

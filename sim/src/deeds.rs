@@ -14,7 +14,7 @@ use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 
 use crate::agent::forget_deeds;
 use crate::breakage::{Breakage, RETURNED};
-use crate::checkers::{destruction, gates, incarnations, terms};
+use crate::checkers::{addresses, destruction, gates, incarnations, terms};
 use crate::postgres::{Conninfo, State};
 use crate::story;
 use crate::wal::{self, Point};
@@ -651,6 +651,8 @@ impl World {
                 gates::opened(self, node);
             }
         } else if !open && server.gate_open {
+            addresses::gate_closes(self, node);
+            let server = &mut self.nodes[node].postgres;
             server.gate_open = false;
             // Sessions end; what they waited for is in doubt.
             server.waits.retain(|wait| wait.what != crate::postgres::WaitFor::Client);

@@ -439,6 +439,7 @@ impl World {
         self.nodes[node].host_up = false;
         self.nodes[node].fence = crate::world::Fence::default();
         self.nodes[node].frozen_until = 0;
+        self.nodes[node].address_until = 0;
         self.power_lost(node);
     }
 

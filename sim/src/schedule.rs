@@ -158,6 +158,7 @@ pub fn cluster_spec(nodes: Vec<NodeSpec>, durability: Durability) -> ClusterSpec
         nodes,
         databases: Vec::new(),
         proxy: None,
+        vip: None,
     }
 }
 

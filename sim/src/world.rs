@@ -195,6 +195,8 @@ pub struct Node {
     pub slow: Slow,
     /// Until then (true time) somebody may use a table or read, by a proof that this node gave out.
     pub right_until: Time,
+    /// The address that moves with the gate is on this host's interface until then (true time), at the latest.
+    pub address_until: Time,
     /// When it last took WAL, or was a primary.
     pub streamed_at: Time,
     /// What was durable before the last seal, for a build that forgets to sync it.
@@ -518,6 +520,7 @@ impl Node {
             stopping: false,
             slow: Slow::default(),
             right_until: 0,
+            address_until: 0,
             streamed_at: 0,
             forgotten: None,
         }

@@ -31,7 +31,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 pub use reports::{Check, Explanation, HistoryEntry};
-pub use status::{Cluster, Durability, Member, Status, Store, StoreMember};
+pub use status::{Cluster, Durability, Member, Status, Store, StoreMember, Vip};
 
 use crate::checker::{Asker, Verdict, holdings};
 use crate::command::{HostCommand, give_to_postgres};
@@ -71,6 +71,7 @@ pub struct Layout {
     cluster: Vec<String>,
     parameters: Vec<String>,
     volumes: Vec<(String, Place, Medium, u64)>,
+    vip: bool,
 }
 
 /// What of a node lies on a volume of its own.
@@ -118,6 +119,12 @@ impl Layout {
     /// A PostgreSQL setting for all nodes, as `name = value` of TOML.
     pub fn with_parameter(mut self, assignment: &str) -> Layout {
         self.parameters.push(assignment.to_owned());
+        self
+    }
+
+    /// An address that moves with the gate ([`Net::spare_address`]), and agents that are given what it takes to set it.
+    pub fn with_vip(mut self) -> Layout {
+        self.vip = true;
         self
     }
 
@@ -186,6 +193,9 @@ impl Layout {
             line(&format!("name = \"{name}\"\nhost = \"{}\"", net.host(name).address()));
             settings.iter().for_each(|setting| line(setting));
         }
+        if self.vip {
+            line(&vip_table(net.spare_address()));
+        }
         line("\n[[cluster.database]]");
         line(&format!("name = \"{DATABASE}\"\nowner = \"{DATABASE}\""));
         text
@@ -202,7 +212,8 @@ impl Layout {
         let nodes: Vec<String> = self.nodes.iter().map(|(name, _)| name.clone()).collect();
         let agents: Vec<String> = self.hosts().into_iter().map(str::to_owned).collect();
         let volumes = self.make_volumes(&net);
-        let herd = Herd { volumes, net, program, file, nodes, agents, login: Mutex::new(None) };
+        let (login, privileged) = (Mutex::new(None), self.vip);
+        let herd = Herd { volumes, net, program, file, nodes, agents, login, privileged };
         for agent in &herd.agents {
             self.write_agent_file(&herd, agent);
         }
@@ -216,6 +227,11 @@ impl Layout {
         herd.create_tables();
         herd
     }
+}
+
+/// The part of a herd file that asks for an address that moves.
+pub fn vip_table(address: std::net::Ipv4Addr) -> String {
+    format!("\n[cluster.vip]\naddress = \"{address}/24\"\ninterface = \"eth0\"")
 }
 
 /// Copies the program to where user postgres can run it.
@@ -248,6 +264,8 @@ pub struct Herd {
     /// Nodes and witnesses.
     agents: Vec<String>,
     login: Mutex<Option<Login>>,
+    /// Agents are given capabilities.
+    privileged: bool,
 }
 
 impl Herd {
@@ -260,6 +278,7 @@ impl Herd {
             cluster: Vec::new(),
             parameters: Vec::new(),
             volumes: Vec::new(),
+            vip: false,
         }
     }
 
@@ -313,7 +332,27 @@ impl Herd {
     /// Starts an agent as an init system does.
     #[track_caller]
     pub fn start_agent(&self, name: &str) -> Process {
-        self.pgherd(name).arg("agent").log_to(&self.agent_log(name)).spawn()
+        self.agent_command(name, self.privileged).log_to(&self.agent_log(name)).spawn()
+    }
+
+    /// As [`Herd::start_agent`], for one that was given nothing beyond its user.
+    #[track_caller]
+    pub fn start_unprivileged_agent(&self, name: &str) -> Process {
+        self.agent_command(name, false).log_to(&self.agent_log(name)).spawn()
+    }
+
+    fn agent_command(&self, name: &str, privileged: bool) -> HostCommand {
+        if !privileged {
+            return self.pgherd(name).arg("agent");
+        }
+        // As systemd does with `User=` and `AmbientCapabilities=`.
+        let capabilities = "+net_admin,+net_raw";
+        let user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"].map(str::to_owned);
+        let given = ["--inh-caps", "--ambient-caps"].map(|set| format!("{set}={capabilities}"));
+        let command =
+            self.host(name).command("setpriv").args(user).args(given).arg(&self.program).arg("agent");
+        let command = command.env("HOME", self.host(name).dir()).env("USER", "postgres");
+        command.env("PGHERD_DIR", self.dir(name)).env("RUST_BACKTRACE", "1")
     }
 
     /// Joins `name` with a token from `member`, and starts its agent.
@@ -329,8 +368,8 @@ impl Herd {
         let token_file = self.host(name).dir().join("token");
         std::fs::write(&token_file, token).expect("the host's directory is there");
         give_to_postgres(&token_file);
-        self.pgherd(name)
-            .args(["agent", "--token-file"])
+        self.agent_command(name, self.privileged)
+            .arg("--token-file")
             .arg(&token_file)
             .log_to(&self.agent_log(name))
             .spawn();

@@ -9,6 +9,7 @@
 //! | [`workload`] | clients that write what can be checked, and keep book in a [`history`] |
 //! | [`checker`] | judges a history against what the nodes hold in the end |
 //! | [`handover`] | clients of one address, while the primary behind it changes |
+//! | [`whereabouts`] | which hosts have an address, and when |
 //! | [`connection`] | one connection, and what is certain about the outcome of a statement |
 //! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
 //! | [`measure`] | rounds of a benchmark, and what they are worth |
@@ -41,6 +42,7 @@ pub mod process;
 pub mod random;
 pub mod volume;
 pub mod wait;
+pub mod whereabouts;
 pub mod workload;
 
 pub use alone::alone;
@@ -51,4 +53,5 @@ pub use history::History;
 pub use net::{CLIENT, Host, Net};
 pub use plain::Plain;
 pub use wait::wait_until;
+pub use whereabouts::Whereabouts;
 pub use workload::{Endpoint, Plan, Workload};

@@ -151,6 +151,12 @@ impl Net {
         &self.hosts
     }
 
+    /// An address of this network that no host has.
+    pub fn spare_address(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.client().address().octets();
+        Ipv4Addr::new(a, b, c, 200)
+    }
+
     /// The smallest CIDR block with all hosts, for `pg_hba.conf`.
     pub fn subnet(&self) -> String {
         let [a, b, c, _] = self.client().address().octets();
@@ -199,6 +205,21 @@ impl Host {
     /// Runs `work` on a thread of its own with this host's network: its sockets are this host's.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.0.namespace.enter(work)
+    }
+
+    /// The hardware address of its interface.
+    #[track_caller]
+    pub fn station(&self) -> String {
+        let shown = run("ip", &["-n", self.0.namespace.name(), "-o", "link", "show", "eth0"]);
+        let mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+        mac.unwrap_or_else(|| panic!("{} has no Ethernet: {shown}", self.name())).to_owned()
+    }
+
+    /// By which station this host would reach an address of its network, if it remembers one.
+    #[track_caller]
+    pub fn neighbour(&self, address: Ipv4Addr) -> Option<String> {
+        let shown = run("ip", &["-n", self.0.namespace.name(), "neigh", "show", "to", &address.to_string()]);
+        shown.split_whitespace().skip_while(|word| *word != "lladdr").nth(1).map(str::to_owned)
     }
 
     /// Moves the calling thread to this host for the rest of its life.

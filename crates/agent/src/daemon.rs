@@ -35,6 +35,7 @@ use crate::pki::{Credentials, CredentialsError, Paths, ServerTls};
 use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
 use crate::transport::OverApi;
+use crate::vip::Keeper;
 use crate::{duties, fence, paths, slots, tending, wire};
 
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +64,8 @@ pub enum DaemonError {
     Listen(String),
 }
 
-/// Runs the agent until `stop` resolves.
-pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+/// Runs the agent until `stop` resolves. `keeper` was started before any other thread.
+pub async fn run(file: AgentFile, keeper: Keeper, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
     let state_dir = file.state_dir.clone();
     let identity = Identity::load(&state_dir)?;
     if identity.node != file.name {
@@ -125,7 +126,8 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
     let outcome = tokio::select! {
         () = &mut stop => Ok(()),
         outcome = work(Work {
-            file, identity, credentials, authorities, backend, raft: raft.clone(), store, peers, sender, events, gossip, own_gossip,
+            file, keeper, identity, credentials, authorities, backend, raft: raft.clone(), store, peers, sender, events,
+            gossip, own_gossip,
         }) => outcome,
     };
     for task in keeping {
@@ -138,6 +140,7 @@ pub async fn run(file: AgentFile, stop: impl Future<Output = ()>) -> Result<(), 
 
 struct Work {
     file: AgentFile,
+    keeper: Keeper,
     identity: Identity,
     credentials: Credentials,
     authorities: String,
@@ -154,6 +157,7 @@ struct Work {
 async fn work(work: Work) -> Result<(), DaemonError> {
     let Work {
         file,
+        keeper,
         identity,
         credentials,
         authorities,
@@ -212,6 +216,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         replay_lsn: None,
         fence_armed: None,
         pending_restart: None,
+        vip: Default::default(),
         memory: Memory::default(),
         decision: None,
         reason_since: None,
@@ -223,7 +228,9 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         durable: tokio::sync::Mutex::new(durable),
         store: store.clone(),
         events: sender.clone(),
+        keeper: keeper.clone(),
     });
+    let keeper = own_node.is_some().then_some(keeper);
     let guard = match own_node {
         Some(_) => Some(guard_of(&file, &identity, credentials, authorities, &server)?),
         None => None,
@@ -238,6 +245,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         duties: duties_sender,
         look_pause: pause_sender,
         guard,
+        keeper,
     });
 
     let order: Vec<NodeName> = stored.spec.agents().map(|(name, _, _)| name.clone()).collect();

@@ -29,6 +29,7 @@ use crate::clock;
 use crate::durable::{DurableError, DurableFile};
 use crate::main_loop::{DeedsChange, Done, Event, Seen};
 use crate::server::{Server, ServerError};
+use crate::vip::Keeper;
 
 /// A proposal inside a list is given up after this long, and the rest of the list with it.
 const PROPOSAL_WITHIN: Duration = Duration::from_secs(5);
@@ -57,6 +58,7 @@ pub(crate) struct Workshop {
     pub(crate) durable: Mutex<DurableFile>,
     pub(crate) store: Store,
     pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) keeper: Keeper,
 }
 
 pub(crate) struct Executor {
@@ -130,6 +132,10 @@ impl Workshop {
         deeds: &mut DeedsChange,
     ) -> Result<Option<Seen>, DeedError> {
         let server = &self.server;
+        if action.shuts_out() {
+            // Whoever came by the address that moves with the gate would be refused, or answered by nobody.
+            self.keeper.settled().await;
+        }
         match action {
             Action::Propose(proposal) => self.propose(proposal).await?,
             Action::BecomeMember { member, rebuild } => {

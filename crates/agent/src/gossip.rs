@@ -75,10 +75,23 @@ pub(crate) struct Show {
     pub(crate) gate_open: bool,
     /// Whether the fence would stop PostgreSQL if this agent froze; `None` where there is none.
     pub(crate) fence_armed: Option<bool>,
+    pub(crate) vip: VipShow,
     /// Generation of the specification that this agent follows.
     pub(crate) spec_generation: u64,
     /// Of the program.
     pub(crate) version: String,
+}
+
+/// The address that moves with the gate, as far as it is on this node's host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct VipShow {
+    /// With its prefix length.
+    pub(crate) held: Option<String>,
+    /// Why this host cannot have it.
+    pub(crate) trouble: Option<String>,
+    /// Another station that says it has it.
+    pub(crate) claimed_by: Option<String>,
 }
 
 impl Gossip {

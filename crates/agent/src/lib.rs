@@ -35,4 +35,5 @@ mod slots;
 mod tending;
 mod transport;
 mod view;
+pub mod vip;
 mod wire;

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use pgherd_core::action::{Action, Duties};
+use pgherd_core::action::{Action, Address, Duties};
 use pgherd_core::observation::{Busy, Durable, Postgres, SyncList};
 use pgherd_core::record::Proposal;
 use pgherd_core::types::{Instant, NodeName, Term};
@@ -25,6 +25,7 @@ use crate::execute::Executor;
 use crate::gossip::Gossip;
 use crate::guard::Guard;
 use crate::mind::{Deeds, Mind};
+use crate::vip::{Keeper, Wish};
 
 /// Events that may wait; a sender that finds the queue full waits, which slows down a flood of reports.
 pub(crate) const QUEUE: usize = 256;
@@ -135,6 +136,9 @@ pub(crate) struct MainLoop {
     duties: watch::Sender<Assigned>,
     look_pause: watch::Sender<Duration>,
     guard: Option<Guard>,
+    /// A witness has no address to hold.
+    keeper: Option<Keeper>,
+    wished: Wish,
     proposing: Vec<Proposal>,
     last_deed_ended: Instant,
     adopted_gate: bool,
@@ -163,11 +167,13 @@ pub(crate) struct Wiring {
     pub(crate) look_pause: watch::Sender<Duration>,
     /// A witness has nothing to guard.
     pub(crate) guard: Option<Guard>,
+    pub(crate) keeper: Option<Keeper>,
 }
 
 impl MainLoop {
     pub(crate) fn new(wiring: Wiring) -> MainLoop {
-        let Wiring { mind, executor, events, sender, store, gossip, duties, look_pause, guard } = wiring;
+        let Wiring { mind, executor, events, sender, store, gossip, duties, look_pause, guard, keeper } =
+            wiring;
         MainLoop {
             mind,
             executor,
@@ -178,6 +184,8 @@ impl MainLoop {
             duties,
             look_pause,
             guard,
+            keeper,
+            wished: Wish::default(),
             proposing: Vec::new(),
             last_deed_ended: Instant::default(),
             adopted_gate: false,
@@ -303,6 +311,9 @@ impl MainLoop {
             return now + pgherd_core::ha::TICK;
         };
         let (actions, duties, wake) = (decision.actions.clone(), decision.duties, decision.wake);
+        let address = decision.address;
+        // Before any deed that shuts clients out, which then waits until it is done.
+        self.hold(address);
         self.start(actions);
         self.assign(duties);
         let pause = self.mind.look_pause();
@@ -337,6 +348,18 @@ impl MainLoop {
         let Some((record, _)) = self.mind.record.clone() else { return };
         self.mind.busy = Some(crate::execute::busy_with(&deeds));
         self.executor.begin(deeds, record, &self.mind.spec);
+    }
+
+    fn hold(&mut self, address: Address) {
+        let Some(keeper) = &self.keeper else { return };
+        let own = self.mind.spec.node(&self.mind.me);
+        let vip = own.and_then(|(cluster, _)| cluster.vip.clone());
+        let wish = Wish { vip, port: own.map_or(0, |(_, node)| node.port), address };
+        if wish != self.wished {
+            keeper.wish(wish.clone());
+            self.wished = wish;
+        }
+        self.mind.vip = keeper.state();
     }
 
     fn propose(&mut self, proposal: Proposal) {

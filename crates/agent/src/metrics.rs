@@ -57,6 +57,7 @@ measurements! {
     peers_reachable: u64, None, "Other agents that answered a moment ago";
     lease_remaining: f64, Some(Unit::Seconds), "What is left of the proof that this node may serve reads";
     fence_armed: bool, None, "1 while the fence would stop PostgreSQL if the agent froze";
+    vip_held: bool, None, "1 while the address that moves with the gate is on this host";
     certificate_remaining: f64, Some(Unit::Seconds), "Until this node's certificate expires";
     spec_generation: u64, None, "Generation of the specification that this node follows";
 }

@@ -16,7 +16,7 @@ use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 use pgherd_dcs::Revision;
 
-use crate::gossip::{FailingProbe, Gossip, Is, Show};
+use crate::gossip::{FailingProbe, Gossip, Is, Show, VipShow};
 
 /// A crash counts towards "three in ten minutes".
 const CRASH_WINDOW_S: u64 = 600;
@@ -67,6 +67,8 @@ pub(crate) struct Mind {
     /// Whether the fence is armed; `None` without one.
     pub(crate) fence_armed: Option<bool>,
     pub(crate) pending_restart: Option<bool>,
+    /// What has become of the address that moves with the gate, on this host.
+    pub(crate) vip: crate::vip::State,
     pub(crate) memory: Memory,
     pub(crate) decision: Option<Decision>,
     pub(crate) reason_since: Option<Instant>,
@@ -209,6 +211,11 @@ impl Mind {
                 gate_open: self.deeds.gate_open,
                 replay_lsn: self.replay_lsn,
                 fence_armed: self.fence_armed,
+                vip: VipShow {
+                    held: self.vip.held.as_ref().map(|vip| vip.address.to_string()),
+                    trouble: self.vip.trouble.clone(),
+                    claimed_by: self.vip.claimed_by.clone(),
+                },
                 spec_generation: self.spec_generation,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },

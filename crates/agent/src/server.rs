@@ -830,6 +830,7 @@ impl Inner {
             max_slot_wal_keep_bytes: conf::slot_cap_bytes(disk::space(volume)?.total_bytes),
             at_least,
             data_checksums: true,
+            every_address: cluster.is_some_and(|cluster| cluster.vip.is_some()),
         })
     }
 

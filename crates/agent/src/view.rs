@@ -159,6 +159,25 @@ impl<'a> Sight<'a> {
         self.rule().is_some_and(|rule| (rule.needed as usize) < wanted)
     }
 
+    /// The nodes that say they have this cluster's address.
+    fn vip_holders(&self, cluster: &'a ClusterSpec) -> Vec<&'a NodeName> {
+        let names = cluster.nodes.iter().map(|node| &node.name);
+        names.filter(|name| self.seen(name).says.is_some_and(|says| says.show.vip.held.is_some())).collect()
+    }
+
+    /// What is wrong with the address on one node's host.
+    fn vip_trouble(&self, name: &'a NodeName) -> Option<String> {
+        let vip = &self.seen(name).says?.show.vip;
+        let claimed = vip.claimed_by.as_ref().filter(|_| vip.held.is_some());
+        match (&vip.trouble, claimed) {
+            (Some(why), _) => Some(why.clone()),
+            (None, Some(station)) => {
+                Some(format!("the station {station} says that it has the address as well"))
+            }
+            (None, None) => None,
+        }
+    }
+
     fn barred(&self, name: &NodeName) -> Option<&'a str> {
         self.record()?.nodes.get(name)?.barred.as_deref()
     }

@@ -58,6 +58,20 @@ pub struct Cluster {
     pub members: Vec<Member>,
     /// Null where no backup is configured.
     pub backup: Option<Backup>,
+    /// Null where the herd file has no address that moves with the gate.
+    pub vip: Option<Vip>,
+}
+
+/// An address that is where clients are let in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Vip {
+    /// With the length of its network's prefix.
+    pub address: String,
+    pub interface: String,
+    /// The node that says it has it; null while none does.
+    pub holder: Option<String>,
+    /// What is wrong with it, a sentence for each node where something is.
+    pub trouble: Vec<String>,
 }
 
 /// Whether clients may use the primary.

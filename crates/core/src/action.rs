@@ -7,7 +7,7 @@
 
 use crate::observation::{Busy, SyncList};
 use crate::record::{Proposal, Vote};
-use crate::types::{Lsn, Member, NodeName, Term, Timeline};
+use crate::types::{Instant, Lsn, Member, NodeName, Term, Timeline};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -98,6 +98,14 @@ pub enum Action {
 }
 
 impl Action {
+    /// Whether clients that are here now are shut out by it, or come to nobody.
+    pub fn shuts_out(&self) -> bool {
+        match self {
+            Action::Propose(proposal) => proposal.tells_of_postgres(),
+            _ => self.busy().is_some_and(Busy::shuts_out),
+        }
+    }
+
     /// What holds PostgreSQL while this is done; `None` for what is between the agent, its disk and the store.
     pub fn busy(&self) -> Option<Busy> {
         Some(match self {
@@ -109,9 +117,10 @@ impl Action {
             Action::CatchUp { .. } => Busy::CatchUp,
             Action::Promote { .. } => Busy::Promote,
             Action::Follow { .. } => Busy::Follow,
+            Action::SetGate { open: false, .. } => Busy::Close,
             Action::SetSyncList { .. }
             | Action::WriteMarker { .. }
-            | Action::SetGate { .. }
+            | Action::SetGate { open: true, .. }
             | Action::Checkpoint { .. }
             | Action::CutSender { .. }
             | Action::CreateSlot { .. } => Busy::Configure,
@@ -143,6 +152,19 @@ pub struct Duties {
     pub keep_slots: bool,
     /// Tell the proxies to begin nothing on this primary, and see when nothing of theirs is left on it.
     pub drain: bool,
+}
+
+/// What becomes of the address that moves with the gate, where the herd file has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Address {
+    /// Not enough is known: it is neither taken nor given up. If it is there it goes by itself at the end of what it
+    /// was last given.
+    #[default]
+    Leave,
+    /// It is this node's, and goes by itself at `until` unless it is given more.
+    Hold { until: Instant },
+    /// It is taken away before anything else is done.
+    Drop,
 }
 
 impl VoteTemplate {

@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::action::{Action, Duties};
+use crate::action::{Action, Address, Duties};
 use crate::observation::{Busy, Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Rule};
 use crate::types::{Incarnation, Instant, Lsn, Member, NodeName, Term, Timeline};
 
+pub mod address;
 pub mod bootstrap;
 pub mod election;
 pub mod lease;
@@ -86,6 +87,8 @@ pub struct Decision {
     pub goal: Goal,
     pub actions: Vec<Action>,
     pub duties: Duties,
+    /// What becomes of the address that moves with the gate.
+    pub address: Address,
     pub reason: Reason,
     /// This copy must be rewritten; the agent tells the others, so that its vote is taken away.
     pub wants_rebuild: bool,
@@ -98,6 +101,7 @@ impl Decision {
             goal,
             actions: Vec::new(),
             duties: Duties::default(),
+            address: Address::default(),
             reason,
             wants_rebuild: false,
             wake: now + TICK,
@@ -182,6 +186,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     }
     let health = health(seen, record).filter(|bar| !decision.actions.contains(bar));
     decision.actions.extend(health);
+    decision.address = address::decide(memory, now, seen, record, &decision.actions);
     if let Some(busy) = seen.local.busy {
         while_busy(&mut decision, busy);
     }
@@ -340,6 +345,7 @@ pub(crate) mod tests {
             nodes: names.iter().map(|name| NodeSpec::new(name.parse().unwrap(), "10.0.0.1")).collect(),
             databases: Vec::new(),
             proxy: None,
+            vip: None,
         }
     }
 

@@ -179,7 +179,28 @@ pub enum Busy {
     Promote,
     Follow,
     Configure,
+    /// The gate is being closed.
+    Close,
     CatchUp,
+}
+
+impl Busy {
+    /// Whether it ends the time in which clients come here.
+    pub fn shuts_out(self) -> bool {
+        match self {
+            Busy::Configure => false,
+            Busy::InitDb
+            | Busy::Clone
+            | Busy::Rewind
+            | Busy::Start
+            | Busy::Stop
+            | Busy::Seal
+            | Busy::Promote
+            | Busy::Follow
+            | Busy::Close
+            | Busy::CatchUp => true,
+        }
+    }
 }
 
 /// Another agent, and what it said last.

@@ -298,6 +298,7 @@ impl Busy {
             Busy::Promote => "is being promoted",
             Busy::Follow => "is being pointed at its upstream",
             Busy::Configure => "is changing its configuration",
+            Busy::Close => "is shutting clients out",
             Busy::CatchUp => "is taking WAL that only a barred node holds",
         }
     }

@@ -24,11 +24,13 @@ pub mod parameters;
 pub mod plan;
 mod proxy;
 pub mod times;
+pub mod vip;
 
 pub use check::{Place, SpecError, SpecWarning, Step};
 pub use nearest::nearest;
 pub use proxy::{OptionValue, Pool, ProxyOption, ProxySpec};
 pub use times::{Span, Times};
+pub use vip::VipSpec;
 
 /// The form in which the store keeps a specification. A reader refuses a later one instead of guessing.
 pub const FORMAT: u32 = 1;
@@ -68,6 +70,9 @@ pub struct ClusterSpec {
     /// Without one, proxies go by the defaults. A version that knows no proxies reads what has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxySpec>,
+    /// An address that moves with the gate. A version that knows none reads what has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vip: Option<VipSpec>,
 }
 
 /// What an acknowledged commit has been through.
@@ -402,6 +407,7 @@ pub(crate) fn example() -> HerdSpec {
             nodes,
             databases: vec![DatabaseSpec { name: "testix".parse().unwrap(), owner: "app".parse().unwrap() }],
             proxy: None,
+            vip: None,
         }],
         witnesses: vec![WitnessSpec {
             name: name("w"),

@@ -62,6 +62,8 @@ pub struct Settings {
     /// What the data directory's primary had; a standby with less refuses to start. `None` before initdb.
     pub at_least: Option<Limits>,
     pub data_checksums: bool,
+    /// It listens on addresses that are not here yet, so on all there are.
+    pub every_address: bool,
 }
 
 /// A setting that was raised because a standby may not have less than its primary had.
@@ -357,7 +359,10 @@ pub fn generate(instance: &Instance, settings: &Settings) -> Result<(String, Vec
     let path = |path: &Path| path.display().to_string();
     let mut set = |name: &str, value: String| lines.insert(name.to_owned(), value);
     set("cluster_name", instance.node.to_string());
-    set("listen_addresses", instance.listen_addresses.join(","));
+    set(
+        "listen_addresses",
+        if settings.every_address { "*".to_owned() } else { instance.listen_addresses.join(",") },
+    );
     set("port", instance.port.to_string());
     set("unix_socket_directories", path(&instance.socket_dir));
     set("ssl", "on".into());
@@ -556,6 +561,17 @@ mod tests {
                 ("port".to_owned(), "5433".to_owned()),
             ])
         });
+    }
+
+    #[test]
+    fn it_listens_where_its_node_is_or_everywhere() {
+        let instance = Instance::new(crate::instance::tests::spec()).unwrap();
+        let listens = |every_address| {
+            let settings = Settings { every_address, ..Settings::default() };
+            parse(&generate(&instance, &settings).unwrap().0)["listen_addresses"].clone()
+        };
+        assert_eq!(listens(false), "127.0.0.1");
+        assert_eq!(listens(true), "*");
     }
 
     #[test]

@@ -170,11 +170,11 @@ fn usable_path(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::installation::Version;
 
-    fn spec() -> InstanceSpec {
+    pub(crate) fn spec() -> InstanceSpec {
         InstanceSpec {
             installation: Installation {
                 bin_dir: "/usr/lib/postgresql/15/bin".into(),

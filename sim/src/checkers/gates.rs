@@ -1,6 +1,6 @@
 //! A gate opens only on a primary that has everything acknowledged, and only when nobody can use an older one.
 
-use crate::checkers::{leases, reads};
+use crate::checkers::{addresses, leases, reads};
 use crate::world::World;
 
 pub fn opened(world: &mut World, node: usize) {
@@ -30,6 +30,7 @@ pub fn opened(world: &mut World, node: usize) {
     }
     world.oracle.gate_of = world.oracle.gate_of.max(world.wal.hand(hand).term);
     leases::gate_opened(world, node);
+    addresses::gate_opened(world, node);
 }
 
 /// Was the gate of a later term opened?

@@ -36,6 +36,15 @@ pub struct Cluster {
     pub gate: String,
     pub durability: Durability,
     pub members: Vec<Member>,
+    pub vip: Option<Vip>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Vip {
+    pub address: String,
+    pub interface: String,
+    pub holder: Option<String>,
+    pub trouble: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -16,6 +16,7 @@ mod killed;
 mod lost;
 mod planned;
 mod readers;
+mod vip;
 
 use std::time::{Duration, Instant};
 

@@ -75,6 +75,8 @@ pub fn run() -> Result<(), FenceError> {
     // No signal to the agent's group and no terminal that closes reaches it. It fails where the caller made
     // it the first of a group, which is as good.
     setsid().ok();
+    // A program file that was given capabilities gives them to every process that runs it; this one needs none.
+    crate::vip::renounce().ok();
     // It keeps no file system from being unmounted.
     chdir("/").ok();
     let now = clock::now();

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use pgherd_core::spec::check::Wrong;
 use pgherd_core::spec::parameters::ParameterError;
 use pgherd_core::spec::times::{Time, TimesError};
+use pgherd_core::spec::vip::Prefixed;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Place, Pool,
-    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, SpecError, Step, Times, WitnessSpec,
+    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, SpecError, Step, Times, VipSpec, WitnessSpec,
 };
 use pgherd_core::types::NodeName;
 
@@ -111,8 +112,9 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
             databases.push(DatabaseSpec { name, owner });
         }
         let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy.clone());
+        let vip = read_vip(reader, &table);
         let postgres = postgres.clone();
-        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy });
+        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy, vip });
     }
     HerdSpec { format: Format, name, times, clusters, witnesses }
 }
@@ -235,6 +237,24 @@ fn read_pool(reader: &mut Reader<'_>, at: &Place, key: &str, text: &str) -> Opti
     pool
 }
 
+/// `None` also where a part of it could not be read.
+fn read_vip(reader: &mut Reader<'_>, outer: &Table<'_>) -> Option<VipSpec> {
+    let Read::Is(table) = reader.table(outer, "vip", &keys::VIP) else { return None };
+    let (address, interface) = (reader.text(&table, "address"), reader.text(&table, "interface"));
+    let address = match address {
+        Read::Is(text) => match text.parse::<Prefixed>() {
+            Ok(address) => Some(address),
+            Err(error) => {
+                let hint = "give it as \"192.168.122.10/24\"".to_owned();
+                reader.wrong_value(&table.at.key("address"), error.to_string(), Some(hint));
+                None
+            }
+        },
+        Read::Absent | Read::Broken => None,
+    };
+    Some(VipSpec { address: address?, interface: interface.some()? })
+}
+
 fn read_durability(reader: &mut Reader<'_>, table: &Table<'_>) -> Durability {
     let mode = reader.text(table, "durability");
     let needed = reader.whole(table, "needed", 0, u64::from(u8::MAX));
@@ -326,6 +346,10 @@ fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
             !any_broken(&["port", "read_port", "api_port", "host"])
         }
         Wrong::ProxyPortTwice { .. } => !any_broken(&["port", "read_port"]),
+        Wrong::VipOfNode { .. } | Wrong::VipOnLoopback { .. } | Wrong::VipOnOneHost { .. } => {
+            !any_broken(&["node", "host"])
+        }
+        Wrong::VipNeedsLease { .. } => !any_broken(&["lease", "renew"]),
         Wrong::Host { host } => host != "unreadable",
         Wrong::DegradeTooSoon { .. } => !any_broken(&["suspect"]),
         Wrong::Parameter(ParameterError::NotInVersion { .. }) => !any_broken(&["version", "bin_dir"]),
@@ -348,6 +372,11 @@ fn rule_mistake(error: &SpecError, reader: &Reader<'_>) -> Mistake {
             related = Some((reader.span_of(first), "it is taken by this node"));
             reader.span_of(&at)
         }
+        Wrong::VipOfNode { first, .. } => {
+            related = Some((reader.span_of(first), "it is this node's"));
+            reader.span_of(&at)
+        }
+        Wrong::VipOnLoopback { .. } | Wrong::VipOnOneHost { .. } => reader.key_span_of(&at),
         Wrong::ProxyPortTwice { first, .. } => {
             related = Some((reader.span_of(&in_file(first, reader)), "it is used here first"));
             reader.span_of(&at)
@@ -373,7 +402,7 @@ mod tests {
     #[test]
     fn every_key_that_is_built_is_read() {
         let text = "[times]\n[postgres]\n[[witness]]\n[[cluster]]\n[[cluster.node]]\n[[cluster.database]]\n\
-                    [cluster.proxy]\n[proxy]\n";
+                    [cluster.proxy]\n[cluster.vip]\n[proxy]\n";
         let (mut reader, top) = Reader::parse(text);
         let top = reader.top(&top, &keys::TOP);
         read_herd(&mut reader, &top);

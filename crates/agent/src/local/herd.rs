@@ -50,6 +50,7 @@ fn of_version(major: u16) -> HerdSpec {
             nodes: NODES.iter().map(|node| NodeSpec::new(name(node), HOST)).collect(),
             databases: vec![DatabaseSpec { name: sql_name(), owner: sql_name() }],
             proxy: None,
+            vip: None,
         }],
         witnesses: Vec::new(),
     }
@@ -84,6 +85,8 @@ pub(super) fn mapped(mut spec: HerdSpec, ports: &Ports) -> HerdSpec {
         }
     }
     for cluster in &mut spec.clusters {
+        // There is no other host that it could move to.
+        cluster.vip = None;
         let lacking = HBA.iter().filter(|line| !cluster.postgres.hba.iter().any(|present| present == *line));
         let lacking: Vec<String> = lacking.map(|line| (*line).to_owned()).collect();
         cluster.postgres.hba.extend(lacking);
@@ -100,6 +103,11 @@ pub(super) fn mapped(mut spec: HerdSpec, ports: &Ports) -> HerdSpec {
 /// Whether a file names hosts that are not this one, so that mapping them is worth a word.
 pub(super) fn names_other_hosts(spec: &HerdSpec) -> bool {
     spec.agents().any(|(_, host, _)| host != HOST && host != "localhost")
+}
+
+/// Whether a file has an address that moves between hosts, of which nothing is left here.
+pub(super) fn names_vip(spec: &HerdSpec) -> bool {
+    spec.clusters.iter().any(|cluster| cluster.vip.is_some())
 }
 
 #[cfg(test)]
@@ -121,6 +129,8 @@ mod tests {
     #[test]
     fn hosts_of_a_file_are_mapped_and_nothing_else_is() {
         let mut spec = of_version(15);
+        let (address, interface) = ("192.168.122.10/24".parse().unwrap(), "eth0".to_owned());
+        spec.clusters[0].vip = Some(pgherd_core::spec::VipSpec { address, interface });
         spec.clusters[0].nodes[1].host = "192.168.122.198".to_owned();
         assert!(names_other_hosts(&spec));
         let nodes: Vec<NodeName> = spec.agents().map(|(name, _, _)| name.clone()).collect();
@@ -134,6 +144,8 @@ mod tests {
             assert_eq!(mapped.api_port, mapped.port + 1);
             (mapped.host, mapped.port, mapped.api_port) = (node.host.clone(), node.port, node.api_port);
         }
+        assert!(names_vip(&spec) && !names_vip(&mapped), "it has nowhere to move");
+        mapped.clusters[0].vip.clone_from(&spec.clusters[0].vip);
         assert_eq!(mapped, spec);
     }
 }

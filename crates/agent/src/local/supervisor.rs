@@ -271,6 +271,10 @@ impl Supervisor {
         if herd::names_other_hosts(&spec) {
             self.board.tell(Event::herd("every host of the herd file is this machine here: 127.0.0.1"));
         }
+        if herd::names_vip(&spec) {
+            let word = "[cluster.vip] is left out: on one machine there is nowhere for the address to move";
+            self.board.tell(Event::herd(word));
+        }
         let spec = herd::mapped(spec, &ports);
         self.write_herd_file(&own, &spec)?;
         // Last: it marks the directory as a herd whose other files are there.

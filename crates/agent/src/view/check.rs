@@ -71,6 +71,7 @@ pub(crate) fn check(sight: &Sight<'_>) -> CheckReport {
         commits(sight, cluster, &mut report);
         redundancy(sight, cluster, &mut report);
         fence(sight, &mut report);
+        vip(sight, cluster, &mut report);
         for node in &cluster.nodes {
             one_node(sight, node, &mut report);
         }
@@ -338,6 +339,42 @@ fn fence(sight: &Sight<'_>, report: &mut Report<'_>) {
             report.hinting("the agent tries again by itself; pgherd logs says what fails");
         }
         None => report.add("fence", Some(primary), CheckState::Unknown, "the primary's agent is not heard"),
+    }
+}
+
+/// Whether the address is where clients are let in, and could be on every other node that may lead.
+fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
+    let Some(wanted) = &cluster.vip else { return };
+    let address = wanted.address.address;
+    let holders = sight.vip_holders(cluster);
+    match (holders.as_slice(), sight.primary()) {
+        ([holder], Some(primary)) if *holder == primary => {
+            report.add("vip", Some(holder), CheckState::Ok, format!("{wanted}"));
+        }
+        ([], Some(primary)) if sight.gate_open() => {
+            let message = format!("clients are let in on {primary}, and {address} is nowhere");
+            report.add("vip", Some(primary), CheckState::Critical, message);
+        }
+        ([], _) => report.add(
+            "vip",
+            None,
+            CheckState::Critical,
+            format!("no client is let in, and {address} is nowhere"),
+        ),
+        (holders, _) => {
+            let message = format!("{address} is said to be on {}", names(holders.iter().copied()));
+            report.add("vip", None, CheckState::Critical, message);
+        }
+    }
+    for node in cluster.nodes.iter().filter(|node| node.electable()) {
+        if let Some(why) = sight.vip_trouble(&node.name) {
+            let leads = sight.primary() == Some(&node.name);
+            let state = if leads { CheckState::Critical } else { CheckState::Warning };
+            report.add("vip-here", Some(&node.name), state, why);
+            report.hinting(
+                "pgherd logs of that node says since when; clients reach the primary by its own address",
+            );
+        }
     }
 }
 

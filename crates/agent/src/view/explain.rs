@@ -100,6 +100,8 @@ fn hint(sight: &Sight<'_>, seen: Seen<'_>, missing: &[&NodeName], is_data_node: 
             "bring a voter back; degrade_after in the herd file would let commits go on with fewer"
                 .to_owned(),
         ),
-        Some(_) => None,
+        Some(_) => {
+            sight.vip_trouble(seen.name).map(|why| format!("the address that moves with the gate: {why}"))
+        }
     }
 }

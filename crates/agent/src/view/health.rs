@@ -138,6 +138,11 @@ pub(crate) fn measurements(sight: &Sight<'_>) -> Measurements {
         peers_reachable: Some(heard),
         lease_remaining: left.filter(|_| holds == Some(true)).map(|left| left.as_secs_f64()),
         fence_armed: own.show.fence_armed,
+        vip_held: sight
+            .cluster()
+            .and_then(|cluster| cluster.vip.as_ref())
+            .filter(|_| is_data_node)
+            .map(|_| own.show.vip.held.is_some()),
         certificate_remaining: sight
             .certificate_expires
             .map(|expires| (expires.as_second() - sight.now.as_second()) as f64),

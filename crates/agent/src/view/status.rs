@@ -2,7 +2,7 @@
 
 use pgherd_api::status::{
     Cluster, Durability, DurabilityMode, Gate, Member, Role, State, Status, Store, StoreKind, StoreMember,
-    Sync,
+    Sync, Vip,
 };
 use pgherd_core::spec::{self, ClusterSpec, NodeSpec, WitnessSpec};
 use pgherd_core::types::NodeName;
@@ -56,6 +56,17 @@ fn cluster(sight: &Sight<'_>, spec: &ClusterSpec, witnesses: &[WitnessSpec]) -> 
         durability: durability(sight, spec, ours),
         members: nodes.chain(witnesses.iter().map(|of| witness(sight, of))).collect(),
         backup: None,
+        vip: spec.vip.as_ref().map(|wanted| vip(sight, spec, wanted)),
+    }
+}
+
+fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, wanted: &spec::VipSpec) -> Vip {
+    let troubles = cluster.nodes.iter().filter_map(|node| Some((&node.name, sight.vip_trouble(&node.name)?)));
+    Vip {
+        address: wanted.address.to_string(),
+        interface: wanted.interface.clone(),
+        holder: sight.vip_holders(cluster).first().map(ToString::to_string),
+        trouble: troubles.map(|(node, why)| format!("{node}: {why}")).collect(),
     }
 }
 

@@ -438,6 +438,41 @@ fn a_barred_node_and_a_pending_restart() {
 }
 
 #[test]
+fn where_the_address_that_moves_is_and_what_is_in_its_way() {
+    let mut moment = Moment::of_peace();
+    assert_eq!(status(&moment.sight()).clusters[0].vip, None);
+    assert!(!moment.checks().keys().any(|check| check.starts_with("vip")), "the file has none");
+
+    let (address, interface) = ("192.168.122.10/24".parse().unwrap(), "eth0".to_owned());
+    moment.picture.spec.clusters[0].vip = Some(pgherd_core::spec::VipSpec { address, interface });
+    let nowhere = "clients are let in on a, and 192.168.122.10 is nowhere";
+    assert_eq!(moment.checks()["vip a"], (CheckState::Critical, nowhere.to_owned()));
+    assert_eq!(measurements(&moment.sight()).vip_held, Some(false));
+
+    moment.picture.own.show.vip.held = Some("192.168.122.10/24".to_owned());
+    let vip = |moment: &Moment| status(&moment.sight()).clusters[0].vip.clone().unwrap();
+    assert_eq!((vip(&moment).holder.as_deref(), vip(&moment).trouble), (Some("a"), Vec::new()));
+    assert_eq!(moment.checks()["vip a"], (CheckState::Ok, "192.168.122.10/24 on eth0".to_owned()));
+    assert_eq!(measurements(&moment.sight()).vip_held, Some(true));
+
+    let why = "there is no interface eth0 on this host";
+    moment.says("b").show.vip.trouble = Some(why.to_owned());
+    assert_eq!(vip(&moment).trouble, [format!("b: {why}")]);
+    assert_eq!(moment.checks()["vip-here b"], (CheckState::Warning, why.to_owned()));
+    let hint = explain(&moment.sight()).nodes[1].hint.clone().unwrap();
+    assert_eq!(hint, format!("the address that moves with the gate: {why}"));
+
+    moment.picture.own.show.vip.claimed_by = Some("02:00:00:00:00:07".to_owned());
+    let (state, message) = moment.checks()["vip-here a"].clone();
+    assert_eq!(state, CheckState::Critical);
+    assert_eq!(message, "the station 02:00:00:00:00:07 says that it has the address as well");
+
+    moment.says("b").show.vip.held = Some("192.168.122.10/24".to_owned());
+    let twice = "192.168.122.10 is said to be on a and b";
+    assert_eq!(moment.checks()["vip"], (CheckState::Critical, twice.to_owned()));
+}
+
+#[test]
 fn what_goes_wrong_around_the_data() {
     let mut moment = Moment::of_peace();
     moment.picture.own.show.fence_armed = Some(false);

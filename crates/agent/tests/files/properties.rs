@@ -11,7 +11,7 @@ use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Pool, PostgresSource,
-    PostgresSpec, ProxyOption, ProxySpec, Times, WitnessSpec,
+    PostgresSpec, ProxyOption, ProxySpec, Times, VipSpec, WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -169,6 +169,10 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                     Vec::new()
                 },
                 proxy,
+                vip: more.then(|| VipSpec {
+                    address: "192.0.2.200/24".parse().unwrap(),
+                    interface: "bond0.7".to_owned(),
+                }),
             }],
             witnesses: if more {
                 vec![WitnessSpec {

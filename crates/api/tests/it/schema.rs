@@ -41,10 +41,12 @@ fn sample() -> Value {
                  "timeline": null, "lsn": null, "lag_bytes": null, "replay_lag_ms": null, "sync": null,
                  "upstream": null, "reason": "no answer for 3 s", "pending_restart": null}],
             "backup": {"recovery_window": {"from": "2026-11-20T20:54:54Z", "to": "2026-11-20T21:00:00Z"},
-                       "last": "20261120T205454", "wal_lag_seconds": 0.4}},
+                       "last": "20261120T205454", "wal_lag_seconds": 0.4},
+            "vip": {"address": "192.168.122.10/24", "interface": "eth0", "holder": "a",
+                    "trouble": ["c: there is no interface eth0 on this host"]}},
             {"name": "other", "system_identifier": null, "term": null, "primary": null, "gate": "closed",
              "durability": {"mode": "async", "needed": 0, "voters": [], "degraded": false},
-             "members": [], "backup": null}],
+             "members": [], "backup": null, "vip": null}],
         "proxy": [{"cluster": "main", "listen": "127.0.0.1:9999", "target": "read-write"}]
     })
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use pgherd_agent::files::agent::{AgentFile, HostPort, Listen};
 use pgherd_agent::identity::{Identity, IdentityError};
 use pgherd_agent::setup::{self, Directories, Joining};
+use pgherd_agent::vip::Keeper;
 use pgherd_agent::{daemon, pki};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,6 +43,9 @@ pub(crate) struct AgentArgs {
 }
 
 pub(crate) fn run(args: AgentArgs, global: &Global) -> Result<(), Failure> {
+    // Before there is a second thread, or a program that this one has started.
+    let keeper = Keeper::start()
+        .map_err(|error| Failure::failed("cannot see to the capabilities of this process").because(error))?;
     if args.own_session {
         // It fails only where the process leads a group already, and then it is not in its parent's.
         let _already = rustix::process::setsid();
@@ -60,7 +64,7 @@ pub(crate) fn run(args: AgentArgs, global: &Global) -> Result<(), Failure> {
             join(&mut file, token_file, args.host.as_deref()).await?;
             place.write(&file)?;
         }
-        daemon::run(file, asked_to_end()?).await.map_err(Failure::from)
+        daemon::run(file, keeper, asked_to_end()?).await.map_err(Failure::from)
     })
 }
 

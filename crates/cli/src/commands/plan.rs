@@ -41,20 +41,25 @@ pub(super) async fn make(global: &Global, agents: &Agents) -> Result<(Plan, Plan
     if !read.warnings.is_empty() {
         note(read.warnings.to_string().trim_end());
     }
-    let text = for_this_machine(global, &text)?;
+    let moves = read.spec.clusters.iter().any(|cluster| cluster.vip.is_some());
+    let text = for_this_machine(global, &text, moves)?;
     let request = PlanRequest { text, file: Some(name) };
     let plan = agents.call(async |client| client.plan(&request).await).await?;
     Ok((plan, request))
 }
 
-/// A herd of `pgherd up` has all its nodes here, whatever hosts its file names.
-fn for_this_machine(global: &Global, text: &str) -> Result<String, Failure> {
+/// A herd of `pgherd up` has all its nodes here, whatever hosts its file names. `moves`: the file has an address that
+/// moves between hosts.
+fn for_this_machine(global: &Global, text: &str, moves: bool) -> Result<String, Failure> {
     if global.url.is_some() {
         return Ok(text.to_owned());
     }
     match local::mapped_to(&global.dir()?, text)? {
         Some(mapped) => {
             note("this herd lives on one machine: hosts are taken as 127.0.0.1, with the ports it has here");
+            if moves {
+                note("[cluster.vip] is left out: on one machine there is nowhere for the address to move");
+            }
             Ok(mapped)
         }
         None => Ok(text.to_owned()),
@@ -99,7 +104,7 @@ pub(super) fn impact_text(impact: Impact) -> &'static str {
     match impact {
         Impact::None => "no effect on any session",
         Impact::Reload => "a reload, which no session notices",
-        Impact::Restart => "restarts of PostgreSQL, which end sessions",
+        Impact::Restart => "sessions that end, by restarts of PostgreSQL or as told above",
         Impact::Switchover => "a switchover, which ends sessions and holds up writes for about a second",
         Impact::Clone => "copying whole data directories",
         Impact::Destroy => "removing what cannot be had back",

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use pgherd_api::status::{
     Backup, Cluster, Durability, DurabilityMode, Gate, Member, ProxyTarget, Role, State, Status, Store,
-    StoreKind, Sync,
+    StoreKind, Sync, Vip,
 };
 
 use super::numbers::{bytes, counted, listed, span};
@@ -80,6 +80,7 @@ fn cluster(cluster: &Cluster, style: Style) -> Vec<String> {
         format!("cluster {name}  {gate}  {primary}  {term}{}", style.paint(Tone::Faint, &system)),
         durability(cluster.primary.as_deref(), &cluster.durability, style),
     ];
+    lines.extend(cluster.vip.iter().flat_map(|known| vip(known, style)));
     lines.extend(members(&cluster.members, style));
     lines.extend(cluster.backup.as_ref().map(backup));
     lines
@@ -112,6 +113,15 @@ fn durability(primary: Option<&str>, durability: &Durability, style: Style) -> S
             format!("a commit is acknowledged once {holder} and {needed} of {} have flushed it", listed(&voters, "and"))
         }
     }
+}
+
+fn vip(vip: &Vip, style: Style) -> Vec<String> {
+    let place = match &vip.holder {
+        Some(holder) => format!("is on {}, {}", plain(holder), plain(&vip.interface)),
+        None => style.paint(Tone::Bad, "is on no node"),
+    };
+    let trouble = vip.trouble.iter().map(|why| style.paint(Tone::Doubtful, &plain(why)));
+    [format!("address {} {place}", plain(&vip.address))].into_iter().chain(trouble).collect()
 }
 
 fn members(members: &[Member], style: Style) -> Vec<String> {
@@ -277,6 +287,20 @@ a      primary  running      primary   4  0/5000060     0 B    0 ms  127.0.0.1:2
 └ b    standby  streaming    quorum    4  0/5000060     0 B    3 ms  127.0.0.1:21004  streams from a; a changed parameter waits for a restart
   └ c  standby  catching up  async     4  0/4000060  16 MiB       –  127.0.0.1:21008  streams from b";
         assert_eq!(lines(&example(), Style::PLAIN).join("\n"), expected);
+    }
+
+    #[test]
+    fn where_the_address_is_and_what_is_in_its_way() {
+        let mut status = example();
+        let trouble = vec!["b: there is no interface eth0 on this host".to_owned()];
+        let (address, interface) = ("192.0.2.9/24".to_owned(), "eth0".to_owned());
+        let known = Vip { address, interface, holder: Some("a".to_owned()), trouble };
+        status.clusters[0].vip = Some(known.clone());
+        let text = lines(&status, Style::PLAIN).join("\n");
+        let told = "\naddress 192.0.2.9/24 is on a, eth0\nb: there is no interface eth0 on this host\nNODE ";
+        assert!(text.contains(told), "{text}");
+        status.clusters[0].vip = Some(Vip { holder: None, trouble: Vec::new(), ..known });
+        assert!(lines(&status, Style::PLAIN).contains(&"address 192.0.2.9/24 is on no node".to_owned()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::hba::{HbaError, HbaLine};
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
 use super::times::{Span, TimesError};
+use super::vip::{self, Prefixed, Unsuitable};
 use super::{ClusterSpec, Durability, HerdSpec, MAX_PRIORITY, NodeSpec, PostgresSource, SqlName, is_host};
 use crate::types::NodeName;
 
@@ -108,6 +109,13 @@ pub enum Wrong {
     DatabaseTwice { name: SqlName, first: Place },
     DatabaseReserved { name: SqlName },
     RoleReserved { name: SqlName },
+    VipUnsuitable { address: Prefixed, why: Unsuitable },
+    VipOfNode { address: Prefixed, name: NodeName, first: Place },
+    VipTwice { address: Prefixed, first: Place },
+    VipInterface { name: String },
+    VipOnLoopback { host: String },
+    VipOnOneHost { host: String },
+    VipNeedsLease { lease: Duration, least: Duration },
 }
 
 impl fmt::Display for Wrong {
@@ -182,6 +190,28 @@ impl fmt::Display for Wrong {
             Wrong::DatabaseTwice { name, .. } => write!(f, "the database \"{name}\" is listed twice"),
             Wrong::DatabaseReserved { name } => write!(f, "the database \"{name}\" is PostgreSQL's own"),
             Wrong::RoleReserved { name } => write!(f, "the role \"{name}\" is reserved"),
+            Wrong::VipUnsuitable { address, why } => write!(f, "{address} {why}"),
+            Wrong::VipOfNode { address, name, .. } => {
+                write!(f, "{} is the address of \"{name}\" itself, which never moves", address.address)
+            }
+            Wrong::VipTwice { address, .. } => {
+                write!(f, "{} moves with the gate of another cluster", address.address)
+            }
+            Wrong::VipInterface { name } => {
+                write!(f, "\"{name}\" is no interface that an address can be announced from")
+            }
+            Wrong::VipOnLoopback { host } => {
+                write!(f, "a node is on {host}, and an address that moves needs nodes on a network")
+            }
+            Wrong::VipOnOneHost { host } => {
+                write!(f, "all nodes are on {host}, and an address that moves needs hosts to move between")
+            }
+            Wrong::VipNeedsLease { lease, least } => write!(
+                f,
+                "lease is {}, and an address that goes by itself needs {} at least, with this renew",
+                Span(*lease),
+                Span(*least)
+            ),
         }
     }
 }
@@ -222,6 +252,17 @@ impl Wrong {
             }
             Wrong::ParameterOfOneNode { .. } => "set it in [postgres] parameters",
             Wrong::RoleReserved { .. } => "the owner is a role of the application, such as \"app\"",
+            Wrong::VipUnsuitable { .. } | Wrong::VipOfNode { .. } => {
+                "give a free address of the nodes' network, with its prefix length: \"192.168.122.10/24\""
+            }
+            Wrong::VipTwice { .. } => "each cluster has an address of its own",
+            Wrong::VipInterface { .. } => {
+                "name the one that the nodes' network is on, as ip address shows it: \"eth0\""
+            }
+            Wrong::VipOnLoopback { .. } | Wrong::VipOnOneHost { .. } => {
+                "leave it out: clients reach a herd on one machine through its proxy"
+            }
+            Wrong::VipNeedsLease { .. } => "set a longer lease, or a shorter renew",
             Wrong::Parameter(error) => return error.hint(),
             Wrong::Hba(error) => return error.hint(),
             _ => return None,
@@ -362,6 +403,40 @@ impl HerdSpec {
             }
         }
 
+        let mut vips: BTreeMap<core::net::IpAddr, Place> = BTreeMap::new();
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            let Some(vip) = &cluster.vip else { continue };
+            let at = root.key("cluster").index(index).key("vip");
+            let address = vip.address;
+            if let Some(why) = vip::unsuitable(address) {
+                add(at.key("address"), Wrong::VipUnsuitable { address, why });
+            }
+            let same = |host: &str| host.parse().is_ok_and(|host: core::net::IpAddr| host == address.address);
+            if let Some((first, name, ..)) = self.addresses().find(|(_, _, host, ..)| same(host)) {
+                let (name, first) = (name.clone(), first.key("host"));
+                add(at.key("address"), Wrong::VipOfNode { address, name, first });
+            }
+            match vips.get(&address.address) {
+                Some(first) => add(at.key("address"), Wrong::VipTwice { address, first: first.clone() }),
+                None => drop(vips.insert(address.address, at.key("address"))),
+            }
+            if !vip::is_interface(&vip.interface) {
+                add(at.key("interface"), Wrong::VipInterface { name: vip.interface.clone() });
+            }
+            let hosts: BTreeSet<&str> = cluster.nodes.iter().map(|node| node.host.as_str()).collect();
+            let host = || hosts.first().map_or_else(String::new, |host| (*host).to_owned());
+            if let Some(host) = hosts.iter().find(|host| is_loopback(host)) {
+                add(at, Wrong::VipOnLoopback { host: (*host).to_owned() });
+            } else if hosts.len() == 1 && cluster.nodes.len() > 1 {
+                add(at, Wrong::VipOnOneHost { host: host() });
+            }
+            let least = self.times.renew + vip::GONE_BEFORE_LEASE_END + vip::SHORTEST_LIFE;
+            if self.times.lease < least {
+                let lease = self.times.lease;
+                add(root.key("times").key("lease"), Wrong::VipNeedsLease { lease, least });
+            }
+        }
+
         for (index, cluster) in self.clusters.iter().enumerate() {
             cluster.check(&root.key("cluster").index(index), self.times.suspect, &mut add);
         }
@@ -426,7 +501,7 @@ impl HerdSpec {
                 }
             }
             for (at, _, host, _, _) in self.addresses() {
-                let loopback = host.parse::<core::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+                let loopback = is_loopback(host);
                 if loopback || host == "localhost" {
                     add(at.key("host"), Doubt::LoopbackAmongHosts { host: host.to_owned() });
                 }
@@ -450,6 +525,11 @@ impl HerdSpec {
             (witnesses.index(index), &witness.name, witness.host.as_str(), None, witness.api_port)
         }))
     }
+}
+
+/// `localhost`, or an address that is another machine on each of the hosts.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<core::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl ClusterSpec {
@@ -585,7 +665,7 @@ impl ClusterSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{ProxySpec, example};
+    use crate::spec::{ProxySpec, VipSpec, example};
 
     fn errors(change: impl FnOnce(&mut HerdSpec)) -> Vec<String> {
         let mut spec = example();
@@ -645,6 +725,61 @@ mod tests {
             "cluster[0].proxy.port: port 5432 is taken by \"a\", and all of the herd is on one host",
         );
         assert_eq!(errors(proxy(5432, 8009)), Vec::<String>::new(), "a proxy may have a host of its own");
+        let vip = |address: &'static str, interface: &'static str| {
+            move |spec: &mut HerdSpec| {
+                let address = address.parse().unwrap();
+                spec.clusters[0].vip = Some(VipSpec { address, interface: interface.to_owned() });
+            }
+        };
+        assert_eq!(errors(vip("192.168.122.10/24", "eth0")), Vec::<String>::new());
+        one(
+            vip("192.168.122.0/24", "eth0"),
+            "cluster[0].vip.address: 192.168.122.0/24 is the address of the network itself",
+        );
+        one(
+            vip("192.168.122.198/24", "eth0"),
+            "cluster[0].vip.address: 192.168.122.198 is the address of \"b\" itself",
+        );
+        one(vip("192.168.122.40/24", "eth0"), "is the address of \"w\" itself");
+        one(
+            vip("192.168.122.10/24", "lo"),
+            "cluster[0].vip.interface: \"lo\" is no interface that an address can be announced from",
+        );
+        one(
+            |spec| {
+                vip("192.168.122.10/24", "eth0")(spec);
+                spec.clusters[0].nodes[0].host = "127.0.0.1".to_owned();
+            },
+            "cluster[0].vip: a node is on 127.0.0.1",
+        );
+        one(
+            |spec| {
+                vip("192.168.122.10/24", "eth0")(spec);
+                for (index, node) in spec.clusters[0].nodes.iter_mut().enumerate() {
+                    node.host = "db".to_owned();
+                    node.port += index as u16;
+                    node.api_port += index as u16;
+                }
+            },
+            "cluster[0].vip: all nodes are on db",
+        );
+        one(
+            |spec| {
+                vip("192.168.122.10/24", "eth0")(spec);
+                spec.times.renew = Duration::from_millis(300);
+                spec.times.raft_election = Duration::from_secs(1);
+                spec.times.lease = Duration::from_millis(1_650);
+            },
+            "times.lease: lease is 1650ms, and an address that goes by itself needs 1700ms at least",
+        );
+        let two = errors(|spec| {
+            vip("192.168.122.10/24", "eth0")(spec);
+            let mut second = spec.clusters[0].clone();
+            second.nodes.clear();
+            spec.clusters.push(second);
+        });
+        let twice = "cluster[1].vip.address: 192.168.122.10 moves with the gate of another cluster";
+        assert!(two.iter().any(|error| error == twice), "{two:?}");
         one(|spec| spec.clusters[0].nodes[0].priority = 1001, "priority 1001 is more than 1000");
         one(
             |spec| spec.clusters[0].nodes[2].follow = Some(name("c")),

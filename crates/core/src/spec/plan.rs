@@ -56,6 +56,14 @@ pub enum Effect {
     WhenAgentsStart,
     /// Listeners are opened when a proxy starts.
     WhenProxiesStart,
+    /// The primary has the address once its PostgreSQL listens on it. `restart`: those that listen on their node's own
+    /// address alone.
+    TakeVip {
+        restart: Vec<NodeName>,
+    },
+    /// Connections to the one before end.
+    MoveVip,
+    DropVip,
     /// Proxies ask for it every few seconds.
     Proxies,
     /// Proxies have it for clients that come in; the others stay as they are.
@@ -98,7 +106,11 @@ impl Effect {
             Effect::PendingRestart { .. } => Impact::Restart,
             Effect::Clone { .. } => Impact::Clone,
             Effect::Leave { .. } => Impact::Destroy,
-            Effect::AtOnce
+            // Sessions end, as after a restart.
+            Effect::MoveVip | Effect::DropVip => Impact::Restart,
+            Effect::TakeVip { restart } if !restart.is_empty() => Impact::Restart,
+            Effect::TakeVip { .. }
+            | Effect::AtOnce
             | Effect::WhenAgentsStart
             | Effect::WhenProxiesStart
             | Effect::Proxies
@@ -116,6 +128,23 @@ impl fmt::Display for Effect {
             Effect::AtOnce => write!(f, "agents follow it at once"),
             Effect::WhenAgentsStart => write!(f, "each agent takes it at its next start"),
             Effect::WhenProxiesStart => write!(f, "each proxy takes it at its next start"),
+            Effect::TakeVip { restart } => {
+                write!(f, "agents need CAP_NET_ADMIN and CAP_NET_RAW; the primary takes the address")?;
+                match restart.as_slice() {
+                    [] => Ok(()),
+                    nodes => {
+                        write!(
+                            f,
+                            " once PostgreSQL listens on it, which {} will after a restart",
+                            list(nodes)
+                        )
+                    }
+                }
+            }
+            Effect::MoveVip => {
+                write!(f, "the primary gives the one up and takes the other; connections to the one end")
+            }
+            Effect::DropVip => write!(f, "the primary gives the address up; connections to it end"),
             Effect::Proxies => write!(f, "proxies follow it within seconds"),
             Effect::NewClients => write!(f, "holds for clients that connect from now on"),
             Effect::Rule => write!(f, "the durability rule changes, without a moment under neither"),
@@ -447,6 +476,30 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
         }
     }
 
+    match (&was.vip, &is.vip) {
+        (Some(from), Some(to)) => {
+            let effect = Effect::MoveVip;
+            if from.address != to.address {
+                let path = format!("{root}.vip.address");
+                plan.change(path, Some(&from.address), Some(&to.address), effect.clone());
+            }
+            if from.interface != to.interface {
+                plan.change(
+                    format!("{root}.vip.interface"),
+                    Some(&from.interface),
+                    Some(&to.interface),
+                    effect,
+                );
+            }
+        }
+        (Some(from), None) => plan.change(format!("{root}.vip"), Some(from), NONE, Effect::DropVip),
+        (None, Some(to)) => {
+            let effect = Effect::TakeVip { restart: listening_narrowly(was, is) };
+            plan.change(format!("{root}.vip"), NONE, Some(to), effect);
+        }
+        (None, None) => {}
+    }
+
     for database in &was.databases {
         let path = format!("{root}.database.{}", database.name);
         match is.databases.iter().find(|other| other.name == database.name) {
@@ -469,6 +522,16 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
             plan.refuse(format!("{root}.database.{}", database.name), NONE, Some(&database.owner), why);
         }
     }
+}
+
+/// Nodes whose PostgreSQL has to be started anew to listen on an address that moves.
+fn listening_narrowly(was: &ClusterSpec, is: &ClusterSpec) -> Vec<NodeName> {
+    if was.vip.is_some() || is.vip.is_none() {
+        return Vec::new();
+    }
+    let narrow = |node: &&NodeSpec| node.host.parse::<core::net::IpAddr>().is_ok();
+    let stay = is.nodes.iter().filter(|node| was.node(&node.name).is_some());
+    stay.filter(narrow).map(|node| node.name.clone()).collect()
 }
 
 fn plan_nodes(plan: &mut Plan, root: &str, was: &ClusterSpec, is: &ClusterSpec, primary: Option<&NodeName>) {
@@ -586,6 +649,7 @@ fn plan_postgres(
             }
         }
     }
+    restarted.extend(listening_narrowly(was, is));
     let (mut raised, mut lowered) = (Vec::new(), Vec::new());
     for ((name, from, to), nodes) in by_change {
         let of_cluster = was.postgres.parameters.get(&name) != is.postgres.parameters.get(&name);
@@ -787,6 +851,49 @@ to be restarted afterwards, in this order
             assert_eq!(plan.refusals.iter().map(|refusal| refusal.why.clone()).collect::<Vec<_>>(), [why]);
             assert_eq!(plan.changes, []);
         }
+    }
+
+    #[test]
+    fn an_address_that_moves_is_taken_changed_and_given_up() {
+        let with = |address: &str, interface: &str| {
+            let mut spec = example();
+            let (address, interface) = (address.parse().unwrap(), interface.to_owned());
+            spec.clusters[0].vip = Some(crate::spec::VipSpec { address, interface });
+            spec
+        };
+        let (one, other) = (with("192.168.122.10/24", "eth0"), with("192.168.122.11/24", "eth1"));
+        let planned = |from: &HerdSpec, to: &HerdSpec| plan(from, to, |_| Some(name("a")));
+        let taken = planned(&example(), &one);
+        assert_eq!(taken.impact(), Impact::Restart, "PostgreSQL listens on its node's address alone");
+        assert_eq!(
+            taken.to_string(),
+            "+ cluster.main.vip = 192.168.122.10/24 on eth0\n    \
+             agents need CAP_NET_ADMIN and CAP_NET_RAW; the primary takes the address once PostgreSQL listens on it, \
+             which a, b, c, d will after a restart\n\
+             to be restarted afterwards, in this order\n    \
+             restart d, c, b, then switch over from a and restart it\n"
+        );
+        let named = |mut spec: HerdSpec| {
+            for node in &mut spec.clusters[0].nodes {
+                node.host = format!("{}.example.com", node.name);
+            }
+            spec
+        };
+        let taken = planned(&named(example()), &named(one.clone()));
+        assert_eq!(taken.impact(), Impact::None, "by name it listens on all of them already");
+        let moved = planned(&one, &other);
+        assert_eq!(moved.impact(), Impact::Restart, "sessions end");
+        let effect = "the primary gives the one up and takes the other; connections to the one end";
+        assert_eq!(
+            moved.to_string(),
+            format!(
+                "~ cluster.main.vip.address: 192.168.122.10/24 -> 192.168.122.11/24\n    {effect}\n\
+                 ~ cluster.main.vip.interface: eth0 -> eth1\n    {effect}\n"
+            )
+        );
+        let dropped = planned(&one, &example());
+        assert_eq!(dropped.impact(), Impact::Restart, "sessions end");
+        assert!(dropped.to_string().starts_with("- cluster.main.vip = 192.168.122.10/24 on eth0\n"));
     }
 
     #[test]

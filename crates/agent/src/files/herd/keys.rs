@@ -241,7 +241,7 @@ pub(super) static CLUSTER: Section = Section {
         not_built("postgres", "settings of one cluster alone"),
         key("proxy", "a table", "[cluster.proxy]", NONE, "over [proxy], for this cluster alone"),
         not_built("backup", "backups and the archive of WAL"),
-        not_built("vip", "an address that follows the primary"),
+        key("vip", "a table", "[cluster.vip]", NONE, "an address that is where clients are let in"),
         not_built("publication", "logical replication from this cluster"),
         not_built("subscription", "logical replication to this cluster"),
     ],
@@ -288,9 +288,23 @@ pub(super) static DATABASE: Section = Section {
     ],
 };
 
+pub(super) static VIP: Section = Section {
+    header: "[cluster.vip]",
+    keys: &[
+        key(
+            "address",
+            "an address with its prefix length",
+            "\"192.0.2.9/24\"",
+            "",
+            "IPv4 or IPv6; a free one of the nodes' network",
+        ),
+        key("interface", "a text", "\"eth0\"", "", "what it is set on, on every node"),
+    ],
+};
+
 /// In the order of the reference page.
-pub(super) static ALL: [&Section; 9] =
-    [&TOP, &TIMES, &POSTGRES, &PROXY, &WITNESS, &CLUSTER, &NODE, &DATABASE, &CLUSTER_PROXY];
+pub(super) static ALL: [&Section; 10] =
+    [&TOP, &TIMES, &POSTGRES, &PROXY, &WITNESS, &CLUSTER, &NODE, &DATABASE, &CLUSTER_PROXY, &VIP];
 
 /// The reference page of the herd file.
 pub(super) fn reference() -> String {

@@ -43,6 +43,11 @@ pub fn write(spec: &HerdSpec) -> String {
         for node in &cluster.nodes {
             write_node(&mut file, node);
         }
+        if let Some(vip) = &cluster.vip {
+            line(&mut file, format_args!("\n  [cluster.vip]                 # is where clients are let in"));
+            line(&mut file, format_args!("  address = {}", quoted(&vip.address.to_string())));
+            line(&mut file, format_args!("  interface = {}", quoted(&vip.interface)));
+        }
         for database in &cluster.databases {
             line(&mut file, format_args!("\n  [[cluster.database]]"));
             line(&mut file, format_args!("  name = {}", quoted(database.name.as_str())));
