@@ -74,6 +74,9 @@ impl AgentBackend {
             pool_size: proxy.pool_size,
             databases: by_name(proxy.databases),
             users: by_name(proxy.users),
+            console_admins: proxy.console_admins,
+            console_readers: proxy.console_readers,
+            metrics_listen: proxy.metrics_listen,
             hba: cluster.postgres.hba.clone(),
             agents: urls(&spec),
         })

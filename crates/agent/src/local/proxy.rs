@@ -416,6 +416,9 @@ mod tests {
             pool_size: 20,
             databases: [].into(),
             users: [].into(),
+            console_admins: [].into(),
+            console_readers: [].into(),
+            metrics_listen: None,
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };

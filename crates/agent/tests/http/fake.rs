@@ -183,6 +183,9 @@ impl Backend for Fake {
             pool_size: 20,
             databases: [].into(),
             users: [].into(),
+            console_admins: [].into(),
+            console_readers: [].into(),
+            metrics_listen: None,
             hba: Vec::new(),
             agents: Vec::new(),
         })

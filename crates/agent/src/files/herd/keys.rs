@@ -95,7 +95,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 6] = [
+static PROXY_KEYS: [Key; 9] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -113,6 +113,21 @@ static PROXY_KEYS: [Key; 6] = [
         "{ migrate = \"session\" }",
         NONE,
         "pool, for these users, whatever database they use",
+    ),
+    key(
+        "console_admins",
+        "texts",
+        "[\"alice\"]",
+        NONE,
+        "roles that may do everything in the console, the database pgbouncer of every proxy",
+    ),
+    key("console_readers", "texts", "[\"monitor\"]", NONE, "roles that may look there"),
+    key(
+        "metrics_listen",
+        "an address with its port",
+        "\"127.0.0.1:9127\"",
+        NONE,
+        "where each proxy serves its metrics over plain HTTP; \":9127\" for all addresses",
     ),
 ];
 

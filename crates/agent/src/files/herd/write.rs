@@ -104,7 +104,18 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
 }
 
 fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
-    let Some(ProxySpec { port, read_port, pool, pool_size, databases, users }) = proxy else {
+    let Some(ProxySpec {
+        port,
+        read_port,
+        pool,
+        pool_size,
+        databases,
+        users,
+        console_admins,
+        console_readers,
+        metrics_listen,
+    }) = proxy
+    else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
         let ports =
             format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
@@ -115,6 +126,15 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
     line(file, format_args!("read_port = {read_port}                # leads to standbys"));
     line(file, format_args!("pool = {}", quoted(pool.as_str())));
     line(file, format_args!("pool_size = {pool_size}                 # servers of one database and user"));
+    for (key, roles) in [("console_admins", console_admins), ("console_readers", console_readers)] {
+        if !roles.is_empty() {
+            let roles: Vec<String> = roles.iter().map(|role| quoted(role)).collect();
+            line(file, format_args!("{key} = [{}]", roles.join(", ")));
+        }
+    }
+    if let Some(listen) = metrics_listen {
+        line(file, format_args!("metrics_listen = {}", quoted(listen)));
+    }
     for (table, pools) in [("databases", databases), ("users", users)] {
         if !pools.is_empty() {
             line(file, format_args!("\n[proxy.{table}]"));
