@@ -20,5 +20,5 @@ mod v1;
 
 pub use backend::Backend;
 pub use health::HealthView;
-pub use listen::{Stop, bind_socket, serve_health, serve_socket, serve_tls};
+pub use listen::{Stop, bind_socket, serve_health, serve_metrics, serve_socket, serve_tls};
 pub use v1::Api;

@@ -20,6 +20,7 @@ mod guard;
 mod history;
 pub mod http;
 pub mod identity;
+pub mod import;
 pub mod local;
 mod main_loop;
 pub mod metrics;

@@ -27,7 +27,7 @@ use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
 use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::{
-    ALPN, Access, AuthQuery, Config, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
+    ALPN, Access, AuthQuery, Config, ConsoleAccess, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
 };
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs as provider;
@@ -37,9 +37,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::clock;
 use crate::files::Findings;
-use crate::files::agent::HostPort;
+use crate::files::agent::{HostPort, Listen};
 use crate::files::proxy::{ProxyFile, agent_url};
+use crate::http::{Stop, serve_metrics};
 use crate::pki::{Credentials, CredentialsError, FileError, PROXY_VALIDITY, read_limited};
+use crate::wire::bind;
+
+mod metrics;
 
 /// In the proxy's directory.
 pub const FILE: &str = "proxy.toml";
@@ -125,6 +129,10 @@ impl Herd {
     async fn serve(mut self) -> Result<(), ProxyError> {
         let mut wanted = self.first_settings().await;
         let proxy = Arc::new(self.start(&wanted)?);
+        let _metrics = match &wanted.metrics_listen {
+            Some(listen) => self.serve_metrics(listen, &proxy).await,
+            None => None,
+        };
         let addresses = proxy.addresses();
         tracing::info!(read_write = %addresses[0], read_only = %addresses[1], "listening");
         let query = RoutingQuery {
@@ -139,7 +147,10 @@ impl Herd {
         let mut look_at_certificate = tokio::time::Instant::now();
         loop {
             self.follow_all(&mut followed, &query, &proxy);
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = proxy.reload_wanted() => {}
+            }
             if tokio::time::Instant::now() >= look_at_certificate {
                 look_at_certificate += LOOK_AT_CERTIFICATE_EVERY;
                 if self.renew().await {
@@ -213,6 +224,42 @@ impl Herd {
         Ok(Proxy::start(config, self.settings(wanted)?)?)
     }
 
+    /// Whoever cannot be measured serves clients nevertheless.
+    async fn serve_metrics(&self, listen: &str, proxy: &Arc<Proxy>) -> Option<Task> {
+        let bound = match listen.parse::<Listen>() {
+            Ok(listen) => bind(listen).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let listener = match bound {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(
+                    listen,
+                    error,
+                    "there are no metrics: metrics_listen of [proxy] cannot be had"
+                );
+                return None;
+            }
+        };
+        tracing::info!(listen, "serves metrics");
+        let proxy = Arc::downgrade(proxy);
+        let names =
+            (self.file.herd.clone().unwrap_or_default(), self.file.cluster.clone(), self.file.name.clone());
+        let text = move || {
+            let (herd, cluster, name) = &names;
+            // Whoever asks while it ends gets nothing.
+            let proxy = proxy.upgrade();
+            proxy.map_or_else(String::new, |proxy| {
+                metrics::text(&proxy, herd, cluster.as_str(), name.as_str())
+            })
+        };
+        let (stop, stopped) = Stop::new();
+        Some(Task(tokio::spawn(async move {
+            serve_metrics(listener, text, stopped).await;
+            drop(stop);
+        })))
+    }
+
     fn settings(&self, wanted: &ProxySettings) -> Result<Settings, ProxyError> {
         let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
         settings.client_tls = Some(client_tls(&self.credentials)?);
@@ -234,6 +281,8 @@ impl Herd {
                 );
             }
         }
+        settings.console =
+            ConsoleAccess { admins: wanted.console_admins.clone(), readers: wanted.console_readers.clone() };
         Ok(settings)
     }
 

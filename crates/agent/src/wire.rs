@@ -43,7 +43,7 @@ pub(crate) async fn serve<B: Backend>(
 }
 
 /// On all addresses, IPv6 and IPv4 alike where the system has both.
-async fn bind(listen: Listen) -> Result<TcpListener, String> {
+pub(crate) async fn bind(listen: Listen) -> Result<TcpListener, String> {
     let any = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::from([0, 0, 0, 0])];
     let addresses = listen.address.map_or(any.to_vec(), |address| vec![address]);
     let mut last = String::new();

@@ -2,7 +2,7 @@
 //!
 //! Leaves out: passwords and verifiers, which a proxy reads from PostgreSQL itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,15 @@ pub struct ProxySettings {
     /// expect others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, OptionValue>,
+    /// Roles that may do everything in the console,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub console_admins: BTreeSet<String>,
+    /// and those that may look.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub console_readers: BTreeSet<String>,
+    /// Where it serves its metrics; nowhere without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<String>,
     /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
     pub hba: Vec<String>,
     /// `https://host:port` of every agent.

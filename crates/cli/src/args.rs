@@ -70,15 +70,16 @@ pub(crate) enum Command {
     Explain(commands::explain::ExplainArgs),
     Logs(commands::logs::LogsArgs),
     Psql(commands::psql::PsqlArgs),
+    Import(commands::import::ImportArgs),
     Completions(commands::completions::CompletionsArgs),
     Man(commands::man::ManArgs),
 }
 
 /// Commands that the design names and this version does not have. They are refused by name, so that nobody
 /// takes silence for success.
-pub(crate) const NOT_BUILT: [&str; 15] = [
+pub(crate) const NOT_BUILT: [&str; 14] = [
     "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "backup",
-    "restore", "wal", "top", "adopt", "import",
+    "restore", "wal", "top", "adopt",
 ];
 
 fn after_help() -> String {
@@ -110,6 +111,7 @@ const TAKES: &[(&str, &[&str])] = &[
     ("explain", &["dir", "url", "cluster", "json"]),
     ("logs", &["dir", "url", "json"]),
     ("psql", &["dir", "url", "cluster"]),
+    ("import", &["json"]),
     ("completions", &[]),
     ("man", &[]),
 ];

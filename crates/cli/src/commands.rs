@@ -9,6 +9,7 @@ pub(crate) mod explain;
 pub(crate) mod failover;
 pub(crate) mod fence;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod man;
@@ -53,6 +54,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => block_on(&global, explain::run(args, &global)),
         Command::Logs(args) => block_on(&global, logs::run(args, &global)),
         Command::Psql(args) => block_on(&global, psql::run(args, &global)),
+        Command::Import(args) => import::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

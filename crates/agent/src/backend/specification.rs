@@ -77,6 +77,9 @@ impl AgentBackend {
             databases: by_name(proxy.databases),
             users: by_name(proxy.users),
             options,
+            console_admins: proxy.console_admins,
+            console_readers: proxy.console_readers,
+            metrics_listen: proxy.metrics_listen,
             hba: cluster.postgres.hba.clone(),
             agents: urls(&spec),
         })

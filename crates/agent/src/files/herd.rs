@@ -4,7 +4,7 @@
 //! one list, each at its line. A rule that rests on a value which could not be read says nothing, because what
 //! it would say is not true.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -18,6 +18,7 @@ use pgherd_core::spec::{
 };
 use pgherd_core::types::NodeName;
 
+use super::agent::Listen;
 use super::finding::{Findings, Kind, Mistake};
 use super::reader::{Read, Reader, Section, Table};
 
@@ -192,7 +193,22 @@ fn read_proxy(
             options.insert(option, value);
         }
     }
-    Some(ProxySpec { port, read_port, pool, pool_size, databases, users, options })
+    let console_admins = read_roles(reader, &table, "console_admins", general.console_admins);
+    let console_readers = read_roles(reader, &table, "console_readers", general.console_readers);
+    let metrics_listen: Read<Listen> = reader.parsed(&table, "metrics_listen");
+    let metrics_listen = metrics_listen.some().map(|listen| listen.to_string()).or(general.metrics_listen);
+    Some(ProxySpec {
+        port,
+        read_port,
+        pool,
+        pool_size,
+        databases,
+        users,
+        options,
+        console_admins,
+        console_readers,
+        metrics_listen,
+    })
 }
 
 fn read_option(reader: &mut Reader<'_>, table: &Table<'_>, option: ProxyOption) -> Read<OptionValue> {
@@ -208,6 +224,28 @@ fn read_option(reader: &mut Reader<'_>, table: &Table<'_>, option: ProxyOption) 
             reader.time(table, name, never).map(OptionValue::of_time)
         }
     }
+}
+
+/// Roles that come in through a proxy, in place of those that hold for every cluster.
+fn read_roles(
+    reader: &mut Reader<'_>,
+    table: &Table<'_>,
+    key: &str,
+    general: BTreeSet<String>,
+) -> BTreeSet<String> {
+    let at = table.at.key(key);
+    let names = reader.texts(table, key);
+    if !reader.has(&at) {
+        return general;
+    }
+    for (index, name) in names.iter().enumerate() {
+        if name.is_empty() || name.starts_with("pgherd_") {
+            let message = format!("\"{name}\" is no role that comes in through a proxy");
+            let hint = Some(format!("{key} = [\"alice\"]: a role that can log in with a password"));
+            reader.wrong_value(&at.index(index), message, hint);
+        }
+    }
+    names.into_iter().collect()
 }
 
 /// A table of names, over what holds for every cluster.

@@ -302,6 +302,16 @@ pub(super) fn router<B: Backend>(backend: Arc<B>, metrics: Arc<Metrics>) -> Rout
     Router::new().fallback(any(answer::<B>)).with_state(Shared { backend, metrics })
 }
 
+/// `/metrics` alone.
+pub(super) fn metrics_router(text: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
+    let answer = async move || respond(StatusCode::OK, openmetrics(), Body::from(text()));
+    Router::new().route("/metrics", axum::routing::get(answer))
+}
+
+fn openmetrics() -> HeaderValue {
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8")
+}
+
 async fn answer<B: Backend>(State(shared): State<Shared<B>>, request: Request) -> Response<Body> {
     let status_only = match *request.method() {
         Method::GET => false,
@@ -318,9 +328,7 @@ async fn answer<B: Backend>(State(shared): State<Shared<B>>, request: Request) -
         path => path.trim_end_matches('/'),
     };
     if path == "/metrics" {
-        let content_type =
-            HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-        return respond(StatusCode::OK, content_type, Body::from(shared.metrics.encode()));
+        return respond(StatusCode::OK, openmetrics(), Body::from(shared.metrics.encode()));
     }
     let query = match HealthQuery::parse(request.uri().query().unwrap_or_default()) {
         Ok(query) => query,

@@ -51,6 +51,10 @@ const MAX_MEMBERS: usize = 1024;
 /// On the health port, and on the socket.
 const MAX_HEALTH: usize = 256;
 const MAX_SOCKET: usize = 128;
+/// Of a proxy's metrics: a few that ask every few seconds, and a slow one.
+const MAX_METRICS: usize = 16;
+/// A connection for them lasts no longer, whoever reads however slowly.
+const METRICS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A peer that acknowledges nothing for so long, or keeps its window shut, is cut off by the kernel.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -233,6 +237,33 @@ pub async fn serve_health<B: Backend>(
             Address::Remote(peer),
             stop.clone(),
         ));
+    }
+    drain(connections).await;
+}
+
+/// A text over plain HTTP at `/metrics`, and nothing else. Made anew for whoever asks, and held until he has read it; so there
+/// are few at a time.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    text: impl Fn() -> String + Clone + Send + Sync + 'static,
+    mut stop: Stop,
+) {
+    let router = health::metrics_router(text);
+    let (refusals, failures) = (Sparingly::default(), Sparingly::default());
+    let mut connections = JoinSet::new();
+    while let Some((stream, peer)) = next(&mut connections, &mut stop, &failures, || listener.accept()).await
+    {
+        if connections.len() >= MAX_METRICS {
+            refusals.warn(format_args!("{peer} got no metrics: {MAX_METRICS} connections"));
+            continue;
+        }
+        prepare(&stream);
+        let (caller, address) = (Caller::Anonymous, Address::Remote(peer));
+        let (router, stop) = (router.clone(), stop.clone());
+        connections.spawn(async move {
+            let serving = http(stream, router, caller, address, stop);
+            drop(tokio::time::timeout(METRICS_WITHIN, serving).await);
+        });
     }
     drain(connections).await;
 }

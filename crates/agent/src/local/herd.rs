@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec, Times,
+    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec,
+    ProxySpec, Times,
 };
 use pgherd_core::types::NodeName;
 use pgherd_postgres::installation::Installation;
@@ -49,7 +50,8 @@ fn of_version(major: u16) -> HerdSpec {
             },
             nodes: NODES.iter().map(|node| NodeSpec::new(name(node), HOST)).collect(),
             databases: vec![DatabaseSpec { name: sql_name(), owner: sql_name() }],
-            proxy: None,
+            // Nobody else can log in to a herd that is somebody's own.
+            proxy: Some(ProxySpec { console_admins: [DATABASE.to_owned()].into(), ..ProxySpec::default() }),
             vip: None,
         }],
         witnesses: Vec::new(),

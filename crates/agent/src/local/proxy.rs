@@ -417,6 +417,9 @@ mod tests {
             databases: [].into(),
             users: [].into(),
             options: [].into(),
+            console_admins: [].into(),
+            console_readers: [].into(),
+            metrics_listen: None,
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };

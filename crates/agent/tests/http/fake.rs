@@ -184,6 +184,9 @@ impl Backend for Fake {
             databases: [].into(),
             users: [].into(),
             options: [].into(),
+            console_admins: [].into(),
+            console_readers: [].into(),
+            metrics_listen: None,
             hba: Vec::new(),
             agents: Vec::new(),
         })

@@ -8,6 +8,7 @@ mod health;
 mod herd;
 mod join;
 mod limits;
+mod metrics;
 mod peers;
 mod round_trip;
 mod streams;

@@ -467,6 +467,24 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
             plan.change(path, Some(&from), Some(&to), Effect::Proxies);
         }
     }
+    let names = |names: &BTreeSet<String>| {
+        let listed: Vec<&str> = names.iter().map(String::as_str).collect();
+        (!listed.is_empty()).then(|| listed.join(", "))
+    };
+    for (key, from, to) in [
+        ("console_admins", &from.console_admins, &to.console_admins),
+        ("console_readers", &from.console_readers, &to.console_readers),
+    ] {
+        if from != to {
+            let path = format!("{root}.proxy.{key}");
+            plan.change(path, names(from).as_ref(), names(to).as_ref(), Effect::Proxies);
+        }
+    }
+    if from.metrics_listen != to.metrics_listen {
+        let path = format!("{root}.proxy.metrics_listen");
+        let (from, to) = (from.metrics_listen.as_ref(), to.metrics_listen.as_ref());
+        plan.change(path, from, to, Effect::WhenProxiesStart);
+    }
     for (key, from, to) in [("databases", &from.databases, &to.databases), ("users", &from.users, &to.users)]
     {
         let names: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
@@ -921,6 +939,8 @@ to be restarted afterwards, in this order
                     (ProxyOption::QueryTimeout, OptionValue::of_time(Some(Duration::from_secs(90)))),
                 ]
                 .into(),
+                console_admins: ["alice".to_owned(), "bob".to_owned()].into(),
+                metrics_listen: Some("127.0.0.1:9127".to_owned()),
                 ..ProxySpec::default()
             });
             let host = "192.168.122.41".to_owned();
@@ -956,6 +976,10 @@ to be restarted afterwards, in this order
     proxies follow it within seconds
 ~ cluster.main.proxy.query_timeout: never -> 90s
     proxies follow it within seconds
++ cluster.main.proxy.console_admins = alice, bob
+    proxies follow it within seconds
++ cluster.main.proxy.metrics_listen = 127.0.0.1:9127
+    each proxy takes it at its next start
 + cluster.main.proxy.databases.shop = statement
     holds for clients that connect from now on
 - cluster.main.database.testix = app

@@ -3,7 +3,7 @@
 //! What has a default that fits nearly everybody is a [`ProxyOption`]: its name, its default and its bounds stand here, and
 //! the herd file, `plan` and the proxies go by that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -28,6 +28,15 @@ pub struct ProxySpec {
     /// and over both, by user.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub users: BTreeMap<String, Pool>,
+    /// Roles that may do everything in the proxies' console,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub console_admins: BTreeSet<String>,
+    /// and those that may look.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub console_readers: BTreeSet<String>,
+    /// Where each proxy serves its metrics, as an address with its port; nowhere without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<String>,
     /// Those that were said; the others have their defaults.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<ProxyOption, OptionValue>,
@@ -50,6 +59,9 @@ impl Default for ProxySpec {
             pool_size: DEFAULT_POOL_SIZE,
             databases: BTreeMap::new(),
             users: BTreeMap::new(),
+            console_admins: BTreeSet::new(),
+            console_readers: BTreeSet::new(),
+            metrics_listen: None,
             options: BTreeMap::new(),
         }
     }

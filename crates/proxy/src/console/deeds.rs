@@ -79,7 +79,9 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
             databases(name.as_ref())?;
             wait(|| world.pools.are_fresh(name.as_deref())).await;
         }
-        Command::KillClient(id) => match world.roster.find(ClientId(*id)) {
+        // One that is being told so is there for a moment longer.
+        Command::KillClient(id) => match world.roster.find(ClientId(*id)).filter(|card| !card.is_dismissed())
+        {
             Some(card) => card.dismiss(),
             None => {
                 return Err(refused(

@@ -95,7 +95,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 22] = [
+static PROXY_KEYS: [Key; 25] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -201,6 +201,21 @@ static PROXY_KEYS: [Key; 22] = [
         "\"10min\"",
         "1h",
         "a server connection is closed at that age, once nobody uses it",
+    ),
+    key(
+        "console_admins",
+        "texts",
+        "[\"alice\"]",
+        NONE,
+        "roles that may do everything in the console, the database pgbouncer of every proxy",
+    ),
+    key("console_readers", "texts", "[\"monitor\"]", NONE, "roles that may look there"),
+    key(
+        "metrics_listen",
+        "an address with its port",
+        "\"127.0.0.1:9127\"",
+        NONE,
+        "where each proxy serves its metrics over plain HTTP; \":9127\" for all addresses",
     ),
 ];
 

@@ -110,7 +110,19 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
 }
 
 fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
-    let Some(ProxySpec { port, read_port, pool, pool_size, databases, users, options }) = proxy else {
+    let Some(ProxySpec {
+        port,
+        read_port,
+        pool,
+        pool_size,
+        databases,
+        users,
+        options,
+        console_admins,
+        console_readers,
+        metrics_listen,
+    }) = proxy
+    else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
         let ports =
             format_args!("\n# [proxy]                       # port = {port}, read_port = {read_port}");
@@ -128,6 +140,15 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
             }
             _ => line(file, format_args!("{} = {value}", option.name())),
         }
+    }
+    for (key, roles) in [("console_admins", console_admins), ("console_readers", console_readers)] {
+        if !roles.is_empty() {
+            let roles: Vec<String> = roles.iter().map(|role| quoted(role)).collect();
+            line(file, format_args!("{key} = [{}]", roles.join(", ")));
+        }
+    }
+    if let Some(listen) = metrics_listen {
+        line(file, format_args!("metrics_listen = {}", quoted(listen)));
     }
     for (table, pools) in [("databases", databases), ("users", users)] {
         if !pools.is_empty() {
