@@ -10,7 +10,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use pgherd_core::spec::Span;
 use pgherd_proxy::hba::Hba;
 use serde::Serialize;
 
@@ -157,6 +159,22 @@ impl Imported {
                 let note = format!("{to} of the herd file is {least} to {most}");
                 self.note(at, key, Outcome::NotTaken, note);
             }
+        }
+    }
+
+    /// A time in seconds, with a fraction maybe. `zero`: what the herd file says for 0, if it can be said there.
+    fn take_seconds(&mut self, at: &At<'_>, key: &str, text: &str, to: &'static str, zero: Option<&str>) {
+        let seconds = text.strip_suffix('s').unwrap_or(text).trim().parse::<f64>().ok();
+        let ms = seconds.filter(|seconds| (0.0..1e9).contains(seconds)).map(|seconds| (seconds * 1e3) as u64);
+        match (ms, zero) {
+            (Some(0), Some(word)) => self.take(at, key, to, quoted(word)),
+            (Some(0), None) => {
+                self.note(at, key, Outcome::NotTaken, format!("proxy.{to} is a time, and cannot be none"));
+            }
+            (Some(ms), _) => {
+                self.take(at, key, to, quoted(&Span(Duration::from_millis(ms)).to_string()));
+            }
+            (None, _) => self.note(at, key, Outcome::Unknown, "it is no number of seconds"),
         }
     }
 

@@ -19,10 +19,15 @@ const NODES: &str = "a proxy goes where the herd's routing table says";
 const VERIFIERS: &str = "clients are checked against what PostgreSQL stores; a proxy has no passwords";
 const BUILT_IN: &str = "it is built in";
 const NOT_A_KEY: &str = "the herd file has no key for it";
+const FOR_ALL: &str = "in [proxy] it is for all";
 const PER_PROXY: &str = "it belongs to one proxy: pgherd proxy add --listen, or its proxy.toml";
 const SERVICE: &str = "the service manager has it: a proxy runs in the foreground and logs to stderr";
 const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
 const KERNEL: &str = "connections have keepalives and no delay; the kernel has the rest";
+
+const MOST_CLIENTS: u64 = 1_000_000;
+/// What PgBouncer means by a timeout of 0.
+const NEVER: Option<&str> = Some("never");
 
 /// Every other setting of `[pgbouncer]`.
 #[rustfmt::skip]
@@ -36,8 +41,6 @@ const FATES: &[(&str, Fate)] = &[
     ("auth_user", Fate::Implied(VERIFIERS)),
     ("autodb_idle_timeout", Fate::Implied("a pool that nobody uses is forgotten")),
     ("cancel_wait_timeout", Fate::Implied(BUILT_IN)),
-    ("client_idle_timeout", Fate::Not(NOT_A_KEY)),
-    ("client_login_timeout", Fate::Implied("a login takes a minute at most")),
     ("client_tls13_ciphers", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
     ("client_tls_ca_file", Fate::Implied(CERTIFICATES)),
     ("client_tls_cert_file", Fate::Implied(CERTIFICATES)),
@@ -52,7 +55,6 @@ const FATES: &[(&str, Fate)] = &[
     ("dns_max_ttl", Fate::Implied(NODES)),
     ("dns_nxdomain_ttl", Fate::Implied(NODES)),
     ("dns_zone_check_period", Fate::Implied(NODES)),
-    ("idle_transaction_timeout", Fate::Not("set idle_in_transaction_session_timeout in PostgreSQL, which holds behind proxies too")),
     ("ignore_startup_parameters", Fate::Implied("what a startup packet sets follows its client")),
     ("job_name", Fate::Implied(SERVICE)),
     ("listen_addr", Fate::Not(PER_PROXY)),
@@ -63,21 +65,16 @@ const FATES: &[(&str, Fate)] = &[
     ("log_stats", Fate::Implied("SHOW STATS and the metrics have them")),
     ("logfile", Fate::Implied(SERVICE)),
     ("login_notify_message", Fate::Not(NOT_A_KEY)),
-    ("max_client_conn", Fate::Not("a proxy takes 10000 clients")),
-    ("max_db_client_connections", Fate::Not(NOT_A_KEY)),
     ("max_db_connections", Fate::Not("pool_size is for one database and user; ALTER DATABASE … CONNECTION LIMIT holds for all")),
     ("max_packet_size", Fate::Implied("messages are passed on in pieces, however long")),
     ("max_prepared_statements", Fate::Implied("prepared statements follow their client; a server keeps 200")),
-    ("max_user_client_connections", Fate::Not(NOT_A_KEY)),
     ("max_user_connections", Fate::Not("pool_size is for one database and user; ALTER ROLE … CONNECTION LIMIT holds for all")),
     ("min_pool_size", Fate::Not("servers are opened when clients need them")),
     ("peer_id", Fate::Implied("a cancel reaches the proxy that has its client")),
     ("pidfile", Fate::Implied(SERVICE)),
     ("pkt_buf", Fate::Implied("an idle client has no buffer")),
     ("pool_idle_timeout", Fate::Implied("a pool that nobody uses is forgotten")),
-    ("query_timeout", Fate::Not("set statement_timeout in PostgreSQL, which follows its client")),
     ("query_wait_notify", Fate::Not(NOT_A_KEY)),
-    ("query_wait_timeout", Fate::Not("clients wait for a server for two minutes, and for a primary for one")),
     ("reserve_pool_size", Fate::Not("pool_size is all there is: the oldest client is served first")),
     ("reserve_pool_timeout", Fate::Not("pool_size is all there is: the oldest client is served first")),
     ("resolv_conf", Fate::Implied(NODES)),
@@ -87,8 +84,6 @@ const FATES: &[(&str, Fate)] = &[
     ("server_check_query", Fate::Implied("agents judge servers, and no query does")),
     ("server_connect_timeout", Fate::Implied(BUILT_IN)),
     ("server_fast_close", Fate::Not("a server is closed when its client gives it back")),
-    ("server_idle_timeout", Fate::Implied("an idle server is closed after ten minutes")),
-    ("server_lifetime", Fate::Implied("a server is replaced after an hour")),
     ("server_login_retry", Fate::Implied("clients wait while nobody is let in, and it is tried again at once")),
     ("server_reset_query", Fate::Implied("a server is cleaned when something may have been left in it")),
     ("server_reset_query_always", Fate::Implied("a server is cleaned when something may have been left in it")),
@@ -115,7 +110,6 @@ const FATES: &[(&str, Fate)] = &[
     ("tcp_socket_buffer", Fate::Implied(KERNEL)),
     ("tcp_user_timeout", Fate::Implied(KERNEL)),
     ("track_extra_parameters", Fate::Implied("every setting follows its client")),
-    ("transaction_timeout", Fate::Not(NOT_A_KEY)),
     ("unix_socket_dir", Fate::Not("a proxy listens on TCP")),
     ("unix_socket_group", Fate::Not("a proxy listens on TCP")),
     ("unix_socket_mode", Fate::Not("a proxy listens on TCP")),
@@ -131,27 +125,27 @@ const WORDS: &[(&str, Fate)] = &[
     ("auth_query", Fate::Implied(VERIFIERS)),
     ("auth_user", Fate::Implied(VERIFIERS)),
     ("client_encoding", Fate::Not("ALTER DATABASE … SET does so for all")),
-    ("client_idle_timeout", Fate::Not(NOT_A_KEY)),
+    ("client_idle_timeout", Fate::Not(FOR_ALL)),
     ("connect_query", Fate::Not("ALTER DATABASE … SET and ALTER ROLE … SET prepare a session")),
     ("datestyle", Fate::Not("ALTER DATABASE … SET does so for all")),
     ("host", Fate::Implied(NODES)),
-    ("idle_transaction_timeout", Fate::Not(NOT_A_KEY)),
+    ("idle_transaction_timeout", Fate::Not(FOR_ALL)),
     ("load_balance_hosts", Fate::Implied(NODES)),
-    ("max_db_client_connections", Fate::Not(NOT_A_KEY)),
+    ("max_db_client_connections", Fate::Not(FOR_ALL)),
     ("max_db_connections", Fate::Not("ALTER DATABASE … CONNECTION LIMIT holds for all")),
-    ("max_user_client_connections", Fate::Not(NOT_A_KEY)),
+    ("max_user_client_connections", Fate::Not(FOR_ALL)),
     ("max_user_connections", Fate::Not("ALTER ROLE … CONNECTION LIMIT holds for all")),
     ("min_pool_size", Fate::Not("servers are opened when clients need them")),
     ("password", Fate::Not("a proxy has no passwords: clients come in as themselves")),
     ("pool_size", Fate::Not("pool_size is the same for every database and user")),
     ("port", Fate::Implied(NODES)),
-    ("query_timeout", Fate::Not(NOT_A_KEY)),
-    ("query_wait_timeout", Fate::Not(NOT_A_KEY)),
+    ("query_timeout", Fate::Not(FOR_ALL)),
+    ("query_wait_timeout", Fate::Not(FOR_ALL)),
     ("reserve_pool", Fate::Not("pool_size is all there is")),
     ("reserve_pool_size", Fate::Not("pool_size is all there is")),
     ("server_lifetime", Fate::Implied("a server is replaced after an hour")),
     ("timezone", Fate::Not("ALTER DATABASE … SET does so for all")),
-    ("transaction_timeout", Fate::Not(NOT_A_KEY)),
+    ("transaction_timeout", Fate::Not(FOR_ALL)),
     ("user", Fate::Not("clients come in as themselves; give them a role in PostgreSQL")),
 ];
 
@@ -248,6 +242,23 @@ fn setting(
     match key {
         "listen_port" => imported.take_number(at, key, value, "port", 1, u64::from(u16::MAX)),
         "default_pool_size" => imported.take_number(at, key, value, "pool_size", 1, 0x3_ffff),
+        "max_client_conn" => imported.take_number(at, key, value, "max_clients", 1, MOST_CLIENTS),
+        "max_user_client_connections" => {
+            imported.take_number(at, key, value, "max_user_clients", 0, MOST_CLIENTS);
+        }
+        "max_db_client_connections" => {
+            imported.take_number(at, key, value, "max_database_clients", 0, MOST_CLIENTS);
+        }
+        "query_wait_timeout" => imported.take_seconds(at, key, value, "query_wait", None),
+        "client_login_timeout" => imported.take_seconds(at, key, value, "login_timeout", None),
+        "server_idle_timeout" => imported.take_seconds(at, key, value, "server_idle_timeout", None),
+        "server_lifetime" => imported.take_seconds(at, key, value, "server_lifetime", None),
+        "client_idle_timeout" => imported.take_seconds(at, key, value, "client_idle_timeout", NEVER),
+        "query_timeout" => imported.take_seconds(at, key, value, "query_timeout", NEVER),
+        "transaction_timeout" => imported.take_seconds(at, key, value, "transaction_timeout", NEVER),
+        "idle_transaction_timeout" => {
+            imported.take_seconds(at, key, value, "idle_transaction_timeout", NEVER);
+        }
         "pool_mode" => match mode(value) {
             Some(mode) => imported.take(at, key, "pool", mode),
             None => imported.note(at, key, Outcome::Unknown, "it is no way to pool"),

@@ -11,14 +11,13 @@ const HERD: &str = "the herd finds out by itself who the primary is, and replace
 const NODES: &str = "a proxy goes where the herd's routing table says; nodes stand in the herd file";
 const SERVICE: &str = "the service manager has it: a proxy runs in the foreground and logs to stderr";
 const LOGS: &str = "the console and the metrics have what was logged, and PostgreSQL logs statements";
-const SPLITTING: &str = "read_port leads to standbys; reads of a read-write session stay at the primary";
+const SPLITTING: &str = "read_port leads to standbys; with pool = \"transaction\" see split_reads of [proxy]";
 const WATCHDOG: &str =
     "proxies do not watch each other: each follows the agents, and clients may name several";
 const PROCESSES: &str = "one process serves all clients";
 const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
 const PASSWORDS: &str = "clients are checked against what PostgreSQL stores; a proxy has no passwords";
 const PER_PROXY: &str = "it belongs to one proxy: pgherd proxy add --listen, or its proxy.toml";
-const NOT_A_KEY: &str = "the herd file has no key for it";
 
 /// By its whole name.
 #[rustfmt::skip]
@@ -27,7 +26,6 @@ const FATES: &[(&str, Fate)] = &[
     ("allow_multiple_failover_requests_from_node", Fate::Implied(HERD)),
     ("allow_sql_comments", Fate::Not(SPLITTING)),
     ("app_name_redirect_preference_list", Fate::Not(SPLITTING)),
-    ("authentication_timeout", Fate::Implied("a login takes a minute at most")),
     ("auto_failback", Fate::Implied("a standby that follows again is used again")),
     ("auto_failback_interval", Fate::Implied("a standby that follows again is used again")),
     ("backend_clustering_mode", Fate::Implied("a herd replicates by streaming")),
@@ -38,15 +36,13 @@ const FATES: &[(&str, Fate)] = &[
     ("child_life_time", Fate::Implied(PROCESSES)),
     ("child_max_connections", Fate::Implied(PROCESSES)),
     ("clear_memqcache_on_startup", Fate::Not("results are not cached")),
-    ("client_idle_limit", Fate::Not(NOT_A_KEY)),
     ("client_idle_limit_in_recovery", Fate::Implied("a node joins while clients go on")),
     ("client_min_messages", Fate::Implied("a client's setting follows it")),
     ("connect_timeout", Fate::Implied("it is built in")),
     ("connection_cache", Fate::Implied("servers are pooled")),
-    ("connection_life_time", Fate::Implied("a server is replaced after an hour")),
     ("database_redirect_preference_list", Fate::Not(SPLITTING)),
-    ("delay_threshold", Fate::Not("standbys take reads as long as they follow")),
-    ("delay_threshold_by_time", Fate::Not("standbys take reads as long as they follow")),
+    ("delay_threshold", Fate::Not("max_replay_lag of [proxy] is a time: 30s without it")),
+    ("delay_threshold_by_time", Fate::Not("see max_replay_lag of [proxy]: 30s without it")),
     ("detach_false_primary", Fate::Implied(HERD)),
     ("disable_load_balance_on_write", Fate::Not(SPLITTING)),
     ("dml_adaptive_object_relationship_list", Fate::Not(SPLITTING)),
@@ -73,7 +69,6 @@ const FATES: &[(&str, Fate)] = &[
     ("max_spare_children", Fate::Implied(PROCESSES)),
     ("memory_cache_enabled", Fate::Not("results are not cached")),
     ("min_spare_children", Fate::Implied(PROCESSES)),
-    ("num_init_children", Fate::Implied("a proxy takes 10000 clients")),
     ("pid_file_name", Fate::Implied(SERVICE)),
     ("pool_passwd", Fate::Implied(PASSWORDS)),
     ("prefer_lower_delay_standby", Fate::Not(SPLITTING)),
@@ -104,7 +99,7 @@ const FATES: &[(&str, Fate)] = &[
 #[rustfmt::skip]
 const BEGINNINGS: &[(&str, Fate)] = &[
     ("arping_", Fate::Not("there is no virtual address yet")),
-    ("backend_weight", Fate::Not("standbys take reads in turn")),
+    ("backend_weight", Fate::Not("see read_weight of each node")),
     ("backend_", Fate::Implied(NODES)),
     ("delegate_", Fate::Not("there is no virtual address yet")),
     ("health_check_", Fate::Implied(HERD)),
@@ -167,6 +162,15 @@ fn value_of(text: &str) -> Option<String> {
 fn setting(imported: &mut Imported, at: &At<'_>, key: &str, value: &str) {
     if key == "port" {
         return imported.take_number(at, key, value, "port", 1, u64::from(u16::MAX));
+    }
+    match key {
+        "num_init_children" => return imported.take_number(at, key, value, "max_clients", 1, 1_000_000),
+        "authentication_timeout" => return imported.take_seconds(at, key, value, "login_timeout", None),
+        "connection_life_time" => return imported.take_seconds(at, key, value, "server_lifetime", None),
+        "client_idle_limit" => {
+            return imported.take_seconds(at, key, value, "client_idle_timeout", Some("never"));
+        }
+        _ => {}
     }
     let whole = FATES.iter().find(|(known, _)| *known == key);
     match whole.or_else(|| BEGINNINGS.iter().find(|(begin, _)| key.starts_with(begin))) {

@@ -1,5 +1,7 @@
 //! Files as installations have them, and what is made of them.
 
+use pgherd_core::spec::ProxyOption;
+
 use super::*;
 use crate::files::herd;
 
@@ -34,6 +36,9 @@ fn a_pgbouncer_becomes_the_proxy_part_of_a_herd_file() {
     assert_eq!((proxy.port, proxy.pool_size, proxy.pool.as_str()), (6432, 25, "transaction"));
     assert_eq!(proxy.console_admins, ["alice".to_owned(), "bob".to_owned()].into());
     assert_eq!(proxy.console_readers, ["monitor".to_owned()].into());
+    let said = |option: ProxyOption| proxy.option(option).to_string();
+    let options = [ProxyOption::MaxClients, ProxyOption::QueryWait, ProxyOption::QueryTimeout].map(said);
+    assert_eq!(options, ["2000", "30s", "never"]);
     let pools = |pools: &BTreeMap<String, pgherd_core::spec::Pool>| -> Vec<String> {
         pools.iter().map(|(name, pool)| format!("{name}={}", pool.as_str())).collect()
     };
@@ -52,7 +57,7 @@ fn a_pgbouncer_becomes_the_proxy_part_of_a_herd_file() {
     let outcome = |key: &str| note_of(&imported, key).0;
     assert_eq!(outcome("auth_file"), Outcome::Implied);
     assert_eq!(outcome("auth_type"), Outcome::NotTaken);
-    assert_eq!(outcome("max_client_conn"), Outcome::NotTaken);
+    assert_eq!(outcome("max_client_conn"), Outcome::Taken);
     assert_eq!(outcome("so_reuseport"), Outcome::Implied);
     assert_eq!(outcome("[databases] reports: dbname"), Outcome::NotTaken);
     assert_eq!(outcome("[databases] shop: dbname"), Outcome::Implied);
@@ -119,6 +124,28 @@ fn what_cannot_be_read_says_where() {
     assert!(failed("%include nowhere.ini\n").contains("nowhere.ini"));
     let missing = import(&[dir.path().join("none.ini")]).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read"), "{missing}");
+}
+
+#[test]
+fn a_time_is_taken_in_the_herd_files_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pgbouncer.ini");
+    let times = "query_timeout = 0\ntransaction_timeout = 1.5\nserver_lifetime = 3600\nserver_idle_timeout = 0\n\
+                 client_idle_timeout = soon\nmax_user_client_connections = 7\n";
+    std::fs::write(&path, format!("[pgbouncer]\n{times}")).unwrap();
+    let imported = import(&[path]).unwrap();
+    let proxy = read_back(&imported).spec.clusters[0].proxy.clone().unwrap();
+    let taken: Vec<String> =
+        proxy.options.iter().map(|(option, value)| format!("{}={value}", option.name())).collect();
+    assert_eq!(
+        taken,
+        ["max_user_clients=7", "transaction_timeout=1500ms", "query_timeout=never", "server_lifetime=1h"]
+    );
+    let outcome = |key: &str| note_of(&imported, key).0;
+    assert_eq!(
+        (outcome("server_idle_timeout"), outcome("client_idle_timeout")),
+        (Outcome::NotTaken, Outcome::Unknown)
+    );
 }
 
 /// Names and values that would end a remark or a text.

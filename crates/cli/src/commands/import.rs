@@ -9,7 +9,7 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::output::{note, print, print_json};
 
-/// Turn pgbouncer.ini and pgpool.conf into the [proxy] part of a herd file
+/// Turn pgbouncer.ini and pgpool.conf into the proxy part of a herd file
 ///
 /// Reads the files, what they include, and the hba files that they name or that lie beside them; no file of
 /// passwords is opened. Prints what belongs into the herd file, each line with where it comes from, and as

@@ -554,21 +554,32 @@ pub(super) fn users(seen: &Seen) -> Rows {
 pub(super) fn settings(settings: &Settings) -> Vec<(&'static str, String, bool)> {
     let names = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join(", ");
     let seconds = |time: Duration| time.as_secs().to_string();
-    let limits = &settings.limits;
+    let never = |time: Option<Duration>| seconds(time.unwrap_or_default());
+    let most = |most: Option<usize>| most.unwrap_or_default().to_string();
+    let (limits, reads, timeouts) = (&settings.limits, settings.reads, settings.timeouts);
     vec![
         ("admin_users", names(&settings.console.admins), true),
-        ("client_login_timeout", seconds(settings.login_timeout), false),
+        ("client_idle_timeout", never(timeouts.idle), true),
+        ("client_login_timeout", seconds(settings.login_timeout), true),
         ("client_tls_sslmode", client_tls(settings).to_owned(), false),
         ("default_pool_size", limits.size.to_string(), true),
-        ("failover_hold", seconds(limits.hold), false),
-        ("max_client_conn", settings.max_clients.to_string(), false),
+        ("failover_hold", seconds(limits.hold), true),
+        ("idle_transaction_timeout", never(timeouts.idle_transaction), true),
+        ("max_client_conn", settings.max_clients.to_string(), true),
+        ("max_db_client_connections", most(settings.max_database_clients), true),
         ("max_prepared_statements", crate::backend::MOST_STATEMENTS.to_string(), false),
+        ("max_user_client_connections", most(settings.max_user_clients), true),
         ("pool_mode", mode(settings.pooling.mode).to_owned(), true),
-        ("query_wait_timeout", seconds(limits.query_wait), false),
-        ("server_idle_timeout", seconds(limits.server_idle), false),
-        ("server_lifetime", seconds(limits.server_lifetime), false),
+        ("query_timeout", never(timeouts.query), true),
+        ("query_wait_timeout", seconds(limits.query_wait), true),
+        ("read_wait_ms", reads.wait.as_millis().to_string(), true),
+        ("read_your_writes", reads.your_writes.to_string(), true),
+        ("server_idle_timeout", seconds(limits.server_idle), true),
+        ("server_lifetime", seconds(limits.server_lifetime), true),
+        ("split_reads", reads.split.to_string(), true),
         ("stats_period", crate::proxy::STATS_PERIOD.as_secs().to_string(), false),
         ("stats_users", names(&settings.console.readers), true),
+        ("transaction_timeout", never(timeouts.transaction), true),
     ]
 }
 

@@ -119,7 +119,7 @@ static PROXY_KEYS: [Key; 25] = [
         "true or false",
         "true",
         "false",
-        "what provably only reads, outside of a transaction block, goes to standbys, also for those who may write",
+        "with pool = \"transaction\": what provably only reads goes to standbys, also for those who may write",
     ),
     key(
         "read_your_writes",
