@@ -29,6 +29,7 @@ pub mod login;
 mod net;
 mod nodes;
 pub mod observed;
+mod own;
 pub mod pool;
 mod pools;
 mod positions;

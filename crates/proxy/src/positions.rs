@@ -19,14 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pgherd_core::types::{Instant, Lsn, NodeName};
-use pgherd_pgwire::startup::Replication;
 use tokio::sync::{Notify, watch};
 
-use crate::backend::{Backend, NotDone};
+use crate::backend::Backend;
 use crate::clock;
+use crate::own;
 use crate::pool::{Place, Worker};
 use crate::routes::{Role, Route};
-use crate::server::{NotIn, Purpose};
+use crate::server::NotIn;
 use crate::world::World;
 
 /// A sample of the primary follows a write so soon, and takes all writes of that time along.
@@ -312,34 +312,14 @@ async fn take(connection: &mut Option<Backend>, role: &Role, world: &Arc<World>)
     let Route::To(place, target) = world.fence.place(role) else {
         return Err(NotIn::Unreachable("there is no route".to_owned()));
     };
-    let usable = connection.take().filter(|known| known.place == place && known.stream.is_quiet());
-    let mut backend = match usable {
-        Some(backend) => backend,
-        None => {
-            let query = world.verifiers.query();
-            let purpose = Purpose {
-                user: query.user.clone(),
-                database: query.database.clone(),
-                replication: Replication::Off,
-                parameters: [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")]
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                    .to_vec(),
-            };
-            Backend::open(place.clone(), target, &*world.server_tls, &purpose, None).await?
-        }
-    };
+    let mut backend = own::connect(connection.take(), place.clone(), target, world).await?;
     let asked = clock::now();
     // What is written and not flushed yet counts, too: a commit that was not waited for is among it.
     let query: &[u8] = match role {
         Role::Primary => b"SELECT pg_current_wal_insert_lsn()::text LIMIT $1::int8",
         Role::Standby(_) => b"SELECT pg_last_wal_replay_lsn()::text LIMIT $1::int8",
     };
-    let rows = backend.values(query, None, ANSWER_WITHIN).await.map_err(|error| match error {
-        NotDone::Refused { sqlstate, message } => {
-            NotIn::Refused { sqlstate, message, detail: None, hint: None }
-        }
-        NotDone::Lost(why) => NotIn::Unreachable(why),
-    })?;
+    let rows = backend.values(query, None, ANSWER_WITHIN).await?;
     let text = rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok());
     let lsn = text.as_deref().and_then(|text| text.parse::<Lsn>().ok());
     let lsn = lsn.ok_or_else(|| NotIn::Unreachable("it has no position".to_owned()))?;

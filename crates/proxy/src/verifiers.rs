@@ -1,7 +1,6 @@
 //! What PostgreSQL stores of the users' passwords, asked for when somebody comes.
 //!
-//! One connection to the primary, in a role of its own that may read this and nothing else, in a database of its own: what
-//! a client's startup packet says never reaches it (CVE-2025-12819). An answer is good for a moment, so that a thousand
+//! One connection to the primary ([`crate::own`]), in a role that may read this and nothing else. An answer is good for a moment, so that a thousand
 //! clients who come at once ask once. Roles that may not log in, and passwords that have run out, are as good as none
 //! (CVE-2025-2291).
 //!
@@ -12,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgherd_pgwire::scram::Verifier;
-use pgherd_pgwire::startup::Replication;
 use tokio::time::Instant;
 
-use crate::backend::{Backend, NotDone};
+use crate::backend::Backend;
+use crate::own;
 use crate::routes::{Role, Route};
-use crate::server::{NotIn, Purpose};
+use crate::server::NotIn;
 use crate::world::{NoRandomness, World, random};
 
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -111,29 +110,8 @@ impl Verifiers {
             return Err(NotIn::Unreachable("there is no primary at the moment".to_owned()));
         };
         let asked = Instant::now();
-        let mut backend =
-            match connection.take().filter(|known| known.place == place && known.stream.is_quiet()) {
-                Some(backend) => backend,
-                None => {
-                    let purpose = Purpose {
-                        user: self.query.user.clone(),
-                        database: self.query.database.clone(),
-                        replication: Replication::Off,
-                        // Whatever is set for the role or the database, its operators are PostgreSQL's.
-                        parameters: [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")]
-                            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                            .to_vec(),
-                    };
-                    Backend::open(place, target, &*world.server_tls, &purpose, None).await?
-                }
-            };
-        let rows = match backend.values(QUERY, Some(user), ASK_WITHIN).await {
-            Ok(rows) => rows,
-            Err(NotDone::Refused { sqlstate, message }) => {
-                return Err(NotIn::Refused { sqlstate, message, detail: None, hint: None });
-            }
-            Err(NotDone::Lost(why)) => return Err(NotIn::Unreachable(why)),
-        };
+        let mut backend = own::connect(connection.take(), place, target, world).await?;
+        let rows = backend.values(QUERY, Some(user), ASK_WITHIN).await?;
         *connection = Some(backend);
         let stored = rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok());
         let verifier = stored.as_deref().and_then(Verifier::parse);

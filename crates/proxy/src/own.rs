@@ -1,0 +1,42 @@
+//! The proxy's own connections: in a role of its own, in a database of its own, for questions of its own.
+//!
+//! What a client's startup packet says never reaches them (CVE-2025-12819).
+
+use pgherd_pgwire::startup::Replication;
+
+use crate::backend::{Backend, NotDone};
+use crate::pool::Place;
+use crate::routes::Target;
+use crate::server::{NotIn, Purpose};
+use crate::verifiers::AuthQuery;
+use crate::world::World;
+
+/// The one that is there, if it leads to this place and lives, or else a new one.
+pub(crate) async fn connect(
+    known: Option<Backend>,
+    place: Place,
+    target: Target,
+    world: &World,
+) -> Result<Backend, NotIn> {
+    if let Some(known) = known.filter(|known| known.place == place && known.stream.is_quiet()) {
+        return Ok(known);
+    }
+    let AuthQuery { user, database } = world.verifiers.query().clone();
+    // Whatever is set for the role or the database, its operators are PostgreSQL's.
+    let parameters = [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")];
+    let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let purpose = Purpose { user, database, replication: Replication::Off, parameters };
+    Backend::open(place, target, &*world.server_tls, &purpose, None).await
+}
+
+impl From<NotDone> for NotIn {
+    /// Whoever cannot ask is as good as not in.
+    fn from(error: NotDone) -> NotIn {
+        match error {
+            NotDone::Refused { sqlstate, message } => {
+                NotIn::Refused { sqlstate, message, detail: None, hint: None }
+            }
+            NotDone::Lost(why) => NotIn::Unreachable(why),
+        }
+    }
+}
