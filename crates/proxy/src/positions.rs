@@ -84,13 +84,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    /// Keeps the newest `most`. Of a former place nothing is kept: another timeline may be at the same position with other
-    /// contents.
+    /// Keeps the newest `most`.
     fn take(&self, sample: Sample, most: usize) {
         let mut samples = locked(&self.samples);
-        if samples.back().is_some_and(|last| last.place != sample.place) {
-            samples.clear();
-        }
         if samples.len() >= most {
             samples.pop_front();
         }
@@ -100,10 +96,13 @@ impl Node {
     }
 
     /// The first one that was asked for at `since` or later.
-    fn since(&self, since: Instant, place: &Place) -> Option<Lsn> {
+    ///
+    /// It may be of a primary that has been replaced since. What was committed before it is in the history of the next one at
+    /// the same position, and a standby that has replayed past that, on whatever timeline, has replayed it.
+    fn since(&self, since: Instant) -> Option<Lsn> {
         let samples = locked(&self.samples);
         let first = samples.partition_point(|sample| sample.asked < since);
-        samples.get(first).filter(|sample| sample.place == *place).map(|sample| sample.lsn)
+        samples.get(first).map(|sample| sample.lsn)
     }
 
     fn newest(&self) -> Option<Sample> {
@@ -126,10 +125,7 @@ impl Positions {
         until: tokio::time::Instant,
         world: &Arc<World>,
     ) -> Option<Lsn> {
-        let look = || match world.fence.place(&Role::Primary) {
-            Route::To(place, _) => self.primary.since(since, &place),
-            Route::Hold(_) => None,
-        };
+        let look = || self.primary.since(since);
         if let Some(lsn) = look() {
             return Some(lsn);
         }
@@ -464,16 +460,19 @@ mod tests {
         for (asked, lsn) in [(10, 100), (20, 200), (30, 300)] {
             node.take(Sample { place: place(4), asked: at(asked), lsn: Lsn(lsn) }, 3);
         }
-        let since = |ms| node.since(at(ms), &place(4));
+        let since = |ms| node.since(at(ms));
         assert_eq!(
             [since(0), since(10), since(11), since(30), since(31)].map(|is| is.map(|lsn| lsn.0)),
             [Some(100), Some(100), Some(200), Some(300), None]
         );
-        assert_eq!(node.since(at(0), &place(5)), None, "of a former term it says nothing");
         node.take(Sample { place: place(4), asked: at(40), lsn: Lsn(400) }, 3);
         assert_eq!(since(0), Some(Lsn(200)), "what is older than all is taken for as old as the oldest");
         node.take(Sample { place: place(5), asked: at(50), lsn: Lsn(350) }, 3);
-        assert_eq!((since(0), node.since(at(0), &place(5))), (None, Some(Lsn(350))));
+        assert_eq!(
+            (since(31), since(41)),
+            (Some(Lsn(400)), Some(Lsn(350))),
+            "the next primary has what was there"
+        );
     }
 
     #[test]

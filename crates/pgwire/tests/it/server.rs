@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const USER: &str = "postgres";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Stops the server when its standard input ends.
 const KEEPER: &str = r#"
@@ -129,10 +129,15 @@ impl Server {
     /// As it is after a loss of power, but for what the disk had not. It begins anew with these lines of configuration.
     #[allow(dead_code, reason = "not every crate that includes this file kills servers")]
     pub(crate) fn kill_and_start(&mut self, configuration: &str) {
-        let processes = format!("kill -9 {0} $(ps -o pid= --ppid {0})", self.postmaster());
-        assert!(Command::new("sh").args(["-c", &processes]).status().unwrap().success());
+        let postmaster = self.postmaster();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let processes: Vec<&str> = children.split_whitespace().chain([postmaster.as_str()]).collect();
+        assert!(Command::new("kill").arg("-9").args(&processes).status().unwrap().success());
         let began = Instant::now();
-        while TcpListener::bind(("127.0.0.1", self.port)).is_err() {
+        // One that lives still holds the shared memory, and then no other one starts.
+        let is_there = |process: &&str| Path::new("/proc").join(process).join("exe").exists();
+        while processes.iter().any(is_there) || TcpListener::bind(("127.0.0.1", self.port)).is_err() {
             assert!(began.elapsed() < SOON, "the server is not gone");
             // sleep: between two looks.
             std::thread::sleep(Duration::from_millis(10));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant as Moment};
 
 use pgherd_proxy::Settings;
-use pgherd_proxy::routes::{Standby, Target};
+use pgherd_proxy::routes::{Standby, Table, Target};
 use tokio_postgres::Client;
 
 use crate::harness::{PASSWORD, Scene, connect, one, settings, story, told, until};
@@ -22,15 +22,18 @@ impl Scene {
     }
 
     fn tell_of(&self, standbys: &[Server]) {
-        let mut table = self.table(1, Some("a"));
+        let table = Table { standbys: self.standbys(standbys), ..self.table(1, Some("a")) };
+        assert!(self.proxy.learn(table));
+    }
+
+    fn standbys(&self, standbys: &[Server]) -> Vec<Standby> {
         let names = ["b", "c", "d"].iter();
         let standby = |(name, server): (&&str, &Server)| {
             let (node, address) = (name.parse().unwrap(), Ipv4Addr::LOCALHOST.into());
             let target = Target { node, address, port: server.port, socket_dir: None };
             Standby { target, weight: 1 }
         };
-        table.standbys = names.zip(standbys).map(standby).collect();
-        assert!(self.proxy.learn(table));
+        names.zip(standbys).map(standby).collect()
     }
 
     async fn splitter(&self) -> Client {
@@ -164,6 +167,28 @@ story! {
         // A connection that is opened now sees none of it, though the position that was known of this standby has it.
         assert_eq!(one(&client, read).await, format!("1 {}", scene.server.port));
         assert_eq!(one(&client, "SELECT 1 || current_setting('port')").await, format!("1{}", scene.server.port));
+    }
+}
+
+story! {
+    async fn whoever_reads_needs_no_primary(scene) {
+        scene.proxy.replace(patient());
+        let standbys = scene.with_standbys(1);
+        let writer = connect(&scene.sharing("alice", "")).await.unwrap();
+        let reader = connect(&scene.reading().replace("dbname=shop", "dbname=mall")).await.unwrap();
+        writer.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7)").await.unwrap();
+        let read = "SELECT n || ' ' || current_setting('port') FROM t";
+        let expected = format!("7 {}", standbys[0].port);
+        assert_eq!(one(&reader, read).await, expected);
+        // An election, and then a term in which nobody leads yet.
+        for term in [1, 2] {
+            let mut table = scene.table(term, None);
+            table.standbys = scene.standbys(&standbys);
+            assert!(scene.proxy.learn(table));
+            for _ in 0..5 {
+                assert_eq!(one(&reader, read).await, expected);
+            }
+        }
     }
 }
 
