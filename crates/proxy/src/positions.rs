@@ -52,7 +52,7 @@ pub(crate) struct Sample {
 
 #[derive(Default)]
 pub(crate) struct Positions {
-    primary: Node,
+    primary: Arc<Node>,
     standbys: Mutex<HashMap<NodeName, Arc<Node>>>,
     /// Sessions that may want to read elsewhere: without them nobody samples.
     readers: AtomicU32,
@@ -129,7 +129,7 @@ impl Positions {
         if let Some(lsn) = look() {
             return Some(lsn);
         }
-        Node::ask(Shared::Primary(world), &Role::Primary, world);
+        self.primary.ask(&Role::Primary, world);
         let waiting = async {
             let mut taken = self.primary.taken.subscribe();
             loop {
@@ -163,7 +163,7 @@ impl Positions {
         }
         let mut taken: Vec<_> = nodes.iter().map(|node| node.taken.subscribe()).collect();
         for (name, node) in standbys.iter().zip(&nodes) {
-            Node::ask(Shared::Standby(Arc::clone(node)), &Role::Standby(name.clone()), world);
+            node.ask(&Role::Standby(name.clone()), world);
         }
         let waiting = async {
             loop {
@@ -197,7 +197,7 @@ impl Positions {
             return true;
         }
         let mut taken = node.taken.subscribe();
-        Node::ask(Shared::Standby(Arc::clone(&node)), &Role::Standby(standby.clone()), world);
+        node.ask(&Role::Standby(standby.clone()), world);
         let waiting = async {
             while look().is_none() {
                 node.wanted.notify_one();
@@ -241,31 +241,14 @@ impl Drop for Reader {
     }
 }
 
-/// A node's samples, wherever they lie.
-enum Shared<'a> {
-    Primary(&'a Arc<World>),
-    Standby(Arc<Node>),
-}
-
 impl Node {
     /// Sees to it that somebody takes samples of this node.
-    fn ask(node: Shared<'_>, role: &Role, world: &Arc<World>) {
-        let known = match &node {
-            Shared::Primary(world) => &world.positions.primary,
-            Shared::Standby(node) => node,
-        };
-        if std::mem::replace(&mut *locked(&known.is_asked), true) {
+    fn ask(self: &Arc<Node>, role: &Role, world: &Arc<World>) {
+        if std::mem::replace(&mut *locked(&self.is_asked), true) {
             return;
         }
-        let (role, here) = (role.clone(), Arc::clone(world));
-        let standby = match node {
-            Shared::Primary(_) => None,
-            Shared::Standby(node) => Some(node),
-        };
-        world.spawn_at(Worker(0), async move {
-            let node = standby.as_deref().unwrap_or(&here.positions.primary);
-            node.sample(&role, &here).await;
-        });
+        let (node, role, here) = (Arc::clone(self), role.clone(), Arc::clone(world));
+        world.spawn_at(Worker(0), async move { node.sample(&role, &here).await });
     }
 
     /// Until nobody has wanted any for a while.

@@ -193,7 +193,9 @@ impl Sharing<'_> {
             let end = self.use_server(stream, &pool, &mut lent, session, &mut held, link).await;
             if writes.is_some() {
                 drop(writes);
-                self.wrote = clock::now();
+                if self.wants.splits() {
+                    self.wrote = clock::now();
+                }
                 self.world.positions.written();
             }
             let is_lost = matches!(end, End::ServerLost(_));

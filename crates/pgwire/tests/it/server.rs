@@ -133,7 +133,8 @@ impl Server {
         let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().unwrap();
         let children = String::from_utf8(children.stdout).unwrap();
         let processes: Vec<&str> = children.split_whitespace().chain([postmaster.as_str()]).collect();
-        assert!(Command::new("kill").arg("-9").args(&processes).status().unwrap().success());
+        // One that has just ended by itself makes the command fail; that all are gone is seen below.
+        Command::new("kill").arg("-9").args(&processes).status().unwrap();
         let began = Instant::now();
         // One that lives still holds the shared memory, and then no other one starts.
         let is_there = |process: &&str| Path::new("/proc").join(process).join("exe").exists();
