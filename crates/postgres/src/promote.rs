@@ -146,8 +146,10 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
             Ok::<_, PromoteError>(())
         })
     };
-    let (list, received) = match tokio::try_join!(listed, reserved) {
-        Ok((listed, ())) => listed,
+    // Both to their end: a write that is left to itself would race with that of the next attempt.
+    let (listed, reserved) = tokio::join!(listed, reserved);
+    let (list, received) = match reserved.and(listed) {
+        Ok(listed) => listed,
         Err(error) => {
             let instance = instance.clone();
             blocking("giving up a promotion", FILES, move || forget_pending(&instance)).await?;
