@@ -212,7 +212,7 @@ impl Backend for AgentBackend {
     }
 
     async fn drained(&self, proxy: &NodeName, request: Drained) -> Answer<()> {
-        self.listeners.drained(proxy, request.drain);
+        self.listeners.drained(proxy, request);
         Ok(())
     }
 

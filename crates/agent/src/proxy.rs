@@ -13,47 +13,57 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
-use jiff::Timestamp;
-use pgherd_api::client::ClientTls;
-use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRenewRequest;
-use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings};
+use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings, Tls};
 use pgherd_api::routing::{Drained, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
-use pgherd_core::types::{Instant, NodeName, Term};
+use pgherd_core::spec::TlsMode;
+use pgherd_core::types::{Instant, Term};
 use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
 use pgherd_proxy::routes::{Standby, Table, Target};
+use pgherd_proxy::succession::{Heritage, Standing, SuccessionError, Turn};
 use pgherd_proxy::{
-    ALPN, Access, AuthQuery, Config, ConsoleAccess, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
+    Access, AuthQuery, Config, ConsoleAccess, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
 };
-use rustls::ClientConfig;
-use rustls::crypto::aws_lc_rs as provider;
-use rustls::pki_types::ServerName;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::clock;
 use crate::files::Findings;
 use crate::files::agent::{HostPort, Listen};
 use crate::files::proxy::{ProxyFile, agent_url};
 use crate::http::{Stop, serve_metrics};
-use crate::pki::{Credentials, CredentialsError, FileError, PROXY_VALIDITY, read_limited};
+use crate::pki::{FileError, PROXY_VALIDITY, read_limited};
 use crate::wire::bind;
 
+mod certificates;
+mod life;
 mod metrics;
+
+pub use certificates::CertificatesError;
+use certificates::{Certificates, Changed, mode as mode_of_tls};
+use life::{Life, METRICS, Turned};
+pub use life::{Options, Order, Start};
 
 /// In the proxy's directory.
 pub const FILE: &str = "proxy.toml";
 pub const PKI_DIR: &str = "pki";
+/// Where its processes find each other.
+pub const RUN_DIR: &str = "run";
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// After an agent that could not be reached, or went.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How often the herd is asked what it wants.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// The process that runs goes on if there is no answer by then.
+const SETTINGS_WITHIN: Duration = Duration::from_secs(30);
+const ROUTE_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AT_CERTIFICATE_EVERY: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, thiserror::Error)]
@@ -63,22 +73,29 @@ pub enum ProxyError {
     Read(#[from] FileError),
     #[error("the proxy file has mistakes")]
     File(Findings),
-    #[error("the proxy's certificate cannot be used")]
-    Credentials(#[from] CredentialsError),
-    #[error("the certificate in {} is that of {found}, and {wanted} is the proxy's name", .dir.display())]
-    AnotherName { dir: PathBuf, found: Identity, wanted: NodeName },
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
     #[error("the herd's hba lines cannot be used by a proxy")]
     Hba(#[from] HbaError),
+    #[error("cannot hear of signals")]
+    Signals(#[source] io::Error),
     #[error(transparent)]
     Start(#[from] StartError),
-    #[error("the proxy's certificate cannot be shown to clients: {0}")]
-    Tls(#[from] rustls::Error),
+    #[error(transparent)]
+    Succession(#[from] SuccessionError),
+    #[error("no agent has answered within {} s, and so the process that runs is not taken over", SETTINGS_WITHIN.as_secs())]
+    NoAgent,
+    #[error("no agent has named a primary within {} s, and so the process that runs is not taken over", ROUTE_WITHIN.as_secs())]
+    NoPrimary,
 }
 
 impl ProxyError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            ProxyError::Read(_) | ProxyError::Credentials(_) | ProxyError::AnotherName { .. } => {
+            ProxyError::Certificates(
+                CertificatesError::Read(_) | CertificatesError::File { .. } | CertificatesError::Tls(_),
+            ) => "client_tls_cert_file, client_tls_key_file and client_tls_ca_file stand in [proxy] of the herd file".to_owned(),
+            ProxyError::Read(_) | ProxyError::Certificates(_) => {
                 "an operator makes the directory of a proxy with: pgherd proxy add NAME".to_owned()
             }
             ProxyError::Start(StartError::Listen { address, source })
@@ -89,89 +106,232 @@ impl ProxyError {
                     address.port()
                 )
             }
+            ProxyError::Succession(SuccessionError::RunsAlready { .. }) => {
+                "to replace it without its clients noticing: pgherd proxy --take-over".to_owned()
+            }
+            ProxyError::Succession(SuccessionError::NoneRuns { .. }) => {
+                "start it without --take-over; --take-over=if-running is right in both cases".to_owned()
+            }
+            ProxyError::Succession(
+                SuccessionError::AnotherUser { .. }
+                | SuccessionError::Place(pgherd_proxy::succession::PlaceError::AnotherUser { .. }),
+            ) => "run it as the user that the proxy runs as".to_owned(),
+            ProxyError::Succession(
+                SuccessionError::Refused { .. } | SuccessionError::NotUnderstood { .. },
+            ) => {
+                "it goes on serving, and its log says more; to replace it nevertheless, stop it, which its clients notice, and start this one"
+                    .to_owned()
+            }
+            ProxyError::NoAgent | ProxyError::NoPrimary => {
+                "it goes on serving; pgherd status says how the herd is".to_owned()
+            }
             ProxyError::Hba(_) => "pgherd validate shows every mistake of the herd file".to_owned(),
             _ => return None,
         })
     }
 }
 
-/// Runs the proxy whose directory this is until `stop`.
-pub async fn run(dir: &Path, stop: impl Future<Output = ()>) -> Result<(), ProxyError> {
+/// Runs the proxy whose directory this is until it is asked to end, or until another process has taken over and the last
+/// client has left.
+pub async fn run(
+    dir: &Path,
+    options: &Options,
+    orders: mpsc::UnboundedReceiver<Order>,
+) -> Result<(), ProxyError> {
     let path = dir.join(FILE);
     let text = read_limited(&path)?;
     let file = ProxyFile::read(&path.display().to_string(), &text).map_err(ProxyError::File)?;
-    let pki_dir = dir.join(PKI_DIR);
-    let credentials = Credentials::load(&pki_dir)?;
-    if *credentials.identity() != Identity::Proxy(file.name.to_string()) {
-        let (found, wanted) = (credentials.identity().clone(), file.name);
-        return Err(ProxyError::AnotherName { dir: pki_dir, found, wanted });
-    }
-    let tls = Arc::new(credentials.client_tls()?);
+    let certificates = Certificates::load(dir.join(PKI_DIR), file.name.clone())?;
     let agents = file.agents.clone();
-    let herd = Herd { file, pki_dir, credentials, tls, agents };
-    tokio::select! {
-        ended = herd.serve() => ended,
-        () = stop => Ok(()),
-    }
+    let (run_dir, process) = (dir.join(RUN_DIR), process()?);
+    let herd = Herd { file, run_dir, process, certificates, agents };
+    herd.serve(options, orders).await
+}
+
+/// A name that no other process has.
+fn process() -> Result<String, StartError> {
+    let mut bytes = [0_u8; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| StartError::NoRandomness)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The herd as this proxy knows it.
 struct Herd {
     file: ProxyFile,
-    pki_dir: PathBuf,
-    credentials: Credentials,
-    tls: Arc<ClientTls>,
+    certificates: Certificates,
+    run_dir: PathBuf,
+    /// Tells this process from others of the same proxy.
+    process: String,
     agents: Vec<HostPort>,
 }
 
+/// What a process that has begun consists of.
+struct Begun {
+    life: Life,
+    wanted: ProxySettings,
+    query: RoutingQuery,
+    followed: BTreeMap<HostPort, Task>,
+    metrics: Option<Metrics>,
+}
+
+/// Where the numbers are served, and by whom, as long as it is this process's business.
+struct Metrics {
+    listener: std::net::TcpListener,
+    serving: Option<Task>,
+}
+
 impl Herd {
-    /// For ever, unless it cannot begin.
-    async fn serve(mut self) -> Result<(), ProxyError> {
-        let mut wanted = self.first_settings().await;
-        let proxy = Arc::new(self.start(&wanted)?);
-        let _metrics = match &wanted.metrics_listen {
-            Some(listen) => self.serve_metrics(listen, &proxy).await,
+    async fn serve(
+        mut self,
+        options: &Options,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Result<(), ProxyError> {
+        // From here on, or SIGHUP would end the process.
+        let mut hangups = signal(SignalKind::hangup()).map_err(ProxyError::Signals)?;
+        let begun = tokio::select! {
+            begun = self.begin(options) => begun?,
+            () = life::asked_to_end(&mut orders) => return Ok(()),
+        };
+        let Begun { mut life, mut wanted, query, mut followed, mut metrics } = begun;
+        let proxy = Arc::clone(&life.proxy);
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at_certificate = tokio::time::Instant::now();
+        let mut trouble: Option<String> = None;
+        let mut is_the_one = true;
+        loop {
+            self.follow_all(&mut followed, &query, &proxy);
+            let reload = tokio::select! {
+                _ = ticks.tick() => None,
+                reload = proxy.reload_wanted() => Some(reload),
+                _ = hangups.recv() => {
+                    tracing::info!("looks for what has changed, since it was sent SIGHUP");
+                    trouble = None;
+                    None
+                }
+                Some(order) = orders.recv() => {
+                    life.follow(order).await;
+                    continue;
+                }
+                how = proxy.asked_to_end() => {
+                    life.end(how).await;
+                    continue;
+                }
+                turned = life.turned() => match turned {
+                    Turned::Ended => return Ok(()),
+                    Turned::Standing(standing) => {
+                        is_the_one = standing == Standing::Accepts;
+                        match (standing, &mut metrics) {
+                            (Standing::Accepts, Some(metrics)) => {
+                                metrics.serving = self.serve_metrics(&metrics.listener, &proxy);
+                            }
+                            (Standing::Aside, Some(metrics)) => metrics.serving = None,
+                            _ => metrics = None,
+                        }
+                        continue;
+                    }
+                },
+            };
+            // One process of them does it: a key of one renewal does not fit the certificate of another.
+            if is_the_one && tokio::time::Instant::now() >= look_at_certificate {
+                look_at_certificate += LOOK_AT_CERTIFICATE_EVERY;
+                self.renew().await;
+            }
+            let now = self.ask().await;
+            let answered = now.is_some();
+            let outcome = self.take_over(now, &mut wanted, &proxy);
+            let found = outcome.err().map(|error| told(&error));
+            if found != trouble
+                && let Some(why) = &found
+            {
+                tracing::error!(why, "what has changed is not taken over; what was in force before still is");
+            }
+            if let Some(reload) = reload {
+                let silent = (!answered).then(|| "no agent answers; only files were looked at".to_owned());
+                reload.done(found.clone().or(silent).map_or(Ok(()), Err));
+            }
+            trouble = found;
+        }
+    }
+
+    /// What the herd wants now, if that is known, and what the files say. An error leaves in force what is, but for the
+    /// proxy's own certificate.
+    fn take_over(
+        &mut self,
+        now: Option<ProxySettings>,
+        wanted: &mut ProxySettings,
+        proxy: &Proxy,
+    ) -> Result<(), ProxyError> {
+        let now = now.unwrap_or_else(|| wanted.clone());
+        // Its settings are read before any file, so that a mistake in them changes nothing.
+        let mut settings = settings(&now)?;
+        let changed = self.certificates.look(&now.tls)?;
+        let is_other = now != *wanted;
+        if is_other || changed != Changed::default() {
+            if is_other {
+                tracing::info!(generation = now.generation, "the herd wants something else of its proxies");
+            }
+            let reaches_otherwise = now.tls.server_mode != wanted.tls.server_mode
+                || now.tls.certificate_users != wanted.tls.certificate_users
+                || changed.authorities;
+            if now.tls.server_mode != wanted.tls.server_mode {
+                warn_of(&now.tls);
+            }
+            settings.client_tls = self.certificates.shown().cloned();
+            proxy.replace(settings);
+            *wanted = now;
+            if reaches_otherwise {
+                proxy.reconnect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Does not accept in another one's place before it could serve as well.
+    async fn begin(&mut self, options: &Options) -> Result<Begun, ProxyError> {
+        let place = life::place(&self.run_dir, options.start)?;
+        let wanted = match (&place, options.start) {
+            (Some(place), Start::TakesOver) => {
+                life::must_run(place, &self.run_dir).await?;
+                timeout(SETTINGS_WITHIN, self.first_settings()).await.map_err(|_| ProxyError::NoAgent)?
+            }
+            _ => self.first_settings().await,
+        };
+        let turn = match place {
+            Some(place) => Some(Turn::wait(place).await?),
             None => None,
         };
+        let mut heritage = life::inherit(turn.as_ref(), options.start).await?;
+        let proxy = Arc::new(self.start(&wanted, heritage.as_mut())?);
         let addresses = proxy.addresses();
-        tracing::info!(read_write = %addresses[0], read_only = %addresses[1], "listening");
         let query = RoutingQuery {
             cluster: Some(self.file.cluster.to_string()),
             proxy: Some(self.file.name.to_string()),
+            process: Some(self.process.clone()),
             listen: Some(addresses[0].to_string()),
             read_listen: Some(addresses[1].to_string()),
         };
         let mut followed = BTreeMap::new();
-        let mut ticks = interval(ASK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look_at_certificate = tokio::time::Instant::now();
-        loop {
-            self.follow_all(&mut followed, &query, &proxy);
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = proxy.reload_wanted() => {}
-            }
-            if tokio::time::Instant::now() >= look_at_certificate {
-                look_at_certificate += LOOK_AT_CERTIFICATE_EVERY;
-                if self.renew().await {
-                    proxy.replace(self.settings(&wanted)?);
-                }
-            }
-            match self.ask().await {
-                Some(now) if now != wanted => match self.settings(&now) {
-                    Ok(settings) => {
-                        tracing::info!(
-                            generation = now.generation,
-                            "the herd wants something else of its proxies"
-                        );
-                        proxy.replace(settings);
-                        wanted = now;
-                    }
-                    Err(error) => tracing::error!(%error, "what the herd wants now is not taken over"),
-                },
-                _ => {}
-            }
+        self.follow_all(&mut followed, &query, &proxy);
+        if heritage.is_some() {
+            timeout(ROUTE_WITHIN, proxy.routed()).await.map_err(|_| ProxyError::NoPrimary)?;
         }
+        let mut metrics = match &wanted.metrics_listen {
+            Some(listen) => metrics_listener(listen, heritage.as_mut()).await,
+            None => None,
+        };
+        let others = match metrics.as_ref().map(std::net::TcpListener::try_clone) {
+            Some(Ok(listener)) => vec![(METRICS.to_owned(), listener.into())],
+            _ => Vec::new(),
+        };
+        let takes_over = heritage.is_some();
+        let life = Life::begin(Arc::clone(&proxy), turn, heritage, others, options).await?;
+        tracing::info!(read_write = %addresses[0], read_only = %addresses[1], takes_over, "listening");
+        let metrics = metrics.take().map(|listener| {
+            let serving = self.serve_metrics(&listener, &proxy);
+            Metrics { listener, serving }
+        });
+        Ok(Begun { life, wanted, query, followed, metrics })
     }
 
     /// Waits for an agent that answers.
@@ -201,7 +361,8 @@ impl Herd {
 
     async fn first_answer<T>(&self, call: impl AsyncFn(&Client) -> Result<T, CallError>) -> Option<T> {
         for agent in &self.agents {
-            let client = Client::tls(agent.to_string(), None, Arc::clone(&self.tls)).within(ANSWER_WITHIN);
+            let tls = Arc::clone(&self.certificates.to_agents);
+            let client = Client::tls(agent.to_string(), None, tls).within(ANSWER_WITHIN);
             match call(&client).await {
                 Ok(answer) => return Some(answer),
                 Err(error) => tracing::debug!(%agent, %error, "does not answer"),
@@ -210,7 +371,15 @@ impl Herd {
         None
     }
 
-    fn start(&self, wanted: &ProxySettings) -> Result<Proxy, ProxyError> {
+    fn start(
+        &mut self,
+        wanted: &ProxySettings,
+        heritage: Option<&mut Heritage>,
+    ) -> Result<Proxy, ProxyError> {
+        let mut settings = settings(wanted)?;
+        self.certificates.look(&wanted.tls)?;
+        settings.client_tls = self.certificates.shown().cloned();
+        warn_of(&wanted.tls);
         let port = self.file.port.unwrap_or(wanted.port);
         let read_port = self.file.read_port.unwrap_or(wanted.read_port);
         let at = |port| SocketAddr::new(self.file.listen, port);
@@ -218,30 +387,21 @@ impl Herd {
         let config = Config {
             listen: vec![(at(port), Access::ReadWrite), (at(read_port), Access::ReadOnly)],
             workers: u16::try_from(cores).unwrap_or(u16::MAX),
-            server_tls: Arc::new(ToNodes(Arc::clone(&self.tls))),
+            server_tls: Arc::clone(&self.certificates.to_nodes) as Arc<dyn ServerTls>,
             auth_query: AuthQuery { user: roles::PROXY.to_owned(), database: "postgres".to_owned() },
         };
-        Ok(Proxy::start(config, self.settings(wanted)?)?)
+        Ok(match heritage {
+            Some(heritage) => Proxy::succeed(config, settings, std::mem::take(&mut heritage.listeners))?,
+            None => Proxy::start(config, settings)?,
+        })
     }
 
     /// Whoever cannot be measured serves clients nevertheless.
-    async fn serve_metrics(&self, listen: &str, proxy: &Arc<Proxy>) -> Option<Task> {
-        let bound = match listen.parse::<Listen>() {
-            Ok(listen) => bind(listen).await,
-            Err(error) => Err(error.to_string()),
-        };
-        let listener = match bound {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(
-                    listen,
-                    error,
-                    "there are no metrics: metrics_listen of [proxy] cannot be had"
-                );
-                return None;
-            }
-        };
-        tracing::info!(listen, "serves metrics");
+    fn serve_metrics(&self, listener: &std::net::TcpListener, proxy: &Arc<Proxy>) -> Option<Task> {
+        let listener = listener.try_clone().and_then(TcpListener::from_std);
+        let listener = listener
+            .inspect_err(|error| tracing::error!(%error, "there are no metrics: nobody can listen there"))
+            .ok()?;
         let proxy = Arc::downgrade(proxy);
         let names =
             (self.file.herd.clone().unwrap_or_default(), self.file.cluster.clone(), self.file.name.clone());
@@ -260,72 +420,92 @@ impl Herd {
         })))
     }
 
-    fn settings(&self, wanted: &ProxySettings) -> Result<Settings, ProxyError> {
-        let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
-        settings.client_tls = Some(client_tls(&self.credentials)?);
-        let by_name = |pools: &BTreeMap<String, Pool>| {
-            pools.iter().map(|(name, pool)| (name.clone(), mode(*pool))).collect()
-        };
-        settings.pooling = Pooling {
-            mode: mode(wanted.pool),
-            databases: by_name(&wanted.databases),
-            users: by_name(&wanted.users),
-        };
-        settings.limits.size = wanted.pool_size;
-        for (name, value) in &wanted.options {
-            if !set(&mut settings, name, *value) {
-                tracing::warn!(
-                    name,
-                    ?value,
-                    "this version of the proxy does not know the option, and goes on without it"
-                );
-            }
-        }
-        settings.console =
-            ConsoleAccess { admins: wanted.console_admins.clone(), readers: wanted.console_readers.clone() };
-        Ok(settings)
-    }
-
     /// One task for each agent that there is.
     fn follow_all(&self, followed: &mut BTreeMap<HostPort, Task>, query: &RoutingQuery, proxy: &Arc<Proxy>) {
         followed.retain(|agent, _| self.agents.contains(agent));
         for agent in &self.agents {
             followed.entry(agent.clone()).or_insert_with(|| {
-                let client = Client::tls(agent.to_string(), None, Arc::clone(&self.tls));
+                let client = Client::tls(agent.to_string(), None, Arc::clone(&self.certificates.to_agents));
                 Task(tokio::spawn(follow(client, query.clone(), Arc::clone(proxy))))
             });
         }
     }
 
-    /// `true` if there is another certificate now.
-    async fn renew(&mut self) -> bool {
-        if !self.credentials.renewal_is_due(Timestamp::now()) {
-            return false;
+    /// Asks for another certificate when that is due. It is put in force like one that an operator has put there.
+    async fn renew(&self) {
+        if !self.certificates.renewal_is_due() {
+            return;
         }
+        let credentials = &self.certificates.credentials;
         let renewed = async {
-            let csr = self.credentials.renewal_request().map_err(|error| error.to_string())?;
+            let csr = credentials.renewal_request().map_err(|error| error.to_string())?;
             let request = ProxyRenewRequest {
                 csr,
-                hosts: self.credentials.hosts(),
-                valid_for_s: self.credentials.valid_for().min(PROXY_VALIDITY).as_secs(),
+                hosts: credentials.hosts(),
+                valid_for_s: credentials.valid_for().min(PROXY_VALIDITY).as_secs(),
             };
             let answer = self.first_answer(async |client| client.proxy_renew(&request).await).await;
             let answer = answer.ok_or("no agent gives one")?;
-            let renewed = self.credentials.renew(&self.pki_dir, &answer.certificate);
-            let renewed = renewed.map_err(|error| error.to_string())?;
-            renewed.replace_in(&self.tls).map_err(|error| error.to_string())?;
-            Ok::<Credentials, String>(renewed)
+            self.certificates.save(&answer.certificate).map_err(|error| error.to_string())
         };
-        match renewed.await {
-            Ok(renewed) => {
-                tracing::info!(expires = %renewed.expires(), "the proxy's certificate was renewed");
-                self.credentials = renewed;
-                true
-            }
-            Err(error) => {
-                tracing::warn!(error, expires = %self.credentials.expires(), "the proxy's certificate is due, and cannot be renewed yet");
-                false
-            }
+        if let Err(error) = renewed.await {
+            tracing::warn!(error, expires = %credentials.expires(), "the proxy's certificate is due, and cannot be renewed yet");
+        }
+    }
+}
+
+/// But for what clients are shown.
+fn settings(wanted: &ProxySettings) -> Result<Settings, ProxyError> {
+    let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
+    settings.server_mode = mode_of_tls("server_tls_mode", &wanted.tls.server_mode)?;
+    settings.client_mode = mode_of_tls("client_tls_mode", &wanted.tls.client_mode)?;
+    settings.certificate_users = wanted.tls.certificate_users.clone();
+    let by_name = |pools: &BTreeMap<String, Pool>| {
+        pools.iter().map(|(name, pool)| (name.clone(), mode(*pool))).collect()
+    };
+    settings.pooling = Pooling {
+        mode: mode(wanted.pool),
+        databases: by_name(&wanted.databases),
+        users: by_name(&wanted.users),
+    };
+    settings.limits.size = wanted.pool_size;
+    for (name, value) in &wanted.options {
+        if !set(&mut settings, name, *value) {
+            tracing::warn!(
+                name,
+                ?value,
+                "this version of the proxy does not know the option, and goes on without it"
+            );
+        }
+    }
+    settings.console =
+        ConsoleAccess { admins: wanted.console_admins.clone(), readers: wanted.console_readers.clone() };
+    Ok(settings)
+}
+
+/// That of the process before this one, or another one.
+async fn metrics_listener(listen: &str, heritage: Option<&mut Heritage>) -> Option<std::net::TcpListener> {
+    let found: Result<std::net::TcpListener, String> = async {
+        let listen = listen.parse::<Listen>().map_err(|error| error.to_string())?;
+        let inherited = heritage.and_then(|heritage| heritage.take(METRICS)).map(std::net::TcpListener::from);
+        if let Some(listener) = inherited
+            && let Ok(at) = listener.local_addr()
+            && at.port() == listen.port
+            && listen.address.is_none_or(|address| address == at.ip())
+        {
+            return Ok(listener);
+        }
+        bind(listen).await?.into_std().map_err(|error| error.to_string())
+    }
+    .await;
+    match found {
+        Ok(listener) => {
+            tracing::info!(listen, "serves metrics");
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::error!(listen, error, "there are no metrics: metrics_listen of [proxy] cannot be had");
+            None
         }
     }
 }
@@ -367,7 +547,9 @@ async fn follow_once(
                 proxy.learn(Table { draining, ..known });
                 let number = table.drain;
                 if drain.as_ref().map(|(number, _)| *number) != number {
-                    drain = number.map(|number| (number, answer(client, proxy, number)));
+                    let process = query.process.clone();
+                    let drained = number.map(|drain| Drained { drain, process });
+                    drain = drained.map(|drained| (drained.drain, answer(client, proxy, drained)));
                 }
             }
             Err(why) => tracing::error!(agent = %client.endpoint(), why, "sent a table that cannot be used"),
@@ -376,11 +558,11 @@ async fn follow_once(
 }
 
 /// Says to the agent that drains the primary when no client has anything under way there.
-fn answer(client: &Arc<Client>, proxy: &Arc<Proxy>, drain: u64) -> Task {
+fn answer(client: &Arc<Client>, proxy: &Arc<Proxy>, drained: Drained) -> Task {
     let (client, proxy) = (Arc::clone(client), Arc::clone(proxy));
     Task(tokio::spawn(async move {
         proxy.drained().await;
-        while let Err(error) = client.drained(&Drained { drain }).await {
+        while let Err(error) = client.drained(&drained).await {
             tracing::info!(agent = %client.endpoint(), %error, "cannot be told that nothing is under way there");
             sleep(AGAIN_AFTER).await;
         }
@@ -412,25 +594,27 @@ fn target(found: &RoutingTarget) -> Result<Target, String> {
     })
 }
 
-/// Servers are believed as agents are: by the herd's authority and the name of their node.
-struct ToNodes(Arc<ClientTls>);
-
-impl ServerTls for ToNodes {
-    fn to_node(&self, node: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
-        let name = ServerName::try_from(node.to_string()).expect("a node's name is a DNS label");
-        Some((self.0.to_nodes(), name))
+/// With its causes: what a file lacks stands in the last one.
+fn told(error: &ProxyError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
     }
+    text
 }
 
-fn client_tls(credentials: &Credentials) -> Result<pgherd_proxy::ClientTls, ProxyError> {
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(credentials.chain(), credentials.private_key())?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // The herd's authority signs with SHA-256, and so that is the hash of channel binding (RFC 5929, section 4.1).
-    let hash = digest::digest(&digest::SHA256, credentials.certificate());
-    Ok(pgherd_proxy::ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) })
+/// Once for each mode that holds.
+fn warn_of(tls: &Tls) {
+    let mode = &tls.server_mode;
+    if mode != TlsMode::VerifyFull.as_str() {
+        tracing::warn!(mode, "servers that clients are led to are believed without being verified in full");
+    }
 }
 
 /// `false`: it is not known, or takes another kind of value.

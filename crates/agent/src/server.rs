@@ -19,7 +19,7 @@ use pgherd_core::spec::{HerdSpec, NodeSpec, PostgresSource};
 use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 use pgherd_dcs::Snapshot;
 use pgherd_postgres::conf::{Settings, SyncNames, Upstream};
-use pgherd_postgres::hba::Gate;
+use pgherd_postgres::hba::{Gate, Rules};
 use pgherd_postgres::observe::{Beat, Heart, Monitor, Probe, Target, View};
 use pgherd_postgres::process::{Found, StopMode};
 use pgherd_postgres::sql::{Session, TlsIdentity};
@@ -318,7 +318,7 @@ impl Server {
         let limits =
             blocking_read(move || control::ControlFile::read(&instance.control_file())).await?.limits;
         conf::write(&inner.instance, &inner.settings(Some(limits))?).await?;
-        hba::write(&inner.instance, Gate::Closed, &inner.hba_lines()).await?;
+        hba::write(&inner.instance, Gate::Closed, &inner.hba_rules()).await?;
         sync_names::set(&inner.instance, None, &SyncNames::Nobody).await?;
         drop(files);
         let server = process::Server::start(&inner.instance, START_WITHIN).await?;
@@ -578,7 +578,7 @@ impl Server {
         let gate = if open { Gate::Open } else { Gate::Closed };
         let files = inner.files.lock().await;
         inner.known().gate = Some(gate);
-        hba::set(&server, gate, &inner.hba_lines(), CONFIGURE_WITHIN).await?;
+        hba::set(&server, gate, &inner.hba_rules(), CONFIGURE_WITHIN).await?;
         drop(files);
         let primary = matches!(inner.known().last, Some(Postgres::Primary(_)));
         if open && primary {
@@ -812,9 +812,11 @@ impl Inner {
         self.secrets.password(role).map(str::to_owned).ok_or(ServerError::NoPassword(role))
     }
 
-    fn hba_lines(&self) -> Vec<String> {
+    fn hba_rules(&self) -> Rules {
         let spec = self.spec.borrow();
-        spec.cluster(&self.cluster).map(|cluster| cluster.postgres.hba.clone()).unwrap_or_default()
+        let Some(cluster) = spec.cluster(&self.cluster) else { return Rules::default() };
+        let proxied = cluster.proxy.iter().flat_map(|proxy| &proxy.tls.certificate_users);
+        Rules { lines: cluster.postgres.hba.clone(), through_proxies: proxied.cloned().collect() }
     }
 
     fn settings(&self, at_least: Option<control::Limits>) -> Result<Settings> {
@@ -869,7 +871,7 @@ impl Inner {
                 "a standby may not have less than its primary had"
             );
         }
-        let hba_changed = hba::write(&self.instance, self.gate().await, &self.hba_lines()).await?;
+        let hba_changed = hba::write(&self.instance, self.gate().await, &self.hba_rules()).await?;
         drop(files);
         if conf_changed || hba_changed || reload {
             server.reload()?;

@@ -395,6 +395,7 @@ impl Client {
         let pairs = [
             ("cluster", query.cluster.as_deref()),
             ("proxy", query.proxy.as_deref()),
+            ("process", query.process.as_deref()),
             ("listen", query.listen.as_deref()),
             ("read_listen", query.read_listen.as_deref()),
         ];

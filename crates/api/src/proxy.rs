@@ -44,10 +44,42 @@ pub struct ProxySettings {
     /// Where it serves its metrics; nowhere without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<String>,
+    /// As an agent of an earlier version has it.
+    #[serde(default)]
+    pub tls: Tls,
     /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
     pub hba: Vec<String>,
     /// `https://host:port` of every agent.
     pub agents: Vec<String>,
+}
+
+/// Modes by the names that libpq gives them; a reader that does not know one must not guess. Files are those of the proxy's host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    pub server_mode: String,
+    pub client_mode: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert_file: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_key_file: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<String>,
+    /// Roles whose clients show a certificate instead of a password.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub certificate_users: BTreeSet<String>,
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls {
+            server_mode: "verify-full".to_owned(),
+            client_mode: "prefer".to_owned(),
+            client_cert_file: None,
+            client_key_file: None,
+            client_ca_file: None,
+            certificate_users: BTreeSet::new(),
+        }
+    }
 }
 
 /// Of an option.

@@ -16,6 +16,9 @@ pub struct RoutingQuery {
     pub cluster: Option<String>,
     /// The name in the certificate of whoever asks; nobody speaks for another.
     pub proxy: Option<String>,
+    /// Tells processes of one proxy from each other, of which two are there while one takes over from the other. Anything
+    /// that nobody else has.
+    pub process: Option<String>,
     /// `address:port` of the listener that leads to the primary.
     pub listen: Option<String>,
     /// `address:port` of the listener that leads to standbys.
@@ -47,6 +50,9 @@ pub struct RoutingTable {
 pub struct Drained {
     /// Of the drain that is answered; one that is over is nobody's business any more.
     pub drain: u64,
+    /// As it was said when the routing table was asked for ([`RoutingQuery::process`]).
+    #[serde(default)]
+    pub process: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,5 +94,11 @@ mod tests {
             "proof":"store","valid_for_ms":2500}"#;
         let table: RoutingTable = serde_json::from_str(table).unwrap();
         assert_eq!((table.term, table.drain), (4, None));
+    }
+
+    #[test]
+    fn a_proxy_that_does_not_name_its_process_is_heard() {
+        let drained: Drained = serde_json::from_str(r#"{"drain":7}"#).unwrap();
+        assert_eq!(drained, Drained { drain: 7, process: None });
     }
 }

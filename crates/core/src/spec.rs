@@ -24,12 +24,14 @@ pub mod parameters;
 pub mod plan;
 mod proxy;
 pub mod times;
+mod tls;
 pub mod vip;
 
 pub use check::{Place, SpecError, SpecWarning, Step};
 pub use nearest::nearest;
 pub use proxy::{OptionValue, Pool, ProxyOption, ProxySpec};
 pub use times::{Span, Times};
+pub use tls::{ProxyTls, TlsMode};
 pub use vip::VipSpec;
 
 /// The form in which the store keeps a specification. A reader refuses a later one instead of guessing.

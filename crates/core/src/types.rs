@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -125,9 +126,9 @@ impl FromStr for SystemId {
 serde_as_text!(SystemId);
 
 /// The name of a node, witness, keeper or cluster: `[a-z][a-z0-9_]{0,47}`. It also names the node's
-/// replication slot and certificate, which is why the alphabet is that of a slot.
+/// replication slot and certificate, which is why the alphabet is that of a slot. Cheap to clone: connections carry it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(String);
+pub struct NodeName(Arc<str>);
 
 impl NodeName {
     pub const MAX_BYTES: usize = 48;
@@ -150,7 +151,7 @@ impl FromStr for NodeName {
         let rest =
             text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
         if first && rest && text.len() <= NodeName::MAX_BYTES {
-            return Ok(NodeName(text.to_owned()));
+            return Ok(NodeName(text.into()));
         }
         Err(Malformed {
             what: "a name: a lower-case letter, then up to 47 lower-case letters, digits or underscores",

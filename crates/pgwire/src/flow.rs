@@ -359,6 +359,11 @@ impl Flow {
         self.queue.iter().all(|owed| owed.origin == Origin::Client)
     }
 
+    /// The server owes nothing: whatever waits for an answer the proxy answers.
+    pub fn is_all_local(&self) -> bool {
+        self.current.is_none() && self.queue.iter().all(|owed| owed.origin == Origin::Local)
+    }
+
     /// The client's data goes into a COPY now; its CopyData need not be shown to [`Flow::request`].
     pub fn is_copying_in(&self) -> bool {
         let taking = |at| {

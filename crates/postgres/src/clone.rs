@@ -17,7 +17,7 @@ use crate::conf::{self, ConfError, Conninfo, Settings, passfile_line, slot_name}
 use crate::control::ControlFile;
 use crate::durable;
 use crate::error::{Error, Result, blocking};
-use crate::hba::{self, Gate, HbaError};
+use crate::hba::{self, Gate, HbaError, Rules};
 use crate::instance::Instance;
 use crate::making::{self, Making, MakingError};
 use crate::roles;
@@ -149,7 +149,7 @@ pub async fn clone(
         ..settings.clone()
     };
     conf::write_into(instance, &settings, &making.data_dir).await?;
-    hba::write_into(instance, Gate::Closed, &[], &making.data_dir).await?;
+    hba::write_into(instance, Gate::Closed, &Rules::default(), &making.data_dir).await?;
     blocking("finishing a clone", FILES, move || making.finish()).await?;
     Ok(control)
 }

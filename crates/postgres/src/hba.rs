@@ -2,8 +2,8 @@
 //!
 //! With the gate closed only pgherd's own roles come in: the local superuser and monitor by the socket and `peer`,
 //! replication, rewind and monitor over TLS with a certificate of the herd's CA and a SCRAM password, a proxy by
-//! its certificate alone, which must name it as a proxy. With the gate open the herd file's lines follow. There is
-//! no `trust` in either.
+//! its certificate alone, which must name it as a proxy. With the gate open roles follow that come in through proxies
+//! only, by the same certificate, and then the herd file's lines. There is no `trust` in either.
 //!
 //! Leaves out: sessions that are open already; a closed gate does not end them (a promotion
 //! does). Hazard: a line of ours behind one
@@ -30,6 +30,18 @@ const MAP: &str = "pgherd";
 /// holds this one is another's. Quoted, because a comma would end the field.
 const PROXY_MAP: &str = "pgherd_proxy";
 const PROXY_NAME: &str = r#""/^pgherd:proxy/[a-z][a-z0-9_]{0,47}$""#;
+
+/// The map from that name to the roles whose clients have shown a certificate to the proxy.
+const PROXIED_MAP: &str = "pgherd_proxied";
+
+/// Who comes in while the gate is open, beside pgherd itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Of the herd file, as they stand there.
+    pub lines: Vec<String>,
+    /// Roles that come in by a proxy's certificate, and in no other way: the first line that fits decides.
+    pub through_proxies: Vec<String>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -108,7 +120,7 @@ fn fields(line: &str) -> Vec<String> {
 }
 
 /// `pg_hba.conf`.
-pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
+pub fn generate(gate: Gate, rules: &Rules) -> Result<String, HbaError> {
     let mut text = String::from(
         "# Written by pgherd, whole: add lines in the herd file (hba = [...]). TYPE DATABASE USER ADDRESS METHOD\n",
     );
@@ -134,7 +146,12 @@ pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
         Gate::Closed => writeln!(text, "{CLOSED}").expect("a String takes any text"),
         Gate::Open => {
             writeln!(text, "{OPEN}").expect("a String takes any text");
-            for line in lines {
+            if !rules.through_proxies.is_empty() {
+                let users = list(&rules.through_proxies)?;
+                writeln!(text, "hostssl all {users} all cert map={PROXIED_MAP}")
+                    .expect("a String takes any text");
+            }
+            for line in &rules.lines {
                 check_line(line)?;
                 writeln!(text, "{}", line.trim()).expect("a String takes any text");
             }
@@ -143,30 +160,49 @@ pub fn generate(gate: Gate, lines: &[String]) -> Result<String, HbaError> {
     Ok(text)
 }
 
-fn ident(instance: &Instance) -> String {
+/// Roles, so that each is itself and nothing else.
+fn list(roles: &[String]) -> Result<String, HbaError> {
+    let quoted: Result<Vec<String>, HbaError> = roles.iter().map(|role| quote(role)).collect();
+    Ok(quoted?.join(","))
+}
+
+fn quote(role: &str) -> Result<String, HbaError> {
+    let is_plain = !role.is_empty()
+        && !role.starts_with(['/', '+', '@'])
+        && !role.contains(|letter: char| letter == '"' || letter.is_control());
+    if is_plain && !role.starts_with("pgherd") {
+        return Ok(format!("\"{role}\""));
+    }
+    Err(HbaError::Line { line: role.to_owned(), what: "it is no role that comes in through proxies alone" })
+}
+
+fn ident(instance: &Instance, rules: &Rules) -> Result<String, HbaError> {
     let user = &instance.os_user;
     let mut text = String::from("# Written by pgherd. MAP SYSTEM-USER DATABASE-ROLE\n");
     for role in [roles::SUPERUSER, roles::MONITOR] {
         writeln!(text, "{MAP} \"{user}\" {role}").expect("a String takes any text");
     }
     writeln!(text, "{PROXY_MAP} {PROXY_NAME} {}", roles::PROXY).expect("a String takes any text");
-    text
+    for role in &rules.through_proxies {
+        writeln!(text, "{PROXIED_MAP} {PROXY_NAME} {}", quote(role)?).expect("a String takes any text");
+    }
+    Ok(text)
 }
 
 /// Writes both files, durably. `true` if one changed. In force after a reload, see [`verify`].
-pub async fn write(instance: &Instance, gate: Gate, lines: &[String]) -> Result<bool, HbaError> {
-    write_into(instance, gate, lines, &instance.data_dir).await
+pub async fn write(instance: &Instance, gate: Gate, rules: &Rules) -> Result<bool, HbaError> {
+    write_into(instance, gate, rules, &instance.data_dir).await
 }
 
 /// The same for a data directory that is still being made.
 pub(crate) async fn write_into(
     instance: &Instance,
     gate: Gate,
-    lines: &[String],
+    rules: &Rules,
     data_dir: &Path,
 ) -> Result<bool, HbaError> {
-    let hba = generate(gate, lines)?;
-    let (data_dir, ident) = (data_dir.to_owned(), ident(instance));
+    let hba = generate(gate, rules)?;
+    let (data_dir, ident) = (data_dir.to_owned(), ident(instance, rules)?);
     blocking("writing pg_hba.conf", FILES, move || {
         let write = |name: &str, text: &str| {
             durable::write_if_changed(&data_dir.join(name), text.as_bytes(), durable::PRIVATE)
@@ -178,8 +214,8 @@ pub(crate) async fn write_into(
 }
 
 /// Replaces `pg_hba.conf`, which reaches the disk in its own time.
-pub(crate) async fn put(instance: &Instance, gate: Gate, lines: &[String]) -> Result<(), HbaError> {
-    let (hba, path) = (generate(gate, lines)?, instance.data_dir.join("pg_hba.conf"));
+pub(crate) async fn put(instance: &Instance, gate: Gate, rules: &Rules) -> Result<(), HbaError> {
+    let (hba, path) = (generate(gate, rules)?, instance.data_dir.join("pg_hba.conf"));
     let put = move || durable::put(&path, hba.as_bytes(), durable::PRIVATE);
     Ok(blocking("writing pg_hba.conf", FILES, put).await?)
 }
@@ -187,19 +223,19 @@ pub(crate) async fn put(instance: &Instance, gate: Gate, lines: &[String]) -> Re
 /// Sets the gate of a running server: when this returns, no session can begin by other rules.
 ///
 /// A file that is right already says nothing of what was loaded, so it is loaded again whatever it said.
-pub async fn set(server: &Server, gate: Gate, lines: &[String], deadline: Duration) -> Result<(), HbaError> {
+pub async fn set(server: &Server, gate: Gate, rules: &Rules, deadline: Duration) -> Result<(), HbaError> {
     let instance = server.instance();
     let asked = match gate {
         Gate::Open => {
             // Clients need not wait for the disk. Should the machine die first, the gate is found closed.
-            put(instance, gate, lines).await?;
+            put(instance, gate, rules).await?;
             let asked = std::time::SystemTime::now();
             server.reload()?;
-            write(instance, gate, lines).await?;
+            write(instance, gate, rules).await?;
             asked
         }
         Gate::Closed => {
-            write(instance, gate, lines).await?;
+            write(instance, gate, rules).await?;
             let asked = std::time::SystemTime::now();
             server.reload()?;
             asked
@@ -296,12 +332,24 @@ mod tests {
 
     #[test]
     fn a_closed_gate_has_none_of_the_herds_lines_and_trust_is_in_neither() {
-        let lines = vec!["host all all 10.0.0.0/8 scram-sha-256".to_owned()];
-        let closed = generate(Gate::Closed, &lines).unwrap();
-        let open = generate(Gate::Open, &lines).unwrap();
-        assert!(!closed.contains(&lines[0]) && open.contains(&lines[0]));
+        let line = "host all all 10.0.0.0/8 scram-sha-256";
+        let through_proxies = vec!["anna".to_owned(), "all".to_owned()];
+        let rules = Rules { lines: vec![line.to_owned()], through_proxies };
+        let closed = generate(Gate::Closed, &rules).unwrap();
+        let open = generate(Gate::Open, &rules).unwrap();
+        assert!(!closed.contains(line) && open.contains(line));
         assert!(!closed.contains("trust") && !open.contains("trust"));
-        let ours = open.find("hostssl replication").unwrap();
-        assert!(ours < open.find(&lines[0]).unwrap());
+        let proxied = "hostssl all \"anna\",\"all\" all cert map=pgherd_proxied";
+        assert!(!closed.contains(proxied));
+        let at = |line: &str| open.find(line).unwrap();
+        assert!(at("hostssl replication") < at(proxied) && at(proxied) < at(line));
+    }
+
+    #[test]
+    fn a_role_that_could_be_read_as_something_else_is_not_written() {
+        for wrong in ["", "+admins", "/^a", "@file", "a\",\"b", "a\nlocal all all trust", "pgherd_agent"] {
+            let rules = Rules { through_proxies: vec![wrong.to_owned()], ..Rules::default() };
+            assert!(generate(Gate::Open, &rules).is_err(), "{wrong}");
+        }
     }
 }

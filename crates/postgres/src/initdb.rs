@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::conf::{self, ConfError, Settings};
 use crate::durable;
 use crate::error::{Error, Result, blocking, within};
-use crate::hba::{self, Gate, HbaError};
+use crate::hba::{self, Gate, HbaError, Rules};
 use crate::instance::Instance;
 use crate::making::{Making, MakingError};
 use crate::roles;
@@ -62,7 +62,7 @@ pub async fn initdb(
 
     let settings = Settings { data_checksums: true, ..settings.clone() };
     conf::write_into(instance, &settings, &making.data_dir).await?;
-    hba::write_into(instance, Gate::Closed, &[], &making.data_dir).await?;
+    hba::write_into(instance, Gate::Closed, &Rules::default(), &making.data_dir).await?;
     blocking("finishing a data directory", FILES, move || {
         durable::touch(&making.data_dir.join("standby.signal"))?;
         making.finish()

@@ -29,7 +29,7 @@ use crate::conf::SyncNames;
 use crate::control::{ControlFile, State};
 use crate::durable;
 use crate::error::{Error, Result, blocking};
-use crate::hba::{self, Gate, HbaError};
+use crate::hba::{self, Gate, HbaError, Rules};
 use crate::instance::Instance;
 use crate::process::{GoneError, Server, ensure_gone};
 use crate::receivers::{self, Kind};
@@ -125,13 +125,13 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
     let listed = async {
         // Both files are written before the one reload, and one session shows that both were read.
         sync_names::put(instance, &order.names).await?;
-        hba::put(instance, Gate::Closed, &[]).await?;
+        hba::put(instance, Gate::Closed, &Rules::default()).await?;
         let asked = SystemTime::now();
         server.reload()?;
         let session = sync_names::prove(server, &order.names, deadline).await?;
         let (loaded, received) = loaded_and_received(&session).await?;
         if loaded < asked {
-            hba::set(server, Gate::Closed, &[], deadline).await?;
+            hba::set(server, Gate::Closed, &Rules::default(), deadline).await?;
         }
         Ok((began.elapsed(), received))
     };

@@ -27,7 +27,7 @@ use crate::conf::{
 use crate::control::{ControlFile, State};
 use crate::durable;
 use crate::error::{Error, Result, blocking, within};
-use crate::hba::{self, Gate, HbaError};
+use crate::hba::{self, Gate, HbaError, Rules};
 use crate::instance::Instance;
 use crate::process::{GoneError, Server, StartError, StopMode, ensure_gone};
 use crate::roles;
@@ -487,7 +487,7 @@ async fn restore_own_files(
         ..settings.clone()
     };
     conf::write(instance, &settings).await?;
-    hba::write(instance, Gate::Closed, &[]).await?;
+    hba::write(instance, Gate::Closed, &Rules::default()).await?;
     let done = instance.clone();
     blocking("ending a rewind", FILES, move || {
         durable::sync_dir(&done.data_dir)?;

@@ -12,6 +12,10 @@ use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
 use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
 
+/// As in the program that is shipped.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, server, more @ ..] = &arguments[..] else {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use pgherd_core::spec::TlsMode;
 use pgherd_core::types::Instant;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::{Header, Phase, Piece, Scanner, Side, Spill};
@@ -14,7 +15,8 @@ use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
 
 use crate::clock;
-use crate::net::{self, ServerTls, Stream};
+use crate::fence::Admitted;
+use crate::net::{self, ServerTls, Stream, Way};
 use crate::pool::Place;
 use crate::roster::ServerCard;
 use crate::routes::Target;
@@ -22,6 +24,7 @@ use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
 use crate::settings::{self, Found, Values};
 use crate::sql::{Effects, Ties};
 use crate::statements::{Known, UNKNOWN};
+use crate::tls::{self, Attempt, Failed, NotConnected, may_try_again};
 use crate::world::nonce;
 
 /// From the first byte to ReadyForQuery.
@@ -40,6 +43,10 @@ pub(crate) struct Backend {
     pub(crate) cancelable: Arc<Cancelable>,
     /// When it had let the proxy in.
     pub(crate) opened: Instant,
+    /// When its last client gave it back.
+    pub(crate) rests_since: Instant,
+    /// Of its last client.
+    pub(crate) admitted: Admitted,
     /// What it said of itself when nothing was set in it yet.
     defaults: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     /// What is set in it over that.
@@ -74,45 +81,94 @@ fn call(out: &mut BytesMut, text: &[u8], values: &[Option<&[u8]>]) -> Result<(),
         .map_err(|error| lost(&error))
 }
 
+/// One attempt, from the first byte to ReadyForQuery.
+async fn enter(
+    target: &Target,
+    way: Way<'_>,
+    attempt: Attempt,
+    purpose: &Purpose,
+    keys: Option<ClientKeys>,
+) -> Result<(Stream, Welcome), (Failed, NotIn)> {
+    let unreachable =
+        |error: &dyn std::fmt::Display| (Failed::Otherwise, NotIn::Unreachable(error.to_string()));
+    let mut stream = net::connect(target, way, attempt).await.map_err(|error| {
+        let failed = match error {
+            NotConnected::Handshake(_) => Failed::Handshake,
+            NotConnected::Io(_) => Failed::Otherwise,
+        };
+        (failed, NotIn::Unreachable(error.to_string()))
+    })?;
+    let encrypted = stream.is_encrypted();
+    let nonce = nonce().map_err(|error| unreachable(&error))?;
+    let (mut out, mut input) = (BytesMut::new(), BytesMut::new());
+    let login =
+        ServerLogin::new(purpose, keys, nonce, &mut out).map_err(|error| (Failed::Otherwise, error))?;
+    let mut login = login.bound_to(stream.server_certificate_hash());
+    loop {
+        stream.send(&mut out).await.map_err(|error| unreachable(&error))?;
+        stream.receive(&mut input).await.map_err(|error| unreachable(&error))?;
+        let mut rest = &input[..];
+        let step = login.read(&mut rest, &mut out);
+        let taken = input.len() - rest.len();
+        input.advance(taken);
+        match step {
+            Step::More => {}
+            Step::In(welcome) => return Ok((stream, welcome)),
+            Step::Failed(error) => {
+                let refused = !login.is_authenticated() && matches!(error, NotIn::Refused { .. });
+                return Err((if refused { Failed::Refused { encrypted } } else { Failed::Otherwise }, error));
+            }
+        }
+    }
+}
+
 impl Backend {
     pub(crate) async fn open(
         place: Place,
         target: Target,
-        tls: &dyn ServerTls,
+        way: Way<'_>,
         purpose: &Purpose,
         keys: Option<ClientKeys>,
     ) -> Result<Backend, NotIn> {
-        let unreachable = |error: &dyn std::fmt::Display| NotIn::Unreachable(error.to_string());
         let opening = async {
-            let mut stream = net::connect(&target, tls).await.map_err(|error| unreachable(&error))?;
-            let nonce = nonce().map_err(|error| unreachable(&error))?;
-            let (mut out, mut input) = (BytesMut::new(), BytesMut::new());
-            let mut login = ServerLogin::new(purpose, keys, nonce, &mut out)?;
-            let welcome = loop {
-                stream.send(&mut out).await.map_err(|error| unreachable(&error))?;
-                stream.receive(&mut input).await.map_err(|error| unreachable(&error))?;
-                let mut rest = &input[..];
-                let step = login.read(&mut rest, &mut out);
-                let taken = input.len() - rest.len();
-                input.advance(taken);
-                match step {
-                    Step::More => {}
-                    Step::In(welcome) => break welcome,
-                    Step::Failed(error) => return Err(error),
+            let mut attempts = tls::attempts(way.mode).iter().peekable();
+            loop {
+                // Each mode has one at least.
+                let attempt = attempts.next().copied().unwrap_or(Attempt::Demanded);
+                match enter(&target, way, attempt, purpose, keys.clone()).await {
+                    Ok(entered) => return Ok(entered),
+                    Err((failed, error)) if attempts.peek().is_some() && may_try_again(attempt, failed) => {
+                        tracing::debug!(node = %target.node, mode = %way.mode, %error, "the other way is tried");
+                    }
+                    Err((_, error)) => return Err(error),
                 }
-            };
-            Ok((stream, welcome))
+            }
         };
         let opened = tokio::time::timeout(CONNECT_WITHIN, opening).await;
         let (stream, welcome) = opened.map_err(|_| {
             NotIn::Unreachable(format!("it has not let anybody in for {} s", CONNECT_WITHIN.as_secs()))
         })??;
-        let cancelable = Arc::new(Cancelable { target, pid: welcome.pid, key: welcome.key.clone() });
+        // A cancel goes the way that led there.
+        let mode = if stream.is_encrypted() { way.mode.max(TlsMode::Require) } else { TlsMode::Disable };
+        let cancelable = Arc::new(Cancelable { target, mode, pid: welcome.pid, key: welcome.key.clone() });
         let (settings, known) = (Arc::default(), Known::new(MOST_STATEMENTS));
         let defaults = Arc::clone(&welcome.parameters);
         let overheard = BytesMut::new();
-        let (opened, card) = (clock::now(), None);
-        Ok(Backend { stream, place, welcome, cancelable, opened, defaults, settings, overheard, known, card })
+        let opened = clock::now();
+        Ok(Backend {
+            stream,
+            place,
+            welcome,
+            cancelable,
+            opened,
+            rests_since: opened,
+            admitted: Admitted::default(),
+            defaults,
+            settings,
+            overheard,
+            known,
+            card: None,
+        })
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
@@ -179,6 +235,12 @@ impl Backend {
             known.eq_ignore_ascii_case(name.as_bytes()) && is == value.as_bytes()
         };
         self.defaults.iter().any(is_so)
+    }
+
+    /// It says itself that it only replays. PostgreSQL tells that at the beginning, and when it is promoted.
+    pub(crate) fn is_standby(&self) -> bool {
+        let is_so = |(name, is): &(Vec<u8>, Vec<u8>)| name == b"in_hot_standby" && is == b"on";
+        self.welcome.parameters.iter().any(is_so)
     }
 
     /// As it was when it was opened.
@@ -287,6 +349,8 @@ impl Backend {
 #[derive(Clone, Debug)]
 pub(crate) struct Cancelable {
     pub(crate) target: Target,
+    /// How it was reached.
+    pub(crate) mode: TlsMode,
     pub(crate) pid: u32,
     pub(crate) key: Vec<u8>,
 }
@@ -295,7 +359,9 @@ pub(crate) struct Cancelable {
 /// nothing else.
 pub(crate) async fn cancel(who: &Cancelable, tls: &dyn ServerTls) {
     let asking = async {
-        let mut stream = net::connect(&who.target, tls).await?;
+        let attempt = if who.mode.is_demanded() { Attempt::Demanded } else { Attempt::Clear };
+        let connected = net::connect(&who.target, Way { tls, mode: who.mode }, attempt).await;
+        let mut stream = connected.map_err(|error| std::io::Error::other(error.to_string()))?;
         let mut out = BytesMut::new();
         let key = Key::new(&who.key).map_err(std::io::Error::other)?;
         build::cancel_request(&mut out, who.pid, key);
@@ -333,8 +399,10 @@ mod tests {
             stream: Stream::Unix(stream),
             place: Place { node, term: Term(1) },
             welcome: Welcome::default(),
-            cancelable: Arc::new(Cancelable { target, pid: 1, key: Vec::new() }),
+            cancelable: Arc::new(Cancelable { target, mode: TlsMode::Disable, pid: 1, key: Vec::new() }),
             opened: clock::now(),
+            rests_since: clock::now(),
+            admitted: Admitted::default(),
             defaults: Arc::default(),
             settings: Arc::default(),
             overheard: BytesMut::new(),

@@ -35,6 +35,17 @@ pub(crate) struct Ticket {
     pub(crate) slot: Slot,
 }
 
+impl Ticket {
+    /// From now on its client has this server. Waits for a cancel that is on its way to the former one.
+    pub(crate) async fn has(&self, server: Option<&Arc<Cancelable>>) {
+        // Most often there is none.
+        match self.slot.try_lock() {
+            Ok(mut slot) => *slot = server.cloned(),
+            Err(_) => *self.slot.lock().await = server.cloned(),
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.cancels.cancels.known().remove(&self.pid);
@@ -66,18 +77,19 @@ impl Cancels {
         Ok(Ticket { cancels: Arc::clone(world), pid, key, slot })
     }
 
-    /// Does nothing if nobody has this key, and does not tell.
-    pub(crate) async fn cancel(&self, pid: u32, key: &[u8], tls: &dyn ServerTls) {
+    /// Does nothing if nobody has this key, and a client is not told. `false`: it is not of this process.
+    pub(crate) async fn cancel(&self, pid: u32, key: &[u8], tls: &dyn ServerTls) -> bool {
         let slot = match self.known().get(&pid) {
             Some((known, slot)) if constant_time::verify_slices_are_equal(known, key).is_ok() => {
                 Arc::clone(slot)
             }
-            _ => return,
+            _ => return false,
         };
         let held = slot.lock().await;
         if let Some(who) = &*held {
             backend::cancel(who, tls).await;
         }
+        true
     }
 }
 
@@ -88,6 +100,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use bytes::BytesMut;
+    use pgherd_core::spec::TlsMode;
     use pgherd_pgwire::message::{Key, build};
     use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
@@ -128,7 +141,11 @@ mod tests {
         });
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let target = Target { node: "a".parse().unwrap(), address, port, socket_dir: None };
-        (Arc::new(Cancelable { target, pid: 4711, key: b"keykeyke".to_vec() }), came, close)
+        (
+            Arc::new(Cancelable { target, mode: TlsMode::Disable, pid: 4711, key: b"keykeyke".to_vec() }),
+            came,
+            close,
+        )
     }
 
     #[test]

@@ -14,6 +14,7 @@ use pgherd_pgwire::message::{Key, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
 use pgherd_pgwire::startup::options::{Switch, switches};
 use pgherd_pgwire::startup::{Replication, Version};
+use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -23,6 +24,7 @@ use crate::census::Counted;
 use crate::console::serve as console;
 use crate::counts::NoEntry;
 use crate::fence::Admission;
+use crate::hba::{self, Certificate, ClientCert};
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
 use crate::pool::{ClientId, Refusal, Worker};
@@ -37,6 +39,7 @@ use crate::server::{NotIn, Purpose};
 use crate::session::{Fault, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
+use crate::tls;
 use crate::watch::Overdue;
 use crate::world::{PoolMode, World, nonce};
 
@@ -192,7 +195,7 @@ pub(crate) async fn serve(stream: TcpStream, address: SocketAddr, door: Door, wo
         Ok(Left::Told) => {}
         Err(farewell) => farewell.write(&mut out),
     }
-    say(&mut stream, &mut out).await;
+    Box::pin(say(&mut stream, &mut out)).await;
 }
 
 /// How a client went that needs no farewell.
@@ -267,6 +270,10 @@ async fn converse(
     out: &mut BytesMut,
 ) -> Result<Option<ClientKeys>, Out> {
     let settings = world.settings.load_full();
+    let mut certificate = match &settings.client_tls {
+        Some(tls) if tls.verifies_clients => Certificate::None,
+        _ => Certificate::NotAskedFor,
+    };
     loop {
         let mut rest = &input[..];
         let mut step = login.read(&mut rest, out);
@@ -274,7 +281,8 @@ async fn converse(
         input.advance(taken);
         if step == Step::Method {
             let Some(asked) = login.asked() else { return Err(Out::Silent) };
-            let method = method(asked, address, login.is_encrypted(), &settings);
+            let from = hba::From { address, encrypted: login.is_encrypted(), certificate: &certificate };
+            let method = method(asked, from, &settings);
             step = login.method(method, out);
         }
         if step == Step::Verifier {
@@ -292,12 +300,19 @@ async fn converse(
                 stream.send(out).await?;
                 let Some(tls) = &settings.client_tls else { return Err(Out::Silent) };
                 let direct = !input.is_empty();
-                handshake(stream, input.split(), Arc::clone(&tls.config), direct).await?;
+                let shown = handshake(stream, input.split(), Arc::clone(&tls.config), direct).await?;
+                if let Some(shown) = shown {
+                    certificate = Certificate::Verified(tls::common_name(&shown));
+                }
                 login.encrypted(tls.certificate_hash.clone());
             }
             Step::In(keys) => return Ok(keys),
             Step::Cancel { pid, key } => {
-                world.cancels.cancel(pid, &key, &*world.server_tls).await;
+                if !world.cancels.cancel(pid, &key, &*world.server_tls).await
+                    && let Some(elders) = world.elders.get()
+                {
+                    elders.cancel(pid, &key).await;
+                }
                 return Err(Out::Silent);
             }
             Step::Refused => {
@@ -322,23 +337,29 @@ async fn handshake(
     front: BytesMut,
     config: Arc<rustls::ServerConfig>,
     direct: bool,
-) -> Result<(), Out> {
-    let (encrypted, protocol) = net::accept_tls(stream.take_tcp()?, front, config).await?;
-    if direct && protocol.as_deref() != Some(net::ALPN) {
+) -> Result<Option<CertificateDer<'static>>, Out> {
+    let accepted = net::accept_tls(stream.take_tcp()?, front, config).await?;
+    if direct && accepted.protocol.as_deref() != Some(net::ALPN) {
         return Err(Out::Silent);
     }
-    *stream = encrypted;
-    Ok(())
+    *stream = accepted.stream;
+    Ok(accepted.certificate)
 }
 
 /// pgherd's own roles come from where they are at home, never through a proxy.
-fn method(asked: &Asked, address: IpAddr, encrypted: bool, settings: &crate::world::Settings) -> Method {
+fn method(asked: &Asked, from: hba::From<'_>, settings: &crate::world::Settings) -> Method {
+    let reject = |message| Method::Reject { message };
     if asked.user.starts_with("pgherd_") {
-        return Method::Reject {
-            message: format!("role \"{}\" does not come in through a proxy", asked.user),
-        };
+        return reject(format!("role \"{}\" does not come in through a proxy", asked.user));
     }
-    settings.hba.method(asked, address, encrypted)
+    match settings.hba.method(asked, from, ClientCert::of(settings.client_mode)) {
+        // Its certificate is worth nothing to PostgreSQL, and there is no password that would be.
+        Method::Admit if !settings.certificate_users.contains(&asked.user) => reject(format!(
+            "certificate_users of [proxy] does not list role \"{}\", for which PostgreSQL wants a password",
+            asked.user
+        )),
+        method => method,
+    }
 }
 
 /// Has a server, uses it, leaves it.
@@ -354,7 +375,7 @@ async fn stay(
     let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
         .map_err(|error| Farewell::new(SqlState::CONNECTION_FAILURE, error.to_string()))?;
     if console::is_meant(&asked) {
-        return console::serve(stream, out, &asked, &ticket, card, world).await;
+        return Box::pin(console::serve(stream, out, &asked, &ticket, card, world)).await;
     }
     if world.disabled().contains(&asked.database) {
         world.ledger.no_entry(NoEntry::Disabled);
@@ -363,7 +384,7 @@ async fn stay(
             .hint("An administrator lets nobody in; ENABLE in the proxy's console ends that."));
     }
     if asked.replication != Replication::Off {
-        return replicate(stream, out, &asked, keys, &ticket, card, world).await;
+        return Box::pin(replicate(stream, out, &asked, keys, &ticket, card, world)).await;
     }
     let _counted = count(&asked, world)?;
     let Startup { settings: startup, access, splits } = startup(&asked, door.access)?;
@@ -373,7 +394,8 @@ async fn stay(
     let splits = splits.unwrap_or(world.settings.load().reads.split) && access == Access::ReadWrite;
     let wants = Wants { client: card.id, card: Arc::clone(card), asked, keys, door, mark, splits };
     match world.settings.load().pooling.of(&wants.asked.database, &wants.asked.user) {
-        PoolMode::Session => keep(stream, out, &wants, startup, &ticket, world).await,
+        // In a box, so that those who share servers are not as large as those who keep one.
+        PoolMode::Session => Box::pin(keep(stream, out, &wants, startup, &ticket, world)).await,
         PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
         PoolMode::Statement => share(stream, out, &wants, startup, &ticket, Mode::Statement, world).await,
     }
@@ -431,7 +453,7 @@ async fn keep(
         Err(end) => end,
     };
     // A cancel that is on its way hits this client's server, and nobody else's.
-    ticket.slot.lock().await.take();
+    ticket.has(None).await;
     *out = link.take_unsaid();
     stop_at_server(&end, &backend, world);
     let left = left(&end, &session, &backend, world);
@@ -447,6 +469,22 @@ async fn keep(
     left
 }
 
+/// Why a server is not as its client needs it.
+pub(crate) enum NotBegun {
+    /// It does not set what the client has.
+    Refused(Farewell),
+    /// It is lost, and another one may be there.
+    Lost(Farewell),
+}
+
+impl From<NotBegun> for Farewell {
+    fn from(why: NotBegun) -> Farewell {
+        match why {
+            NotBegun::Refused(farewell) | NotBegun::Lost(farewell) => farewell,
+        }
+    }
+}
+
 /// Brings a server to what its client has set.
 pub(crate) async fn begin(
     pool: &Arc<OnePool>,
@@ -454,7 +492,7 @@ pub(crate) async fn begin(
     settings: &Arc<Values>,
     forgets_sequences: bool,
     world: &Arc<World>,
-) -> Result<Lent, Farewell> {
+) -> Result<Lent, NotBegun> {
     if !forgets_sequences && lent.backend.is_like(settings) {
         return Ok(lent);
     }
@@ -463,12 +501,12 @@ pub(crate) async fn begin(
         Err(NotDone::Refused { sqlstate, message }) => {
             // Some of it may be set.
             leave(pool, lent, true, world).await;
-            Err(Farewell::new(sqlstate, message))
+            Err(NotBegun::Refused(Farewell::new(sqlstate, message)))
         }
         Err(NotDone::Lost(why)) => {
             pool.gone(lent.server, world);
             let message = format!("the server was lost before anything was sent to it: {why}");
-            Err(Farewell::new(SqlState::CONNECTION_FAILURE, message))
+            Err(NotBegun::Lost(Farewell::new(SqlState::CONNECTION_FAILURE, message)))
         }
     }
 }
@@ -622,37 +660,43 @@ pub(crate) async fn use_server(
     link: &mut Link,
     ticket: &Ticket,
 ) -> End {
-    *ticket.slot.lock().await = Some(Arc::clone(&backend.cancelable));
+    ticket.has(Some(&backend.cancelable)).await;
     relay(stream, &mut backend.stream, session, admission, link).await
 }
 
-/// What the client has to hear of it.
+/// What the client has to hear of it, which is counted.
 pub(crate) fn left(end: &End, session: &Session, backend: &Backend, world: &World) -> Result<Left, Farewell> {
-    let lost = session.lost();
-    if matches!(end, End::ServerLost(_) | End::Rerouted) {
-        world.ledger.ended(lost);
+    if end.takes_the_server() {
+        world.ledger.ended(session.lost());
     }
-    Err(match end {
-        End::ClientLeft | End::Over => return Ok(Left::ByItself),
-        // In the middle of a message there is nothing to say but the end.
-        _ if !session.can_be_told() => return Ok(Left::ByItself),
-        End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
-        End::ServerLost(why) => Farewell {
-            detail: Some(format!("{}: {why}.", backend.place.node)),
-            ..Farewell::new(lost.sqlstate(), format!("the server was lost; {}", lost.sentence()))
-        },
-        End::Dismissed => return Ok(Left::Dismissed),
-        End::Rerouted => Farewell {
-            detail: Some(format!(
-                "Node {} is not what it was in term {}.",
-                backend.place.node, backend.place.term.0
-            )),
-            hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
-            ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
-        },
-        End::Overdue(overdue) => overdue.farewell(),
-        End::Fault(fault) => fault.clone().into(),
-    })
+    end.farewell(session, backend)
+}
+
+impl End {
+    pub(crate) fn farewell(&self, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
+        let lost = session.lost();
+        Err(match self {
+            End::ClientLeft | End::Over => return Ok(Left::ByItself),
+            // In the middle of a message there is nothing to say but the end.
+            _ if !session.can_be_told() => return Ok(Left::ByItself),
+            End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
+            End::ServerLost(why) => Farewell {
+                detail: Some(format!("{}: {why}.", backend.place.node)),
+                ..Farewell::new(lost.sqlstate(), format!("the server was lost; {}", lost.sentence()))
+            },
+            End::Dismissed => return Ok(Left::Dismissed),
+            End::Rerouted => Farewell {
+                detail: Some(format!(
+                    "Node {} is not what it was in term {}.",
+                    backend.place.node, backend.place.term.0
+                )),
+                hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
+                ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
+            },
+            End::Overdue(overdue) => overdue.farewell(),
+            End::Fault(fault) => fault.clone().into(),
+        })
+    }
 }
 
 /// A walsender is its client's from the beginning to the end, with all that its startup packet says.
@@ -673,8 +717,9 @@ async fn replicate(
         database: asked.database.clone(),
         replication: asked.replication,
         parameters: asked.parameters.clone(),
+        is_certified: world.settings.load().certificate_users.contains(&asked.user),
     };
-    let mut backend = Backend::open(place, target, &*world.server_tls, &purpose, keys).await?;
+    let mut backend = Backend::open(place, target, world.way(), &purpose, keys).await?;
     let (mut session, mut link) = (Session::new(), Link::of(card));
     let end = match greet(stream, out, &backend, ticket).await {
         Ok(()) => {
@@ -684,7 +729,7 @@ async fn replicate(
         }
         Err(end) => end,
     };
-    ticket.slot.lock().await.take();
+    ticket.has(None).await;
     *out = link.take_unsaid();
     let left = left(&end, &session, &backend, world);
     backend.close().await;

@@ -87,7 +87,7 @@ impl Fence {
     }
 
     pub(crate) fn standbys(&self) -> Vec<(NodeName, u32)> {
-        let mut standbys = self.routes().standbys(clock::now());
+        let mut standbys = self.routes().standbys();
         let detached = self.detached();
         standbys.retain(|(node, _)| !detached.contains(node));
         standbys
@@ -95,6 +95,11 @@ impl Fence {
 
     pub(crate) fn detached(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
         self.detached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Could an agent prove now what is known of the routes?
+    pub(crate) fn is_proven(&self) -> bool {
+        self.routes().is_proven(clock::now())
     }
 
     /// When [`Fence::route`] changes by itself.
@@ -113,15 +118,27 @@ impl Fence {
     }
 }
 
+/// By which version of the table a server was admitted, and until when that holds by itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admitted {
+    seen: u64,
+    until: Instant,
+}
+
+impl Default for Admitted {
+    /// By none.
+    fn default() -> Admitted {
+        Admitted { seen: 0, until: Instant::from_boot(Duration::ZERO) }
+    }
+}
+
 /// The right to use one server connection.
 #[derive(Debug)]
 pub(crate) struct Admission {
     fence: Arc<Fence>,
     role: Role,
     place: Place,
-    /// It was admitted by this version, until then.
-    seen: u64,
-    until: Instant,
+    admitted: Admitted,
     unknown_since: Option<Instant>,
     /// When it was looked at last.
     looked_at: Instant,
@@ -140,14 +157,22 @@ impl Admission {
             seat,
             card: None,
             looked_at: Instant::from_boot(Duration::ZERO),
-            seen: 0,
-            until: Instant::from_boot(Duration::ZERO),
+            admitted: Admitted::default(),
             unknown_since: None,
         }
     }
 
     pub(crate) fn counting(self, card: Option<Arc<ServerCard>>) -> Admission {
         Admission { card, ..self }
+    }
+
+    /// The same server was admitted so, and need not be looked up again as long as that holds.
+    pub(crate) fn admitted_before(self, admitted: Admitted) -> Admission {
+        Admission { admitted, ..self }
+    }
+
+    pub(crate) fn admitted(&self) -> Admitted {
+        self.admitted
     }
 
     pub(crate) fn card(&self) -> Option<&ServerCard> {
@@ -173,7 +198,7 @@ impl Admission {
         let now = clock::now();
         self.looked_at = now;
         let version = self.fence.version.load(Ordering::Acquire);
-        if version == self.seen && now < self.until {
+        if version == self.admitted.seen && now < self.admitted.until {
             return Verdict::Admitted;
         }
         let routes = self.fence.routes();
@@ -183,8 +208,12 @@ impl Admission {
                 Verdict::Draining
             }
             Route::To(place, _) if place == self.place => {
-                self.seen = version;
-                self.until = routes.wake_at().unwrap_or(now);
+                let until = match self.role {
+                    Role::Primary => routes.wake_at().unwrap_or(now),
+                    // Until another table is learnt.
+                    Role::Standby(_) => Instant::from_boot(Duration::MAX),
+                };
+                self.admitted = Admitted { seen: version, until };
                 self.unknown_since = None;
                 Verdict::Admitted
             }
@@ -203,7 +232,7 @@ mod tests {
     use pgherd_core::types::Term;
 
     use super::*;
-    use crate::routes::Target;
+    use crate::routes::{Standby, Target};
 
     fn table(term: u64, node: Option<&str>, lasts: Duration) -> Table {
         let target = |node: &str| Target {
@@ -245,6 +274,35 @@ mod tests {
             Admission::new(Arc::clone(&fence), Role::Primary, Place { term: Term(5), ..place }, None);
         fence.learn(table(5, Some("b"), long));
         assert_eq!(other.verdict(), Verdict::Superseded);
+    }
+
+    #[test]
+    fn a_reader_goes_on_until_another_table_is_heard() {
+        let fence = Arc::new(Fence::new(Duration::ZERO));
+        let standby: NodeName = "s".parse().unwrap();
+        let of = |term, standbys, lasts| {
+            let target = Target {
+                node: "s".parse().unwrap(),
+                address: std::net::Ipv4Addr::LOCALHOST.into(),
+                port: 5432,
+                socket_dir: None,
+            };
+            let standbys = if standbys { vec![Standby { target, weight: 1 }] } else { Vec::new() };
+            Table { standbys, ..table(term, Some("a"), lasts) }
+        };
+        fence.learn(of(4, true, Duration::ZERO));
+        let place = Place { node: standby.clone(), term: Term(4) };
+        let mut admission = Admission::new(Arc::clone(&fence), Role::Standby(standby), place, None);
+        assert_eq!(admission.verdict(), Verdict::Admitted, "no agent is heard any more");
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        assert!(!fence.is_proven());
+        fence.learn(of(4, true, Duration::from_secs(60)));
+        assert!(fence.is_proven());
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        fence.learn(of(4, false, Duration::from_secs(60)));
+        assert_eq!(admission.verdict(), Verdict::Superseded, "nothing is held for reads");
+        fence.learn(of(5, true, Duration::from_secs(60)));
+        assert_eq!(admission.verdict(), Verdict::Superseded, "another term");
     }
 
     #[test]

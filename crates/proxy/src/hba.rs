@@ -5,7 +5,8 @@
 //!
 //! A proxy knows less than PostgreSQL: not who is a member of which role, not what a host name means today. A line that
 //! asks for such a thing, or for a method that is not built, refuses those whom it may be about, and says which line it
-//! was; passing over it could let in somebody whom it was to keep out.
+//! was; passing over it could let in somebody whom it was to keep out. So do `map=` and `clientname=DN`: a certificate is
+//! for the user whose name is its common name.
 //!
 //! Leaves out: `local` lines, which never fit, since clients come over TCP; files that are included. Hazard: a line that
 //! is read otherwise than PostgreSQL reads it.
@@ -13,6 +14,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use pgherd_core::spec::TlsMode;
 use pgherd_pgwire::startup::Replication;
 
 use crate::login::{Asked, Method};
@@ -70,9 +72,51 @@ enum Address {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    ScramSha256,
+    /// With a certificate besides, or without.
+    ScramSha256(ClientCert),
+    Cert,
     Reject,
     NotBuilt(String),
+}
+
+/// What a client's certificate must be, from less to more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientCert {
+    /// There need not be any.
+    Any,
+    /// Signed by the authority for clients.
+    VerifyCa,
+    /// And made for the user: by its common name.
+    VerifyFull,
+}
+
+impl ClientCert {
+    /// Of every client, whichever line fits.
+    pub fn of(mode: TlsMode) -> ClientCert {
+        match mode {
+            TlsMode::VerifyCa => ClientCert::VerifyCa,
+            TlsMode::VerifyFull => ClientCert::VerifyFull,
+            _ => ClientCert::Any,
+        }
+    }
+}
+
+/// What a client has shown of itself, as far as it was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Nobody has asked for one: there is no authority for clients.
+    NotAskedFor,
+    None,
+    /// With its common name, if it has one.
+    Verified(Option<String>),
+}
+
+/// How a client came.
+#[derive(Clone, Copy, Debug)]
+pub struct From<'a> {
+    pub address: IpAddr,
+    pub encrypted: bool,
+    pub certificate: &'a Certificate,
 }
 
 /// Does a line speak of this client?
@@ -98,24 +142,41 @@ impl Hba {
         Ok(Hba { lines: parsed })
     }
 
-    pub fn method(&self, asked: &Asked, address: IpAddr, encrypted: bool) -> Method {
+    /// `least`: what is asked of the certificate of every client.
+    pub fn method(&self, asked: &Asked, from: From<'_>, least: ClientCert) -> Method {
+        let From { address, encrypted, certificate } = from;
         let address = address.to_canonical();
         for line in &self.lines {
             let fit = line.fits(asked, address, encrypted);
             let Line { number, verdict, .. } = line;
-            return match (fit, verdict) {
+            let (method, wanted) = match (fit, verdict) {
                 (Fit::No, _) => continue,
-                (Fit::Maybe, _) => reject(format!(
-                    "hba line {number} asks for what a proxy cannot know: whether it is about this client"
-                )),
-                (Fit::Yes, Verdict::ScramSha256) => Method::ScramSha256,
-                (Fit::Yes, Verdict::Reject) => reject(format!(
-                    "pg_hba.conf rejects connection for {}",
-                    Client { asked, address, encrypted }
-                )),
-                (Fit::Yes, Verdict::NotBuilt(method)) => {
-                    reject(format!("the proxy does not support \"{method}\" of hba line {number}"))
+                (Fit::Maybe, _) => {
+                    return reject(format!(
+                        "hba line {number} asks for what a proxy cannot know: whether it is about this client"
+                    ));
                 }
+                (Fit::Yes, Verdict::ScramSha256(wanted)) => (Method::ScramSha256, *wanted),
+                (Fit::Yes, Verdict::Cert) => (Method::Admit, ClientCert::VerifyFull),
+                (Fit::Yes, Verdict::Reject) => {
+                    let client = Client { asked, address, encrypted };
+                    return reject(format!("pg_hba.conf rejects connection for {client}"));
+                }
+                (Fit::Yes, Verdict::NotBuilt(method)) => {
+                    return reject(format!("the proxy does not support \"{method}\" of hba line {number}"));
+                }
+            };
+            // In PostgreSQL's words where it has them.
+            return match (wanted.max(least), certificate) {
+                (ClientCert::Any, _) | (ClientCert::VerifyCa, Certificate::Verified(_)) => method,
+                (ClientCert::VerifyFull, Certificate::Verified(Some(name))) if *name == asked.user => method,
+                (ClientCert::VerifyFull, Certificate::Verified(_)) => {
+                    reject(format!("certificate authentication failed for user \"{}\"", asked.user))
+                }
+                (_, Certificate::None) => reject("connection requires a valid client certificate".to_owned()),
+                (_, Certificate::NotAskedFor) => reject(format!(
+                    "hba line {number} asks for a certificate, and the proxy has no authority to verify it by"
+                )),
             };
         }
         reject(format!("no pg_hba.conf entry for {}", Client { asked, address, encrypted }))
@@ -234,14 +295,33 @@ fn line(number: usize, fields: &[Vec<Word>]) -> Result<Line, &'static str> {
         address(text, mask)?
     };
     let method = single(rest.next().ok_or(lacks)?)?;
-    // Of the options only this one asks more of a client than its password.
-    let option = rest.find_map(|field| single(field).ok().filter(|option| option.starts_with("clientcert=")));
-    let verdict = match (method, option) {
+    let options: Vec<&str> = rest.filter_map(|field| single(field).ok()).collect();
+    let value =
+        |name: &str| options.iter().rev().find_map(|option| option.strip_prefix(name)?.strip_prefix('='));
+    let wanted = match value("clientcert") {
+        None => ClientCert::Any,
+        Some(_) if connection != Connection::Encrypted => {
+            return Err("clientcert needs a line of type hostssl");
+        }
+        Some("verify-ca") if method != "cert" => ClientCert::VerifyCa,
+        Some("verify-full") => ClientCert::VerifyFull,
+        Some(_) => return Err("clientcert takes verify-ca or verify-full, and the latter with method cert"),
+    };
+    // Whom a certificate is for is not read as these say.
+    let named = options.iter().find(|option| {
+        option.starts_with("map=") || (option.starts_with("clientname=") && **option != "clientname=CN")
+    });
+    let is_named = method == "cert" || wanted == ClientCert::VerifyFull;
+    let verdict = match (method, named) {
         ("reject", _) => Verdict::Reject,
-        (_, Some(option)) => Verdict::NotBuilt(option.to_owned()),
+        ("cert", _) if connection != Connection::Encrypted => {
+            return Err("method cert needs a line of type hostssl");
+        }
+        (_, Some(option)) if is_named => Verdict::NotBuilt((*option).to_owned()),
+        ("cert", _) => Verdict::Cert,
         // With md5, too, PostgreSQL asks for SCRAM where it stores a verifier for it.
-        ("scram-sha-256" | "md5", None) => Verdict::ScramSha256,
-        (method, None) => Verdict::NotBuilt(method.to_owned()),
+        ("scram-sha-256" | "md5", _) => Verdict::ScramSha256(wanted),
+        (method, _) => Verdict::NotBuilt(method.to_owned()),
     };
     Ok(Line { number, connection, databases, users, address, verdict })
 }

@@ -10,7 +10,8 @@
 //! - [`sql`], [`settings`], [`statements`]: what a client may leave in a server, and what has to follow it to the next one.
 //! - [`reads`]: what may be read from a standby.
 //! - [`console`]: what an operator says to the proxy, and what it shows; [`counts`]: what is counted.
-//! - [`server`]: how the proxy comes in at a server in a client's name.
+//! - [`server`]: how the proxy comes in at a server in a client's name; [`tls`]: what is believed of a certificate.
+//! - [`succession`]: how one process of a proxy takes over from another one.
 //!
 //! [`Proxy`] acts: threads with an event loop each, sockets, TLS. Everything below it only carries bytes to the machines
 //! above, and does what they answer.
@@ -37,6 +38,8 @@ mod proxy;
 mod readers;
 pub mod reads;
 mod relay;
+mod reload;
+mod retry;
 mod roster;
 pub mod routes;
 pub mod server;
@@ -45,6 +48,8 @@ pub mod settings;
 mod share;
 pub mod sql;
 pub mod statements;
+pub mod succession;
+pub mod tls;
 mod trial;
 mod verifiers;
 mod watch;
@@ -52,6 +57,8 @@ mod world;
 
 pub use net::{ALPN, InClear, ServerTls};
 pub use pools::Name;
-pub use proxy::{Access, Config, Proxy, StartError};
+pub use proxy::{Access, Config, Ending, Proxy, StartError};
+pub use reload::Reload;
+pub use tls::ClientTls;
 pub use verifiers::AuthQuery;
-pub use world::{ClientTls, ConsoleAccess, PoolMode, Pooling, Reads, Settings, Timeouts};
+pub use world::{ConsoleAccess, PoolMode, Pooling, Reads, Settings, Timeouts};

@@ -12,22 +12,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
+use pgherd_core::spec::TlsMode;
 use pgherd_core::types::NodeName;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::startup::{Answer, encryption_answer};
 use rustix::net::RecvFlags;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::routes::Target;
+use crate::tls::{self, Attempt, NotConnected};
 
 /// How servers are spoken to: in clear, or with TLS and what it takes to believe that it is that node.
 pub trait ServerTls: Send + Sync + 'static {
-    /// `None`: in clear.
-    fn to_node(&self, node: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)>;
+    /// As strictly as the mode says. `None`: there is no TLS here, whatever the mode.
+    fn to_node(&self, node: &NodeName, mode: TlsMode) -> Option<(Arc<ClientConfig>, ServerName<'static>)>;
 }
 
 /// For servers on the same machine or in a network of their own.
@@ -35,9 +37,16 @@ pub trait ServerTls: Send + Sync + 'static {
 pub struct InClear;
 
 impl ServerTls for InClear {
-    fn to_node(&self, _: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+    fn to_node(&self, _: &NodeName, _: TlsMode) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
         None
     }
+}
+
+/// How the next server is spoken to.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) tls: &'a dyn ServerTls,
+    pub(crate) mode: TlsMode,
 }
 
 pub(crate) enum Stream {
@@ -112,6 +121,14 @@ impl Stream {
             Stream::Unix(_) | Stream::Taken => return None,
         };
         Some((tcp.local_addr().ok()?, tcp.peer_addr().ok()?))
+    }
+
+    /// What binds a proof to this connection, to a server or from a client that showed a certificate.
+    pub(crate) fn server_certificate_hash(&self) -> Option<Vec<u8>> {
+        match self {
+            Stream::ServerTls(stream) => tls::end_point(stream.get_ref().1.peer_certificates()?.first()?),
+            _ => None,
+        }
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
@@ -194,39 +211,56 @@ impl AsyncWrite for Rewound {
 /// What is spoken inside of TLS, as of PostgreSQL 17.
 pub const ALPN: &[u8] = b"postgresql";
 
-/// The server's side of a handshake; `front` was received already. Also what the client said that it will speak.
+/// What came of a handshake with a client.
+pub(crate) struct Accepted {
+    pub(crate) stream: Stream,
+    /// What the client said that it will speak.
+    pub(crate) protocol: Option<Vec<u8>>,
+    /// What it has shown of itself, if anything.
+    pub(crate) certificate: Option<CertificateDer<'static>>,
+}
+
+/// The server's side of a handshake; `front` was received already.
 pub(crate) async fn accept_tls(
     inner: TcpStream,
     front: BytesMut,
     config: Arc<ServerConfig>,
-) -> io::Result<(Stream, Option<Vec<u8>>)> {
+) -> io::Result<Accepted> {
     let rewound = Rewound { front: front.freeze(), inner };
     let encrypted = TlsAcceptor::from(config).accept(rewound).await?;
-    let protocol = encrypted.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-    Ok((Stream::ClientTls(Box::new(encrypted)), protocol))
+    let session = encrypted.get_ref().1;
+    let protocol = session.alpn_protocol().map(<[u8]>::to_vec);
+    let certificate = session.peer_certificates().and_then(|chain| chain.first()).cloned();
+    Ok(Accepted { stream: Stream::ClientTls(Box::new(encrypted)), protocol, certificate })
 }
 
-/// Connects to a server, over its Unix socket where it has one here.
-pub(crate) async fn connect(target: &Target, tls: &dyn ServerTls) -> io::Result<Stream> {
+/// Connects to a server, over its Unix socket where it has one here. As in libpq, there is no TLS on that.
+pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> Result<Stream, NotConnected> {
     if let Some(dir) = &target.socket_dir {
         return Ok(Stream::Unix(UnixStream::connect(socket(dir, target.port)).await?));
     }
     let mut stream = TcpStream::connect(SocketAddr::new(target.address, target.port)).await?;
     stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-    let Some((config, name)) = tls.to_node(&target.node) else { return Ok(Stream::Tcp(stream)) };
+    rustix::net::sockopt::set_socket_keepalive(&stream, true).map_err(io::Error::from)?;
+    if attempt == Attempt::Clear {
+        return Ok(Stream::Tcp(stream));
+    }
+    let Some((config, name)) = way.tls.to_node(&target.node, way.mode) else {
+        return Ok(Stream::Tcp(stream));
+    };
     let mut asked = BytesMut::new();
     build::ssl_request(&mut asked);
     stream.write_all(&asked).await?;
-    // One byte and no more: what a man in the middle put behind it is not read (CVE-2021-23222).
+    // One byte and no more: what a man in the middle put behind it is not read as the server's (CVE-2021-23222).
     let mut answer = [0];
     stream.read_exact(&mut answer).await?;
     match encryption_answer(&answer, b'S') {
         Ok(Some(Answer::Granted)) => {}
-        Ok(_) => return Err(io::Error::other("the server has no TLS")),
-        Err(error) => return Err(io::Error::other(error)),
+        Ok(Some(Answer::Refused)) if attempt == Attempt::Offered => return Ok(Stream::Tcp(stream)),
+        Ok(_) => return Err(io::Error::other("the server has no TLS").into()),
+        Err(error) => return Err(io::Error::other(error).into()),
     }
-    let stream = TlsConnector::from(config).connect(name, stream).await?;
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(NotConnected::Handshake)?;
     Ok(Stream::ServerTls(Box::new(stream)))
 }
 
@@ -236,8 +270,8 @@ fn socket(dir: &Path, port: u16) -> std::path::PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::PrivateKeyDer;
     use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
 
@@ -246,7 +280,7 @@ mod tests {
     struct Trusting(Arc<ClientConfig>);
 
     impl ServerTls for Trusting {
-        fn to_node(&self, _: &NodeName) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        fn to_node(&self, _: &NodeName, _: TlsMode) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
             Some((Arc::clone(&self.0), ServerName::try_from("node").unwrap()))
         }
     }
@@ -264,7 +298,7 @@ mod tests {
 
     /// A server that answers a request for TLS with these bytes and goes on with the handshake, and what the proxy then
     /// reads of it.
-    async fn read_behind(answer: &'static [u8]) -> io::Result<Vec<u8>> {
+    async fn read_behind(answer: &'static [u8], attempt: Attempt) -> Result<Vec<u8>, NotConnected> {
         let (server, trusting) = configs();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -278,11 +312,11 @@ mod tests {
         });
         let node = "node".parse().unwrap();
         let target = Target { node, address: address.ip(), port: address.port(), socket_dir: None };
-        let connected = connect(&target, &trusting).await;
+        let connected = connect(&target, Way { tls: &trusting, mode: TlsMode::Prefer }, attempt).await;
         let mut read = BytesMut::new();
         if let Ok(mut stream) = connected {
             stream.receive(&mut read).await?;
-            serving.await??;
+            serving.await.unwrap()?;
             return Ok(read.to_vec());
         }
         serving.abort();
@@ -293,10 +327,16 @@ mod tests {
     /// CVE-2024-10977: of a text in clear nothing is told.
     #[tokio::test]
     async fn what_stands_behind_the_answer_to_a_request_for_tls_is_not_the_servers() {
-        assert_eq!(read_behind(b"S").await.unwrap(), b"said by the server");
-        for wrong in [&b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"[..], b"SS", b"N", b"E\0\0\0\x0cSFATAL\0\0", b"R"] {
-            let error = read_behind(wrong).await.unwrap_err().to_string();
-            assert!(!error.contains("FATAL"), "{error}");
+        let granted = read_behind(b"S", Attempt::Demanded).await;
+        assert_eq!(granted.unwrap(), b"said by the server");
+        let refused = read_behind(b"N", Attempt::Demanded).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the server has no TLS");
+        // A server that may have none is not believed either in what is no answer.
+        for attempt in [Attempt::Offered, Attempt::Demanded] {
+            for wrong in [&b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I"[..], b"SS", b"E\0\0\0\x0cSFATAL\0\0", b"R"] {
+                let error = read_behind(wrong, attempt).await.unwrap_err().to_string();
+                assert!(!error.contains("FATAL"), "{error}");
+            }
         }
     }
 }

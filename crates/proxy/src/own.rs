@@ -1,6 +1,7 @@
 //! The proxy's own connections: in a role of its own, in a database of its own, for questions of its own.
 //!
-//! What a client's startup packet says never reaches them (CVE-2025-12819).
+//! What a client's startup packet says never reaches them (CVE-2025-12819), and they are verified in full however little is
+//! asked of servers elsewhere: what is asked here are the verifiers of passwords.
 
 use pgherd_pgwire::startup::Replication;
 
@@ -25,8 +26,8 @@ pub(crate) async fn connect(
     // Whatever is set for the role or the database, its operators are PostgreSQL's.
     let parameters = [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    let purpose = Purpose { user, database, replication: Replication::Off, parameters };
-    Backend::open(place, target, &*world.server_tls, &purpose, None).await
+    let purpose = Purpose { user, database, replication: Replication::Off, parameters, is_certified: true };
+    Backend::open(place, target, world.own_way(), &purpose, None).await
 }
 
 impl From<NotDone> for NotIn {

@@ -25,6 +25,10 @@ use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::world::World;
 
+/// A server that was in use so short a time ago is lent as it is. The kernel is asked whether others are still there: a call
+/// for each transaction, which a busy pool need not make.
+const QUIET_FOR: Duration = Duration::from_millis(1);
+
 /// Whose servers are in it: clients of another name never get them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name {
@@ -75,7 +79,7 @@ impl std::fmt::Debug for OnePool {
 
 struct State {
     pool: Pool,
-    idle: HashMap<ServerId, Backend>,
+    idle: HashMap<ServerId, Box<Backend>>,
     /// Of all that are open, whoever has them.
     cards: HashMap<ServerId, Arc<ServerCard>>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
@@ -100,18 +104,20 @@ pub(crate) enum NotLent {
 /// A server that is somebody's.
 pub(crate) struct Lent {
     pub(crate) server: ServerId,
-    pub(crate) backend: Backend,
+    pub(crate) backend: Box<Backend>,
 }
 
 impl State {
     /// A server of which its client has no more need. What is to become of it the pool orders.
-    fn take_back(&mut self, lent: Lent, reusable: bool) {
+    fn take_back(&mut self, mut lent: Lent, reusable: bool) {
+        let now = clock::now();
         if let Some(card) = &lent.backend.card {
             let statements = u32::try_from(lent.backend.known.len()).unwrap_or(u32::MAX);
             card.statements.store(statements, Ordering::Relaxed);
         }
+        lent.backend.rests_since = now;
         self.idle.insert(lent.server, lent.backend);
-        self.pool.release(lent.server, reusable, clock::now());
+        self.pool.release(lent.server, reusable, now);
     }
 
     /// A server is no more.
@@ -182,6 +188,13 @@ impl Pools {
             state.pool.set_limits(limits, clock::now());
             pool.act(state, world);
         }
+    }
+
+    /// Closes what nobody has.
+    pub(crate) fn close_idle(&self, world: &Arc<World>) {
+        let limits = world.settings.load().limits;
+        self.set_limits(Limits { server_idle: Duration::ZERO, ..limits }, world);
+        self.set_limits(limits, world);
     }
 
     /// Some times a second: what has waited or idled for too long.
@@ -313,7 +326,8 @@ impl OnePool {
                 match state.pool.request(client, worker, since) {
                     Answer::Lent { server, .. } => {
                         let Some(backend) = state.idle.remove(&server) else { continue };
-                        if backend.stream.is_quiet() {
+                        let was_just_used = since.since(backend.rests_since) < QUIET_FOR;
+                        if was_just_used || backend.stream.is_quiet() {
                             self.act(state, world);
                             self.counts.waited(Duration::ZERO);
                             return Ok(Lent { server, backend });
@@ -361,7 +375,8 @@ impl OnePool {
     ) -> Admission {
         let seat = Seat { pool: Arc::clone(self), server, rests: false };
         let (fence, role) = (Arc::clone(&world.fence), self.name.role.clone());
-        Admission::new(fence, role, backend.place.clone(), Some(seat)).counting(backend.card.clone())
+        let admission = Admission::new(fence, role, backend.place.clone(), Some(seat));
+        admission.counting(backend.card.clone()).admitted_before(backend.admitted)
     }
 
     /// `reusable`: it is as clean as a fresh one.
@@ -440,14 +455,21 @@ impl OnePool {
 
     async fn open(self: Arc<Self>, server: ServerId, keys: Option<ClientKeys>, world: &Arc<World>) {
         let Name { database, user, role } = self.name.clone();
-        let purpose = Purpose { user, database, replication: Replication::Off, parameters: Vec::new() };
+        let is_certified = world.settings.load().certificate_users.contains(&user);
+        let (replication, parameters) = (Replication::Off, Vec::new());
+        let purpose = Purpose { user, database, replication, parameters, is_certified };
         // The route may have changed since it was ordered; then the pool closes what is opened for the former one.
         let opened = match world.fence.route(&role) {
-            Route::To(place, target) => {
-                Backend::open(place, target, &*world.server_tls, &purpose, keys).await
-            }
+            Route::To(place, target) => Backend::open(place, target, world.way(), &purpose, keys).await,
             Route::Hold(why) => Err(NotIn::Unreachable(format!("there is no route: {why:?}"))),
         };
+        // No agent says so any more, and it may have been promoted: then whoever reads could write.
+        let opened = opened.and_then(|backend| match role {
+            Role::Standby(_) if !world.fence.is_proven() && !backend.is_standby() => {
+                Err(NotIn::Unreachable("it is no standby any more".to_owned()))
+            }
+            _ => Ok(backend),
+        });
         let mut state = self.state();
         let now = clock::now();
         match opened {
@@ -456,7 +478,7 @@ impl OnePool {
                 let card = self.card(&backend, world);
                 backend.card = Some(Arc::clone(&card));
                 state.cards.insert(server, card);
-                state.idle.insert(server, backend);
+                state.idle.insert(server, Box::new(backend));
                 state.pool.opened(server, now);
             }
             Err(error) if error.passes() => {

@@ -3,15 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use crate::client::{self, Door};
 use crate::clock;
@@ -20,7 +20,9 @@ use crate::net::ServerTls;
 use crate::observed::{self, Observation};
 use crate::pool::{Counts, Worker};
 use crate::pools::{Name, TICK};
+use crate::reload::Reload;
 use crate::routes::{Role, Route, Table};
+use crate::succession::{Elders, Inherited};
 use crate::verifiers::{AuthQuery, Verifiers};
 use crate::world::{NoRandomness, Settings, World};
 
@@ -30,6 +32,13 @@ const BACKLOG: i32 = 4096;
 const BREATH: Duration = Duration::from_millis(50);
 /// A drain takes as long as the last transaction, and clients wait for its end.
 const LOOK_AT_DRAIN_EVERY: Duration = Duration::from_millis(2);
+
+/// How often it is looked whether those are gone that somebody waits for.
+const LOOK_AT_GUESTS_EVERY: Duration = Duration::from_millis(20);
+/// For all clients to take the last sentence; each has somewhat less.
+const FAREWELLS_WITHIN: Duration = Duration::from_secs(3);
+/// A process that has a successor keeps a server so long that nobody uses: the pools of the successor need the room.
+const RETIRED_SERVER_IDLE: Duration = Duration::from_secs(1);
 
 /// What averages are over, as PgBouncer's `stats_period`.
 pub(crate) const STATS_PERIOD: Duration = Duration::from_secs(60);
@@ -69,10 +78,46 @@ impl From<NoRandomness> for StartError {
     }
 }
 
+/// What becomes of the clients of a proxy that is to end. In all cases nobody is let in any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// They are told so, and that is all.
+    Now,
+    /// Those whose servers are their own for a moment use them to the end: of their transaction, or of their session with
+    /// session pooling; but no longer than that.
+    AfterServers { within: Option<Duration> },
+    /// They stay as long as they like.
+    AfterClients,
+}
+
+/// Do clients come in?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doors {
+    Open,
+    /// They wait outside, and may be let in by somebody else.
+    Shut,
+    /// There are none.
+    Gone,
+}
+
+/// What lets clients in listens to this.
+#[derive(Clone)]
+struct Porter {
+    doors: watch::Receiver<Doors>,
+    /// Held by whoever lets clients in; whoever has it alone knows that nobody does.
+    gate: Arc<RwLock<()>>,
+}
+
 /// Ends when it is dropped, and its clients with it.
 pub struct Proxy {
     world: Arc<World>,
     addresses: Vec<SocketAddr>,
+    doors: watch::Sender<Doors>,
+    gate: Arc<RwLock<()>>,
+    /// For a successor.
+    listeners: Mutex<Vec<Inherited>>,
+    /// As the herd wants it to be, and whether that is changed since there is a successor.
+    wanted: Mutex<(Settings, bool)>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -80,6 +125,25 @@ pub struct Proxy {
 impl Proxy {
     /// Listens, and lets clients wait until [`Proxy::learn`] has told where the primary is.
     pub fn start(config: Config, settings: Settings) -> Result<Proxy, StartError> {
+        Proxy::begin(config, settings, Vec::new(), Doors::Open)
+    }
+
+    /// As [`Proxy::start`], where another process listens: with its listeners, as far as they are wanted. Nobody is let in
+    /// before that one lets nobody in any more ([`crate::succession`]).
+    pub fn succeed(
+        config: Config,
+        settings: Settings,
+        inherited: Vec<Inherited>,
+    ) -> Result<Proxy, StartError> {
+        Proxy::begin(config, settings, inherited, Doors::Shut)
+    }
+
+    fn begin(
+        config: Config,
+        settings: Settings,
+        mut inherited: Vec<Inherited>,
+        doors: Doors,
+    ) -> Result<Proxy, StartError> {
         let Config { listen, workers, server_tls, auth_query } = config;
         let mut runtimes = Vec::new();
         for _ in 0..workers.max(1) {
@@ -89,18 +153,34 @@ impl Proxy {
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<(std::net::TcpListener, Access)>> =
             runtimes.iter().map(|_| Vec::new()).collect();
-        for (address, access) in listen {
-            let failed = |source| StartError::Listen { address, source };
-            must_be_free(address).map_err(failed)?;
-            let mut address = address;
-            for listeners in &mut listeners {
-                let listener = bind(address).map_err(failed)?;
-                // The others share the port that the first one was given.
-                address = listener.local_addr().map_err(failed)?;
-                listeners.push((listener, access));
+        let mut handed = Vec::new();
+        for (wanted, access) in listen {
+            let failed = |source| StartError::Listen { address: wanted, source };
+            let mut own: Vec<std::net::TcpListener> = inherited
+                .extract_if(.., |known| known.is_at(wanted, access))
+                .map(|known| known.listener)
+                .collect();
+            if own.is_empty() {
+                own = bind_all(wanted, listeners.len()).map_err(failed)?;
+            }
+            let address = own[0].local_addr().map_err(failed)?;
+            // Each listener has a queue of its own, and whoever waits in it must be let in by somebody.
+            for number in own.len()..listeners.len() {
+                let again = own[number % own.len()].try_clone().map_err(failed)?;
+                own.push(again);
+            }
+            let workers = listeners.len();
+            for (number, listener) in own.into_iter().enumerate() {
+                let again = listener.try_clone().map_err(failed)?;
+                handed.push(Inherited { access, address, listener: again });
+                listeners[number % workers].push((listener, access));
             }
             addresses.push(address);
         }
+        drop(inherited);
+        let doors = watch::Sender::new(doors);
+        let gate = Arc::new(RwLock::new(()));
+        let wanted = Mutex::new((settings.clone(), false));
         let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
         let world = Arc::new(World::new(settings, server_tls, Verifiers::new(auth_query)?, handles));
         // Nobody has set it before.
@@ -109,12 +189,14 @@ impl Proxy {
         let mut threads = Vec::new();
         for (number, (runtime, listeners)) in (0_u16..).zip(runtimes.into_iter().zip(listeners)) {
             let (world, stopped) = (Arc::clone(&world), stop.subscribe());
+            let porter = Porter { doors: doors.subscribe(), gate: Arc::clone(&gate) };
             let thread = std::thread::Builder::new()
                 .name(format!("worker {number}"))
-                .spawn(move || work(&runtime, listeners, Worker(number), &world, stopped));
+                .spawn(move || work(&runtime, listeners, Worker(number), &world, &porter, stopped));
             threads.push(thread.map_err(StartError::Worker)?);
         }
-        Ok(Proxy { world, addresses, stop, threads })
+        let listeners = Mutex::new(handed);
+        Ok(Proxy { world, addresses, doors, gate, listeners, wanted, stop, threads })
     }
 
     /// Of the listeners, in their order.
@@ -143,10 +225,149 @@ impl Proxy {
 
     /// For those who come from now on; limits for all.
     pub fn replace(&self, settings: Settings) {
+        let mut wanted = self.wanted();
+        wanted.0 = settings;
+        self.apply(&wanted);
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, (Settings, bool)> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, (wanted, is_retired): &(Settings, bool)) {
+        let mut settings = wanted.clone();
+        if *is_retired {
+            settings.limits.server_idle = settings.limits.server_idle.min(RETIRED_SERVER_IDLE);
+        }
         let limits = settings.limits;
         self.world.settings.store(Arc::new(settings));
         self.world.fence.set_hold(limits.hold);
         self.world.pools.set_limits(limits, &self.world);
+    }
+
+    /// Somebody else lets clients in from now on. Servers that nobody has are closed, and the others soon after they are given
+    /// back, so that the successor's pools find room at PostgreSQL.
+    pub(crate) fn retire(&self) {
+        let mut wanted = self.wanted();
+        wanted.1 = true;
+        self.apply(&wanted);
+        self.world.pools.close_idle(&self.world);
+        self.world.verifiers.rest();
+    }
+
+    /// The successor is gone.
+    pub(crate) fn stay(&self) {
+        let mut wanted = self.wanted();
+        wanted.1 = false;
+        self.apply(&wanted);
+    }
+
+    /// Lets clients in.
+    pub(crate) fn open(&self) {
+        self.doors.send_replace(Doors::Open);
+    }
+
+    /// When this is over, nobody is let in, until [`Proxy::open`]; those who come wait at the listeners.
+    pub(crate) async fn shut(&self) {
+        self.doors.send_replace(Doors::Shut);
+        drop(self.gate.write().await);
+    }
+
+    /// Nobody is let in any more, and this process does not listen.
+    pub(crate) async fn close(&self) {
+        self.doors.send_replace(Doors::Gone);
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop(self.gate.write().await);
+    }
+
+    /// The same ones, which others may have as well.
+    pub(crate) fn listeners(&self) -> io::Result<Vec<Inherited>> {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |known: &Inherited| -> io::Result<Inherited> {
+            let Inherited { access, address, listener } = known;
+            Ok(Inherited { access: *access, address: *address, listener: listener.try_clone()? })
+        };
+        listeners.iter().map(again).collect()
+    }
+
+    pub(crate) fn forward_cancels(&self, elders: Elders) {
+        // Only the first one to begin says so.
+        self.world.elders.get_or_init(|| elders);
+    }
+
+    /// `false`: this process has not given out that key.
+    pub(crate) async fn cancel(&self, pid: u32, key: &[u8]) -> bool {
+        self.world.cancels.cancel(pid, key, &*self.world.server_tls).await
+    }
+
+    /// Clients, whether they are in or not, but for those at the console.
+    pub fn guests(&self) -> u64 {
+        let consoles = self.world.consoles.load(Ordering::Relaxed) as u64;
+        self.clients().saturating_sub(consoles)
+    }
+
+    pub(crate) async fn guests_gone(&self) {
+        while self.guests() > 0 {
+            tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+        }
+    }
+
+    /// Until an operator wants the proxy to end.
+    pub async fn asked_to_end(&self) -> Ending {
+        let mut asked = self.world.ending.subscribe();
+        loop {
+            let mut ending = None;
+            self.world.ending.send_if_modified(|asked| {
+                ending = asked.take();
+                false
+            });
+            if let Some(ending) = ending {
+                return ending;
+            }
+            // The sender lives as long as this.
+            drop(asked.changed().await);
+        }
+    }
+
+    /// Until it is known where the primary is.
+    pub async fn routed(&self) {
+        while !matches!(self.world.fence.route(&Role::Primary), Route::To(..)) {
+            tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+        }
+    }
+
+    /// Lets nobody in any more, and ends all clients. Can be begun again with less patience while it lasts.
+    pub async fn finish(&self, ending: Ending) {
+        self.close().await;
+        match ending {
+            Ending::Now => {}
+            Ending::AfterServers { within } => {
+                self.world.pools.set_paused(&self.world, |paused| paused.all = true);
+                let given_back = async {
+                    while !self.world.pools.have_none(None) {
+                        tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+                    }
+                };
+                match within {
+                    Some(within) => drop(tokio::time::timeout(within, given_back).await),
+                    None => given_back.await,
+                }
+            }
+            Ending::AfterClients => {
+                self.retire();
+                self.guests_gone().await;
+            }
+        }
+        let farewells = async {
+            while self.clients() > 0 {
+                // Also those who have just come in.
+                self.world.roster.cards().iter().for_each(|card| card.dismiss());
+                tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(FAREWELLS_WITHIN, farewells).await.is_err() {
+            tracing::info!(clients = self.clients(), "not everybody has taken the farewell");
+        }
     }
 
     /// For metrics.
@@ -154,9 +375,14 @@ impl Proxy {
         observed::observe(&self.world.see())
     }
 
-    /// Until an operator wants the proxy to ask what the herd wants.
-    pub async fn reload_wanted(&self) {
-        self.world.reload.notified().await;
+    /// Until an operator wants the proxy to ask what the herd wants, and to look at its files.
+    pub async fn reload_wanted(&self) -> Reload {
+        self.world.reloads.next().await
+    }
+
+    /// Servers are replaced, each when its client gives it back: how they are reached is another way now.
+    pub fn reconnect(&self) {
+        self.world.pools.reconnect(None, &self.world);
     }
 
     pub fn pools(&self) -> Vec<(Name, Counts)> {
@@ -177,6 +403,24 @@ impl Drop for Proxy {
             }
         }
     }
+}
+
+impl Inherited {
+    /// At this address, or at any port of it for whoever leads to the same.
+    fn is_at(&self, wanted: SocketAddr, access: Access) -> bool {
+        match wanted.port() {
+            0 => self.access == access && self.address.ip() == wanted.ip(),
+            _ => self.address == wanted,
+        }
+    }
+}
+
+/// A listener for each worker; all share the port that the first one was given.
+fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    must_be_free(address)?;
+    let first = bind(address)?;
+    let address = first.local_addr()?;
+    std::iter::once(Ok(first)).chain((1..workers).map(|_| bind(address))).collect()
 }
 
 /// Workers share a port, and by the same means another process of this user could share it unnoticed, and half of the
@@ -207,13 +451,15 @@ fn work(
     listeners: Vec<(std::net::TcpListener, Access)>,
     worker: Worker,
     world: &Arc<World>,
+    porter: &Porter,
     mut stopped: watch::Receiver<bool>,
 ) {
     runtime.block_on(async {
         for (listener, access) in listeners {
             match TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    tokio::spawn(accept(listener, Door { access, worker }, Arc::clone(world)));
+                    let door = Door { access, worker };
+                    tokio::spawn(accept(listener, door, Arc::clone(world), porter.clone()));
                 }
                 Err(error) => tracing::error!(%error, "a worker cannot listen"),
             }
@@ -226,11 +472,35 @@ fn work(
     });
 }
 
-/// For ever: there is nothing that a proxy could do better than listen.
-async fn accept(listener: TcpListener, door: Door, world: Arc<World>) {
+/// Until there is no door any more.
+async fn accept(listener: TcpListener, door: Door, world: Arc<World>, mut porter: Porter) {
     loop {
-        match listener.accept().await {
-            Ok((stream, from)) => welcome(stream, from, door, &world),
+        match porter.doors.wait_for(|doors| *doors != Doors::Shut).await.as_deref() {
+            Ok(Doors::Open) => {}
+            _ => return,
+        }
+        let _letting_in = porter.gate.read().await;
+        accept_while_open(&listener, door, &world, &mut porter.doors).await;
+    }
+}
+
+async fn accept_while_open(
+    listener: &TcpListener,
+    door: Door,
+    world: &Arc<World>,
+    doors: &mut watch::Receiver<Doors>,
+) {
+    while *doors.borrow_and_update() == Doors::Open {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // It is known when its sender is gone.
+            changed = doors.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        match accepted {
+            Ok((stream, from)) => welcome(stream, from, door, world),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a client");
                 tokio::time::sleep(BREATH).await;

@@ -145,30 +145,7 @@ impl Functions {
     /// `standard_conforming_strings` and in an encoding in which no byte of a letter looks like a quote
     /// ([`is_readable`]).
     pub fn only_read_in(&self, text: &[u8]) -> bool {
-        let mut tokens = Tokens::of(text).filter(|token| *token != Token::Symbol(b';')).peekable();
-        if several(text) {
-            return false;
-        }
-        // `(SELECT …) UNION …`
-        while tokens.next_if_eq(&Token::Symbol(b'(')).is_some() {}
-        let begins = [&b"select"[..], b"with", b"values", b"table"];
-        if !tokens.peek().is_some_and(|first| begins.iter().any(|word| first.is_word(word))) {
-            return false;
-        }
-        let (mut before, mut last) = (None, None);
-        for token in tokens {
-            let fits = match token {
-                Token::Word(word) => !is_among(&WRITES, word) && !is_the_servers_own(word),
-                Token::Quoted(name) => !is_the_servers_own(name),
-                Token::Symbol(b'(') => self.may_open(before, last),
-                Token::Symbol(_) | Token::Text(_) => true,
-            };
-            if !fits {
-                return false;
-            }
-            (before, last) = (last, Some(token));
-        }
-        true
+        only_reads(text, |before, last| self.may_open(before, last))
     }
 
     /// A parenthesis behind these two: is it no call, or one that changes nothing?
@@ -186,6 +163,40 @@ impl Functions {
             Some(Token::Symbol(_) | Token::Text(_)) | None => true,
         }
     }
+}
+
+/// As [`Functions::only_read_in`] for somebody who knows no function: what it refuses does more than read, whatever its functions
+/// do.
+pub fn may_only_read(text: &[u8]) -> bool {
+    only_reads(text, |_, _| true)
+}
+
+/// `may_open`: what a parenthesis behind these two may do.
+fn only_reads(text: &[u8], may_open: impl Fn(Option<Token<'_>>, Option<Token<'_>>) -> bool) -> bool {
+    let mut tokens = Tokens::of(text).filter(|token| *token != Token::Symbol(b';')).peekable();
+    if several(text) {
+        return false;
+    }
+    // `(SELECT …) UNION …`
+    while tokens.next_if_eq(&Token::Symbol(b'(')).is_some() {}
+    let begins = [&b"select"[..], b"with", b"values", b"table"];
+    if !tokens.peek().is_some_and(|first| begins.iter().any(|word| first.is_word(word))) {
+        return false;
+    }
+    let (mut before, mut last) = (None, None);
+    for token in tokens {
+        let fits = match token {
+            Token::Word(word) => !is_among(&WRITES, word) && !is_the_servers_own(word),
+            Token::Quoted(name) => !is_the_servers_own(name),
+            Token::Symbol(b'(') => may_open(before, last),
+            Token::Symbol(_) | Token::Text(_) => true,
+        };
+        if !fits {
+            return false;
+        }
+        (before, last) = (last, Some(token));
+    }
+    true
 }
 
 /// Can a text be told apart into words? Encodings in which a byte of a letter can be a quote or a backslash cannot

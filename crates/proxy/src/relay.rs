@@ -25,6 +25,7 @@ use crate::console::aside::Aside;
 use crate::counts::Meter;
 use crate::fence::{Admission, Verdict};
 use crate::net::Stream;
+use crate::retry::{MAX_KEPT_BYTES, Retry};
 use crate::roster::Card;
 use crate::session::{Fault, Pass, Passed, Session};
 use crate::trial::{Outcome, Trial};
@@ -57,6 +58,13 @@ pub(crate) enum End {
     Fault(Fault),
 }
 
+impl End {
+    /// What was under way is lost with its server, or must not go on there.
+    pub(crate) fn takes_the_server(&self) -> bool {
+        matches!(self, End::ServerLost(_) | End::Rerouted)
+    }
+}
+
 /// What is on its way in both directions. It is the client's, whatever server it has.
 #[derive(Default)]
 pub(crate) struct Link {
@@ -64,6 +72,7 @@ pub(crate) struct Link {
     to_client: Way,
     /// Of what is under way.
     trial: Option<Trial>,
+    retry: Option<Retry>,
     watch: Option<Watch>,
     meter: Meter,
     /// The client's.
@@ -151,6 +160,30 @@ impl Link {
             let (mut asked, behind) = trial.into_asked_and_behind();
             asked.extend_from_slice(&behind);
             self.to_server = Way { unread: asked, ..Way::default() };
+            self.to_client.unread = BytesMut::new();
+        }
+    }
+
+    /// What comes next is kept until the client hears of its answer.
+    pub(crate) fn keep_first(&mut self) {
+        if self.to_server.unread.len() <= MAX_KEPT_BYTES {
+            self.retry = Some(Retry::new(&self.to_server.unread));
+        }
+    }
+
+    /// What the client asked first, if it has heard nothing of its answer.
+    pub(crate) fn first(&self) -> Option<&Retry> {
+        self.retry.as_ref()
+    }
+
+    pub(crate) fn forget_first(&mut self) {
+        self.retry = None;
+    }
+
+    /// As [`Link::ask_again`], of what was kept.
+    pub(crate) fn ask_first_again(&mut self) {
+        if let Some(retry) = self.retry.take() {
+            self.to_server = Way { unread: retry.into_asked().into(), ..Way::default() };
             self.to_client.unread = BytesMut::new();
         }
     }
@@ -296,14 +329,19 @@ fn from_server(
     link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let gone = |_: io::Error| End::ClientLeft;
-    let Link { to_client: way, trial, .. } = link;
+    let Link { to_client: way, trial, retry, .. } = link;
     ready!(way.drain(cx, client)).map_err(gone)?;
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let show = |chunk: &[u8], edited: &mut BytesMut| match trial {
-        Some(trial) => trial
+    let show = |chunk: &[u8], edited: &mut BytesMut| match (trial, &mut *retry) {
+        (Some(trial), _) => trial
             .show(session, chunk, edited)
             .map(|(as_it_came, taken_bytes)| Shown { as_it_came, taken_bytes }),
-        None => session.from_server(chunk, edited).map(Shown::from),
+        (None, Some(first)) => {
+            let (passed, is_heard) = first.show(session, chunk, edited)?;
+            retry.take_if(|_| is_heard);
+            Ok(passed.into())
+        }
+        (None, None) => session.from_server(chunk, edited).map(Shown::from),
     };
     match ready!(way.pump(cx, server, client, show)) {
         Ok(true) => Poll::Ready(Ok(())),
@@ -322,9 +360,10 @@ fn from_client(
     link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let Link { to_server: way, to_client, aside, .. } = link;
+    let Link { to_server: way, to_client, aside, retry, .. } = link;
     ready!(way.drain(cx, server)).map_err(lost)?;
-    if !session.has_room() || session.has_left() {
+    let must_end = retry.as_ref().is_some_and(Retry::is_outdated);
+    if must_end || !session.has_room() || session.has_left() {
         // Until the server has answered, which wakes this task.
         return Poll::Pending;
     }
@@ -335,6 +374,7 @@ fn from_client(
         {
             return Ok(Shown { as_it_came: Some(0), taken_bytes });
         }
+        retry.take_if(|first| !first.sends());
         session.from_client(chunk, edited, answers).map(Shown::from)
     };
     match ready!(way.pump(cx, client, server, show)) {

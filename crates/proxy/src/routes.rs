@@ -9,6 +9,10 @@
 //! - **A table is worth what is left of its proof.** It counts from before it was read. When it has run out nobody is
 //!   known to be the primary, and clients wait instead of guessing: the old one may have been replaced meanwhile.
 //!
+//! The proof is about the primary. What a standby shows was committed whoever is the primary now, so that reads go on at the
+//! standbys of the newest table for as long as no other one is heard: with every agent gone that is all there is. Whether the
+//! server is a standby still, it says itself ([`Routes::is_proven`] says when it has to).
+//!
 //! Leaves out: the transport, and the choice between standbys. Hazard: a write that goes to a former primary.
 
 use std::net::IpAddr;
@@ -124,7 +128,7 @@ impl Routes {
     /// Where what is under way can go on.
     pub fn place(&self, role: &Role, now: Instant) -> Route {
         let Some(table) = &self.newest else { return Route::Hold(Hold::Unknown) };
-        if now >= table.valid_until {
+        if *role == Role::Primary && now >= table.valid_until {
             return Route::Hold(Hold::OutOfDate);
         }
         let found = match (role, &table.primary) {
@@ -141,10 +145,14 @@ impl Routes {
         }
     }
 
-    /// Those that reads may go to now, with their weights.
-    pub fn standbys(&self, now: Instant) -> Vec<(NodeName, u32)> {
-        let table = self.newest.as_ref().filter(|table| now < table.valid_until);
-        let standbys = table.into_iter().flat_map(|table| &table.standbys);
+    /// Is what the newest table says still what an agent could prove?
+    pub fn is_proven(&self, now: Instant) -> bool {
+        self.newest.as_ref().is_some_and(|table| now < table.valid_until)
+    }
+
+    /// Those that reads may go to, with their weights.
+    pub fn standbys(&self) -> Vec<(NodeName, u32)> {
+        let standbys = self.newest.iter().flat_map(|table| &table.standbys);
         standbys.map(|standby| (standby.target.node.clone(), standby.weight)).collect()
     }
 
@@ -153,7 +161,7 @@ impl Routes {
         self.newest.as_ref().map(|table| table.term)
     }
 
-    /// When [`Routes::place`] changes by itself.
+    /// When [`Routes::place`] of the primary changes by itself.
     pub fn wake_at(&self) -> Option<Instant> {
         self.newest.as_ref().map(|table| table.valid_until)
     }
@@ -269,15 +277,36 @@ mod tests {
     fn reads_go_to_standbys_of_the_present_term_only() {
         let mut routes = Routes::default();
         let standby = |node: &str| Role::Standby(node.parse().unwrap());
-        assert_eq!(routes.standbys(at(0)), []);
+        assert_eq!(routes.standbys(), []);
         routes.learn(table(4, "a", 10));
-        assert_eq!(routes.standbys(at(9)), [("s".parse::<NodeName>().unwrap(), 3)]);
-        assert_eq!(routes.standbys(at(10)), []);
+        assert_eq!(routes.standbys(), [("s".parse::<NodeName>().unwrap(), 3)]);
         assert_eq!(routes.route(&standby("s"), at(9)), Route::To(place(4, "s"), target("s")));
         assert_eq!(routes.route(&standby("a"), at(9)), Route::Hold(Hold::NoStandby));
-        assert_eq!(routes.route(&standby("s"), at(10)), Route::Hold(Hold::OutOfDate));
         routes.learn(Table { primary: None, ..table(5, "a", 20) });
         assert!(routes.admits(&standby("s"), &place(5, "s"), at(1)), "reads need no primary");
         assert!(!routes.admits(&standby("s"), &place(4, "s"), at(1)));
+    }
+
+    /// The primary may have been replaced; what a standby has replayed has been committed all the same.
+    #[test]
+    fn reads_outlive_the_proof_and_writes_never_do() {
+        let mut routes = Routes::default();
+        let standby = Role::Standby("s".parse().unwrap());
+        assert!(!routes.is_proven(at(0)));
+        assert_eq!(routes.route(&standby, at(0)), Route::Hold(Hold::Unknown));
+        routes.learn(table(4, "a", 10));
+        assert!(routes.is_proven(at(9)) && !routes.is_proven(at(10)));
+        for later in [10, 11, 1_000_000] {
+            assert_eq!(routes.route(&Role::Primary, at(later)), Route::Hold(Hold::OutOfDate));
+            assert_eq!(routes.place(&Role::Primary, at(later)), Route::Hold(Hold::OutOfDate));
+            assert!(routes.admits(&standby, &place(4, "s"), at(later)));
+            assert_eq!(routes.standbys().len(), 1);
+        }
+        let a = Role::Standby("a".parse().unwrap());
+        assert_eq!(routes.route(&a, at(11)), Route::Hold(Hold::NoStandby), "the former primary is none");
+        // An agent is back, and knows that the standby is the primary.
+        routes.learn(Table { standbys: Vec::new(), ..table(5, "s", 20) });
+        assert_eq!(routes.route(&standby, at(12)), Route::Hold(Hold::NoStandby));
+        assert!(routes.admits(&Role::Primary, &place(5, "s"), at(12)));
     }
 }

@@ -16,7 +16,7 @@ use pgherd_pgwire::message::ServerMessage;
 use pgherd_pgwire::message::TransactionStatus;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::message::server::Authentication;
-use pgherd_pgwire::scram::{self, Binding, ClientKeys, SCRAM_SHA_256};
+use pgherd_pgwire::scram::{self, Binding, ClientKeys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
 use pgherd_pgwire::startup::{Replication, Version};
 
 /// Greatest message of a server that is letting somebody in: some of its messages may be translated and long.
@@ -30,6 +30,8 @@ pub struct Purpose {
     pub replication: Replication,
     /// What else the startup packet says.
     pub parameters: Vec<(String, String)>,
+    /// The proxy's own certificate may be proof enough.
+    pub is_certified: bool,
 }
 
 /// Parameters that a server may report; PostgreSQL 18 reports 15 of its own.
@@ -130,6 +132,10 @@ pub struct ServerLogin {
     reading: Option<u8>,
     stage: Stage,
     nonce: String,
+    /// `tls-server-end-point` of the server, where it is spoken to with TLS.
+    certificate_hash: Option<Vec<u8>>,
+    authenticated: bool,
+    is_certified: bool,
     welcome: Welcome,
 }
 
@@ -159,8 +165,21 @@ impl ServerLogin {
             reading: None,
             stage: Stage::Asked(keys),
             nonce,
+            certificate_hash: None,
+            authenticated: false,
+            is_certified: purpose.is_certified,
             welcome: Welcome::default(),
         })
+    }
+
+    /// The proof is for the server with this certificate, and worth nothing to whoever stands between: RFC 5929.
+    pub fn bound_to(self, certificate_hash: Option<Vec<u8>>) -> ServerLogin {
+        ServerLogin { certificate_hash, ..self }
+    }
+
+    /// The server has let the proxy in: what it still refuses is not about who came or how.
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated
     }
 
     /// Reads from the front of `input`, which must begin with what the last call left; writes answers to `out`.
@@ -246,22 +265,30 @@ impl ServerLogin {
         let unsendable = |error: build::Unsendable| NotIn::Protocol(error.to_string());
         match (asked, std::mem::replace(&mut self.stage, Stage::Ended)) {
             // Whoever asks for no proof at all although there could be one may not be the server.
-            (Authentication::Ok, Stage::Asked(None) | Stage::Proven) => {
-                self.stage = Stage::Starting;
+            (Authentication::Ok, Stage::Asked(keys)) if keys.is_some() && !self.is_certified => {
+                Err(NotIn::Method("no proof at all"))
+            }
+            (Authentication::Ok, Stage::Asked(_) | Stage::Proven) => {
+                (self.stage, self.authenticated) = (Stage::Starting, true);
                 self.scanner.enter(Phase::Starting);
                 Ok(None)
             }
-            (Authentication::Ok, Stage::Asked(Some(_))) => Err(NotIn::Method("no proof at all")),
             (Authentication::CleartextPassword, _) => Err(NotIn::Method("a password in clear")),
             (Authentication::Md5Password { .. }, _) => Err(NotIn::Method("an md5 password")),
             (Authentication::Sasl(mechanisms), Stage::Asked(Some(keys))) => {
-                if !mechanisms.iter().any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                let offers = |mechanism: &str| mechanisms.iter().any(|name| name == mechanism.as_bytes());
+                // The keys make a proof of the proxy's own, so that it can be bound to this connection, whatever the client's
+                // was bound to. A server is told when it seems to offer no binding: somebody may have taken it away.
+                let (mechanism, binding) = match &self.certificate_hash {
+                    Some(hash) if offers(SCRAM_SHA_256_PLUS) => (SCRAM_SHA_256_PLUS, Binding::To(hash)),
+                    Some(_) => (SCRAM_SHA_256, Binding::Offered),
+                    None => (SCRAM_SHA_256, Binding::Impossible),
+                };
+                if !offers(mechanism) {
                     return Err(NotIn::Method("an unknown SASL mechanism"));
                 }
-                // The client's proof was not made for this connection, so that it cannot be bound to it.
-                let (client, first) = scram::Client::start(keys, Binding::Impossible, &self.nonce);
-                build::sasl_initial_response(out, SCRAM_SHA_256, Some(first.as_bytes()))
-                    .map_err(unsendable)?;
+                let (client, first) = scram::Client::start(keys, binding, &self.nonce);
+                build::sasl_initial_response(out, mechanism, Some(first.as_bytes())).map_err(unsendable)?;
                 self.stage = Stage::Proving(Box::new(client));
                 Ok(None)
             }

@@ -27,6 +27,7 @@ use pgherd_pgwire::message::{Malformed, ServerMessage, TransactionStatus};
 
 use cut::{Cut, Message};
 pub use cut::{Pass, Passed};
+pub(crate) use shared::REVALIDATE;
 use shared::Shared;
 pub use shared::{Loan, Mode};
 
@@ -302,7 +303,8 @@ impl Session {
             let read = self.read_client(&mut shared, chunk, &mut input, &mut cut);
             self.shared = Some(shared);
             read?;
-            if self.can_be_told() {
+            // What the server says next takes it along otherwise.
+            if self.can_be_told() && self.flow.is_all_local() {
                 self.answer_here(|write| write(answers));
             }
             return Ok(cut.end(chunk.len() - input.len()));

@@ -7,9 +7,9 @@
 //!
 //! Leaves out: who asks. Hazard: a `search_path` or a role that stays behind shows one tenant's rows to another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sql::{Changed, Tie, Ties};
 
@@ -30,7 +30,7 @@ const ROLE: &str = "role";
 const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 /// What is set in a session over what it began with; names in lower case.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Values {
     by_name: BTreeMap<String, String>,
     meaning: u64,
@@ -82,14 +82,19 @@ impl Values {
         })
     }
 
+    /// These, and one more.
+    pub fn with(&self, name: &str, value: &str) -> Values {
+        let mut by_name = self.by_name.clone();
+        by_name.insert(name.to_owned(), value.to_owned());
+        Values::new(by_name)
+    }
+
     /// What a server is to have for a client that has these: it always warns, and whoever wants no warnings is not shown them.
     pub fn for_server(self: &Arc<Values>) -> Arc<Values> {
         if !self.hides_warnings() {
             return Arc::clone(self);
         }
-        let mut by_name = self.by_name.clone();
-        by_name.insert(MESSAGES.to_owned(), WARNING.to_owned());
-        Arc::new(Values::new(by_name))
+        Arc::new(self.with(MESSAGES, WARNING))
     }
 
     /// What is to be set, in this order, so that a session that has these has those; `None` for what it began with.
@@ -108,6 +113,31 @@ impl Values {
         let identities = [SESSION_AUTHORIZATION, ROLE].into_iter();
         changes.extend(identities.filter_map(|name| to.get(name).map(|value| (name, Some(value)))));
         changes
+    }
+}
+
+/// Equal values in one place, so that whether two are equal can be told by where they are: clients of an application have all
+/// the same, and a server is compared with its next client for each transaction.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    values: Mutex<HashSet<Arc<Values>>>,
+}
+
+/// So many are kept before those are looked for that nobody has any more.
+const LEAST_SHELVED: usize = 256;
+
+impl Shelf {
+    /// The one that is equal to this.
+    pub fn one(&self, values: Arc<Values>) -> Arc<Values> {
+        let mut shelf = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = shelf.get(&values) {
+            return Arc::clone(known);
+        }
+        if shelf.len() >= LEAST_SHELVED && shelf.len() == shelf.capacity() {
+            shelf.retain(|known| Arc::strong_count(known) > 1);
+        }
+        shelf.insert(Arc::clone(&values));
+        values
     }
 }
 

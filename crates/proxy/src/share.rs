@@ -17,7 +17,9 @@ use pgherd_pgwire::message::build;
 
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
-use crate::client::{Farewell, Left, Wants, begin, gone, greet, leave, left, stop_at_server, use_server};
+use crate::client::{
+    Farewell, Left, NotBegun, Wants, begin, gone, greet, leave, left, stop_at_server, use_server,
+};
 use crate::clock;
 use crate::counts::Pins;
 use crate::net::Stream;
@@ -25,10 +27,10 @@ use crate::pools::{Lent, OnePool};
 use crate::positions::{Positions, Reader};
 use crate::proxy::Access;
 use crate::readers::find_reader;
-use crate::reads::is_readable;
+use crate::reads::{is_readable, may_only_read};
 use crate::relay::{End, Link};
 use crate::routes::Role;
-use crate::session::{Loan, Mode, Session};
+use crate::session::{Loan, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::sql::{self, Effects, Ties, Unmovable};
 use crate::statements::Known;
@@ -60,6 +62,8 @@ struct Sharing<'a> {
     wrote: Instant,
     /// Somebody takes positions of servers for it.
     _reader: Option<Reader>,
+    /// What comes next was asked before of a server that was lost, and is to change nothing now.
+    is_repeating: bool,
     /// Where it writes: known from the beginning, so that nobody has to look it up for each transaction.
     primaries: Arc<OnePool>,
 }
@@ -73,13 +77,11 @@ pub(crate) async fn share(
     mode: Mode,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let (pool, lent) = tokio::select! {
-        found = wants.first(world) => found?,
-        left = gone(stream, &wants.card) => return Ok(left),
+    let (pool, lent, startup) = match Box::pin(first(stream, wants, startup, world)).await? {
+        Ok(first) => first,
+        Err(left) => return Ok(left),
     };
-    let startup = Arc::new(wants.settings(startup, &lent.backend));
-    let wanted = startup.for_server();
-    let lent = begin(&pool, lent, &wanted, false, world).await?;
+    let wanted = world.shelf.one(startup.for_server());
     let reads = wants.splits() || wants.access() == Access::ReadOnly;
     let mut sharing = Sharing {
         wants,
@@ -91,13 +93,14 @@ pub(crate) async fn share(
         told: Arc::clone(&lent.backend.welcome.parameters),
         reported: None,
         recalls_sequences: false,
+        is_repeating: false,
         // What its client wrote before, by another connection, it is not to miss.
         wrote: wants.mark().last(),
         _reader: reads.then(|| Positions::reader(world)),
         primaries: wants.pool(&Role::Primary, world),
     };
     let greeted = greet(stream, out, &lent.backend, ticket).await;
-    sharing.give_back(&pool, lent).await;
+    Box::pin(sharing.give_back(&pool, lent)).await;
     if greeted.is_err() {
         return Ok(Left::ByItself);
     }
@@ -133,7 +136,8 @@ pub(crate) async fn share(
         if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
             continue;
         }
-        let done = sharing.transaction(stream, &mut session, &mut link).await;
+        // In a box, so that a client between transactions does not carry what one takes.
+        let done = Box::pin(sharing.transaction(stream, &mut session, &mut link)).await;
         match done {
             Ok(None) => {}
             Ok(Some(left)) => {
@@ -148,6 +152,29 @@ pub(crate) async fn share(
     }
 }
 
+/// Its first server, and what is set there for it; or it has left meanwhile.
+async fn first(
+    stream: &Stream,
+    wants: &Wants,
+    startup: Vec<(String, String)>,
+    world: &Arc<World>,
+) -> Result<Result<(Arc<OnePool>, Lent, Arc<Values>), Left>, Farewell> {
+    let mut lost = None;
+    for _ in 0..MOST_SERVERS {
+        let (pool, lent) = tokio::select! {
+            found = wants.first(world) => found?,
+            left = gone(stream, &wants.card) => return Ok(Err(left)),
+        };
+        let startup = world.shelf.one(Arc::new(wants.settings(startup.clone(), &lent.backend)));
+        match begin(&pool, lent, &world.shelf.one(startup.for_server()), false, world).await {
+            Ok(lent) => return Ok(Ok((pool, lent, startup))),
+            Err(NotBegun::Refused(farewell)) => return Err(farewell),
+            Err(NotBegun::Lost(farewell)) => lost = Some(farewell),
+        }
+    }
+    Err(lost.unwrap_or_else(too_many_lost))
+}
+
 impl Sharing<'_> {
     /// From the first word of a transaction to its end. `None`: the client stays.
     async fn transaction(
@@ -158,12 +185,11 @@ impl Sharing<'_> {
     ) -> Result<Option<Left>, Farewell> {
         let mut reads = self.reads(session, link.unread());
         for _ in 0..MOST_SERVERS {
-            let found = tokio::select! {
+            let (pool, lent) = tokio::select! {
                 biased;
                 found = self.find(reads.is_some()) => found?,
                 left = gone(stream, &self.wants.card) => return Ok(Some(left)),
             };
-            let (pool, lent) = found;
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             let is_standbys = !pool.is_of_the_primary();
             let mut lent = match begin(&pool, lent, &self.wanted, recalls, self.world).await {
@@ -173,7 +199,9 @@ impl Sharing<'_> {
                     reads = None;
                     continue;
                 }
-                Err(farewell) => return Err(farewell),
+                // It was told nothing of what its client wants.
+                Err(NotBegun::Lost(_)) => continue,
+                Err(NotBegun::Refused(farewell)) => return Err(farewell),
             };
             let mut held = Held::default();
             let mut only_reads = is_standbys;
@@ -188,6 +216,8 @@ impl Sharing<'_> {
                     });
                 }
                 session.read_only_one();
+            } else if session.is_one_query(link.unread()) {
+                link.keep_first();
             }
             let writes = (!only_reads).then(|| self.wants.mark().writes());
             let end = self.use_server(stream, &pool, &mut lent, session, &mut held, link).await;
@@ -198,43 +228,140 @@ impl Sharing<'_> {
                 }
                 self.world.positions.written();
             }
-            let is_lost = matches!(end, End::ServerLost(_));
             if self.must_be_asked_again(&end, session, link) {
-                match end {
-                    End::Over => pool.give_back(lent, true, self.world),
-                    End::ServerLost(_) => pool.gone(lent.server, self.world),
-                    _ => pool.give_back(lent, false, self.world),
+                self.take_back(&pool, lent, &end);
+                continue;
+            }
+            link.end_trial();
+            if end.takes_the_server() && session.is_untouched() {
+                // It was told nothing of what its client wants; another one will be.
+                self.world.ledger.spared();
+                self.take_back(&pool, lent, &end);
+                continue;
+            }
+            if could_be_repeated(&end, session, link) {
+                let (lost, farewell) = (session.lost(), end.farewell(session, &lent.backend));
+                self.take_back(&pool, lent, &end);
+                return self.repeat(stream, session, link, lost, farewell).await;
+            }
+            link.forget_first();
+            return self.finish(end, &pool, lent, session, &held).await;
+        }
+        Err(too_many_lost())
+    }
+
+    /// A server was lost, and its client has heard nothing of what it had asked: that is asked once more if it provably only
+    /// reads. If not, the client hears what is true of it.
+    async fn repeat(
+        &mut self,
+        stream: &mut Stream,
+        session: &mut Session,
+        link: &mut Link,
+        lost: Lost,
+        farewell: Result<Left, Farewell>,
+    ) -> Result<Option<Left>, Farewell> {
+        session.forget_unanswered();
+        link.ask_first_again();
+        self.is_repeating = true;
+        let repeated = self.read_again(stream, session, link).await;
+        self.is_repeating = false;
+        match repeated {
+            Some(done) => {
+                self.world.ledger.spared();
+                done
+            }
+            None => {
+                self.world.ledger.ended(lost);
+                farewell.map(Some)
+            }
+        }
+    }
+
+    /// Under settings by which it changes nothing: had it written after all, the first one could have been committed. `None`: it
+    /// does not only read, or there is nobody to ask.
+    async fn read_again(
+        &mut self,
+        stream: &mut Stream,
+        session: &mut Session,
+        link: &mut Link,
+    ) -> Option<Result<Option<Left>, Farewell>> {
+        let wanted = Arc::new(self.wanted.with("default_transaction_read_only", "on"));
+        for _ in 0..MOST_SERVERS {
+            let (pool, lent) = tokio::select! {
+                biased;
+                found = self.find(false) => found.ok()?,
+                left = gone(stream, &self.wants.card) => return Some(Ok(Some(left))),
+            };
+            let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
+            // Others that were idle at the same primary are as lost.
+            let Ok(mut lent) = begin(&pool, lent, &wanted, recalls, self.world).await else { continue };
+            let asked_bytes = link.unread().len();
+            // What was known of functions before may have changed.
+            match self.world.catalog.ask(self.wants.names().0, &mut lent.backend).await {
+                Ok(()) if self.readable(session, link.unread()) == Some(asked_bytes) => {}
+                Err(NotDone::Lost(_)) => {
+                    pool.gone(lent.server, self.world);
+                    continue;
+                }
+                Ok(()) | Err(NotDone::Refused { .. }) => {
+                    pool.give_back(lent, true, self.world);
+                    return None;
+                }
+            }
+            link.try_out(asked_bytes);
+            session.read_only_one();
+            let mut held = Held::default();
+            let end = self.use_server(stream, &pool, &mut lent, session, &mut held, link).await;
+            if self.must_be_asked_again(&end, session, link) {
+                self.take_back(&pool, lent, &end);
+                if matches!(end, End::Over) {
+                    return None;
                 }
                 continue;
             }
             link.end_trial();
-            stop_at_server(&end, &lent.backend, self.world);
-            if (is_lost || matches!(end, End::Rerouted)) && session.is_untouched() {
-                // It was told nothing of what its client wants; another one will be.
-                self.world.ledger.spared();
-                match is_lost {
-                    true => pool.gone(lent.server, self.world),
-                    false => pool.give_back(lent, false, self.world),
-                }
+            if end.takes_the_server() && session.is_untouched() {
+                self.take_back(&pool, lent, &end);
                 continue;
             }
-            let gone = left(&end, session, &lent.backend, self.world);
-            match end {
-                End::Over => {
-                    self.give_back(&pool, lent).await;
-                    return Ok(None);
-                }
-                End::ServerLost(_) => pool.gone(lent.server, self.world),
-                // What was tied to it is let go; what nobody knows goes with the connection.
-                End::ClientLeft if session.is_clean() && held.unmovable.is_none() => {
-                    leave(&pool, lent, true, self.world).await;
-                }
-                _ => pool.give_back(lent, false, self.world),
-            }
-            return gone.map(Some);
+            return Some(self.finish(end, &pool, lent, session, &held).await);
         }
-        let message = format!("{MOST_SERVERS} servers were lost before anything was sent to them");
-        Err(Farewell::new(SqlState::CONNECTION_FAILURE, message))
+        None
+    }
+
+    /// Of a server with which nothing more is to be done for what was under way.
+    fn take_back(&self, pool: &Arc<OnePool>, lent: Lent, end: &End) {
+        match end {
+            End::Over => pool.give_back(lent, true, self.world),
+            End::ServerLost(_) => pool.gone(lent.server, self.world),
+            _ => pool.give_back(lent, false, self.world),
+        }
+    }
+
+    /// What becomes of the server, and of the client.
+    async fn finish(
+        &self,
+        end: End,
+        pool: &Arc<OnePool>,
+        lent: Lent,
+        session: &Session,
+        held: &Held,
+    ) -> Result<Option<Left>, Farewell> {
+        stop_at_server(&end, &lent.backend, self.world);
+        let gone = left(&end, session, &lent.backend, self.world);
+        match end {
+            End::Over => {
+                self.give_back(pool, lent).await;
+                return Ok(None);
+            }
+            End::ServerLost(_) => pool.gone(lent.server, self.world),
+            // What was tied to it is let go; what nobody knows goes with the connection.
+            End::ClientLeft if session.is_clean() && held.unmovable.is_none() => {
+                leave(pool, lent, true, self.world).await;
+            }
+            _ => pool.give_back(lent, false, self.world),
+        }
+        gone.map(Some)
     }
 
     async fn use_server(
@@ -253,6 +380,7 @@ impl Sharing<'_> {
         let end = loop {
             let mut admission = pool.admission(*server, backend, self.world);
             let end = use_server(stream, backend, &mut admission, session, link, self.ticket).await;
+            backend.admitted = admission.admitted();
             if !matches!(end, End::Over) {
                 break end;
             }
@@ -267,13 +395,15 @@ impl Sharing<'_> {
         };
         self.wants.card.unpin();
         // A cancel that is on its way hits this client's server, and nobody else's.
-        self.ticket.slot.lock().await.take();
+        self.ticket.has(None).await;
         if let Some(loan) = session.detach() {
             backend.known = loan.known;
             // One too many is not told to the next client; whoever reports so many is not PostgreSQL.
             let _has_room = loan.noted.iter().all(|(name, value)| backend.welcome.note(name, value));
         }
-        self.told = Arc::clone(&backend.welcome.parameters);
+        if !self.is_repeating {
+            self.told = Arc::clone(&backend.welcome.parameters);
+        }
         end
     }
 
@@ -295,9 +425,11 @@ impl Sharing<'_> {
 
     /// How much of what the client has sent may be read from a standby.
     fn reads(&self, session: &Session, unread: &[u8]) -> Option<usize> {
-        if !self.wants.splits() {
-            return None;
-        }
+        if self.wants.splits() { self.readable(session, unread) } else { None }
+    }
+
+    /// How much of it provably only reads.
+    fn readable(&self, session: &Session, unread: &[u8]) -> Option<usize> {
         let told = |wanted: &[u8]| {
             let found = self.told.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
             found.map_or(&b""[..], |(_, value)| value)
@@ -314,6 +446,11 @@ impl Sharing<'_> {
     /// A standby was asked, and the client has heard nothing of its answer: is another server to be asked? Then that is
     /// prepared.
     fn must_be_asked_again(&self, end: &End, session: &mut Session, link: &mut Link) -> bool {
+        if let (Some(first), End::Over) = (link.first().filter(|first| first.is_outdated()), end) {
+            session.renew(first.asked());
+            link.ask_first_again();
+            return true;
+        }
         match (link.tried(), end) {
             (Some((Outcome::Refused { for_good }, asked)), End::Over) => {
                 if for_good {
@@ -358,7 +495,12 @@ impl Sharing<'_> {
             return;
         }
         // Of a client that may write, and of a read elsewhere, it is none of the client's business where that was.
-        let is_its_own = |name: &[u8]| self.wants.access() == Access::ReadOnly || name != b"in_hot_standby";
+        // Nor what is set for as long as something is repeated.
+        let is_its_own = |name: &[u8]| match name {
+            b"in_hot_standby" => self.wants.access() == Access::ReadOnly,
+            b"default_transaction_read_only" => !self.is_repeating,
+            _ => true,
+        };
         let news = is.iter().filter(|parameter| !self.told.contains(parameter));
         for (name, value) in news.filter(|(name, _)| is_its_own(name)) {
             link.say(|to| {
@@ -388,9 +530,9 @@ impl Sharing<'_> {
                 found.keep_silence(&self.settings, &held.effects.changed);
                 self.settings = match found.client == *self.settings {
                     true => Arc::clone(&self.settings),
-                    false => Arc::new(found.client),
+                    false => self.world.shelf.one(Arc::new(found.client)),
                 };
-                self.wanted = self.settings.for_server();
+                self.wanted = self.world.shelf.one(self.settings.for_server());
                 session.hide_warnings(self.settings.hides_warnings());
                 held.ties = found.ties;
             }
@@ -425,6 +567,18 @@ impl Sharing<'_> {
         }
         Ok(held.is_nothing())
     }
+}
+
+fn too_many_lost() -> Farewell {
+    let message = format!("{MOST_SERVERS} servers were lost before anything was sent to them");
+    Farewell::new(SqlState::CONNECTION_FAILURE, message)
+}
+
+/// Its client has heard nothing of what it had asked, which looks as if it only read.
+fn could_be_repeated(end: &End, session: &Session, link: &Link) -> bool {
+    end.takes_the_server()
+        && !session.server_has_ended()
+        && link.first().is_some_and(|first| session.reads(first.asked(), may_only_read).is_some())
 }
 
 /// What holds a client to its server.

@@ -211,7 +211,10 @@ fn contains_word(piece: &[u8], word: &[u8]) -> bool {
 
 /// Does it ask for what a sequence gave before? A quick look at bytes as they came, whatever they are.
 pub fn may_recall_sequences(bytes: &[u8]) -> bool {
-    SEARCH.find_iter(bytes).any(|found| found.pattern().as_usize() >= 5)
+    memchr::memchr2_iter(b'v', b'V', bytes).any(|at| {
+        let word = bytes.get(at.saturating_sub(4)..at + 3).unwrap_or_default();
+        word.eq_ignore_ascii_case(b"currval") || word.eq_ignore_ascii_case(b"lastval")
+    })
 }
 
 /// Could it end a transaction? Its first word decides; what begins otherwise, or holds several statements, could.

@@ -262,12 +262,19 @@ pub struct Unnamed {
 /// What a client's names mean to it.
 #[derive(Debug, Default)]
 pub struct Names {
-    by_name: HashMap<Box<[u8]>, Arc<Statement>>,
+    by_name: HashMap<Box<[u8]>, Named>,
     unnamed: Unnamed,
     /// One that is over, whose memory serves the next one.
     spare: Unnamed,
     /// What the server has not confirmed, in the order in which it was sent.
     open: VecDeque<Change>,
+}
+
+#[derive(Debug)]
+struct Named {
+    statement: Arc<Statement>,
+    /// The number of the query in which it was first bound or described; 0: none yet.
+    used_in: u64,
 }
 
 /// What a request changes, and what was before it.
@@ -282,7 +289,7 @@ enum What {
     /// A name of the client's. `parsed`: which the server parses for it.
     Name {
         name: Box<[u8]>,
-        former: Option<Arc<Statement>>,
+        former: Option<Named>,
         parsed: Option<Arc<Statement>>,
     },
     /// The statement without a name.
@@ -294,7 +301,33 @@ enum What {
 
 impl Names {
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.by_name.get(name)
+        self.by_name.get(name).map(|named| &named.statement)
+    }
+
+    /// It is bound or described in the query with this number, counted from 1.
+    pub fn use_in(&mut self, name: &[u8], query: u64) -> Option<Arc<Statement>> {
+        let named = self.by_name.get_mut(name)?;
+        if named.used_in == 0 {
+            named.used_in = query;
+        }
+        Some(Arc::clone(&named.statement))
+    }
+
+    /// Before this query it was neither bound nor described, so that nobody was told of its rows.
+    pub fn is_new_in(&self, name: &[u8], query: u64) -> bool {
+        self.by_name.get(name).is_some_and(|named| named.used_in == 0 || named.used_in == query)
+    }
+
+    /// As if nobody had used it yet, and as if it had been parsed only now.
+    pub fn renew(&mut self, name: &[u8], statement: Arc<Statement>) {
+        if let Some(named) = self.by_name.get_mut(name) {
+            *named = Named { statement, used_in: 0 };
+        }
+    }
+
+    /// As if it had not been parsed.
+    pub fn undo(&mut self, name: &[u8]) {
+        self.by_name.remove(name);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -321,14 +354,14 @@ impl Names {
     /// By the request with this ticket. `is_parsed`: by the server, and not only here.
     pub fn define(&mut self, name: &[u8], statement: Arc<Statement>, ticket: u64, is_parsed: bool) {
         let parsed = is_parsed.then(|| Arc::clone(&statement));
-        let former = self.by_name.insert(name.into(), statement);
+        let former = self.by_name.insert(name.into(), Named { statement, used_in: 0 });
         self.change(ticket, What::Name { name: name.into(), former, parsed });
     }
 
     /// Prepared under other settings now; it is the same to the client.
     pub fn replace(&mut self, name: &[u8], statement: Arc<Statement>) {
         if let Some(known) = self.by_name.get_mut(name) {
-            *known = statement;
+            known.statement = statement;
         }
     }
 
@@ -351,7 +384,11 @@ impl Names {
         unnamed.text.extend_from_slice(text);
         unnamed.types.clear();
         unnamed.types.extend(types);
-        (unnamed.effects, unnamed.may_commit) = (sql::effects(text), sql::may_commit(text));
+        (unnamed.effects, unnamed.may_commit) = match &self.unnamed {
+            // Drivers say the same again and again.
+            former if former.text == text && !text.is_empty() => (former.effects.clone(), former.may_commit),
+            _ => (sql::effects(text), sql::may_commit(text)),
+        };
         let former = std::mem::replace(&mut self.unnamed, unnamed);
         self.change(ticket, What::Unnamed(former));
     }

@@ -1,6 +1,8 @@
 //! What PostgreSQL stores of the users' passwords, asked for when somebody comes.
 //!
-//! One connection to the primary ([`crate::own`]), in a role that may read this and nothing else. An answer is good for a moment, so that a thousand
+//! One connection to the primary ([`crate::own`]), in a role that may read this and nothing else. While no agent is heard, and
+//! so nobody known to be the primary, standbys are asked instead, as they would be if the client came to them directly; only
+//! that a role is not there they are not believed. An answer is good for a moment, so that a thousand
 //! clients who come at once ask once. Roles that may not log in, and passwords that have run out, are as good as none
 //! (CVE-2025-2291).
 //!
@@ -15,7 +17,8 @@ use tokio::time::Instant;
 
 use crate::backend::Backend;
 use crate::own;
-use crate::routes::{Role, Route};
+use crate::pool::Place;
+use crate::routes::{Hold, Role, Route, Target};
 use crate::server::NotIn;
 use crate::world::{NoRandomness, World, random};
 
@@ -106,14 +109,12 @@ impl Verifiers {
         if let Some(known) = self.known(user) {
             return Ok(known);
         }
-        let Route::To(place, target) = world.fence.route(&Role::Primary) else {
-            return Err(NotIn::Unreachable("there is no primary at the moment".to_owned()));
-        };
         let asked = Instant::now();
-        let mut backend = own::connect(connection.take(), place, target, world).await?;
-        let rows = backend.values(QUERY, Some(user), ASK_WITHIN).await?;
-        *connection = Some(backend);
-        let stored = rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok());
+        let stored = match world.fence.route(&Role::Primary) {
+            Route::To(place, target) => stored(&mut connection, place, target, user, world).await?,
+            Route::Hold(Hold::OutOfDate) => Some(self.ask_standbys(&mut connection, user, world).await?),
+            Route::Hold(_) => return Err(NotIn::Unreachable("there is no primary at the moment".to_owned())),
+        };
         let verifier = stored.as_deref().and_then(Verifier::parse);
         if stored.is_some() && verifier.is_none() {
             tracing::warn!(
@@ -128,4 +129,36 @@ impl Verifiers {
         known.insert(user.to_owned(), (verifier.clone(), asked));
         Ok(verifier)
     }
+
+    /// The first one that knows the role.
+    async fn ask_standbys(
+        &self,
+        connection: &mut Option<Backend>,
+        user: &str,
+        world: &Arc<World>,
+    ) -> Result<String, NotIn> {
+        for (standby, _) in world.fence.standbys() {
+            let Route::To(place, target) = world.fence.route(&Role::Standby(standby)) else { continue };
+            match stored(connection, place, target, user, world).await {
+                Ok(Some(stored)) => return Ok(stored),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, "a standby cannot be asked for a verifier"),
+            }
+        }
+        Err(NotIn::Unreachable("no agent says who is the primary, and no standby knows the role".to_owned()))
+    }
+}
+
+/// What a server stores for this user, if that may log in.
+async fn stored(
+    connection: &mut Option<Backend>,
+    place: Place,
+    target: Target,
+    user: &str,
+    world: &Arc<World>,
+) -> Result<Option<String>, NotIn> {
+    let mut backend = own::connect(connection.take(), place, target, world).await?;
+    let rows = backend.values(QUERY, Some(user), ASK_WITHIN).await?;
+    *connection = Some(backend);
+    Ok(rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok()))
 }

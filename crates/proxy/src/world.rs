@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
+use pgherd_core::spec::TlsMode;
 use pgherd_core::types::Instant;
-use rustls::ServerConfig;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::cancel::Cancels;
 use crate::catalog::Catalog;
@@ -21,14 +21,19 @@ use crate::counts::Ledger;
 use crate::fence::Fence;
 use crate::hba::Hba;
 use crate::login;
-use crate::net::ServerTls;
+use crate::net::{ServerTls, Way};
 use crate::nodes::Nodes;
 use crate::pool::{ClientId, Limits, Worker};
 use crate::pools::Pools;
 use crate::positions::{Marks, Positions};
+use crate::proxy::Ending;
 use crate::reads::Texts;
+use crate::reload::Reloads;
 use crate::roster::Roster;
+use crate::settings::Shelf;
 use crate::statements::Registry;
+use crate::succession::Elders;
+use crate::tls::ClientTls;
 use crate::verifiers::Verifiers;
 
 /// For how long a server is a client's own.
@@ -96,9 +101,12 @@ pub struct ConsoleAccess {
 #[derive(Clone)]
 pub struct Settings {
     pub hba: Hba,
+    /// Of connections in the names of clients.
+    pub server_mode: TlsMode,
     pub client_tls: Option<ClientTls>,
-    /// Clients without TLS are refused.
-    pub tls_required: bool,
+    pub client_mode: TlsMode,
+    /// Who may come in by a certificate alone: PostgreSQL lets the proxy in for them by its own.
+    pub certificate_users: BTreeSet<String>,
     pub pooling: Pooling,
     pub reads: Reads,
     /// Of each pool.
@@ -119,8 +127,10 @@ impl Settings {
     pub fn new(hba: Hba) -> Settings {
         Settings {
             hba,
+            server_mode: TlsMode::VerifyFull,
             client_tls: None,
-            tls_required: false,
+            client_mode: TlsMode::Prefer,
+            certificate_users: BTreeSet::new(),
             pooling: Pooling::by(PoolMode::Transaction),
             reads: Reads { split: false, your_writes: true, wait: Duration::from_millis(50) },
             limits: Limits {
@@ -143,20 +153,14 @@ impl Settings {
     }
 
     pub(crate) fn tls(&self) -> login::Tls {
-        match (&self.client_tls, self.tls_required) {
-            (None, _) => login::Tls::Unavailable,
-            (Some(_), false) => login::Tls::Offered,
-            (Some(_), true) => login::Tls::Required,
+        match (&self.client_tls, self.client_mode) {
+            (None, TlsMode::Disable | TlsMode::Allow | TlsMode::Prefer) | (_, TlsMode::Disable) => {
+                login::Tls::Unavailable
+            }
+            (_, TlsMode::Allow | TlsMode::Prefer) => login::Tls::Offered,
+            (_, TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull) => login::Tls::Required,
         }
     }
-}
-
-/// What clients are shown.
-#[derive(Clone)]
-pub struct ClientTls {
-    pub config: Arc<ServerConfig>,
-    /// `tls-server-end-point` of the certificate (RFC 5929), for channel binding.
-    pub certificate_hash: Option<Vec<u8>>,
 }
 
 pub(crate) struct World {
@@ -167,6 +171,8 @@ pub(crate) struct World {
     pub(crate) pools: Pools,
     pub(crate) cancels: Cancels,
     pub(crate) statements: Arc<Registry>,
+    /// Settings of clients.
+    pub(crate) shelf: Shelf,
     pub(crate) positions: Positions,
     pub(crate) marks: Marks,
     pub(crate) catalog: Catalog,
@@ -183,8 +189,11 @@ pub(crate) struct World {
     pub(crate) disabled: Mutex<BTreeSet<String>>,
     /// Conversations with the console.
     pub(crate) consoles: AtomicUsize,
-    /// An operator wants to have what the herd wants now.
-    pub(crate) reload: Notify,
+    pub(crate) reloads: Reloads,
+    /// Who may know the keys of cancels that this process has not given out.
+    pub(crate) elders: OnceLock<Elders>,
+    /// An operator wants the proxy to end.
+    pub(crate) ending: watch::Sender<Option<Ending>>,
     /// Where clients come in.
     pub(crate) listening: OnceLock<Vec<SocketAddr>>,
     /// When the proxy was started.
@@ -212,6 +221,7 @@ impl World {
             pools: Pools::default(),
             cancels: Cancels::default(),
             statements: Arc::default(),
+            shelf: Shelf::default(),
             positions: Positions::default(),
             marks: Marks::new(clock::now()),
             catalog: Catalog::default(),
@@ -224,7 +234,9 @@ impl World {
             nodes: Nodes::default(),
             disabled: Mutex::default(),
             consoles: AtomicUsize::new(0),
-            reload: Notify::new(),
+            reloads: Reloads::default(),
+            elders: OnceLock::new(),
+            ending: watch::Sender::new(None),
             listening: OnceLock::new(),
             started: clock::now(),
             started_at: SystemTime::now(),
@@ -232,6 +244,16 @@ impl World {
             clients: AtomicU64::new(0),
             next_client: AtomicU64::new(1),
         }
+    }
+
+    /// To servers in the names of clients.
+    pub(crate) fn way(&self) -> Way<'_> {
+        Way { tls: &*self.server_tls, mode: self.settings.load().server_mode }
+    }
+
+    /// For the proxy's own questions.
+    pub(crate) fn own_way(&self) -> Way<'_> {
+        Way { tls: &*self.server_tls, mode: TlsMode::VerifyFull }
     }
 
     pub(crate) fn disabled(&self) -> MutexGuard<'_, BTreeSet<String>> {

@@ -2,9 +2,12 @@
 //!
 //! One PostgreSQL, and in front of it each subject, all with the same pooling, SCRAM on both sides and without TLS. pgbench
 //! runs through them in turns, round after round, so that what else the machine does meets all of them. CPU is user and system
-//! time of the subject's process alone, from `/proc`.
+//! time of the subject's processes alone, from `/proc`.
 //!
-//! Leaves out Pgpool-II. Hazard: on two cores subject, server and pgbench share the machine, so that throughput says
+//! With `--idle`, also what a client costs that does nothing: so many come in and stay, and when all are there each of them
+//! asks for something. That is for those that need no process and no server for each client.
+//!
+//! Hazard: on two cores subject, server and pgbench share the machine, so that throughput says
 //! as much of the other two.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the report is what this program is for")]
@@ -22,6 +25,8 @@ const USER: &str = "postgres";
 const PASSWORD: &str = "bench";
 const PROTOCOLS: [&str; 3] = ["simple", "extended", "prepared"];
 const SOON: Duration = Duration::from_secs(20);
+/// So many clients log in at once: none of them waits for so long that it is refused.
+const AT_ONCE: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Pool {
@@ -53,6 +58,9 @@ struct Arguments {
     /// Threads of pgherd's proxy
     #[arg(long, default_value_t = 1)]
     workers: u16,
+    /// So many clients come in, stay, and do nothing; descriptors limit them
+    #[arg(long, value_name = "CLIENTS", default_value_t = 0)]
+    idle: usize,
     /// Directory of PostgreSQL's programs [default: Debian's newest]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -99,6 +107,15 @@ fn main() {
             }
         }
     }
+    if arguments.idle > 0 {
+        println!(
+            "\n{:<14}{:>10}{:>14}{:>18}{:>12}",
+            "subject", "clients", "kB/client", "logins/s", "answered"
+        );
+        for subject in subjects.iter().filter(|subject| subject.holds_many) {
+            scene.idle(subject, arguments.idle);
+        }
+    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -117,6 +134,8 @@ struct Subject {
     port: u16,
     /// `None`: PostgreSQL itself.
     process: Option<Process>,
+    /// A client needs neither a process nor a server of its own.
+    holds_many: bool,
 }
 
 /// Ends with the run.
@@ -124,7 +143,12 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // Children of a parent that is killed would stay.
+        let children = family(self.0.id()).into_iter().filter(|pid| *pid != self.0.id()).collect::<Vec<_>>();
         self.0.kill().ok();
+        for child in children.into_iter().filter_map(|pid| rustix::process::Pid::from_raw(pid as i32)) {
+            rustix::process::kill_process(child, rustix::process::Signal::KILL).ok();
+        }
         self.0.wait().ok();
     }
 }
@@ -223,7 +247,8 @@ impl Scene {
     }
 
     fn subjects(&self, arguments: &Arguments) -> Vec<Subject> {
-        let mut subjects = vec![Subject { name: "direct", port: self.port, process: None }];
+        let mut subjects =
+            vec![Subject { name: "direct", port: self.port, process: None, holds_many: false }];
         // Where the checkout lies only its owner may be able to go.
         let program = self.dir.path().join("in_front_of");
         std::fs::copy(&arguments.proxy, &program).expect("the proxy's program is there");
@@ -249,7 +274,7 @@ impl Scene {
             &format!(
                 "[databases]\nbench = host=127.0.0.1 port={} dbname=bench\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
                  listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = {pool}\n\
-                 default_pool_size = {pool_size}\nmax_client_conn = 1000\nunix_socket_dir =\nlog_connections = 0\n\
+                 default_pool_size = {pool_size}\nmax_client_conn = 15000\nunix_socket_dir =\nlog_connections = 0\n\
                  log_disconnections = 0\n",
                 self.port
             ),
@@ -269,7 +294,77 @@ impl Scene {
         let mut command = self.command("haproxy");
         command.args(["-f", &file, "-db"]);
         subjects.extend(started("HAProxy", port, command));
+        subjects.extend(self.pgpool(arguments));
+        for subject in &mut subjects {
+            let shares = arguments.pool == Pool::Transaction;
+            subject.holds_many = shares && matches!(subject.name, "pgherd" | "PgBouncer");
+        }
         subjects
+    }
+
+    /// A process for each client; each keeps its server for whoever comes next with the same name.
+    fn pgpool(&self, arguments: &Arguments) -> Option<Subject> {
+        let (port, pcp_port) = (free_port(), free_port());
+        let children = arguments.clients.iter().max().copied().unwrap_or(1) + 2;
+        let dir = self.dir.path().display();
+        let passwords = self.write("pool_passwd", "bench:TEXTbench\n");
+        let hba = self.write("pool_hba.conf", "host all all 127.0.0.1/32 scram-sha-256\n");
+        let file = self.write(
+            "pgpool.conf",
+            &format!(
+                "backend_clustering_mode = 'raw'\nlisten_addresses = '127.0.0.1'\nport = {port}\n\
+                 unix_socket_directories = '{dir}'\npcp_listen_addresses = '127.0.0.1'\npcp_port = {pcp_port}\n\
+                 pcp_socket_dir = '{dir}'\nbackend_hostname0 = '127.0.0.1'\nbackend_port0 = {}\n\
+                 backend_flag0 = 'DISALLOW_TO_FAILOVER'\nenable_pool_hba = on\npool_passwd = '{passwords}'\n\
+                 num_init_children = {children}\nmax_pool = 1\nconnection_cache = on\nhealth_check_period = 0\n\
+                 pid_file_name = '{dir}/pgpool.pid'\nlogdir = '{dir}'\nwork_dir = '{dir}'\n",
+                self.port
+            ),
+        );
+        let mut command = self.command("pgpool");
+        command.args(["-n", "-f", &file, "-a", &hba]);
+        started("Pgpool-II", port, command)
+    }
+
+    /// What one of so many clients costs that are there and do nothing.
+    fn idle(&self, subject: &Subject, clients: usize) {
+        let Some(process) = &subject.process else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let conninfo =
+            format!("host=127.0.0.1 port={} user=bench dbname=bench password={PASSWORD}", subject.port);
+        let before = resident_bytes(process.0.id());
+        let began = Instant::now();
+        let (took, resident, answered) = runtime.block_on(async {
+            let mut there = Vec::with_capacity(clients);
+            while there.len() < clients {
+                let many = AT_ONCE.min(clients - there.len());
+                let coming = (0..many).map(|_| {
+                    let conninfo = conninfo.clone();
+                    tokio::spawn(async move {
+                        let (client, connection) = tokio_postgres::connect(&conninfo, tokio_postgres::NoTls)
+                            .await
+                            .expect("it lets clients in");
+                        tokio::spawn(connection);
+                        client
+                    })
+                });
+                for client in coming.collect::<Vec<_>>() {
+                    there.push(client.await.expect("no panic"));
+                }
+            }
+            let (took, resident) = (began.elapsed(), resident_bytes(process.0.id()));
+            let mut answered = 0;
+            for client in &there {
+                answered += usize::from(client.simple_query("SELECT 1").await.is_ok());
+            }
+            (took, resident, answered)
+        });
+        println!(
+            "{:<14}{clients:>10}{:>14.1}{:>18.0}{answered:>12}",
+            subject.name,
+            resident.saturating_sub(before) as f64 / 1024.0 / clients as f64,
+            clients as f64 / took.as_secs_f64(),
+        );
     }
 
     /// `None`: it does not do what was asked of it.
@@ -322,15 +417,40 @@ fn started(name: &'static str, port: u16, mut command: Command) -> Option<Subjec
         // sleep: between two looks.
         std::thread::sleep(Duration::from_millis(20));
     }
-    Some(Subject { name, port, process: Some(process) })
+    Some(Subject { name, port, process: Some(process), holds_many: false })
 }
 
-/// User and system time of all threads.
+/// Of `/proc/PID/stat`, behind the name; `None`: it is gone.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The process and its children.
+fn family(pid: u32) -> Vec<u32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_of_it = |other: &u32| *other == pid || stat(*other).is_some_and(|stat| stat[1] == pid.to_string());
+    pids.filter(is_of_it).collect()
+}
+
+/// User and system time of all threads, of the children that are there and of those that were.
 fn cpu_us(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the subject runs");
-    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-    let ticks = |at: usize| fields[at].parse::<f64>().expect("a number of ticks");
-    (ticks(11) + ticks(12)) * 1e6 / rustix::param::clock_ticks_per_second() as f64
+    let ticks = |pid: u32, at: &[usize]| {
+        let stat = stat(pid).unwrap_or_default();
+        at.iter().filter_map(|at| stat.get(*at)?.parse::<f64>().ok()).sum::<f64>()
+    };
+    let used: f64 = family(pid)
+        .into_iter()
+        .map(|one| ticks(one, if one == pid { &[11, 12, 13, 14] } else { &[11, 12] }))
+        .sum();
+    used * 1e6 / rustix::param::clock_ticks_per_second() as f64
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the subject runs");
+    let pages = pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.expect("a number of pages") * rustix::param::page_size() as u64
 }
 
 fn id(flag: &str) -> u32 {

@@ -1,7 +1,8 @@
 //! The proxies that follow the routing table of this agent: where they listen, as they say when they begin, and which
 //! of them have let their clients' transactions end, when that is asked of them.
 //!
-//! Each agent knows those that follow it, and a proxy follows all of them. Leaves out: whether anybody answers
+//! A proxy may be two processes for a while, one of which has taken over from the other; what one of them says is not true of
+//! the other. Each agent knows those that follow it, and a proxy follows all of them. Leaves out: whether anybody answers
 //! there. Hazard: a proxy that is gone and still listed, for which a switchover would wait; so an entry lives no longer
 //! than its stream.
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pgherd_api::routing::RoutingQuery;
+use pgherd_api::routing::{Drained, RoutingQuery};
 use pgherd_api::status::{ProxyListener, ProxyTarget};
 use pgherd_api::{Code, Error};
 use pgherd_core::types::NodeName;
@@ -33,13 +34,20 @@ struct Shared {
 struct Streams {
     next: u64,
     open: BTreeMap<u64, Follower>,
-    /// The newest drain that each proxy has said to be done.
-    drained: BTreeMap<NodeName, u64>,
+    /// The newest drain that each has said to be done.
+    drained: BTreeMap<Process, u64>,
+}
+
+/// A proxy by the name in its certificate, and which of its processes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Process {
+    proxy: NodeName,
+    process: Option<String>,
 }
 
 #[derive(Debug)]
 struct Follower {
-    proxy: NodeName,
+    process: Process,
     listeners: Vec<ProxyListener>,
 }
 
@@ -61,30 +69,31 @@ impl Listeners {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, proxy: NodeName, listeners: Vec<ProxyListener>) -> Listening {
+    fn add(&self, process: Process, listeners: Vec<ProxyListener>) -> Listening {
         let mut streams = self.lock();
         let stream = streams.next;
         streams.next += 1;
-        streams.open.insert(stream, Follower { proxy, listeners });
+        streams.open.insert(stream, Follower { process, listeners });
         Listening { listeners: self.clone(), stream }
     }
 
     fn end(&self, stream: u64) {
         let mut streams = self.lock();
-        if let Some(Follower { proxy, .. }) = streams.open.remove(&stream)
-            && streams.open.values().all(|other| other.proxy != proxy)
+        if let Some(Follower { process, .. }) = streams.open.remove(&stream)
+            && streams.open.values().all(|other| other.process != process)
         {
-            streams.drained.remove(&proxy);
+            streams.drained.remove(&process);
         }
         drop(streams);
         self.0.fewer.send_replace(());
     }
 
     /// Says a proxy that follows; of another one it is not remembered.
-    pub(super) fn drained(&self, proxy: &NodeName, drain: u64) {
+    pub(super) fn drained(&self, proxy: &NodeName, said: Drained) {
+        let process = Process { proxy: proxy.clone(), process: said.process };
         let mut streams = self.lock();
-        if streams.open.values().any(|follower| follower.proxy == *proxy) {
-            streams.drained.insert(proxy.clone(), drain);
+        if streams.open.values().any(|follower| follower.process == process) {
+            streams.drained.insert(process, said.drain);
         }
         drop(streams);
         self.0.fewer.send_replace(());
@@ -96,8 +105,8 @@ impl Listeners {
         loop {
             let is_done = {
                 let streams = self.lock();
-                let drained = |proxy| streams.drained.get(proxy) == Some(&drain);
-                streams.open.values().all(|follower| drained(&follower.proxy))
+                let drained = |process| streams.drained.get(process) == Some(&drain);
+                streams.open.values().all(|follower| drained(&follower.process))
             };
             // The sender lives as long as this.
             if is_done || fewer.changed().await.is_err() {
@@ -141,6 +150,7 @@ impl AgentBackend {
         let proxy = proxy.parse().map_err(|error| {
             Error::of(Code::RequestMalformed).because(format!("\"{proxy}\" is no name of a proxy: {error}"))
         })?;
-        Ok(Some(self.listeners.add(proxy, listeners)))
+        let process = Process { proxy, process: query.process.clone() };
+        Ok(Some(self.listeners.add(process, listeners)))
     }
 }

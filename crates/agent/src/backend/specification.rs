@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings};
+use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings, Tls};
 use pgherd_api::spec::{Applied, ApplyRequest, Impact, Plan, PlanRequest, PlannedChange, Spec};
 use pgherd_api::{Code, Error};
 use pgherd_core::spec::{self, HerdSpec, ProxyOption, plan};
@@ -80,6 +80,14 @@ impl AgentBackend {
             console_admins: proxy.console_admins,
             console_readers: proxy.console_readers,
             metrics_listen: proxy.metrics_listen,
+            tls: Tls {
+                server_mode: proxy.tls.server_mode.to_string(),
+                client_mode: proxy.tls.client_mode.to_string(),
+                client_cert_file: proxy.tls.client_cert_file,
+                client_key_file: proxy.tls.client_key_file,
+                client_ca_file: proxy.tls.client_ca_file,
+                certificate_users: proxy.tls.certificate_users,
+            },
             hba: cluster.postgres.hba.clone(),
             agents: urls(&spec),
         })

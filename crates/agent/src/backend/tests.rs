@@ -533,6 +533,7 @@ async fn status_lists_where_proxies_listen_for_as_long_as_they_follow() {
     let query = |name: &str, port: u16| RoutingQuery {
         cluster: Some("main".to_owned()),
         proxy: Some(name.to_owned()),
+        process: None,
         listen: Some(format!("127.0.0.1:{port}")),
         read_listen: Some(format!("[::1]:{}", port - 1)),
     };
@@ -602,7 +603,7 @@ async fn a_drain_is_done_when_every_proxy_that_follows_has_said_so_of_this_one()
         tokio::time::timeout(Duration::from_millis(20), waits).await.is_ok()
     };
     let says = async |proxy: &str, drain: u64| {
-        scene.backend.drained(&name(proxy), Drained { drain }).await.unwrap();
+        scene.backend.drained(&name(proxy), Drained { drain, process: None }).await.unwrap();
     };
     assert!(is_done(7).await, "nobody follows");
     says("up", 7).await;
@@ -629,6 +630,34 @@ async fn a_drain_is_done_when_every_proxy_that_follows_has_said_so_of_this_one()
     drop(again);
     let _back = scene.backend.routing(follow("up")).await.unwrap();
     assert!(!is_done(8).await, "it is another process, and knows nothing of it");
+}
+
+/// While one process of a proxy takes over from another one, both have clients.
+#[tokio::test]
+async fn what_one_process_of_a_proxy_has_drained_the_other_has_not() {
+    let scene = Scene::new().await;
+    let follow = async |process: &str| {
+        let (proxy, process) = (Some("up".to_owned()), Some(process.to_owned()));
+        scene.backend.routing(RoutingQuery { proxy, process, ..RoutingQuery::default() }).await.unwrap()
+    };
+    let is_done = async |drain: u64| {
+        let waits = scene.backend.listeners.all_drained(drain);
+        tokio::time::timeout(Duration::from_millis(20), waits).await.is_ok()
+    };
+    let says = async |process: &str, drain: u64| {
+        let drained = Drained { drain, process: Some(process.to_owned()) };
+        scene.backend.drained(&name("up"), drained).await.unwrap();
+    };
+    let (former, _successor) = (follow("first").await, follow("second").await);
+    says("second", 7).await;
+    says("second", 7).await;
+    assert!(!is_done(7).await, "the first one still has transactions");
+    says("first", 7).await;
+    assert!(is_done(7).await);
+    says("second", 8).await;
+    assert!(!is_done(8).await);
+    drop(former);
+    assert!(is_done(8).await, "it has ended, and its clients before it");
 }
 
 #[tokio::test]

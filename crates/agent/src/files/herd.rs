@@ -14,7 +14,8 @@ use pgherd_core::spec::times::{Time, TimesError};
 use pgherd_core::spec::vip::Prefixed;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Place, Pool,
-    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, SpecError, Step, Times, VipSpec, WitnessSpec,
+    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, ProxyTls, SpecError, Step, Times, TlsMode, VipSpec,
+    WitnessSpec,
 };
 use pgherd_core::types::NodeName;
 
@@ -197,9 +198,11 @@ fn read_proxy(
     let console_readers = read_roles(reader, &table, "console_readers", general.console_readers);
     let metrics_listen: Read<Listen> = reader.parsed(&table, "metrics_listen");
     let metrics_listen = metrics_listen.some().map(|listen| listen.to_string()).or(general.metrics_listen);
+    let tls = read_tls(reader, &table, general.tls);
     Some(ProxySpec {
         port,
         read_port,
+        tls,
         pool,
         pool_size,
         databases,
@@ -209,6 +212,33 @@ fn read_proxy(
         console_readers,
         metrics_listen,
     })
+}
+
+fn read_tls(reader: &mut Reader<'_>, table: &Table<'_>, general: ProxyTls) -> ProxyTls {
+    let mut mode = |key: &str, general| match reader.text(table, key) {
+        Read::Is(text) => TlsMode::named(&text).unwrap_or_else(|| {
+            let names: Vec<String> = TlsMode::ALL.iter().map(|mode| format!("\"{mode}\"")).collect();
+            let hint = Some(format!("there are {}", names.join(", ")));
+            reader.wrong_value(&table.at.key(key), format!("\"{text}\" is no mode of TLS"), hint);
+            general
+        }),
+        Read::Absent | Read::Broken => general,
+    };
+    let server_mode = mode("server_tls_mode", general.server_mode);
+    let client_mode = mode("client_tls_mode", general.client_mode);
+    let mut file = |key: &str, general: Option<String>| reader.text(table, key).some().or(general);
+    let client_cert_file = file("client_tls_cert_file", general.client_cert_file);
+    let client_key_file = file("client_tls_key_file", general.client_key_file);
+    let client_ca_file = file("client_tls_ca_file", general.client_ca_file);
+    let certificate_users = read_roles(reader, table, "certificate_users", general.certificate_users);
+    ProxyTls {
+        server_mode,
+        client_mode,
+        client_cert_file,
+        client_key_file,
+        client_ca_file,
+        certificate_users,
+    }
 }
 
 fn read_option(reader: &mut Reader<'_>, table: &Table<'_>, option: ProxyOption) -> Read<OptionValue> {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use pgherd_core::spec::TlsMode;
+
 use super::{At, Fate, ImportError, Imported, Outcome, Value, quoted};
 
 /// Where a line of a file belongs.
@@ -25,6 +27,9 @@ const SERVICE: &str = "the service manager has it: a proxy runs in the foregroun
 const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
 const KERNEL: &str = "connections have keepalives and no delay; the kernel has the rest";
 
+/// They have the same names in the herd file.
+const FILES: [&str; 3] = ["client_tls_ca_file", "client_tls_cert_file", "client_tls_key_file"];
+
 const MOST_CLIENTS: u64 = 1_000_000;
 /// What PgBouncer means by a timeout of 0.
 const NEVER: Option<&str> = Some("never");
@@ -42,14 +47,10 @@ const FATES: &[(&str, Fate)] = &[
     ("autodb_idle_timeout", Fate::Implied("a pool that nobody uses is forgotten")),
     ("cancel_wait_timeout", Fate::Implied(BUILT_IN)),
     ("client_tls13_ciphers", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
-    ("client_tls_ca_file", Fate::Implied(CERTIFICATES)),
-    ("client_tls_cert_file", Fate::Implied(CERTIFICATES)),
     ("client_tls_ciphers", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
     ("client_tls_dheparams", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
     ("client_tls_ecdhcurve", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
-    ("client_tls_key_file", Fate::Implied(CERTIFICATES)),
     ("client_tls_protocols", Fate::Implied("TLS 1.2 and 1.3 with the ciphers that are safe today")),
-    ("client_tls_sslmode", Fate::Implied("clients may have TLS; hostssl lines of hba demand it")),
     ("conffile", Fate::Implied(SERVICE)),
     ("disable_pqexec", Fate::Not("queries of several statements are always allowed")),
     ("dns_max_ttl", Fate::Implied(NODES)),
@@ -94,11 +95,10 @@ const FATES: &[(&str, Fate)] = &[
     ("server_tls_ciphers", Fate::Implied(CERTIFICATES)),
     ("server_tls_key_file", Fate::Implied(CERTIFICATES)),
     ("server_tls_protocols", Fate::Implied(CERTIFICATES)),
-    ("server_tls_sslmode", Fate::Implied("servers are always spoken to with TLS, as verify-full")),
     ("service_name", Fate::Implied(SERVICE)),
     ("so_reuseport", Fate::Implied("one process uses all cores")),
     ("stats_period", Fate::Implied(BUILT_IN)),
-    ("suspend_timeout", Fate::Not("a proxy hands its sockets to nobody")),
+    ("suspend_timeout", Fate::Not("a proxy is replaced without suspending anybody: pgherd proxy --take-over")),
     ("syslog", Fate::Implied(SERVICE)),
     ("syslog_facility", Fate::Implied(SERVICE)),
     ("syslog_ident", Fate::Implied(SERVICE)),
@@ -263,6 +263,25 @@ fn setting(
             Some(mode) => imported.take(at, key, "pool", mode),
             None => imported.note(at, key, Outcome::Unknown, "it is no way to pool"),
         },
+        "client_tls_sslmode" => client_mode(imported, at, key, value),
+        "client_tls_ca_file" | "client_tls_cert_file" | "client_tls_key_file" => {
+            let target = FILES.iter().find(|name| **name == key);
+            match target.filter(|_| value.starts_with('/')) {
+                Some(target) => imported.take(at, key, target, quoted(value)),
+                None => imported.note(at, key, Outcome::NotTaken, "the path is not absolute"),
+            }
+        }
+        // The herd's certificates are there anyhow, so that nobody has to ask for less.
+        "server_tls_sslmode" => match TlsMode::named(value) {
+            Some(TlsMode::VerifyFull) => imported.take(at, key, "server_tls_mode", quoted(value)),
+            Some(_) => imported.note(
+                at,
+                key,
+                Outcome::Implied,
+                "servers are verified in full, by the herd's own certificates; server_tls_mode asks for less",
+            ),
+            None => imported.note(at, key, Outcome::Unknown, "it is no mode of TLS"),
+        },
         "admin_users" => imported.take_roles(at, key, value, "console_admins"),
         "stats_users" => imported.take_roles(at, key, value, "console_readers"),
         "auth_hba_file" => {
@@ -283,6 +302,23 @@ fn setting(
             Some((_, fate)) => imported.fate(at, key, *fate),
             None => imported.note(at, key, Outcome::Unknown, "PgBouncer has no such setting"),
         },
+    }
+}
+
+/// PgBouncer's `verify-full` of clients asks for no more than its `verify-ca`.
+fn client_mode(imported: &mut Imported, at: &At<'_>, key: &str, value: &str) {
+    match TlsMode::named(value) {
+        Some(TlsMode::VerifyFull) => {
+            imported.take(at, key, "client_tls_mode", quoted(TlsMode::VerifyCa.as_str()));
+            imported.note(
+                at,
+                key,
+                Outcome::NotTaken,
+                "PgBouncer does not compare names; client_tls_mode = \"verify-full\" does, with the user's",
+            );
+        }
+        Some(mode) => imported.take(at, key, "client_tls_mode", quoted(mode.as_str())),
+        None => imported.note(at, key, Outcome::Unknown, "it is no mode of TLS"),
     }
 }
 

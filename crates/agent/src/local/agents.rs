@@ -56,6 +56,11 @@ pub(super) struct AgentProcess {
 impl AgentProcess {
     /// Waits for its end, and says how it ended where that can be known.
     pub(super) async fn ended(mut self) -> String {
+        self.end().await
+    }
+
+    /// The same, for whoever may stop waiting.
+    pub(super) async fn end(&mut self) -> String {
         match &mut self.child {
             Some(child) => match child.wait().await {
                 Ok(status) => spelled(status),
@@ -66,6 +71,14 @@ impl AgentProcess {
                 "it is gone".to_owned()
             }
         }
+    }
+}
+
+impl AgentProcess {
+    /// One that somebody else has started.
+    pub(super) fn noted(running: Running, pid_file: &Path) -> Result<AgentProcess, LocalError> {
+        note(pid_file, &running)?;
+        Ok(AgentProcess { running: Arc::new(running), child: None })
     }
 }
 
@@ -143,8 +156,7 @@ impl Agents {
             Ok(None)
         })();
         let Some(running) = found.map_err(watch)? else { return Ok(None) };
-        note(pid_file, &running)?;
-        Ok(Some(AgentProcess { running: Arc::new(running), child: None }))
+        AgentProcess::noted(running, pid_file).map(Some)
     }
 
     /// Makes the herd, with this node as its first member.

@@ -21,6 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::LocalError;
 use super::account::Account;
 use crate::paths;
+use crate::proxy::RUN_DIR;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home {
@@ -98,6 +99,11 @@ impl Home {
 
     pub(super) fn proxy_dir(&self) -> PathBuf {
         self.dir.join("proxy")
+    }
+
+    /// Where its processes find each other.
+    pub(super) fn proxy_run_dir(&self) -> PathBuf {
+        self.proxy_dir().join(RUN_DIR)
     }
 
     pub(super) fn proxy_file(&self) -> PathBuf {

@@ -83,6 +83,10 @@ impl Running {
         program(self.id.pid).is_some_and(|program| program.starts_with(bin_dir))
     }
 
+    pub(super) fn runs(&self, of: &Path) -> bool {
+        program(self.id.pid).is_some_and(|program| program == of)
+    }
+
     pub(super) fn stands_in(&self, dir: &Path) -> bool {
         stands_in(self.id.pid, dir)
     }

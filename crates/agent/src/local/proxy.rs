@@ -1,6 +1,9 @@
 //! The proxy of a herd on this machine: its place, its certificate and its ports, and one process that is kept
 //! running.
 //!
+//! Another process may take over from that one, whoever started it; then that is the one that is kept, and the former one is left to
+//! end with its last client.
+//!
 //! It is a client of the herd: nothing waits for it, and the herd is healthy without it. Leaves out: what it
 //! does, and the renewal of its certificate, which it asks for itself.
 //!
@@ -16,6 +19,7 @@ use jiff::Timestamp;
 use pgherd_api::identity::Identity;
 use pgherd_api::join::ProxyRequest;
 use pgherd_api::proxy::{ProxyQuery, ProxySettings};
+use pgherd_proxy::succession::{Found, Place};
 use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -28,7 +32,7 @@ use super::board::Board;
 use super::event::Event;
 use super::home::give_to;
 use super::ports::{Ports, ProxyPorts};
-use super::process::Running;
+use super::process::{Running, of_command};
 use crate::files::proxy::{ProxyFile, agent_url};
 use crate::pki::{Credentials, CredentialsError, NewKey, PROXY_VALIDITY, Paths, write_public};
 
@@ -44,6 +48,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// It opens its listeners when it has a routing table.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_WHO_ACCEPTS_EVERY: Duration = Duration::from_secs(1);
 /// For the sessions that it has.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -60,18 +65,21 @@ impl ProxyKeeper {
             let text = format!("there is no proxy: its directory is that of the node {COMMAND}");
             return self.board.tell(Event::Trouble { node: None, text });
         }
-        let mut running = adopt(&self.agents).ok().flatten();
-        match &running {
-            Some(_) => self.board.tell(Event::herd("the proxy runs already, and is taken over")),
+        let mut running = adopt(&self.agents).await.ok().flatten();
+        match running.take() {
+            Some(process) => {
+                self.board.tell(Event::herd("the proxy runs already, and is taken over"));
+                running = Some(self.of_this_version(process).await);
+            }
             None => self.healthy.notified().await,
         }
         let mut backoff = Backoff::default();
         loop {
             let begun = Instant::now();
             let how = match running.take() {
-                Some(process) => process.ended().await,
+                Some(process) => self.follow(process).await,
                 None => match self.start().await {
-                    Ok(process) => process.ended().await,
+                    Ok(process) => self.follow(process).await,
                     Err(error) => error.to_string(),
                 },
             };
@@ -80,6 +88,60 @@ impl ProxyKeeper {
             tracing::warn!("{text}");
             self.board.tell(Event::Trouble { node: None, text });
             sleep(pause).await;
+            // The process before it, whose successor has died young.
+            running = accepting(&self.agents, None).await;
+        }
+    }
+
+    /// Until no process accepts clients any more, and how the last one ended.
+    async fn follow(&self, mut process: AgentProcess) -> String {
+        loop {
+            let pid = process.running.id.pid;
+            let how = tokio::select! {
+                how = process.end() => Some(how),
+                () = is_replaced(&self.agents, pid) => None,
+            };
+            match (accepting(&self.agents, Some(pid)).await, how) {
+                (Some(next), how) => {
+                    let number = next.running.id.pid;
+                    let mut text = format!("proxy: process {number} has taken over from process {pid}");
+                    if how.is_none() {
+                        text += ", which ends with its last client";
+                        // So that nothing is left of it then.
+                        tokio::spawn(process.ended());
+                    }
+                    self.board.tell(Event::herd(text));
+                    process = next;
+                }
+                (None, Some(how)) => return how,
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// One that an earlier version of the supervisor has started is replaced; its clients do not notice.
+    async fn of_this_version(&self, process: AgentProcess) -> AgentProcess {
+        let agents = &self.agents;
+        let running = &process.running;
+        if running.runs(&agents.program) || !running.runs_program_in(&agents.home.bin_dir()) {
+            return process;
+        }
+        let pid = running.id.pid;
+        self.board.tell(Event::herd("the proxy runs another version, which is replaced"));
+        match spawn(agents, &["--take-over"]).await {
+            Ok(mut next) => tokio::select! {
+                how = next.end() => {
+                    let text = format!("proxy: it is not replaced: {how}; its log says more");
+                    self.board.tell(Event::Trouble { node: None, text });
+                    process
+                }
+                () = is_replaced(agents, pid) => next,
+            },
+            Err(error) => {
+                self.board
+                    .tell(Event::Trouble { node: None, text: format!("proxy: it is not replaced: {error}") });
+                process
+            }
         }
     }
 
@@ -93,7 +155,7 @@ impl ProxyKeeper {
         keep(write_public(&path, &proxy_file(settings, ports)?.write()))?;
         give_to(&path, agents.account.as_ref())?;
 
-        let process = spawn(agents).await?;
+        let process = spawn(agents, &[]).await?;
         let ProxyPorts { read_write, read_only } = ports;
         if listens(&process.running, ports).await {
             let text = format!("proxy on {LISTEN}:{read_write} (read-write) and {read_only} (read-only)");
@@ -186,11 +248,11 @@ fn proxy_file(settings: ProxySettings, ports: ProxyPorts) -> Result<ProxyFile, L
 }
 
 /// In a session of its own: a signal to the supervisor's terminal is none to the clients.
-async fn spawn(agents: &Agents) -> Result<AgentProcess, LocalError> {
+async fn spawn(agents: &Agents, more: &[&str]) -> Result<AgentProcess, LocalError> {
     let dir = agents.home.proxy_dir();
     let log = agents.open_log(&agents.home.proxy_log())?;
     let mut command = agents.command(&dir, COMMAND);
-    command.arg("--dir").arg(&dir).stdin(Stdio::null());
+    command.arg("--dir").arg(&dir).args(more).stdin(Stdio::null());
     let failed = LocalError::io("duplicate", agents.home.proxy_log());
     command.stdout(log.try_clone().map_err(failed)?).stderr(log);
     #[allow(unsafe_code, reason = "the safe way to a new session is not stable yet")]
@@ -207,11 +269,56 @@ fn is_displaced(agents: &Agents) -> bool {
     agents.ports.nodes.keys().any(|node| node.as_str() == COMMAND)
 }
 
-fn adopt(agents: &Agents) -> Result<Option<AgentProcess>, LocalError> {
+/// A process that runs already; not one that only has clients of former times.
+async fn adopt(agents: &Agents) -> Result<Option<AgentProcess>, LocalError> {
     if is_displaced(agents) {
         return Ok(None);
     }
-    agents.find(&agents.home.proxy_pid_file(), &agents.home.proxy_dir(), COMMAND)
+    if let Some(process) = accepting(agents, None).await {
+        return Ok(Some(process));
+    }
+    // It has just been started, or is of a version that cannot be asked.
+    let found = agents.find(&agents.home.proxy_pid_file(), &agents.home.proxy_dir(), COMMAND)?;
+    let answering = processes(agents).await;
+    let is_retired = |pid: i32| answering.iter().any(|process| process.pid == pid && !process.accepts);
+    Ok(found.filter(|process| !is_retired(process.running.id.pid)))
+}
+
+/// Those that can be asked.
+async fn processes(agents: &Agents) -> Vec<Found> {
+    // Where no proxy has ever run there is no such place.
+    let Ok(place) = Place::look(&agents.home.proxy_run_dir()) else { return Vec::new() };
+    place.processes().await.unwrap_or_default()
+}
+
+/// The process that accepts clients, if it is not this one.
+async fn accepting(agents: &Agents, but: Option<i32>) -> Option<AgentProcess> {
+    let found = async |wanted: Option<i32>| {
+        let fits = |found: &&Found| found.accepts && Some(found.pid) != but;
+        let processes = processes(agents).await;
+        processes
+            .iter()
+            .filter(fits)
+            .map(|found| found.pid)
+            .find(|pid| wanted.is_none_or(|wanted| wanted == *pid))
+    };
+    let pid = found(None).await?;
+    let running = Running::open(pid).ok().flatten()?;
+    // It is held now, and is the one that was meant if it still answers.
+    found(Some(pid)).await?;
+    AgentProcess::noted(running, &agents.home.proxy_pid_file())
+        .inspect_err(|error| tracing::warn!(%error, "the process of the proxy cannot be noted"))
+        .ok()
+}
+
+/// Until another process accepts clients.
+async fn is_replaced(agents: &Agents, pid: i32) {
+    loop {
+        sleep(LOOK_WHO_ACCEPTS_EVERY).await;
+        if processes(agents).await.iter().any(|found| found.accepts && found.pid != pid) {
+            return;
+        }
+    }
 }
 
 /// Waits until both ports take connections, or the proxy has ended.
@@ -229,21 +336,38 @@ async fn listens(process: &Running, ports: ProxyPorts) -> bool {
     }
 }
 
-/// Ends the proxy, which has some time for its clients.
+/// Ends the proxy, which has some time for its clients: all its processes.
 pub(super) async fn stop(agents: &Agents, tell: &impl Fn(Event)) {
-    let process = match adopt(agents) {
-        Ok(Some(process)) => process.running,
-        Ok(None) => return,
+    if is_displaced(agents) {
+        return;
+    }
+    let adopted = match adopt(agents).await {
+        Ok(adopted) => adopted,
         Err(error) => return tell(Event::Trouble { node: None, text: format!("proxy: {error}") }),
     };
+    let mut pids = of_command(&agents.home.bin_dir(), Some(&agents.home.proxy_dir()), COMMAND);
+    pids.extend(processes(agents).await.iter().map(|found| found.pid));
+    pids.extend(adopted.map(|process| process.running.id.pid));
+    pids.sort_unstable();
+    pids.dedup();
+    let running: Vec<Running> =
+        pids.into_iter().filter_map(|pid| Running::open(pid).ok().flatten()).collect();
+    if running.is_empty() {
+        return;
+    }
     tell(Event::herd("stops the proxy"));
-    process.signal(Signal::TERM);
-    // A frozen one gets the signal only once it runs again.
-    process.signal(Signal::CONT);
-    if !process.ended_within(ENDS_WITHIN).await {
-        tell(Event::Trouble { node: None, text: "the proxy does not end, and is killed".to_owned() });
-        process.signal(Signal::KILL);
-        process.ended_within(ENDS_WITHIN).await;
+    for process in &running {
+        process.signal(Signal::TERM);
+        // A frozen one gets the signal only once it runs again.
+        process.signal(Signal::CONT);
+    }
+    let deadline = Instant::now() + ENDS_WITHIN;
+    for process in &running {
+        if !process.ended_within(deadline.saturating_duration_since(Instant::now())).await {
+            tell(Event::Trouble { node: None, text: "the proxy does not end, and is killed".to_owned() });
+            process.signal(Signal::KILL);
+            process.ended_within(ENDS_WITHIN).await;
+        }
     }
     super::supervisor::forget(&agents.home.proxy_pid_file());
 }
@@ -351,8 +475,8 @@ mod tests {
         assert_eq!(credentials.hosts(), HOSTS);
         let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&home.proxy_dir()), mode(&pki.join("node.key"))), (0o700, 0o600));
-        let pid = |of: &Agents| adopt(of).unwrap().map(|process| process.running.id.pid);
-        let began = pid(&agents).unwrap();
+        let pid = async |of: &Agents| adopt(of).await.unwrap().map(|process| process.running.id.pid);
+        let began = pid(&agents).await.unwrap();
         let session = rustix::process::getsid(Pid::from_raw(began)).unwrap();
         assert_eq!(session.as_raw_nonzero().get(), began, "its session is its own");
 
@@ -360,7 +484,7 @@ mod tests {
         rustix::process::kill_process(Pid::from_raw(began).unwrap(), Signal::KILL).unwrap();
         told(&mut events, "proxy: it was ended by signal 9; starting it again in 1 s").await;
         told(&mut events, &line).await;
-        let again = pid(&agents).unwrap();
+        let again = pid(&agents).await.unwrap();
         assert_ne!(again, began);
         assert_eq!(Credentials::load(&pki).unwrap().certificate_pem(), credentials.certificate_pem());
 
@@ -370,12 +494,12 @@ mod tests {
         let (second, mut events, _not_yet) = keeper(&agents);
         let supervisor = tokio::spawn(second.keep());
         told(&mut events, "taken over").await;
-        assert_eq!(pid(&agents), Some(again));
+        assert_eq!(pid(&agents).await, Some(again));
         supervisor.abort();
         drop(supervisor.await);
 
         stop(&agents, &|_| {}).await;
-        assert_eq!(pid(&agents), None);
+        assert_eq!(pid(&agents).await, None);
         assert!(!home.proxy_pid_file().exists());
         let log = fs::read_to_string(home.proxy_log()).unwrap();
         assert_eq!(log, "listening\nlistening\n");
@@ -420,6 +544,7 @@ mod tests {
             console_admins: [].into(),
             console_readers: [].into(),
             metrics_listen: None,
+            tls: Default::default(),
             hba: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };

@@ -11,7 +11,7 @@ use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
     ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Pool, PostgresSource,
-    PostgresSpec, ProxyOption, ProxySpec, Times, VipSpec, WitnessSpec,
+    PostgresSpec, ProxyOption, ProxySpec, ProxyTls, Times, TlsMode, VipSpec, WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -82,6 +82,22 @@ fn damaged() -> impl Strategy<Value = String> {
     })
 }
 
+/// Some of everything, by a number.
+fn tls(number: u32) -> ProxyTls {
+    let file = |name: &str, bit: u32| (number & bit != 0).then(|| format!("/etc/some \"dir\"/{name}"));
+    let ca_file = file("ca.pem", 8);
+    let with_ca = ca_file.is_some();
+    let mode = |number: u32, most: usize| TlsMode::ALL[number as usize % most];
+    ProxyTls {
+        server_mode: mode(number, 6),
+        client_mode: mode(number / 3, if with_ca { 6 } else { 4 }),
+        client_cert_file: file("cert.pem", 4),
+        client_key_file: file("key.pem", 4),
+        client_ca_file: ca_file,
+        certificate_users: if with_ca { ["anna".to_owned(), "Bob B".to_owned()].into() } else { [].into() },
+    }
+}
+
 fn spec() -> impl Strategy<Value = HerdSpec> {
     let node = |index: usize| {
         let parameters = prop::sample::subsequence(
@@ -145,6 +161,7 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                 pool_size,
                 console_admins: databases.keys().cloned().collect(),
                 console_readers: users.keys().cloned().collect(),
+                tls: tls(pool_size),
                 metrics_listen: (pool_size % 2 == 0).then(|| format!("127.0.0.1:{pool_size}")),
                 databases,
                 users,

@@ -145,7 +145,7 @@ async fn the_caller_is_the_one_in_the_certificate() {
         pgherd_api::join::ProxyRenewRequest { csr: String::new(), hosts: Vec::new(), valid_for_s: 1 };
     proxy.proxy_renew(&request).await.unwrap();
     assert_eq!(server.backend.last_call().unwrap(), "db_7: proxy renew");
-    proxy.drained(&pgherd_api::routing::Drained { drain: 7 }).await.unwrap();
+    proxy.drained(&pgherd_api::routing::Drained { drain: 7, process: None }).await.unwrap();
     assert_eq!(server.backend.last_call().unwrap(), "db_7: drained 7");
     let operator = server.client(&herd.operator("anna.schmidt"));
     let request = pgherd_api::spec::ApplyRequest {

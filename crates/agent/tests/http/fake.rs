@@ -146,7 +146,10 @@ impl Backend for Fake {
 
     async fn routing(&self, query: RoutingQuery) -> Answer<BoxStream<'static, RoutingTable>> {
         self.note(match &query.proxy {
-            Some(proxy) => format!("{proxy}: routing, {:?} and {:?}", query.listen, query.read_listen),
+            Some(proxy) => format!(
+                "{proxy}: routing of {:?}, {:?} and {:?}",
+                query.process, query.listen, query.read_listen
+            ),
             None => "routing".to_owned(),
         });
         let stream = Arc::clone(&self.stream);
@@ -187,6 +190,7 @@ impl Backend for Fake {
             console_admins: [].into(),
             console_readers: [].into(),
             metrics_listen: None,
+            tls: Default::default(),
             hba: Vec::new(),
             agents: Vec::new(),
         })

@@ -59,6 +59,7 @@ async fn a_stream_ends_with_its_reader_and_nobody_speaks_for_another_proxy() {
     let query = RoutingQuery {
         cluster: Some("main".to_owned()),
         proxy: Some("up".to_owned()),
+        process: Some("4f1c".to_owned()),
         listen: Some("127.0.0.1:9999".to_owned()),
         read_listen: Some("[::1]:9998".to_owned()),
     };
@@ -72,7 +73,7 @@ async fn a_stream_ends_with_its_reader_and_nobody_speaks_for_another_proxy() {
     }
     let mut tables = server.client(&herd.proxy("up")).routing(&query).await.unwrap();
     tables.next().await.unwrap().unwrap();
-    let said = r#"up: routing, Some("127.0.0.1:9999") and Some("[::1]:9998")"#;
+    let said = r#"up: routing of Some("4f1c"), Some("127.0.0.1:9999") and Some("[::1]:9998")"#;
     assert_eq!(server.backend.last_call().unwrap(), said);
     assert_eq!(Arc::strong_count(&server.backend.stream), 2);
 

@@ -108,7 +108,7 @@ impl Herd {
     }
 
     /// The end of every log, for a failure.
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
         let mut logs = vec![self.dir.join("log/supervisor.log"), self.dir.join("proxy/log/proxy.log")];
         logs.extend(["a", "b", "c", "w"].map(|node| self.dir.join(node).join("log/agent.log")));
@@ -189,6 +189,12 @@ impl Herd {
     pub(crate) fn proxy(&self) -> Result<i32, String> {
         let found = self.processes().into_iter().find(|process| process.command == "proxy");
         found.map(|process| process.pid).ok_or("no proxy runs".to_owned())
+    }
+
+    /// One that has been taken over is there as long as its clients.
+    pub(crate) fn proxies(&self) -> Vec<i32> {
+        let found = self.processes().into_iter().filter(|process| process.command == "proxy");
+        found.map(|process| process.pid).collect()
     }
 
     pub(crate) fn supervisor(&self) -> Result<i32, String> {

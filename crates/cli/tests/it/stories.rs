@@ -1,5 +1,6 @@
 //! Herds on this machine, from the first `up` to the last `down`. Those that need root say so in their names.
 
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -177,6 +178,65 @@ fn as_root_nothing_depends_on_the_supervisor() {
     assert_eq!(unasked.status.code(), Some(2), "nobody can be asked here");
     herd.run(&["down", "--delete", "--yes"]);
     assert!(!herd.dir.exists());
+}
+
+#[test]
+fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() {
+    assert!(is_root(), "this test needs root");
+    let herd = Herd::new();
+    herd.up();
+    herd.wait_whole();
+    let first = herd.proxy().unwrap();
+    let mut session = herd.command(&["psql", "--", "--no-psqlrc", "-qAt"]);
+    let mut session = session.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut words = session.stdin.take().unwrap();
+    let mut answers = BufReader::new(session.stdout.take().unwrap()).lines();
+    let mut asks = |number: u32| {
+        writeln!(words, "begin; select {number}; commit;").unwrap();
+        assert_eq!(answers.next().unwrap().unwrap(), number.to_string());
+    };
+    asks(1);
+
+    kill(first, Signal::USR2).unwrap();
+    let second = wait_for("a successor", || {
+        herd.proxies().into_iter().find(|pid| *pid != first).ok_or_else(|| herd.logs())
+    });
+    let noted = || {
+        let text =
+            std::fs::read_to_string(herd.dir.join("run/-proxy.json")).map_err(|error| error.to_string())?;
+        let noted: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        noted["pid"].as_i64().ok_or(text)
+    };
+    let is_noted = |pid: i32| {
+        wait_for("the supervisor to follow it", || match noted()? {
+            found if found == i64::from(pid) => Ok(()),
+            other => Err(other.to_string()),
+        });
+    };
+    is_noted(second);
+    assert_eq!(herd.sql("select 2").unwrap(), "2");
+    asks(3);
+
+    // Of the listeners the first one has none any more, and has its client still.
+    let log = herd.dir.join("proxy/log/proxy.log");
+    wait_for("the end of the probation", || match std::fs::read_to_string(&log) {
+        Ok(text) if text.contains("ends with its last client") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    kill(second, Signal::KILL).unwrap();
+    let third = wait_for("another one", || {
+        herd.proxies().into_iter().find(|pid| ![first, second].contains(pid)).ok_or_else(|| herd.logs())
+    });
+    is_noted(third);
+    wait_for("it to serve", || herd.sql("select 4"));
+    asks(5);
+
+    // Two processes, of which the supervisor knows one as its own, and has started the other.
+    assert_eq!(herd.proxies().len(), 2);
+    herd.run(&["down"]);
+    drop(words);
+    session.wait().unwrap();
+    herd.wait_gone();
 }
 
 /// Root becomes postgres for this one; everybody else stays who they are.

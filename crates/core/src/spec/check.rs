@@ -11,7 +11,10 @@ use super::hba::{HbaError, HbaLine};
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
 use super::times::{Span, TimesError};
 use super::vip::{self, Prefixed, Unsuitable};
-use super::{ClusterSpec, Durability, HerdSpec, MAX_PRIORITY, NodeSpec, PostgresSource, SqlName, is_host};
+use super::{
+    ClusterSpec, Durability, HerdSpec, MAX_PRIORITY, NodeSpec, PostgresSource, ProxyTls, SqlName, TlsMode,
+    is_host,
+};
 use crate::types::NodeName;
 
 /// Nodes of one cluster. The primary keeps a slot and a WAL sender for each; elections look at all of them.
@@ -91,6 +94,10 @@ pub enum Wrong {
     PortTwice { host: String, port: u16, by: NodeName, first: Place },
     ProxyPortTwice { port: u16, first: Place },
     ProxyPortOfNode { port: u16, by: NodeName, first: Place },
+    FileNotAbsolute,
+    CertificateWithoutKey { lacks: &'static str },
+    NoClientAuthority { wanted: &'static str },
+    CertificateUser { name: String },
     Priority { priority: u16 },
     FollowsItself,
     FollowsUnknown { follow: NodeName, meant: Option<NodeName> },
@@ -140,6 +147,14 @@ impl fmt::Display for Wrong {
             Wrong::ProxyPortTwice { port, .. } => write!(f, "port {port} of the proxies is given twice"),
             Wrong::ProxyPortOfNode { port, by, .. } => {
                 write!(f, "port {port} is taken by \"{by}\", and all of the herd is on one host")
+            }
+            Wrong::FileNotAbsolute => write!(f, "the path is not absolute"),
+            Wrong::CertificateWithoutKey { lacks } => write!(f, "{lacks} is not given"),
+            Wrong::CertificateUser { name } => {
+                write!(f, "\"{name}\" cannot be written into pg_hba.conf as the name of one role")
+            }
+            Wrong::NoClientAuthority { wanted } => {
+                write!(f, "{wanted} needs client_tls_ca_file: whose certificates are clients to show?")
             }
             Wrong::Priority { priority } => write!(f, "priority {priority} is more than {MAX_PRIORITY}"),
             Wrong::FollowsItself => write!(f, "the node follows itself"),
@@ -231,6 +246,14 @@ impl Wrong {
                 "port leads to the primary and read_port to standbys, and each cluster has its own"
             }
             Wrong::ProxyPortOfNode { .. } => "choose one that no node has as its port or api_port",
+            Wrong::FileNotAbsolute => "write it from the root: every proxy reads it on its own host",
+            Wrong::CertificateWithoutKey { .. } => {
+                "client_tls_cert_file and client_tls_key_file belong together; without both clients are shown the herd's own"
+            }
+            Wrong::CertificateUser { .. } => {
+                "rename the role: names without quotes, that do not begin with /, + or @"
+            }
+            Wrong::NoClientAuthority { .. } => "client_tls_ca_file = \"/etc/pgherd/clients.pem\"",
             Wrong::Priority { .. } => {
                 "0 is never promoted, 100 the default; greater is preferred between equals"
             }
@@ -281,6 +304,7 @@ pub struct SpecWarning {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
     Md5,
+    ServersUnverified { mode: TlsMode },
     LoneVoter { name: NodeName },
     StoreWithoutSpare { agents: usize },
     StoreOnOneHost { host: String, held: usize, agents: usize },
@@ -294,6 +318,18 @@ impl fmt::Display for Doubt {
         match self {
             Doubt::Md5 => {
                 write!(f, "md5 lets clients log in with a method that can be replayed by whoever reads it")
+            }
+            Doubt::ServersUnverified { mode } => {
+                let risk = match mode {
+                    TlsMode::Disable | TlsMode::Allow => {
+                        "whoever is between a proxy and a server reads what they say"
+                    }
+                    TlsMode::VerifyCa => {
+                        "a proxy takes any host with a certificate of the herd for the server"
+                    }
+                    _ => "a proxy takes whoever answers for the server",
+                };
+                write!(f, "with {mode} {risk}")
             }
             Doubt::LoneVoter { .. } => {
                 write!(f, "writes stop while either of the two nodes is away, since each commit needs both")
@@ -320,6 +356,9 @@ impl fmt::Display for Doubt {
 impl Doubt {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Doubt::ServersUnverified { .. } => {
+                "leave it out: the herd's own certificates need no care, and verify-full is the default"
+            }
             Doubt::Md5 => "scram-sha-256 works with every driver of the last years",
             Doubt::LoneVoter { .. } => "add a third node, or set degrade_after to how long commits may wait",
             Doubt::StoreWithoutSpare { .. } => "add a [[witness]] on another host",
@@ -401,6 +440,7 @@ impl HerdSpec {
                     proxies.insert(port, at);
                 }
             }
+            check_tls(&proxy.tls, &root.key("cluster").index(index).key("proxy"), &mut add);
         }
 
         let mut vips: BTreeMap<core::net::IpAddr, Place> = BTreeMap::new();
@@ -456,6 +496,10 @@ impl HerdSpec {
                 if HbaLine::parse(text, version).is_ok_and(|line| line.method == "md5") {
                     add(at.key("postgres").key("hba").index(line), Doubt::Md5);
                 }
+            }
+            let mode = cluster.proxy.as_ref().map(|proxy| proxy.tls.server_mode);
+            if let Some(mode) = mode.filter(|mode| *mode < TlsMode::VerifyFull) {
+                add(at.key("proxy").key("server_tls_mode"), Doubt::ServersUnverified { mode });
             }
             let everywhere = (at.key("postgres"), &cluster.postgres.parameters);
             let of_nodes = cluster.nodes.iter().enumerate();
@@ -662,6 +706,45 @@ impl ClusterSpec {
     }
 }
 
+fn check_tls(tls: &ProxyTls, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
+    for (key, file) in tls.files() {
+        if file.is_some_and(|file| !file.starts_with('/')) {
+            add(at.key(key), Wrong::FileNotAbsolute);
+        }
+    }
+    match (&tls.client_cert_file, &tls.client_key_file) {
+        (Some(_), None) => {
+            add(
+                at.key("client_tls_cert_file"),
+                Wrong::CertificateWithoutKey { lacks: "client_tls_key_file" },
+            );
+        }
+        (None, Some(_)) => {
+            add(
+                at.key("client_tls_key_file"),
+                Wrong::CertificateWithoutKey { lacks: "client_tls_cert_file" },
+            );
+        }
+        _ => {}
+    }
+    // What PostgreSQL takes for a pattern, a group or a file it takes for one in quotes, too, from some version on.
+    let is_plain = |name: &str| {
+        !name.starts_with(['/', '+', '@'])
+            && !name.contains(|letter: char| letter == '"' || letter.is_control())
+    };
+    for (index, name) in tls.certificate_users.iter().enumerate().filter(|(_, name)| !is_plain(name)) {
+        add(at.key("certificate_users").index(index), Wrong::CertificateUser { name: name.clone() });
+    }
+    if tls.client_ca_file.is_none() {
+        if tls.client_mode >= TlsMode::VerifyCa {
+            add(at.key("client_tls_mode"), Wrong::NoClientAuthority { wanted: tls.client_mode.as_str() });
+        }
+        if !tls.certificate_users.is_empty() {
+            add(at.key("certificate_users"), Wrong::NoClientAuthority { wanted: "certificate_users" });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -713,6 +796,33 @@ mod tests {
                 spec.clusters[0].proxy = Some(ProxySpec { port, read_port, ..ProxySpec::default() });
             }
         };
+        let tls = |change: fn(&mut ProxyTls)| {
+            move |spec: &mut HerdSpec| {
+                let mut tls = ProxyTls::default();
+                change(&mut tls);
+                spec.clusters[0].proxy = Some(ProxySpec { tls, ..ProxySpec::default() });
+            }
+        };
+        one(
+            tls(|tls| tls.client_mode = TlsMode::VerifyCa),
+            "cluster[0].proxy.client_tls_mode: verify-ca needs client_tls_ca_file: whose certificates are clients to show?",
+        );
+        one(
+            tls(|tls| tls.certificate_users = ["anna".to_owned()].into()),
+            "cluster[0].proxy.certificate_users: certificate_users needs client_tls_ca_file: whose certificates are clients to show?",
+        );
+        one(
+            tls(|tls| tls.client_ca_file = Some("ca.pem".to_owned())),
+            "cluster[0].proxy.client_tls_ca_file: the path is not absolute",
+        );
+        one(
+            tls(|tls| tls.client_cert_file = Some("/a.pem".to_owned())),
+            "cluster[0].proxy.client_tls_cert_file: client_tls_key_file is not given",
+        );
+        one(
+            tls(|tls| tls.client_key_file = Some("/a.key".to_owned())),
+            "cluster[0].proxy.client_tls_key_file: client_tls_cert_file is not given",
+        );
         one(proxy(0, 9998), "cluster[0].proxy.port: a port is 1 to 65535");
         one(proxy(7000, 7000), "cluster[0].proxy.read_port: port 7000 of the proxies is given twice");
         one(
@@ -862,6 +972,14 @@ mod tests {
         };
         let md5 = doubts(&|spec| spec.clusters[0].postgres.hba.push("host all all all md5".to_owned()));
         assert_eq!(md5, [Doubt::Md5]);
+        for mode in TlsMode::ALL {
+            let told = doubts(&|spec| {
+                let tls = ProxyTls { server_mode: mode, ..ProxyTls::default() };
+                spec.clusters[0].proxy = Some(ProxySpec { tls, ..ProxySpec::default() });
+            });
+            let doubt = (mode != TlsMode::VerifyFull).then_some(Doubt::ServersUnverified { mode });
+            assert_eq!(told, Vec::from_iter(doubt), "{mode}");
+        }
         let two = doubts(&|spec| {
             spec.clusters[0].nodes.truncate(2);
             spec.witnesses.clear();

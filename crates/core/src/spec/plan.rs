@@ -480,6 +480,22 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
             plan.change(path, names(from).as_ref(), names(to).as_ref(), Effect::Proxies);
         }
     }
+    for ((key, from), (_, to)) in from.tls.modes().into_iter().zip(to.tls.modes()) {
+        if from != to {
+            plan.change(format!("{root}.proxy.{key}"), Some(&from), Some(&to), Effect::Proxies);
+        }
+    }
+    for ((key, from), (_, to)) in from.tls.files().into_iter().zip(to.tls.files()) {
+        if from != to {
+            plan.change(format!("{root}.proxy.{key}"), from, to, Effect::Proxies);
+        }
+    }
+    if from.tls.certificate_users != to.tls.certificate_users {
+        let path = format!("{root}.proxy.certificate_users");
+        let nodes = is.nodes.iter().map(|node| node.name.clone()).collect();
+        let (from, to) = (names(&from.tls.certificate_users), names(&to.tls.certificate_users));
+        plan.change(path, from.as_ref(), to.as_ref(), Effect::Reload { nodes });
+    }
     if from.metrics_listen != to.metrics_listen {
         let path = format!("{root}.proxy.metrics_listen");
         let (from, to) = (from.metrics_listen.as_ref(), to.metrics_listen.as_ref());
@@ -751,7 +767,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::spec::{DatabaseSpec, OptionValue, Pool, ProxySpec, WitnessSpec, example};
+    use crate::spec::{DatabaseSpec, OptionValue, Pool, ProxySpec, ProxyTls, TlsMode, WitnessSpec, example};
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()
@@ -941,6 +957,12 @@ to be restarted afterwards, in this order
                 .into(),
                 console_admins: ["alice".to_owned(), "bob".to_owned()].into(),
                 metrics_listen: Some("127.0.0.1:9127".to_owned()),
+                tls: ProxyTls {
+                    client_mode: TlsMode::Require,
+                    client_ca_file: Some("/etc/pgherd/clients.pem".to_owned()),
+                    certificate_users: ["anna".to_owned()].into(),
+                    ..ProxyTls::default()
+                },
                 ..ProxySpec::default()
             });
             let host = "192.168.122.41".to_owned();
@@ -978,6 +1000,12 @@ to be restarted afterwards, in this order
     proxies follow it within seconds
 + cluster.main.proxy.console_admins = alice, bob
     proxies follow it within seconds
+~ cluster.main.proxy.client_tls_mode: prefer -> require
+    proxies follow it within seconds
++ cluster.main.proxy.client_tls_ca_file = /etc/pgherd/clients.pem
+    proxies follow it within seconds
++ cluster.main.proxy.certificate_users = anna
+    reload a, b, c, d
 + cluster.main.proxy.metrics_listen = 127.0.0.1:9127
     each proxy takes it at its next start
 + cluster.main.proxy.databases.shop = statement

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DEFAULT_POOL_SIZE, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT, Span};
+use super::{DEFAULT_POOL_SIZE, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT, ProxyTls, Span};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +37,8 @@ pub struct ProxySpec {
     /// Where each proxy serves its metrics, as an address with its port; nowhere without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<String>,
+    #[serde(default, skip_serializing_if = "ProxyTls::is_default")]
+    pub tls: ProxyTls,
     /// Those that were said; the others have their defaults.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<ProxyOption, OptionValue>,
@@ -62,6 +64,7 @@ impl Default for ProxySpec {
             console_admins: BTreeSet::new(),
             console_readers: BTreeSet::new(),
             metrics_listen: None,
+            tls: ProxyTls::default(),
             options: BTreeMap::new(),
         }
     }

@@ -178,6 +178,12 @@ impl Server {
         state.lines().next().unwrap().to_owned()
     }
 
+    /// Replaces pg_ident.conf.
+    #[allow(dead_code, reason = "not every crate that includes this file lets certificates in")]
+    pub(crate) fn map(&self, lines: &str) {
+        fs::write(self.dir.join("pg_ident.conf"), lines).unwrap();
+    }
+
     /// Replaces pg_hba.conf.
     pub(crate) fn admit(&self, lines: &str) {
         fs::write(self.dir.join("pg_hba.conf"), lines).unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use pgherd_postgres::Instance;
 use pgherd_postgres::conf::{self, ConfError, Settings};
 use pgherd_postgres::control::ControlFile;
-use pgherd_postgres::hba::{self, Gate};
+use pgherd_postgres::hba::{self, Gate, Rules};
 use pgherd_postgres::process::StopMode;
 use pgherd_postgres::roles::{self, AppDatabase};
 use pgherd_postgres::secret::{Secret, Verifier};
@@ -97,6 +97,7 @@ story! {
         assert_eq!(ask(&superuser(instance).await, "SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = 'app'").await, "f");
 
         let lines = vec!["host all all 127.0.0.1/32 scram-sha-256".to_owned()];
+        let rules = Rules { lines, ..Rules::default() };
         let as_app = async |password: &Secret| {
             let remote = herd.remote(instance, "app", password).await;
             Session::remote(&remote, SOON).await
@@ -104,7 +105,7 @@ story! {
         assert!(as_app(&password).await.is_err(), "the gate is closed");
         let switch = async |gate: Gate| {
             let asked = SystemTime::now();
-            assert!(hba::write(instance, gate, &lines).await.unwrap());
+            assert!(hba::write(instance, gate, &rules).await.unwrap());
             nodes[0].server.reload().unwrap();
             until("the gate has moved", async || {
                 hba::verify(&superuser(instance).await, asked, SOON).await.ok()
@@ -137,7 +138,7 @@ story! {
         let herd = Herd::new().await;
         let nodes = herd.cluster("a", &["b"]).await;
         let session = nodes[0].session().await;
-        session.batch_execute("CREATE TABLE t (i int); CREATE ROLE app LOGIN PASSWORD 'x'").await.unwrap();
+        session.batch_execute("CREATE TABLE t (i int); CREATE ROLE app LOGIN PASSWORD 'x'; CREATE ROLE proxied LOGIN").await.unwrap();
         let position = nodes[0].session().await;
         let position = ask(&position, "SELECT pg_current_wal_flush_lsn()").await;
         until("the standby has it", async || {
@@ -152,8 +153,9 @@ story! {
         for gate in [Gate::Closed, Gate::Open] {
             for node in &nodes {
                 let instance = node.instance();
-                let lines = ["hostssl all all 127.0.0.1/32 cert".to_owned()];
-                hba::set(&node.server, gate, &lines, SOON).await.unwrap();
+                let lines = vec!["hostssl all all 127.0.0.1/32 cert".to_owned()];
+                let rules = Rules { lines, through_proxies: vec!["proxied".to_owned()] };
+                hba::set(&node.server, gate, &rules, SOON).await.unwrap();
                 for name in ["pgherd:proxy/up", &format!("pgherd:proxy/{}", "x".repeat(48))] {
                     let proxy = enter(instance, roles::PROXY, name, &herd.ca).await.unwrap();
                     let query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = 'app' AND rolcanlogin \
@@ -192,6 +194,12 @@ story! {
                 for role in ["postgres", roles::MONITOR, roles::REPLICATION, roles::REWIND, "app"] {
                     let refused = enter(instance, role, "pgherd:proxy/up", &herd.ca).await;
                     assert!(refused.is_err(), "a proxy comes in as {role} with the gate {gate:?}");
+                }
+                let proxied = enter(instance, "proxied", "pgherd:proxy/up", &herd.ca).await;
+                assert_eq!(proxied.is_ok(), gate == Gate::Open, "{gate:?}");
+                for (name, ca) in [("proxied", &herd.ca), ("a", &herd.ca), ("pgherd:proxy/up", &stranger)] {
+                    let refused = enter(instance, "proxied", name, ca).await;
+                    assert!(refused.is_err(), "{name} comes in as a role that is for proxies with the gate {gate:?}");
                 }
                 assert!(Session::local(instance, roles::PROXY, SOON).await.is_err(), "by the socket");
             }

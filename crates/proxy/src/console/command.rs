@@ -4,6 +4,8 @@
 
 use pgherd_pgwire::SqlState;
 
+use crate::proxy::Ending;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     Show(Show),
@@ -26,6 +28,8 @@ pub enum Command {
     Disable(String),
     Enable(String),
     Reload,
+    /// The proxy ends.
+    Shutdown(Ending),
     /// A node, by its name or by its number in `SHOW POOL_NODES`.
     Detach(String),
     Attach(String),
@@ -81,7 +85,7 @@ pub(super) const HELP: &str = "SHOW HELP|VERSION|DATABASES|POOLS|CLIENTS|SERVERS
     SHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS, \
     SHOW POOL_NODES|POOL_VERSION|POOL_POOLS|POOL_PROCESSES|POOL_STATUS|POOL_BACKEND_STATS|POOL_HEALTH_CHECK_STATS, \
     SHOW PGHERD|PINS|EVENTS, PAUSE [db], RESUME [db], RECONNECT [db], KILL [db], KILL_CLIENT id, DISABLE db, ENABLE db, \
-    WAIT_CLOSE [db], RELOAD, DETACH node, ATTACH node";
+    WAIT_CLOSE [db], RELOAD, SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS], DETACH node, ATTACH node";
 
 /// What drivers ask for when they begin, with what they are told.
 const SETTINGS: [(&str, &str); 12] = [
@@ -166,6 +170,7 @@ impl Command {
             Command::Disable(_) => "DISABLE",
             Command::Enable(_) => "ENABLE",
             Command::Reload => "RELOAD",
+            Command::Shutdown(_) => "SHUTDOWN",
             Command::Detach(_) => "DETACH",
             Command::Attach(_) => "ATTACH",
         }
@@ -299,16 +304,18 @@ pub(super) fn parse(text: &str) -> Result<Command, Refused> {
         }
         "suspend" => {
             return Err(not_here(
-                "there is nothing to suspend for: a proxy hands its sockets to nobody",
-                "PAUSE lets what is under way end and holds what is new.",
+                "there is nothing to suspend for: a proxy is replaced without it",
+                "PAUSE lets what is under way end and holds what is new; pgherd proxy --take-over replaces the process.",
             ));
         }
-        "shutdown" => {
-            return Err(not_here(
-                "the console does not end the proxy, which would be started again at once",
-                "Stop its service, or pgherd down for a herd that pgherd up has started.",
-            ));
-        }
+        "shutdown" => match &argument {
+            None => Command::Shutdown(Ending::Now),
+            Some(how) if how.is("wait_for_servers") => {
+                Command::Shutdown(Ending::AfterServers { within: None })
+            }
+            Some(how) if how.is("wait_for_clients") => Command::Shutdown(Ending::AfterClients),
+            Some(_) => return Err(unknown(text)),
+        },
         _ => return Err(unknown(text)),
     })
 }
@@ -368,6 +375,9 @@ mod tests {
             ("PAUSE \"Shop \"\"x\"\"\"", Command::Pause(Some("Shop \"x\"".to_owned()))),
             ("KILL_CLIENT 1234", Command::KillClient(1234)),
             ("RELOAD", Command::Reload),
+            ("shutdown", Command::Shutdown(Ending::Now)),
+            ("SHUTDOWN WAIT_FOR_SERVERS", Command::Shutdown(Ending::AfterServers { within: None })),
+            ("shutdown wait_for_clients", Command::Shutdown(Ending::AfterClients)),
             ("SET extra_float_digits = 3", Command::Set),
             ("SET SESSION application_name TO 'x'", Command::Set),
             ("BEGIN READ ONLY", Command::Begin),
@@ -389,7 +399,8 @@ mod tests {
             ("DISABLE", b"42601"),
             ("KILL_CLIENT all", b"22P02"),
             ("KILL_CLIENT", b"42601"),
-            ("SHUTDOWN", b"0A000"),
+            ("SHUTDOWN abruptly", b"42601"),
+            ("SHUTDOWN \"wait_for_clients\"", b"42601"),
             ("SUSPEND", b"0A000"),
             ("PROMOTE b", b"0A000"),
             ("SHOW FDS", b"0A000"),

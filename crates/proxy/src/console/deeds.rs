@@ -98,11 +98,29 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
         Command::Enable(name) => {
             world.disabled().remove(name);
         }
-        Command::Reload => {
-            world.reload.notify_one();
-            return Ok(Reply::noticing(
-                "the agents are asked what the herd wants; the herd file is taken over by pgherd apply",
-            ));
+        Command::Reload => match world.reloads.ask().await {
+            Some(Ok(())) => {
+                return Ok(Reply::noticing(
+                    "what the herd wants, and the certificates, are taken over; the herd file is by pgherd apply",
+                ));
+            }
+            // PostgreSQL's code for a configuration file that has an error.
+            Some(Err(why)) => {
+                return Err(refused(
+                    b"F0000",
+                    format!("not everything was taken over: {why}"),
+                    "What was in force before still is. Put it right and say RELOAD again.",
+                ));
+            }
+            None => {
+                return Ok(Reply::noticing(
+                    "the proxy is told to look for what has changed; its log says what came of it",
+                ));
+            }
+        },
+        // Whoever runs the proxy does it, and follows the herd meanwhile.
+        Command::Shutdown(ending) => {
+            world.ending.send_replace(Some(*ending));
         }
         Command::Detach(text) => return detach(text, world),
         Command::Attach(text) => {

@@ -561,7 +561,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<(&'static str, String, bool)>
         ("admin_users", names(&settings.console.admins), true),
         ("client_idle_timeout", never(timeouts.idle), true),
         ("client_login_timeout", seconds(settings.login_timeout), true),
-        ("client_tls_sslmode", client_tls(settings).to_owned(), false),
+        ("client_tls_sslmode", settings.client_mode.to_string(), true),
         ("default_pool_size", limits.size.to_string(), true),
         ("failover_hold", seconds(limits.hold), true),
         ("idle_transaction_timeout", never(timeouts.idle_transaction), true),
@@ -576,19 +576,12 @@ pub(super) fn settings(settings: &Settings) -> Vec<(&'static str, String, bool)>
         ("read_your_writes", reads.your_writes.to_string(), true),
         ("server_idle_timeout", seconds(limits.server_idle), true),
         ("server_lifetime", seconds(limits.server_lifetime), true),
+        ("server_tls_sslmode", settings.server_mode.to_string(), true),
         ("split_reads", reads.split.to_string(), true),
         ("stats_period", crate::proxy::STATS_PERIOD.as_secs().to_string(), false),
         ("stats_users", names(&settings.console.readers), true),
         ("transaction_timeout", never(timeouts.transaction), true),
     ]
-}
-
-fn client_tls(settings: &Settings) -> &'static str {
-    match (&settings.client_tls, settings.tls_required) {
-        (None, _) => "disable",
-        (Some(_), false) => "allow",
-        (Some(_), true) => "require",
-    }
 }
 
 /// `changeable`: by the herd file, and not here.

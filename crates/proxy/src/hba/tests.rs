@@ -14,9 +14,17 @@ fn asked(user: &str, database: &str) -> Asked {
     }
 }
 
-fn verdict(lines: &[&str], user: &str, database: &str, from: &str, encrypted: bool) -> String {
+fn from<'a>(address: &str, encrypted: bool, certificate: &'a Certificate) -> From<'a> {
+    From { address: address.parse().unwrap(), encrypted, certificate }
+}
+
+fn verdict(lines: &[&str], user: &str, database: &str, address: &str, encrypted: bool) -> String {
+    shown(lines, user, database, from(address, encrypted, &Certificate::NotAskedFor), ClientCert::Any)
+}
+
+fn shown(lines: &[&str], user: &str, database: &str, from: From<'_>, least: ClientCert) -> String {
     let hba = Hba::parse(lines.iter().copied()).unwrap();
-    match hba.method(&asked(user, database), from.parse().unwrap(), encrypted) {
+    match hba.method(&asked(user, database), from, least) {
         Method::ScramSha256 => "scram".to_owned(),
         Method::Admit => "admitted".to_owned(),
         Method::Reject { message } => message,
@@ -90,7 +98,9 @@ fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
     for (line, what) in [
         ("host all all all ldap ldapserver=x", "ldap"),
         ("host all all all trust", "trust"),
-        ("hostssl all all all scram-sha-256 clientcert=verify-ca", "clientcert=verify-ca"),
+        ("hostssl all all all cert map=people", "map=people"),
+        ("hostssl all all all cert clientname=DN", "clientname=DN"),
+        ("hostssl all all all scram-sha-256 clientcert=verify-full map=people", "map=people"),
     ] {
         assert_eq!(
             verdict(&[line], "app", "shop", "10.0.0.1", true),
@@ -100,16 +110,58 @@ fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
 }
 
 #[test]
+fn certificates_are_asked_for_by_lines_and_by_the_mode() {
+    let verified = |name: &str| Certificate::Verified(Some(name.to_owned()));
+    let lacks = "connection requires a valid client certificate";
+    let failed = "certificate authentication failed for user \"app\"";
+    let nobody = "hba line 1 asks for a certificate, and the proxy has no authority to verify it by";
+    let scram = "hostssl all all all scram-sha-256";
+    let (ca, full, cert) = (
+        &format!("{scram} clientcert=verify-ca"),
+        &format!("{scram} clientcert=verify-full clientname=CN"),
+        "hostssl all all all cert",
+    );
+    for (line, least, none, other, own, unnamed, not_asked) in [
+        (scram, ClientCert::Any, "scram", "scram", "scram", "scram", "scram"),
+        (scram, ClientCert::VerifyCa, lacks, "scram", "scram", "scram", nobody),
+        (scram, ClientCert::VerifyFull, lacks, failed, "scram", failed, nobody),
+        (ca, ClientCert::Any, lacks, "scram", "scram", "scram", nobody),
+        (ca, ClientCert::VerifyFull, lacks, failed, "scram", failed, nobody),
+        (full, ClientCert::Any, lacks, failed, "scram", failed, nobody),
+        (full, ClientCert::VerifyCa, lacks, failed, "scram", failed, nobody),
+        (cert, ClientCert::Any, lacks, failed, "admitted", failed, nobody),
+        (cert, ClientCert::VerifyCa, lacks, failed, "admitted", failed, nobody),
+    ] {
+        for (certificate, expected) in [
+            (Certificate::None, none),
+            (verified("anna"), other),
+            (verified("app"), own),
+            (Certificate::Verified(None), unnamed),
+            (Certificate::NotAskedFor, not_asked),
+        ] {
+            let from = from("10.0.0.1", true, &certificate);
+            let found = shown(&[line], "app", "shop", from, least);
+            assert_eq!(found, expected, "{line}, {least:?}, {certificate:?}");
+        }
+    }
+    assert_eq!(
+        shown(&[cert], "app", "shop", from("10.0.0.1", false, &Certificate::None), ClientCert::Any),
+        "no pg_hba.conf entry for host \"10.0.0.1\", user \"app\", database \"shop\", no encryption",
+        "hostssl is not about who came in clear"
+    );
+}
+
+#[test]
 fn replication_is_a_database_of_its_own() {
     let hba = Hba::parse(["host replication rep all scram-sha-256", "host all all all reject"]).unwrap();
-    let from = "10.0.0.1".parse().unwrap();
+    let from = from("10.0.0.1", true, &Certificate::NotAskedFor);
     let physical = Asked { replication: Replication::Physical, ..asked("rep", "rep") };
-    assert_eq!(hba.method(&physical, from, true), Method::ScramSha256);
+    assert_eq!(hba.method(&physical, from, ClientCert::Any), Method::ScramSha256);
     let logical = Asked { replication: Replication::Logical, ..asked("rep", "replication") };
-    assert!(matches!(hba.method(&logical, from, true), Method::Reject { .. }));
+    assert!(matches!(hba.method(&logical, from, ClientCert::Any), Method::Reject { .. }));
     let all = Hba::parse(["host all all all scram-sha-256"]).unwrap();
     assert_eq!(
-        all.method(&physical, from, true),
+        all.method(&physical, from, ClientCert::Any),
         Method::Reject {
             message: "no pg_hba.conf entry for replication connection from host \"10.0.0.1\", user \"rep\", SSL encryption"
                 .to_owned()
@@ -128,6 +180,16 @@ fn lines_that_are_none_are_named() {
         ("host all all 10.0.0.0 255.0.255.0 md5", "its address lacks a valid netmask"),
         ("host all all a,b md5", "only databases and users may be lists"),
         ("host all \"all all md5", "a quote does not end"),
+        ("host all all all cert", "method cert needs a line of type hostssl"),
+        ("host all all all md5 clientcert=verify-ca", "clientcert needs a line of type hostssl"),
+        (
+            "hostssl all all all cert clientcert=verify-ca",
+            "clientcert takes verify-ca or verify-full, and the latter with method cert",
+        ),
+        (
+            "hostssl all all all md5 clientcert=1",
+            "clientcert takes verify-ca or verify-full, and the latter with method cert",
+        ),
     ] {
         let error = Hba::parse(["", line]).unwrap_err();
         assert_eq!(error, HbaError { number: 2, line: line.to_owned(), what }, "{line}");

@@ -15,6 +15,7 @@ fn purpose() -> Purpose {
         database: "shop".to_owned(),
         replication: Replication::Off,
         parameters: vec![("application_name".to_owned(), "till".to_owned())],
+        is_certified: false,
     }
 }
 
@@ -62,6 +63,84 @@ fn starting(to: &mut BytesMut) {
     build::parameter_status(to, b"TimeZone", b"Europe/Berlin").unwrap();
     build::backend_key_data(to, 4711, Key::new(b"seven77").unwrap());
     build::ready_for_query(to, TransactionStatus::Idle);
+}
+
+/// What comes of a login at a server that shows a certificate with this hash, to a proxy that sees one with that, when what the
+/// server offers is changed on its way.
+fn bound(
+    of_server: Option<&[u8]>,
+    seen: Option<&[u8]>,
+    change: impl Fn(BytesMut) -> BytesMut,
+) -> (Result<(), NotIn>, Vec<u8>) {
+    let stored = verifier();
+    let (proxy, startup) = begun(Some(keys(stored.clone())));
+    let mut proxy = proxy.bound_to(seen.map(<[u8]>::to_vec));
+    let mut server = Login::new(Tls::Offered, "nonce-of-the-server".to_owned());
+    let (mut asked, mut answer) = (BytesMut::new(), BytesMut::new());
+    build::ssl_request(&mut asked);
+    assert_eq!(server.read(&mut &asked[..], &mut answer), login::Step::Handshake);
+    server.encrypted(of_server.map(<[u8]>::to_vec));
+    answer.clear();
+    assert_eq!(server.read(&mut &startup[..], &mut answer), login::Step::Method);
+    server.method(Method::ScramSha256, &mut answer);
+    server.verifier(stored, &mut answer);
+    let mut answer = change(answer);
+    let mut first = Vec::new();
+    loop {
+        let (step, sent) = give(&mut proxy, &answer.split());
+        if first.is_empty() {
+            first = sent.to_vec();
+        }
+        match step {
+            Step::Failed(error) => return (Err(error), first),
+            Step::In(_) => return (Ok(()), first),
+            Step::More if proxy.is_authenticated() => return (Ok(()), first),
+            Step::More => {}
+        }
+        server.read(&mut &sent[..], &mut answer);
+        assert!(!answer.is_empty(), "somebody says something");
+    }
+}
+
+#[test]
+fn a_proof_is_bound_to_the_servers_certificate() {
+    let as_it_is = |offer| offer;
+    let begins = |first: &[u8], flag: &[u8]| first.windows(flag.len()).any(|window| window == flag);
+    let (came, first) = bound(Some(b"its own"), Some(b"its own"), as_it_is);
+    assert_eq!(came, Ok(()));
+    assert!(begins(&first, b"SCRAM-SHA-256-PLUS") && begins(&first, b"p=tls-server-end-point,,"));
+
+    // Somebody stands between, with a certificate of his own.
+    let (came, _) = bound(Some(b"its own"), Some(b"another"), as_it_is);
+    assert!(matches!(came, Err(NotIn::Refused { .. })), "{came:?}");
+    // He takes the offer away, too; the server hears of it.
+    let without = |_: BytesMut| {
+        let mut offer = BytesMut::new();
+        build::authentication_sasl(&mut offer, &[SCRAM_SHA_256]).unwrap();
+        offer
+    };
+    let (came, first) = bound(Some(b"its own"), Some(b"another"), without);
+    assert!(begins(&first, b"y,,") && matches!(came, Err(NotIn::Refused { .. })), "{came:?}");
+
+    // A server that knows of no binding, and one whose certificate has no hash that both know.
+    let (came, first) = bound(None, Some(b"its own"), as_it_is);
+    assert_eq!((came, begins(&first, b"y,,")), (Ok(()), true));
+    let (came, first) = bound(Some(b"its own"), None, as_it_is);
+    assert_eq!((came, begins(&first, b"n,,")), (Ok(()), true));
+}
+
+#[test]
+fn a_server_lets_nobody_in_without_a_proof_unless_the_proxy_itself_is_one() {
+    let mut ok = BytesMut::new();
+    build::authentication_ok(&mut ok);
+    starting(&mut ok);
+    for (is_certified, expected) in [(false, false), (true, true)] {
+        let mut out = BytesMut::new();
+        let purpose = Purpose { is_certified, ..purpose() };
+        let login = ServerLogin::new(&purpose, Some(keys(verifier())), "nonce".to_owned(), &mut out);
+        let (step, _) = give(&mut login.unwrap(), &ok);
+        assert_eq!(matches!(step, Step::In(_)), expected, "{step:?}");
+    }
 }
 
 #[test]

@@ -40,10 +40,10 @@ pub(super) const MOST_REQUESTS: usize = 4;
 /// One chunk of a client becomes no more than this, and one message beyond it: each of its messages may need a statement
 /// to be parsed once more, and a statement may be long.
 const MAX_EDITED_BYTES: usize = 1 << 20;
-/// A list of Binds that grew beyond this is given back when it is empty.
-const KEPT_BOUND: usize = 64;
+/// A list of used statements that grew beyond this is given back when it is empty.
+const KEPT_USED: usize = 64;
 /// Reports that a statement's rows are not what they were: `RevalidateCachedQuery` in `plancache.c`.
-const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
+pub(crate) const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
 
 /// For how long a server is lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +89,8 @@ pub(super) struct Shared {
     /// All of the client's statements will be gone if nothing fails.
     clearing: bool,
     spill: Spill,
-    /// Of the Binds that are not answered, with their tickets.
-    bound: VecDeque<(u64, Arc<Statement>)>,
+    /// What is bound or described and not answered, with its ticket.
+    used: VecDeque<(u64, Arc<Statement>)>,
     /// The last error was that a statement's rows are not what they were.
     has_changed: bool,
     /// What comes next has to wait for the end of a COPY.
@@ -119,7 +119,7 @@ impl Session {
             parsed: false,
             clearing: false,
             spill: Spill::new(MAX_STATEMENT_BYTES as usize),
-            bound: VecDeque::new(),
+            used: VecDeque::new(),
             has_changed: false,
             waits: false,
             bind: Vec::new(),
@@ -193,26 +193,64 @@ impl Session {
     /// The texts of it.
     pub fn texts_of<'a>(&'a self, read: &'a [u8], mut tell: impl FnMut(&[u8])) {
         let Some(shared) = &self.shared else { return };
-        let mut rest = read;
-        while let Some((header, behind)) = rest.split_first_chunk::<HEADER_BYTES>() {
-            let [kind, length @ ..] = header;
-            let bytes = u32::from_be_bytes(*length).saturating_sub(4) as usize;
-            let (body, behind) = behind.split_at(bytes.min(behind.len()));
-            match ClientMessage::parse(*kind, body) {
-                Ok(ClientMessage::Query { text }) => tell(text),
-                Ok(ClientMessage::Parse(parse)) => tell(parse.text),
-                Ok(ClientMessage::Bind(bind)) if bind.statement.is_empty() => {
-                    tell(&shared.names.unnamed().text);
-                }
-                Ok(ClientMessage::Bind(bind)) => {
+        for message in messages(read) {
+            match message {
+                ClientMessage::Query { text } => tell(text),
+                ClientMessage::Parse(parse) => tell(parse.text),
+                ClientMessage::Bind(bind) if bind.statement.is_empty() => tell(&shared.names.unnamed().text),
+                ClientMessage::Bind(bind) => {
                     if let Some(known) = shared.names.get(bind.statement) {
                         tell(known.text());
                     }
                 }
                 _ => {}
             }
-            rest = behind;
         }
+    }
+
+    /// Is this, of a client that has no server, one Query, or all up to one Sync?
+    pub fn is_one_query(&self, unread: &[u8]) -> bool {
+        let mut at = 0;
+        while let Some((header, rest)) =
+            unread.get(at..).and_then(|rest| rest.split_first_chunk::<HEADER_BYTES>())
+        {
+            let [kind, length @ ..] = header;
+            let body_bytes = u32::from_be_bytes(*length).saturating_sub(4) as usize;
+            if matches!(kind, b'Q' | b'S') {
+                return rest.len() == body_bytes && (*kind == b'S' || at == 0) && !self.has_begun();
+            }
+            at += HEADER_BYTES + body_bytes;
+        }
+        false
+    }
+
+    /// Of what is under way, and was sent like this: the client was told nothing yet of the rows of the statements in it, so
+    /// that it makes no difference to it whether they were parsed before a table has changed or after.
+    pub fn uses_only_new(&self, asked: &[u8]) -> bool {
+        let Some(shared) = &self.shared else { return false };
+        let mut used = used(asked).peekable();
+        used.peek().is_some() && used.all(|name| shared.names.is_new_in(name, self.query()))
+    }
+
+    /// What was sent like this will be sent once more, and what it prepares and uses is to be parsed anew.
+    pub fn renew(&mut self, asked: &[u8]) {
+        let Some(shared) = &mut self.shared else { return };
+        for message in messages(asked) {
+            if let ClientMessage::Parse(parse) = message {
+                shared.names.undo(parse.name);
+            }
+        }
+        for name in used(asked) {
+            if let Some(statement) = shared.names.get(name) {
+                let fresh = shared.registry.of(statement.text(), statement.types(), statement.meaning());
+                shared.names.renew(name, fresh);
+            }
+        }
+    }
+
+    /// The number of the query that is under way, or comes next.
+    fn query(&self) -> u64 {
+        self.tally.queries + 1
     }
 
     /// Reads no further than the next Query or Sync, as long as the client has the server that it is given next.
@@ -227,7 +265,7 @@ impl Session {
     pub fn forget_unanswered(&mut self) {
         let Some(shared) = &mut self.shared else { return };
         shared.names.settle(NO_TICKET, &mut shared.loan.known);
-        shared.bound.clear();
+        shared.used.clear();
         (shared.clearing, shared.has_changed, shared.waits, shared.is_beginning) =
             (false, false, false, false);
         shared.worked = false;
@@ -454,10 +492,14 @@ impl Session {
                     Some(statement) => {
                         message.skip(cut);
                         put(cut, |to| build::describe(to, Target::Statement, statement.name()))?;
+                        let ticket = self.ask(Request::DescribeStatement, Origin::Client)?;
+                        shared.has_used(ticket, statement);
                     }
-                    None => message.keep(body, cut),
+                    None => {
+                        message.keep(body, cut);
+                        self.request(Request::DescribeStatement).map_err(client_fault)?;
+                    }
                 }
-                self.request(Request::DescribeStatement).map_err(client_fault)?;
             }
             ClientMessage::Close { target: Target::Statement, name }
                 if self.flow.in_doubt()
@@ -575,7 +617,7 @@ impl Session {
                 cut.skip(begin, at + names_bytes);
                 cut.insert(|to| bind_beginning(to, header, names_bytes, names.portal, statement.name()));
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.has_bound(ticket, statement);
+                shared.has_used(ticket, statement);
             } else {
                 self.request(Request::Bind).map_err(client_fault)?;
             }
@@ -613,7 +655,7 @@ impl Session {
         match statement {
             Some(statement) => {
                 let ticket = self.ask(Request::Bind, Origin::Client)?;
-                shared.has_bound(ticket, statement);
+                shared.has_used(ticket, statement);
             }
             None => self.request(Request::Bind).map_err(client_fault)?,
         }
@@ -680,7 +722,7 @@ impl Session {
             }
             return Ok(None);
         }
-        let Some(mut statement) = shared.names.get(name).map(Arc::clone) else {
+        let Some(mut statement) = shared.names.use_in(name, self.query()) else {
             if name.starts_with(PREFIX) {
                 let message =
                     format!("prepared statement \"{}\" does not exist", String::from_utf8_lossy(name));
@@ -777,9 +819,9 @@ impl Shared {
         self.loan.known.set_unnamed(number);
     }
 
-    fn has_bound(&mut self, ticket: u64, statement: Arc<Statement>) {
+    fn has_used(&mut self, ticket: u64, statement: Arc<Statement>) {
         if ticket != NO_TICKET {
-            self.bound.push_back((ticket, statement));
+            self.used.push_back((ticket, statement));
         }
     }
 
@@ -832,8 +874,8 @@ impl Shared {
         match event {
             Event::Done(owed) => {
                 self.names.confirm(owed.ticket);
-                if self.bound.front().is_some_and(|(ticket, _)| *ticket == owed.ticket) {
-                    self.bound.pop_front();
+                if self.used.front().is_some_and(|(ticket, _)| *ticket == owed.ticket) {
+                    self.used.pop_front();
                 }
                 Ok(owed.origin == Origin::Proxy)
             }
@@ -841,7 +883,7 @@ impl Shared {
             Event::Failed(owed) => {
                 self.names.refuse(owed.ticket);
                 self.clearing = false;
-                let failed = self.bound.iter().find(|(ticket, _)| *ticket == owed.ticket);
+                let failed = self.used.iter().find(|(ticket, _)| *ticket == owed.ticket);
                 if let (true, Some((_, statement))) = (std::mem::take(&mut self.has_changed), failed) {
                     self.registry.retire(statement);
                 }
@@ -853,11 +895,11 @@ impl Shared {
                     return Ok(true);
                 }
                 self.names.settle(owed.ticket, &mut self.loan.known);
-                while self.bound.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
-                    self.bound.pop_front();
+                while self.used.front().is_some_and(|(ticket, _)| *ticket < owed.ticket) {
+                    self.used.pop_front();
                 }
-                if self.bound.is_empty() && self.bound.capacity() > KEPT_BOUND {
-                    self.bound = VecDeque::new();
+                if self.used.is_empty() && self.used.capacity() > KEPT_USED {
+                    self.used = VecDeque::new();
                 }
                 if std::mem::take(&mut self.clearing) {
                     self.names.clear();
@@ -903,6 +945,26 @@ fn bind_beginning(to: &mut BytesMut, header: Header, names_bytes: usize, portal:
         to.extend_from_slice(name);
         to.put_u8(0);
     }
+}
+
+/// As a client sent them, as far as they are whole.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = ClientMessage<'_>> {
+    std::iter::from_fn(move || {
+        let ([kind, length @ ..], behind) = rest.split_first_chunk::<HEADER_BYTES>()?;
+        let (body, behind) = behind.split_at_checked(u32::from_be_bytes(*length).checked_sub(4)? as usize)?;
+        rest = behind;
+        ClientMessage::parse(*kind, body).ok()
+    })
+}
+
+/// The named statements that are bound or described in this.
+fn used(asked: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let names = messages(asked).filter_map(|message| match message {
+        ClientMessage::Bind(bind) => Some(bind.statement),
+        ClientMessage::Describe { target: Target::Statement, name } => Some(name),
+        _ => None,
+    });
+    names.filter(|name| !name.is_empty())
 }
 
 fn put(

@@ -2,6 +2,18 @@
 
 use super::*;
 
+#[test]
+fn equal_values_are_one_and_forgotten_ones_make_room() {
+    let shelf = Shelf::default();
+    let values = |number: usize| Arc::new(Values::default().with("app.number", &number.to_string()));
+    let first = shelf.one(values(0));
+    for number in 1..10 * LEAST_SHELVED {
+        shelf.one(values(number));
+    }
+    assert!(Arc::ptr_eq(&first, &shelf.one(values(0))));
+    assert!(shelf.values.lock().unwrap().len() < 4 * LEAST_SHELVED, "nobody has the others");
+}
+
 fn values(values: &[(&str, &str)]) -> Values {
     values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }

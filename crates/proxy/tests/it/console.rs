@@ -464,3 +464,47 @@ story! {
         running.kill().await.unwrap();
     }
 }
+
+story! {
+    async fn shutdown_waits_for_those_whom_it_names_and_lets_nobody_in_meanwhile(scene) {
+        let console = scene.console().await;
+        let (patient, ending) = connect_and_watch(&scene.conninfo("alice", "")).await.unwrap();
+        let mall = scene.mall().await;
+        say(&console, "SHUTDOWN WAIT_FOR_CLIENTS").await;
+        let how = tokio::time::timeout(SOON, scene.proxy.asked_to_end()).await.unwrap();
+        assert_eq!(how, pgherd_proxy::Ending::AfterClients);
+        let left = async {
+            until("nobody is let in", async || {
+                tokio_postgres::connect(&scene.conninfo("alice", ""), tokio_postgres::NoTls).await.is_err()
+            })
+            .await;
+            assert_eq!(one(&patient, "SELECT 1").await, "1", "it stays as long as it likes");
+            assert_eq!(one(&mall, "SELECT 2").await, "2");
+            until("servers that nobody has are closed", async || {
+                column(&console, "SHOW POOLS", "sv_idle").await.iter().all(|idle| idle == "0")
+            })
+            .await;
+            // With less patience: only who has a server has time, and this one has it for its session.
+            say(&console, "SHUTDOWN WAIT_FOR_SERVERS").await;
+        };
+        tokio::select! {
+            () = scene.proxy.finish(how) => panic!("two clients and a console are there"),
+            () = left => {}
+        }
+        let how = scene.proxy.asked_to_end().await;
+        assert_eq!(how, pgherd_proxy::Ending::AfterServers { within: None });
+        let left = async {
+            assert_eq!(one(&patient, "SELECT 1").await, "1");
+            say(&console, "SHUTDOWN").await;
+            scene.proxy.asked_to_end().await
+        };
+        let how = tokio::select! {
+            () = scene.proxy.finish(how) => panic!("a session has its server"),
+            how = left => how,
+        };
+        assert_eq!(how, pgherd_proxy::Ending::Now);
+        tokio::time::timeout(SOON, scene.proxy.finish(how)).await.unwrap();
+        assert_eq!(last_word(ending).await.0, "57P01");
+        assert_eq!(scene.proxy.clients(), 0);
+    }
+}

@@ -1,13 +1,17 @@
 //! A server, a proxy in front of it, and clients of it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant as Moment};
 
-use pgherd_core::types::{Instant, Term};
+use pgherd_core::spec::TlsMode;
+use pgherd_core::types::{Instant, NodeName, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Standby, Table, Target};
-use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
+use pgherd_proxy::tls::{Trust, to_servers};
+use pgherd_proxy::{Access, AuthQuery, Config, PoolMode, Pooling, Proxy, ServerTls, Settings};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::server::{Server, as_user};
@@ -43,6 +47,8 @@ pub(crate) fn run(test: &str, story: impl AsyncFnOnce(&Scene)) {
 
 pub(crate) struct Scene {
     pub(crate) proxy: Proxy,
+    /// Without anything in it servers are spoken to in clear.
+    pub(crate) trusts: Arc<Trusts>,
     pub(crate) server: Server,
 }
 
@@ -56,6 +62,35 @@ pub(crate) fn settings() -> Settings {
     settings.pooling.databases.insert("mall".to_owned(), PoolMode::Transaction);
     settings.pooling.users.insert("carol".to_owned(), PoolMode::Statement);
     settings
+}
+
+/// Whom the proxy believes to be a server, and what it shows of itself.
+#[derive(Default)]
+pub(crate) struct Trusts(pub(crate) Mutex<Option<(Vec<CertificateDer<'static>>, Shown)>>);
+
+pub(crate) type Shown = (Vec<CertificateDer<'static>>, Arc<PrivateKeyDer<'static>>);
+
+impl ServerTls for Trusts {
+    fn to_node(&self, node: &NodeName, mode: TlsMode) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let trusts = self.0.lock().unwrap();
+        let (authorities, (chain, key)) = trusts.as_ref()?;
+        let mut roots = RootCertStore::empty();
+        authorities.iter().for_each(|authority| roots.add(authority.clone()).unwrap());
+        let shown = (chain.clone(), key.clone_key());
+        let config = match mode {
+            // What a herd has in its place knows nodes by more than their names, and is tested where it is.
+            TlsMode::VerifyFull => {
+                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+                let config = ClientConfig::builder_with_provider(provider);
+                let config =
+                    config.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+                Arc::new(config.with_client_auth_cert(shown.0, shown.1).unwrap())
+            }
+            TlsMode::VerifyCa => to_servers(Trust::Authorities(Arc::new(roots)), Some(shown)).unwrap(),
+            _ => to_servers(Trust::Anything, Some(shown)).unwrap(),
+        };
+        Some((config, ServerName::try_from(node.to_string()).unwrap()))
+    }
 }
 
 impl Scene {
@@ -83,16 +118,17 @@ impl Scene {
              host all,replication all 127.0.0.1/32 scram-sha-256\n",
         );
         admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        let trusts = Arc::new(Trusts::default());
         let config = Config {
             listen: [Access::ReadWrite, Access::ReadOnly]
                 .map(|access| (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), access))
                 .to_vec(),
             workers: 2,
-            server_tls: Arc::new(InClear),
+            server_tls: Arc::clone(&trusts) as Arc<dyn ServerTls>,
             auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
         };
         let proxy = Proxy::start(config, settings()).unwrap();
-        let scene = Scene { proxy, server };
+        let scene = Scene { proxy, trusts, server };
         scene.route(1, "a");
         scene
     }

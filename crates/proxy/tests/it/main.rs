@@ -16,3 +16,6 @@ mod reading;
 mod server;
 mod sessions;
 mod sharing;
+mod succession;
+mod tls;
+mod unheard;

@@ -1,15 +1,15 @@
 //! PostgreSQL's own programs through the proxy: what libpq and its tools do that no driver does.
 
 use std::process::Output;
-use std::sync::Arc;
 
-use pgherd_proxy::{ALPN, ClientTls};
+use pgherd_core::spec::TlsMode;
+use pgherd_proxy::ClientTls;
 use tokio::process::Command;
 
 use crate::harness::{PASSWORD, SOON, Scene, one, settings, story};
 use crate::server::programs;
 
-async fn run(program: &str, arguments: &[&str]) -> Output {
+pub(crate) async fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(programs().join(program));
     command.args(arguments).env("PGPASSWORD", PASSWORD).env("HOME", "/tmp").kill_on_drop(true);
     tokio::time::timeout(SOON, command.output()).await.expect("in time").unwrap()
@@ -26,22 +26,13 @@ fn certificate(dir: &std::path::Path) -> ClientTls {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     std::fs::write(dir.join("ca.pem"), made.cert.pem()).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, made.cert.der());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    ClientTls { config: Arc::new(config), certificate_hash: Some(hash.as_ref().to_vec()) }
+    ClientTls::new(vec![made.cert.der().clone()], key, None).unwrap()
 }
 
 pub(crate) fn with_tls(scene: &Scene, dir: &std::path::Path, required: bool) {
     let mut changed = settings();
     changed.client_tls = Some(certificate(dir));
-    changed.tls_required = required;
+    changed.client_mode = if required { TlsMode::Require } else { TlsMode::Prefer };
     scene.proxy.replace(changed);
 }
 

@@ -137,8 +137,14 @@ story! {
         admin.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await.unwrap();
         admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         until("it is so", async || one(&later, "SHOW synchronous_standby_names").await == "nobody").await;
+        // Commits wait only when the checkpointer has heard of it, too.
+        let waiting = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let first = scene.admin().await;
+        let waits = tokio::spawn(async move { while first.batch_execute("SELECT pg_current_xact_id()").await.is_ok() {} });
+        until("a commit waits", async || one(&admin, waiting).await != "0").await;
+        admin.batch_execute(&format!("SELECT pg_terminate_backend(({waiting})::int)")).await.unwrap();
+        waits.await.unwrap();
         for client in [quiet, kept, later] {
-            let waiting = "SELECT coalesce(max(pid), 0)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
             let writes = tokio::spawn(async move { (refused(&client, "INSERT INTO t VALUES (1)").await, client) });
             until("it waits", async || one(&admin, waiting).await != "0").await;
             admin.batch_execute(&format!("SELECT pg_cancel_backend(({waiting})::int)")).await.unwrap();
@@ -308,6 +314,15 @@ story! {
         }
         let again = first.prepare("SELECT * FROM t").await.unwrap();
         assert_eq!((again.columns().len(), first.query(&again, &[]).await.unwrap().len()), (2, 1));
+        // Who prepares it only after the change is none of those whom it concerns, though others' statements are there still.
+        second.prepare("SELECT * FROM t").await.unwrap();
+        second.batch_execute("ALTER TABLE t ADD COLUMN still text").await.unwrap();
+        let third = scene.sharer().await;
+        let anew = third.prepare("SELECT * FROM t").await.unwrap();
+        assert_eq!((anew.columns().len(), third.query(&anew, &[]).await.unwrap().len()), (3, 1));
+        assert_eq!(told(&first.query(&again, &[]).await.unwrap_err()).0, "0A000");
+        let again = first.prepare("SELECT * FROM t").await.unwrap();
+        assert_eq!(first.query(&again, &[]).await.unwrap().len(), 1);
         // Nor does another server give rows that the client would take for the old ones.
         let server = pid(&first).await;
         let admin = scene.admin().await;
@@ -356,6 +371,73 @@ story! {
         assert_eq!(one(&idle, "SHOW work_mem").await, "9MB");
         assert_eq!(told(&sleeping.await.unwrap().unwrap_err()).0, "08007");
         assert_eq!(last_word(open_ends).await.0, "40001");
+    }
+}
+
+/// Kills the server of whoever runs this, as no administrator would: nothing is said to its client.
+async fn kill_whoever_runs(scene: &Scene, text: &str) {
+    // It lets nobody in while it recovers from the last one, and ends whoever came in just before.
+    let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=shop", scene.server.port);
+    let query =
+        format!("SELECT max(pid) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '{text}%'");
+    let mut pid = None;
+    until("it runs", async || {
+        let Ok(admin) = connect(&conninfo).await else { return false };
+        let row = admin.query_one(&query, &[]).await;
+        pid = row.ok().and_then(|row| row.get::<_, Option<i32>>(0));
+        pid.is_some()
+    })
+    .await;
+    let pid = pid.expect("it runs");
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+const LONG: &str = "(SELECT count(*) FROM generate_series(1, 3000000) a, generate_series(1, 2) b)";
+
+story! {
+    async fn a_read_whose_server_is_lost_is_asked_once_more(scene) {
+        let admin = connect(&scene.conninfo("postgres", "")
+            .replace(&format!("port={}", scene.proxy.addresses()[0].port()), &format!("port={}", scene.server.port))
+            .replace("dbname=shop", "dbname=mall")).await.unwrap();
+        admin.batch_execute(
+            "CREATE TABLE noted (at timestamptz); GRANT ALL ON noted TO alice;\
+             CREATE FUNCTION note() RETURNS bigint LANGUAGE sql VOLATILE AS \
+             'INSERT INTO public.noted VALUES (now()); SELECT count(*) FROM generate_series(1, 3000000) a, generate_series(1, 2) b';\
+             CREATE VIEW notes AS SELECT note() AS count; GRANT SELECT ON notes TO alice"
+        ).await.unwrap();
+        drop(admin);
+        // By both protocols, and what the client has set goes along.
+        let client = scene.sharer().await;
+        client.batch_execute("SET application_name = 'kept'").await.unwrap();
+        let simple = format!("SELECT {LONG} || current_setting('application_name') AS answer");
+        let (answer, ()) = tokio::join!(one(&client, &simple), kill_whoever_runs(scene, "SELECT (SELECT count"));
+        assert_eq!(answer, "6000000kept");
+        let extended = format!("SELECT {LONG} AS prepared");
+        let statement = client.prepare(&extended).await.unwrap();
+        let (row, ()) = tokio::join!(client.query_one(&statement, &[]), kill_whoever_runs(scene, "SELECT (SELECT count"));
+        assert_eq!(row.unwrap().get::<_, i64>(0), 6_000_000);
+        // The client may write as before, and was not told otherwise.
+        client.batch_execute("INSERT INTO noted VALUES (now())").await.unwrap();
+        assert_eq!(one(&client, "SHOW default_transaction_read_only").await, "off");
+
+        // What may have been committed is not done twice: told by its words, by its functions, and last by the server.
+        for (text, head) in [
+            (format!("INSERT INTO noted SELECT now() WHERE {LONG} > 0"), "INSERT INTO noted"),
+            ("SELECT note()".to_owned(), "SELECT note"),
+            ("SELECT count FROM notes".to_owned(), "SELECT count FROM notes"),
+        ] {
+            let client = scene.sharer().await;
+            let (answered, ()) = tokio::join!(client.simple_query(&text), kill_whoever_runs(scene, head));
+            assert_eq!(told(&answered.unwrap_err()).0, "08007", "{text}");
+        }
+        let client = scene.sharer().await;
+        assert_eq!(one(&client, "SELECT count(*)::text FROM noted").await, "1");
+        // Nor is anything of a transaction.
+        client.batch_execute("BEGIN").await.unwrap();
+        let (answered, ()) =
+            tokio::join!(client.simple_query(&simple), kill_whoever_runs(scene, "SELECT (SELECT count"));
+        assert_eq!(told(&answered.unwrap_err()).0, "40001");
     }
 }
 

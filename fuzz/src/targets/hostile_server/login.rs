@@ -95,6 +95,7 @@ fn purpose() -> Purpose {
         database: "shop".to_owned(),
         replication: Replication::Off,
         parameters,
+        is_certified: false,
     }
 }
 

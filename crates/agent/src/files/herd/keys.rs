@@ -95,7 +95,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 25] = [
+static PROXY_KEYS: [Key; 31] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -210,6 +210,42 @@ static PROXY_KEYS: [Key; 25] = [
         "roles that may do everything in the console, the database pgbouncer of every proxy",
     ),
     key("console_readers", "texts", "[\"monitor\"]", NONE, "roles that may look there"),
+    key(
+        "server_tls_mode",
+        "one of libpq's six modes",
+        "\"require\"",
+        "verify-full",
+        "how strictly servers are judged that clients are led to; \"disable\": in clear",
+    ),
+    key(
+        "client_tls_mode",
+        "one of libpq's six modes",
+        "\"require\"",
+        "prefer",
+        "whether clients may or must have TLS, and from verify-ca on a certificate",
+    ),
+    key(
+        "client_tls_cert_file",
+        "a path",
+        "\"/etc/pgherd/db.pem\"",
+        "the herd's own certificate",
+        "what clients are shown, with what it is signed by; on each proxy's host, read again when it changes",
+    ),
+    key("client_tls_key_file", "a path", "\"/etc/pgherd/db.key\"", NONE, "its key"),
+    key(
+        "client_tls_ca_file",
+        "a path",
+        "\"/etc/pgherd/clients.pem\"",
+        NONE,
+        "who signs certificates of clients; without it nobody is asked for one",
+    ),
+    key(
+        "certificate_users",
+        "texts",
+        "[\"anna\"]",
+        NONE,
+        "roles that come in by hba lines of method cert, through proxies only",
+    ),
     key(
         "metrics_listen",
         "an address with its port",

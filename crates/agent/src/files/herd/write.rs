@@ -10,7 +10,7 @@ use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
     DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT,
     DEFAULT_READ_WEIGHT, Durability, HerdSpec, NodeSpec, OptionValue, PostgresSource, PostgresSpec,
-    ProxySpec, Span, Times,
+    ProxySpec, ProxyTls, Span, Times,
 };
 
 pub fn write(spec: &HerdSpec) -> String {
@@ -121,6 +121,7 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
         console_admins,
         console_readers,
         metrics_listen,
+        tls,
     }) = proxy
     else {
         let (port, read_port) = (DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT);
@@ -141,10 +142,24 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
             _ => line(file, format_args!("{} = {value}", option.name())),
         }
     }
-    for (key, roles) in [("console_admins", console_admins), ("console_readers", console_readers)] {
+    for (key, roles) in [
+        ("console_admins", console_admins),
+        ("console_readers", console_readers),
+        ("certificate_users", &tls.certificate_users),
+    ] {
         if !roles.is_empty() {
             let roles: Vec<String> = roles.iter().map(|role| quoted(role)).collect();
             line(file, format_args!("{key} = [{}]", roles.join(", ")));
+        }
+    }
+    for ((key, mode), (_, default)) in tls.modes().into_iter().zip(ProxyTls::default().modes()) {
+        if mode != default {
+            line(file, format_args!("{key} = {}", quoted(mode.as_str())));
+        }
+    }
+    for (key, path) in tls.files() {
+        if let Some(path) = path {
+            line(file, format_args!("{key} = {}", quoted(path)));
         }
     }
     if let Some(listen) = metrics_listen {
