@@ -229,6 +229,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         store: store.clone(),
         events: sender.clone(),
         keeper: keeper.clone(),
+        pace: std::sync::Mutex::default(),
     });
     let keeper = own_node.is_some().then_some(keeper);
     let guard = match own_node {

@@ -11,7 +11,7 @@
 //! Hazard: an order of steps that is wrong here undoes what the core proved. Read an action's arm together
 //! with its description.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pgherd_core::action::Action;
@@ -28,6 +28,7 @@ use crate::agreed;
 use crate::clock;
 use crate::durable::{DurableError, DurableFile};
 use crate::main_loop::{DeedsChange, Done, Event, Seen};
+use crate::pace::Pace;
 use crate::server::{Server, ServerError};
 use crate::vip::Keeper;
 
@@ -59,6 +60,7 @@ pub(crate) struct Workshop {
     pub(crate) store: Store,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) keeper: Keeper,
+    pub(crate) pace: std::sync::Mutex<Pace>,
 }
 
 pub(crate) struct Executor {
@@ -101,15 +103,22 @@ impl Workshop {
             {
                 return;
             }
+            let pause = self.pace().before(&action);
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             let begun = clock::now();
             match self.perform(&action, &record, &spec, &mut deeds).await {
                 Ok(seen) => {
                     promoted = seen;
+                    self.pace().done(&action);
                     let took_ms = clock::now().since(begun).as_millis();
                     tracing::debug!(took_ms, ?action, "done");
                 }
                 Err(error) => {
-                    report(&action, &error);
+                    if report(&action, &error) {
+                        self.pace().failed(&action);
+                    }
                     break;
                 }
             }
@@ -121,6 +130,10 @@ impl Workshop {
         let durable = self.durable.lock().await.now().clone();
         // The loop is gone only when the agent ends.
         drop(self.events.send(Event::Done(Box::new(Done { durable, deeds, seen: Some(seen) }))).await);
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does one action. A promotion returns what it left behind, so that nobody has to look first.
@@ -351,15 +364,20 @@ fn place<'a>(spec: &'a HerdSpec, node: &NodeName) -> Result<(&'a str, u16), Deed
     Ok((node.host.as_str(), node.port))
 }
 
-/// A refused or late action is the protocol at work; what PostgreSQL or the disk refused needs a look.
-fn report(action: &Action, error: &DeedError) {
+/// A refused or late action is the protocol at work; what PostgreSQL or the disk refused needs a look: `true`.
+fn report(action: &Action, error: &DeedError) -> bool {
     match error {
         DeedError::Stale { .. } | DeedError::Agreed(agreed::AgreedError::Refused(_)) => {
             tracing::debug!(%error, ?action, "dropped");
+            false
         }
-        DeedError::Agreed(_) => tracing::info!(%error, ?action, "the store did not take it; deciding anew"),
+        DeedError::Agreed(_) => {
+            tracing::info!(%error, ?action, "the store did not take it; deciding anew");
+            false
+        }
         DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) => {
             tracing::warn!(error = %chain_of(error), ?action, "failed; deciding anew");
+            true
         }
     }
 }

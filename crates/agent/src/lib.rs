@@ -25,6 +25,7 @@ pub mod local;
 mod main_loop;
 pub mod metrics;
 mod mind;
+mod pace;
 pub mod paths;
 mod peers;
 pub mod pki;
