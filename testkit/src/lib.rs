@@ -40,6 +40,7 @@ pub mod net;
 pub mod plain;
 pub mod process;
 pub mod random;
+mod shm;
 pub mod volume;
 pub mod wait;
 pub mod whereabouts;

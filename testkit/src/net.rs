@@ -177,6 +177,7 @@ impl Drop for Net {
             host.0.namespace.destroy();
         }
         self.switch.destroy();
+        crate::shm::remove_orphans();
         crate::volume::unmount_below(&self.dir);
         // What stays here is found by the next run; a panic in a drop would hide the failure that matters.
         let _removed = std::fs::remove_dir_all(&self.dir);

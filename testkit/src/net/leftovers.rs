@@ -1,4 +1,4 @@
-//! What killed test runs left behind: namespaces, processes, control groups, mounts, directories.
+//! What killed test runs left behind: namespaces, processes, control groups, mounts, directories, shared memory.
 //!
 //! Each carries the process id of its maker in its name. Only those whose maker is dead are touched, so that
 //! test runs beside this one are safe.
@@ -25,6 +25,7 @@ pub(super) fn remove() {
             cgroup::remove_everywhere(&name);
         }
     }
+    crate::shm::remove_orphans();
     let directories = std::env::temp_dir();
     for name in orphans(&directories) {
         let path = directories.join(name);
