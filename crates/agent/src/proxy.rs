@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use pgherd_api::join::ProxyRenewRequest;
 use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings, Tls};
-use pgherd_api::routing::{Drained, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
+use pgherd_api::routing::{Drained, Fork, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_api::{CallError, Client};
 use pgherd_core::spec::TlsMode;
-use pgherd_core::types::{Instant, Term};
+use pgherd_core::types::{Instant, Lsn, Term};
 use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
 use pgherd_proxy::routes::{Standby, Table, Target};
@@ -574,11 +574,17 @@ fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
     let standby =
         |standby: &RoutingStandby| Ok(Standby { target: target(&standby.target)?, weight: standby.weight });
     let standbys: Result<Vec<Standby>, String> = table.standbys.iter().map(standby).collect();
+    let fork = |fork: &Fork| {
+        let lsn = fork.lsn.parse().map_err(|_| format!("\"{}\" is no position in WAL", fork.lsn))?;
+        Ok((Term(fork.term), lsn))
+    };
+    let forks: Result<Vec<(Term, Lsn)>, String> = table.forks.iter().map(fork).collect();
     Ok(Table {
         term: Term(table.term),
         primary: table.primary.as_ref().map(target).transpose()?,
         gate_open: table.gate == Gate::Open,
         standbys: standbys?,
+        forks: forks?,
         draining: None,
         valid_until: asked + Duration::from_millis(table.valid_for_ms),
     })
@@ -640,6 +646,7 @@ fn set(settings: &mut Settings, name: &str, value: OptionValue) -> bool {
             timeouts.idle_transaction = ms.map(Duration::from_millis);
         }
         ("transaction_timeout", Time { ms }) => timeouts.transaction = ms.map(Duration::from_millis),
+        ("commit_check", Switch(on)) => settings.checks_commits = on,
         ("query_timeout", Time { ms }) => timeouts.query = ms.map(Duration::from_millis),
         ("server_idle_timeout", Time { ms: Some(ms) }) => limits.server_idle = Duration::from_millis(ms),
         ("server_lifetime", Time { ms: Some(ms) }) => limits.server_lifetime = Duration::from_millis(ms),
@@ -685,6 +692,7 @@ mod tests {
             proof: Proof::Store,
             valid_for_ms: 2_500,
             drain: None,
+            forks: vec![Fork { term: 6, lsn: "1/200".to_owned() }],
         }
     }
 
@@ -696,6 +704,7 @@ mod tests {
         assert_eq!((learnt.term, learnt.gate_open), (Term(7), true));
         assert_eq!(learnt.primary.unwrap().address.to_string(), "192.0.2.1");
         assert_eq!(learnt.standbys[0].target.node.as_str(), "b");
+        assert_eq!(learnt.forks, [(Term(6), Lsn(0x1_0000_0200))]);
         assert!(!read(&RoutingTable { gate: Gate::Draining, ..table() }, asked).unwrap().gate_open);
     }
 

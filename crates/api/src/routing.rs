@@ -42,6 +42,19 @@ pub struct RoutingTable {
     /// clients has a transaction there says so with this number ([`Drained`]). Null otherwise, and from all others.
     #[serde(default)]
     pub drain: Option<u64>,
+    /// Where the primary's history left those of former terms, the latest first; no more than [`MAX_FORKS`].
+    #[serde(default)]
+    pub forks: Vec<Fork>,
+}
+
+/// What is asked of forks is asked soon.
+pub const MAX_FORKS: usize = 8;
+
+/// What the primary of this term wrote behind `lsn` is in no later history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    pub term: u64,
+    pub lsn: String,
 }
 
 /// `POST /v1/drained`, to the agent that asked for it: nothing of this proxy's clients is left on the primary, and nothing
@@ -89,11 +102,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_of_an_agent_that_knows_no_drain_is_read() {
+    fn a_table_of_an_agent_that_knows_neither_drains_nor_forks_is_read() {
         let table = r#"{"herd_id":"4f1c","cluster":"main","term":4,"gate":"open","primary":null,"standbys":[],
             "proof":"store","valid_for_ms":2500}"#;
         let table: RoutingTable = serde_json::from_str(table).unwrap();
-        assert_eq!((table.term, table.drain), (4, None));
+        assert_eq!((table.term, table.drain, table.forks), (4, None, Vec::new()));
     }
 
     #[test]

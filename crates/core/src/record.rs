@@ -477,6 +477,22 @@ impl Record {
         Some(left)
     }
 
+    /// Where the history of `timeline` left those of former terms, the latest first: what one of them wrote behind that is not in
+    /// it. As far back as forks are known.
+    pub fn forks(&self, timeline: Timeline) -> impl Iterator<Item = (Term, Lsn)> {
+        let fork = |line: &Line| {
+            // Numbers fall strictly on the way up, so the walk ends even over a broken record.
+            let parent = self.line(line.parent.filter(|parent| *parent < line.timeline)?)?;
+            Some((parent, line.begin?))
+        };
+        let mut at = self.line(timeline);
+        std::iter::from_fn(move || {
+            let (parent, left) = fork(at?)?;
+            at = Some(parent);
+            Some((parent.term, left))
+        })
+    }
+
     /// The election that `proposal` ends, with all its votes, if `after` is the record that comes of it.
     pub fn election_ended_by(&self, proposal: &Proposal, after: &Record) -> Option<Election> {
         let mut election = self.election.clone().filter(|_| after.election.is_none())?;
@@ -827,6 +843,29 @@ mod tests {
 
     fn node(name: &str) -> NodeName {
         name.parse().unwrap()
+    }
+
+    #[test]
+    fn forks_lead_back_as_far_as_they_are_known() {
+        let line = |timeline, term, parent: Option<u32>, begin: Option<u64>| Line {
+            timeline: Timeline(timeline),
+            term: Term(term),
+            parent: parent.map(Timeline),
+            begin: begin.map(Lsn),
+        };
+        let lines = vec![
+            line(1, 0, None, Some(0)),
+            line(2, 1, Some(1), Some(100)),
+            line(3, 2, Some(2), None),
+            line(4, 3, Some(2), Some(200)),
+            line(5, 4, Some(5), Some(300)),
+        ];
+        let record = Record { lines, ..Record::empty() };
+        let forks = |timeline| record.forks(Timeline(timeline)).collect::<Vec<_>>();
+        assert_eq!(forks(4), [(Term(1), Lsn(200)), (Term(0), Lsn(100))]);
+        assert_eq!(forks(3), [], "nobody was promoted there");
+        assert_eq!(forks(5), [], "that is no history");
+        assert_eq!(forks(9), []);
     }
 
     /// A life that leaves something in every field of the format.

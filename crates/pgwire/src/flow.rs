@@ -354,6 +354,12 @@ impl Flow {
         matches!(self.current, Some((_, At::CopyIn { ignored_syncs: true, .. })))
     }
 
+    /// What waits for its answer, in order, and whether a part of that has come.
+    pub fn owed(&self) -> impl Iterator<Item = (Owed, bool)> {
+        let current = self.current.map(|(owed, at)| (owed, at != At::Begin));
+        current.into_iter().chain(self.queue.iter().map(|owed| (*owed, false)))
+    }
+
     /// Everything that waits for an answer was asked by the client, of the server.
     pub fn is_all_the_clients(&self) -> bool {
         self.queue.iter().all(|owed| owed.origin == Origin::Client)

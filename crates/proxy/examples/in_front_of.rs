@@ -56,6 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         primary: Some(target),
         gate_open: true,
         standbys: Vec::new(),
+        forks: Vec::new(),
         draining: None,
         valid_until,
     });

@@ -21,6 +21,7 @@ use crate::pool::Place;
 use crate::roster::ServerCard;
 use crate::routes::Target;
 use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
+use crate::session::SYNC_REP_WAIT;
 use crate::settings::{self, Found, Values};
 use crate::sql::{Effects, Ties};
 use crate::statements::{Known, UNKNOWN};
@@ -248,7 +249,7 @@ impl Backend {
         self.settings.is_empty() && self.known.is_empty()
     }
 
-    /// The rows of a query, of which each has one value.
+    /// The rows of a query that takes one value, of which each has one.
     pub(crate) async fn values(
         &mut self,
         query: &[u8],
@@ -261,19 +262,41 @@ impl Backend {
         self.ask(&mut out, within).await
     }
 
+    /// Of a query that takes none, with this status before and after it. In a client's transaction, that fails if this does.
+    pub(crate) async fn values_in(
+        &mut self,
+        status: TransactionStatus,
+        query: &[u8],
+        within: Duration,
+    ) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
+        let mut out = BytesMut::new();
+        call(&mut out, query, &[])?;
+        build::sync(&mut out);
+        self.ask_in(status, &mut out, within).await
+    }
+
     /// Sends what stands in `out` and reads up to ReadyForQuery, which must find no transaction.
     async fn ask(&mut self, out: &mut BytesMut, within: Duration) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
+        self.ask_in(TransactionStatus::Idle, out, within).await
+    }
+
+    async fn ask_in(
+        &mut self,
+        expected: TransactionStatus,
+        out: &mut BytesMut,
+        within: Duration,
+    ) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
         // The questions are unnamed statements themselves.
         self.known.set_unnamed(UNKNOWN);
         let asking = async {
             self.stream.send(out).await.map_err(|error| lost(&error))?;
-            self.answer().await
+            self.answer(expected).await
         };
         let late = || NotDone::Lost(format!("it has not answered for {} s", within.as_secs()));
         tokio::time::timeout(within, asking).await.map_err(|_| late())?
     }
 
-    async fn answer(&mut self) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
+    async fn answer(&mut self, expected: TransactionStatus) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
         let mut scanner = Scanner::new(Side::Server, Phase::Session);
         let (mut input, mut kind, mut refused, mut rows) = (BytesMut::new(), None, None, Vec::new());
         let mut spill = Spill::new(MAX_ANSWER_BYTES);
@@ -302,9 +325,18 @@ impl Backend {
                     self.overheard.extend_from_slice(body);
                 }
                 match ServerMessage::parse(known, body).map_err(|error| lost(&error))? {
-                    ServerMessage::ReadyForQuery(TransactionStatus::Idle) => is_ready = true,
-                    ServerMessage::ReadyForQuery(_) => {
-                        return Err(NotDone::Lost("a transaction is open".to_owned()));
+                    ServerMessage::ReadyForQuery(status) if status == expected => is_ready = true,
+                    ServerMessage::ReadyForQuery(TransactionStatus::Failed) if refused.is_some() => {
+                        is_ready = true;
+                    }
+                    ServerMessage::ReadyForQuery(status) => {
+                        return Err(NotDone::Lost(format!("its transaction is {status:?}")));
+                    }
+                    ServerMessage::NoticeResponse(fields) if fields.get(b'R') == Some(SYNC_REP_WAIT) => {
+                        refused.get_or_insert(NotDone::Refused {
+                            sqlstate: SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+                            message: "the commit was not confirmed by the standbys".to_owned(),
+                        });
                     }
                     ServerMessage::ErrorResponse(fields) => {
                         let message =

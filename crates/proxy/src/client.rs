@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use crate::backend::{Backend, NotDone, cancel};
 use crate::cancel::{Cancels, Ticket};
 use crate::census::Counted;
+use crate::commit::{self, Check, Outcome};
 use crate::console::serve as console;
 use crate::counts::NoEntry;
 use crate::fence::Admission;
@@ -36,7 +37,7 @@ use crate::relay::{End, Link, relay};
 use crate::roster::{Card, Newcomer};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
-use crate::session::{Fault, Mode, Session};
+use crate::session::{Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
 use crate::tls;
@@ -444,6 +445,7 @@ async fn keep(
     session.hide_warnings(startup.hides_warnings());
     let mut link = Link::asking(&wants.card, world);
     link.watch(world.settings.load().timeouts);
+    link.check = Check::new(world.settings.load().checks_commits && pool.is_of_the_primary());
     let greeting = greet(stream, out, &backend, ticket).await;
     let end = match greeting {
         Ok(()) => {
@@ -454,9 +456,19 @@ async fn keep(
     };
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.has(None).await;
+    let set = startup.for_server();
+    let lookup = Box::pin(look_up(&end, stream, &mut session, &mut link, wants, &set, world)).await;
     *out = link.take_unsaid();
     stop_at_server(&end, &backend, world);
-    let left = left(&end, &session, &backend, world);
+    let left = match lookup {
+        Lookup::None => left(&end, &session, &backend, world),
+        Lookup::Committed => Err(committed_and_gone(&backend)),
+        Lookup::Lost(lost) => {
+            world.ledger.ended(lost);
+            end.farewell(lost, &session, &backend)
+        }
+        Lookup::Left(left) => Ok(left),
+    };
     let lent = Lent { server, backend };
     match end {
         End::ServerLost(_) => pool.gone(server, world),
@@ -661,7 +673,7 @@ pub(crate) async fn use_server(
     ticket: &Ticket,
 ) -> End {
     ticket.has(Some(&backend.cancelable)).await;
-    relay(stream, &mut backend.stream, session, admission, link).await
+    relay(stream, backend, session, admission, link).await
 }
 
 /// What the client has to hear of it, which is counted.
@@ -669,12 +681,65 @@ pub(crate) fn left(end: &End, session: &Session, backend: &Backend, world: &Worl
     if end.takes_the_server() {
         world.ledger.ended(session.lost());
     }
-    end.farewell(session, backend)
+    end.farewell(session.lost(), session, backend)
+}
+
+/// What came of what was under way at a server that is lost.
+pub(crate) enum Lookup {
+    /// It was no commit of which anything is known.
+    None,
+    /// It has committed, and the client is to hear that.
+    Committed,
+    Lost(Lost),
+    Left(Left),
+}
+
+/// Looks a commit up that is lost with its server, if it can be told from others. `settings`: those of the client.
+pub(crate) async fn look_up(
+    end: &End,
+    stream: &Stream,
+    session: &mut Session,
+    link: &mut Link,
+    wants: &Wants,
+    settings: &Values,
+    world: &Arc<World>,
+) -> Lookup {
+    let mark = link.check.take();
+    let is_open = end.takes_the_server()
+        && session.lost() == Lost::Unknown
+        && session.can_be_told()
+        && !session.server_has_ended();
+    let Some(mark) = mark.filter(|_| is_open) else { return Lookup::None };
+    let found = match commit::look_up(&mark, stream, wants, settings, world).await {
+        Ok(found) => found,
+        Err(left) => return Lookup::Left(left),
+    };
+    let (database, user) = wants.names();
+    tracing::info!(database, user, ?mark, ?found, "a commit that was lost with its server was looked up");
+    match found {
+        Outcome::Committed if link.tell_committed(session) => Lookup::Committed,
+        Outcome::RolledBack => Lookup::Lost(Lost::Transaction),
+        Outcome::Committed | Outcome::Open | Outcome::Unknown => Lookup::Lost(Lost::Unknown),
+    }
+}
+
+/// It has committed, and what else it had done went with the server.
+pub(crate) fn committed_and_gone(backend: &Backend) -> Farewell {
+    let message = "the server was lost, and with it what this session had set there; its last transaction has committed";
+    Farewell {
+        detail: Some(format!("It was node {} in term {}.", backend.place.node, backend.place.term.0)),
+        ..Farewell::new(SqlState::ADMIN_SHUTDOWN, message)
+    }
 }
 
 impl End {
-    pub(crate) fn farewell(&self, session: &Session, backend: &Backend) -> Result<Left, Farewell> {
-        let lost = session.lost();
+    /// `lost`: what is known of the work that was under way.
+    pub(crate) fn farewell(
+        &self,
+        lost: Lost,
+        session: &Session,
+        backend: &Backend,
+    ) -> Result<Left, Farewell> {
         Err(match self {
             End::ClientLeft | End::Over => return Ok(Left::ByItself),
             // In the middle of a message there is nothing to say but the end.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pgherd_core::types::{Instant, NodeName};
+use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 use tokio::sync::watch;
 
 use crate::clock;
@@ -84,6 +84,11 @@ impl Fence {
     /// Where what is under way can go on.
     pub(crate) fn place(&self, role: &Role) -> Route {
         self.routes().place(role, clock::now())
+    }
+
+    /// See [`Routes::fork`].
+    pub(crate) fn fork(&self, former: Term, now: Term) -> Option<Lsn> {
+        self.routes().fork(former, now)
     }
 
     pub(crate) fn standbys(&self) -> Vec<(NodeName, u32)> {
@@ -246,6 +251,7 @@ mod tests {
             primary: node.map(target),
             gate_open: true,
             standbys: Vec::new(),
+            forks: Vec::new(),
             draining: None,
             valid_until: clock::now() + lasts,
         }

@@ -22,6 +22,7 @@ mod catalog;
 mod census;
 mod client;
 mod clock;
+mod commit;
 pub mod console;
 pub mod counts;
 mod fence;

@@ -103,6 +103,7 @@ mod tests {
             primary: Some(target(primary)),
             gate_open: true,
             standbys: standbys.iter().map(|node| Standby { target: target(node), weight: 1 }).collect(),
+            forks: Vec::new(),
             draining: None,
             valid_until: now,
         };

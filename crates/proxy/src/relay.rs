@@ -21,6 +21,8 @@ use bytes::{Buf, BytesMut};
 use pgherd_pgwire::frame::HEADER_BYTES;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::backend::{Backend, NotDone};
+use crate::commit::{self, Check};
 use crate::console::aside::Aside;
 use crate::counts::Meter;
 use crate::fence::{Admission, Verdict};
@@ -75,6 +77,8 @@ pub(crate) struct Link {
     retry: Option<Retry>,
     watch: Option<Watch>,
     meter: Meter,
+    /// What is known of the transaction that commits.
+    pub(crate) check: Check,
     /// The client's.
     card: Option<Arc<Card>>,
     /// What it asks of the proxy in passing.
@@ -188,6 +192,18 @@ impl Link {
         }
     }
 
+    /// The server is lost, and what its client has asked of it has committed: the client hears that. What it has sent behind it is
+    /// still there. `false`: it had asked for more.
+    pub(crate) fn tell_committed(&mut self, session: &mut Session) -> bool {
+        let tells = session.committed(&mut self.to_client.pending);
+        if tells {
+            let unread = std::mem::take(&mut self.to_server.unread);
+            self.to_server = Way { unread, ..Way::default() };
+            self.to_client.unread = BytesMut::new();
+        }
+        tells
+    }
+
     /// Until the client has sent more than the beginning of a header. `false`: it is gone.
     pub(crate) async fn is_asked(&mut self, client: &mut Stream) -> bool {
         std::future::poll_fn(|cx| {
@@ -227,7 +243,7 @@ struct Way {
 /// Until one side leaves, or the client needs this server no more. `admission` is that of the server.
 pub(crate) async fn relay(
     client: &mut Stream,
-    server: &mut Stream,
+    server: &mut Backend,
     session: &mut Session,
     admission: &mut Admission,
     link: &mut Link,
@@ -239,8 +255,11 @@ pub(crate) async fn relay(
     loop {
         let mut changed = pin!(fence.changed());
         let moved = std::future::poll_fn(|cx| {
-            if let Poll::Ready(end) = poll(cx, client, server, session, admission, link) {
+            if let Poll::Ready(end) = poll(cx, client, &mut server.stream, session, admission, link) {
                 return Poll::Ready(Some(end));
+            }
+            if link.check.is_due() {
+                return Poll::Ready(None);
             }
             if let Some(Poll::Ready(overdue)) = link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
                 return Poll::Ready(Some(End::Overdue(overdue)));
@@ -248,11 +267,34 @@ pub(crate) async fn relay(
             // What was decided while nobody looked is looked at again.
             changed.as_mut().poll(cx).map(|_| None)
         });
-        if let Some(end) = moved.await {
+        let mut end = moved.await;
+        if end.is_none() && link.check.is_due() {
+            end = mark(server, session, link).await.err();
+        }
+        if let Some(end) = end {
             link.count_moved();
             link.meter.finish(session, admission.looked_at(), admission.card());
             return end;
         }
+    }
+}
+
+/// The client is about to commit, and hears nothing of this.
+async fn mark(server: &mut Backend, session: &mut Session, link: &mut Link) -> Result<(), End> {
+    session.lost_unnamed();
+    match commit::mark(server).await {
+        Ok(mark) => {
+            link.check.marked(mark);
+            // What is behind it is another one's.
+            session.read_only_one();
+            Ok(())
+        }
+        // The transaction has failed, or nobody knows; with its connection it is rolled back.
+        Err(NotDone::Refused { sqlstate, message }) => {
+            let why = format!("what commit_check asks for failed: {message} (SQLSTATE {sqlstate})");
+            Err(End::ServerLost(why))
+        }
+        Err(NotDone::Lost(why)) => Err(End::ServerLost(why)),
     }
 }
 
@@ -300,6 +342,9 @@ fn poll(
             link.count_moved();
             link.meter.look(session, admission.looked_at(), link.card.as_deref(), admission.card());
         }
+        if answered && !session.is_asked() && link.check.answered() {
+            session.read_on();
+        }
         if session.is_over() {
             return Poll::Ready(End::Over);
         }
@@ -315,7 +360,8 @@ fn poll(
         if session.has_left() && !link.to_server.pending.has_remaining() {
             return Poll::Ready(End::ClientLeft);
         }
-        if !(answered || asked) {
+        // Or it is to be asked something first.
+        if !(answered || asked) || link.check.is_due() {
             return Poll::Pending;
         }
     }
@@ -360,7 +406,7 @@ fn from_client(
     link: &mut Link,
 ) -> Poll<Result<(), End>> {
     let lost = |error: io::Error| End::ServerLost(error.to_string());
-    let Link { to_server: way, to_client, aside, retry, .. } = link;
+    let Link { to_server: way, to_client, aside, retry, check, .. } = link;
     ready!(way.drain(cx, server)).map_err(lost)?;
     let must_end = retry.as_ref().is_some_and(Retry::is_outdated);
     if must_end || !session.has_room() || session.has_left() {
@@ -373,6 +419,9 @@ fn from_client(
             && let Some(taken_bytes) = aside.answer(chunk, status, answers)?
         {
             return Ok(Shown { as_it_came: Some(0), taken_bytes });
+        }
+        if check.must_ask(session, chunk) {
+            return Ok(Shown { as_it_came: Some(0), taken_bytes: 0 });
         }
         retry.take_if(|first| !first.sends());
         session.from_client(chunk, edited, answers).map(Shown::from)

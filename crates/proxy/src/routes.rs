@@ -18,7 +18,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use pgherd_core::types::{Instant, NodeName, Term};
+use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 
 use crate::pool::Place;
 
@@ -49,6 +49,8 @@ pub struct Table {
     pub gate_open: bool,
     /// Those that may serve reads.
     pub standbys: Vec<Standby>,
+    /// Where the primary's history left those of former terms.
+    pub forks: Vec<(Term, Lsn)>,
     /// Whether the primary is about to hand over. Only its own agent knows; the others say nothing.
     pub draining: Option<bool>,
     /// Counted from before the table was read, on this machine's clock.
@@ -156,6 +158,12 @@ impl Routes {
         standbys.map(|standby| (standby.target.node.clone(), standby.weight)).collect()
     }
 
+    /// Where the history of the primary of term `now` left that of term `former`, if that is known.
+    pub fn fork(&self, former: Term, now: Term) -> Option<Lsn> {
+        let table = self.newest.as_ref().filter(|table| table.term == now)?;
+        table.forks.iter().find(|(term, _)| *term == former).map(|(_, lsn)| *lsn)
+    }
+
     /// The highest term that was heard of, for `SHOW`.
     pub fn term(&self) -> Option<Term> {
         self.newest.as_ref().map(|table| table.term)
@@ -190,6 +198,7 @@ mod tests {
             primary: Some(target(node)),
             gate_open: true,
             standbys: vec![Standby { target: target("s"), weight: 3 }],
+            forks: vec![(Term(term - 1), Lsn(term * 100))],
             draining: None,
             valid_until: at(until),
         }
@@ -271,6 +280,18 @@ mod tests {
         routes.learn(Table { draining: Some(true), ..table(4, "a", 20) });
         routes.learn(table(5, "b", 20));
         assert!(routes.admits(&Role::Primary, &place(5, "b"), at(11)), "that was the former primary");
+    }
+
+    #[test]
+    fn a_fork_is_that_of_the_term_that_was_asked_for() {
+        let mut routes = Routes::default();
+        assert_eq!(routes.fork(Term(3), Term(4)), None);
+        routes.learn(table(4, "a", 10));
+        assert_eq!(routes.fork(Term(3), Term(4)), Some(Lsn(400)));
+        assert_eq!(routes.fork(Term(2), Term(4)), None, "too long ago");
+        routes.learn(table(5, "b", 10));
+        assert_eq!(routes.fork(Term(3), Term(4)), None, "that primary is one no more");
+        assert_eq!(routes.fork(Term(4), Term(5)), Some(Lsn(500)));
     }
 
     #[test]

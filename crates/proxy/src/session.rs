@@ -19,20 +19,20 @@
 
 use bytes::BytesMut;
 use pgherd_pgwire::SqlState;
-use pgherd_pgwire::flow::{Answer, Breach, Flow, Origin, Request};
+use pgherd_pgwire::flow::{Answer, Breach, Flow, Origin, Owed, Request};
 use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Phase, Piece, Scanner, Side, Spill, TypeSet};
 use pgherd_pgwire::message::build::{self, Report, Severity};
 use pgherd_pgwire::message::server::Fields;
-use pgherd_pgwire::message::{Malformed, ServerMessage, TransactionStatus};
+use pgherd_pgwire::message::{ClientMessage, Malformed, ServerMessage, TransactionStatus};
 
 use cut::{Cut, Message};
 pub use cut::{Pass, Passed};
 pub(crate) use shared::REVALIDATE;
-use shared::Shared;
 pub use shared::{Loan, Mode};
+use shared::{Shared, messages};
 
 use crate::counts::Tally;
-use crate::sql;
+use crate::sql::{self, Bracket};
 
 mod cut;
 pub mod shared;
@@ -43,7 +43,7 @@ const MAX_READ_BYTES: u32 = 32 * 1024;
 const ORPHANED: [&[u8]; 2] = [SECURE_READ, b"secure_write"];
 const SECURE_READ: &[u8] = b"secure_read";
 /// Reports a canceled wait: `SyncRepWaitForLSN` in `syncrep.c`.
-const SYNC_REP_WAIT: &[u8] = b"SyncRepWaitForLSN";
+pub(crate) const SYNC_REP_WAIT: &[u8] = b"SyncRepWaitForLSN";
 
 /// Why a session cannot go on. Both connections are closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -276,6 +276,54 @@ impl Session {
         } else {
             Doing::Idle { transaction }
         }
+    }
+
+    /// Is what the client sends next, and is here to its end, up to and with one Query or Sync, a COMMIT and nothing else? Then
+    /// [`Session::committed`] can answer it.
+    pub fn commits(&self, unread: &[u8]) -> bool {
+        let commits = |text: &[u8]| sql::bracket(text) == Some(Bracket::Commit);
+        let (mut parsed, mut bound, mut executed) = (None, 0, 0);
+        for (place, message) in messages(unread).enumerate() {
+            match message {
+                ClientMessage::Query { text } => return place == 0 && commits(text),
+                ClientMessage::Parse(parse) if commits(parse.text) => parsed = Some(parse.name),
+                ClientMessage::Bind(bind) => {
+                    let known = || self.shared.as_ref().and_then(|shared| shared.text(bind.statement));
+                    if parsed != Some(bind.statement) && !known().is_some_and(commits) {
+                        return false;
+                    }
+                    bound += 1;
+                }
+                ClientMessage::Execute { .. } => executed += 1,
+                ClientMessage::Sync => return (bound, executed) == (1, 1),
+                ClientMessage::Describe { .. } | ClientMessage::Flush => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// The server is lost, and what it owed an answer for was a COMMIT of which it is known that it has committed: answers what
+    /// the client has not heard of yet. `false`: it was not that alone, and nothing is answered.
+    pub fn committed(&mut self, answers: &mut BytesMut) -> bool {
+        let owed: Vec<(Owed, bool)> = self.flow.owed().collect();
+        let is_end = |owed: &Owed| matches!(owed.request, Request::Query | Request::Sync);
+        let ends = owed.iter().position(|(owed, _)| is_end(owed));
+        if self.muted || ends.is_none_or(|at| at + 1 != owed.len()) {
+            return false;
+        }
+        let mut said = BytesMut::new();
+        if !owed.iter().all(|(owed, is_heard)| answer_to_commit(&mut said, *owed, *is_heard)) {
+            return false;
+        }
+        answers.unsplit(said);
+        if let Some(shared) = &mut self.shared {
+            owed.iter().for_each(|(owed, _)| shared.confirm(owed.ticket));
+        }
+        self.tally.queries += 1;
+        self.tally.transactions += 1;
+        self.forget_unanswered();
+        true
     }
 
     pub fn lost(&self) -> Lost {
@@ -561,6 +609,44 @@ impl Default for Session {
     fn default() -> Session {
         Session::new()
     }
+}
+
+/// What is left of the answer to one of the requests that make up a COMMIT. `false`: there are no such.
+fn answer_to_commit(to: &mut BytesMut, owed: Owed, is_heard: bool) -> bool {
+    let Owed { request, origin, .. } = owed;
+    let said = match request {
+        // It prepares what is missing, unseen.
+        Request::Parse | Request::Close if origin == Origin::Proxy => Ok(()),
+        Request::Parse => {
+            build::parse_complete(to);
+            Ok(())
+        }
+        Request::Bind => {
+            build::bind_complete(to);
+            Ok(())
+        }
+        Request::DescribeStatement => {
+            let types = if is_heard { Ok(()) } else { build::parameter_description(to, &[]) };
+            build::no_data(to);
+            types
+        }
+        Request::DescribePortal => {
+            build::no_data(to);
+            Ok(())
+        }
+        Request::Execute => build::command_complete(to, "COMMIT"),
+        Request::Query if origin == Origin::Client => {
+            let tag = if is_heard { Ok(()) } else { build::command_complete(to, "COMMIT") };
+            build::ready_for_query(to, TransactionStatus::Idle);
+            tag
+        }
+        Request::Sync => {
+            build::ready_for_query(to, TransactionStatus::Idle);
+            Ok(())
+        }
+        _ => return false,
+    };
+    said.is_ok()
 }
 
 fn is_asynchronous(kind: u8) -> bool {

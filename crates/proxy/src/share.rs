@@ -18,9 +18,11 @@ use pgherd_pgwire::message::build;
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
 use crate::client::{
-    Farewell, Left, NotBegun, Wants, begin, gone, greet, leave, left, stop_at_server, use_server,
+    Farewell, Left, Lookup, NotBegun, Wants, begin, committed_and_gone, gone, greet, leave, left, look_up,
+    stop_at_server, use_server,
 };
 use crate::clock;
+use crate::commit::Check;
 use crate::counts::Pins;
 use crate::net::Stream;
 use crate::pools::{Lent, OnePool};
@@ -228,6 +230,10 @@ impl Sharing<'_> {
                 }
                 self.world.positions.written();
             }
+            if let Some(left) = self.look_up(&end, stream, session, link, &lent, &held).await {
+                self.take_back(&pool, lent, &end);
+                return left;
+            }
             if self.must_be_asked_again(&end, session, link) {
                 self.take_back(&pool, lent, &end);
                 continue;
@@ -240,7 +246,8 @@ impl Sharing<'_> {
                 continue;
             }
             if could_be_repeated(&end, session, link) {
-                let (lost, farewell) = (session.lost(), end.farewell(session, &lent.backend));
+                let lost = session.lost();
+                let farewell = end.farewell(lost, session, &lent.backend);
                 self.take_back(&pool, lent, &end);
                 return self.repeat(stream, session, link, lost, farewell).await;
             }
@@ -248,6 +255,36 @@ impl Sharing<'_> {
             return self.finish(end, &pool, lent, session, &held).await;
         }
         Err(too_many_lost())
+    }
+
+    /// What its client hears of a commit that was lost with its server; `None`: that is not what was lost.
+    async fn look_up(
+        &self,
+        end: &End,
+        stream: &Stream,
+        session: &mut Session,
+        link: &mut Link,
+        lent: &Lent,
+        held: &Held,
+    ) -> Option<Result<Option<Left>, Farewell>> {
+        if !end.takes_the_server() || !link.check.is_marked() {
+            return None;
+        }
+        let looking = look_up(end, stream, session, link, self.wants, &self.wanted, self.world);
+        match Box::pin(looking).await {
+            Lookup::None => None,
+            Lookup::Left(left) => Some(Ok(Some(left))),
+            Lookup::Lost(lost) => {
+                self.world.ledger.ended(lost);
+                Some(end.farewell(lost, session, &lent.backend).map(Some))
+            }
+            Lookup::Committed => {
+                self.world.ledger.spared();
+                // Nobody can ask any more what it had set, or made.
+                let is_whole = session.take_effects().is_none() && held.is_nothing();
+                Some(is_whole.then_some(None).ok_or_else(|| committed_and_gone(&lent.backend)))
+            }
+        }
     }
 
     /// A server was lost, and its client has heard nothing of what it had asked: that is asked once more if it provably only
@@ -374,6 +411,8 @@ impl Sharing<'_> {
         link: &mut Link,
     ) -> End {
         let Lent { server, backend } = lent;
+        let checks = pool.is_of_the_primary() && self.world.settings.load().checks_commits;
+        link.check = Check::new(checks);
         self.tell(backend, link);
         let known = std::mem::replace(&mut backend.known, Known::new(1));
         session.attach(Loan::new(known, self.settings.meaning()));
@@ -525,6 +564,7 @@ impl Sharing<'_> {
         self.recalls_sequences |= effects.recalls_sequences;
         held.unmovable = held.unmovable.or(effects.unmovable);
         held.effects.absorb(&effects);
+        session.lost_unnamed();
         match backend.inspect(&held.effects, &self.startup).await {
             Ok(mut found) => {
                 found.keep_silence(&self.settings, &held.effects.changed);

@@ -118,6 +118,8 @@ pub struct Settings {
     /// and of one database.
     pub max_database_clients: Option<usize>,
     pub timeouts: Timeouts,
+    /// What becomes of a COMMIT that is lost with its server is found out ([`crate::commit`]).
+    pub checks_commits: bool,
     /// From the first byte to the proof.
     pub login_timeout: Duration,
     pub console: ConsoleAccess,
@@ -147,6 +149,7 @@ impl Settings {
             max_user_clients: None,
             max_database_clients: None,
             timeouts: Timeouts::default(),
+            checks_commits: false,
             login_timeout: Duration::from_secs(60),
             console: ConsoleAccess::default(),
         }

@@ -210,6 +210,7 @@ mod tests {
             proof: Proof::Store,
             valid_for_ms: 100,
             drain: None,
+            forks: Vec::new(),
         };
         Names::default().resolve(&mut table).await;
         let primary: IpAddr = table.primary.unwrap().address.parse().unwrap();

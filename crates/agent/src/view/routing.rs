@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pgherd_api::routing::{Proof, RoutingStandby, RoutingTable, RoutingTarget};
+use pgherd_api::routing::{Fork, MAX_FORKS, Proof, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
 use pgherd_core::spec::{NodeSpec, OptionValue, ProxyOption};
-use pgherd_core::types::Instant;
+use pgherd_core::types::{Instant, Lsn, Term};
 
 use super::{Sight, milliseconds, status};
 
@@ -71,8 +71,13 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         proof,
         valid_for_ms: milliseconds(left),
         drain: picture.drain.filter(|_| holder == sight.me()),
+        forks: record.forks(sight.reign()?.timeline).take(MAX_FORKS).map(fork).collect(),
     };
     Some(Routes { table, proven, lease })
+}
+
+fn fork((term, lsn): (Term, Lsn)) -> Fork {
+    Fork { term: term.0, lsn: lsn.to_string() }
 }
 
 fn target(node: &NodeSpec) -> RoutingTarget {

@@ -8,7 +8,7 @@ use pgherd_api::report::CheckState;
 use pgherd_api::status::{Gate, Role, State, Sync};
 use pgherd_core::observation::{Copy, Postgres, Primary, Standby};
 use pgherd_core::record::{
-    Cause, Election, NodeRecord, Position, Record, Reign, Rule, Rules, Standing, Switchover, Vote,
+    Cause, Election, Line, NodeRecord, Position, Record, Reign, Rule, Rules, Standing, Switchover, Vote,
 };
 use pgherd_core::spec::{OptionValue, ProxyOption, ProxySpec};
 use pgherd_core::types::{Instant, Lsn, NodeName, SystemId, Term, Timeline};
@@ -548,6 +548,13 @@ fn who_is_too_far_behind_or_is_not_wanted_for_reads_serves_none() {
 fn a_route_lasts_as_long_as_its_proof() {
     let mut moment = Moment::of_peace();
     let of = |moment: &Moment| routes(&moment.sight(), "4f1c").map(|routes| routes.table);
+    let line = |timeline, term, parent: Option<u32>, begin| Line {
+        timeline: Timeline(timeline),
+        term: Term(term),
+        parent: parent.map(Timeline),
+        begin: Some(Lsn(begin)),
+    };
+    moment.record().lines = vec![line(2, 3, None, 0), line(3, 4, Some(2), 0x400_0000)];
     let table = of(&moment).unwrap();
     assert_eq!((table.term, table.gate, table.valid_for_ms), (4, Gate::Open, 2_900));
     assert_eq!(table.proof, pgherd_api::routing::Proof::Heartbeat);
@@ -556,6 +563,8 @@ fn a_route_lasts_as_long_as_its_proof() {
     let standbys: Vec<&str> = table.standbys.iter().map(|standby| standby.target.node.as_str()).collect();
     assert_eq!(standbys, ["b", "c"]);
     assert_eq!(table.standbys[0].replay_lsn.as_deref(), Some("0/5000000"));
+    let forks: Vec<(u64, &str)> = table.forks.iter().map(|fork| (fork.term, fork.lsn.as_str())).collect();
+    assert_eq!(forks, [(3, "0/4000000")]);
     moment.picture.heartbeat = None;
     assert_eq!(of(&moment).unwrap().valid_for_ms, 2_800);
     moment.picture.own.show.gate_open = false;

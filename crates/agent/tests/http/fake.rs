@@ -163,6 +163,7 @@ impl Backend for Fake {
             proof: Proof::Store,
             valid_for_ms: 2500,
             drain: None,
+            forks: Vec::new(),
         };
         let tables = stream::iter([table]).chain(stream::pending());
         Ok(tables

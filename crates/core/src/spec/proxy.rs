@@ -124,6 +124,7 @@ pub enum ProxyOption {
     MaxDatabaseClients,
     QueryWait,
     Hold,
+    CommitCheck,
     LoginTimeout,
     ClientIdleTimeout,
     IdleTransactionTimeout,
@@ -169,7 +170,7 @@ impl fmt::Display for OptionValue {
 }
 
 impl ProxyOption {
-    pub const ALL: [ProxyOption; 16] = [
+    pub const ALL: [ProxyOption; 17] = [
         ProxyOption::SplitReads,
         ProxyOption::ReadYourWrites,
         ProxyOption::ReadWait,
@@ -179,6 +180,7 @@ impl ProxyOption {
         ProxyOption::MaxDatabaseClients,
         ProxyOption::QueryWait,
         ProxyOption::Hold,
+        ProxyOption::CommitCheck,
         ProxyOption::LoginTimeout,
         ProxyOption::ClientIdleTimeout,
         ProxyOption::IdleTransactionTimeout,
@@ -200,6 +202,7 @@ impl ProxyOption {
             ProxyOption::MaxDatabaseClients => "max_database_clients",
             ProxyOption::QueryWait => "query_wait",
             ProxyOption::Hold => "hold",
+            ProxyOption::CommitCheck => "commit_check",
             ProxyOption::LoginTimeout => "login_timeout",
             ProxyOption::ClientIdleTimeout => "client_idle_timeout",
             ProxyOption::IdleTransactionTimeout => "idle_transaction_timeout",
@@ -212,7 +215,7 @@ impl ProxyOption {
 
     pub fn default(self) -> OptionValue {
         match self {
-            ProxyOption::SplitReads => OptionValue::Switch(false),
+            ProxyOption::SplitReads | ProxyOption::CommitCheck => OptionValue::Switch(false),
             ProxyOption::ReadYourWrites => OptionValue::Switch(true),
             ProxyOption::ReadWait => OptionValue::time(50),
             ProxyOption::MaxReplayLag => OptionValue::time(30_000),

@@ -562,6 +562,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<(&'static str, String, bool)>
         ("client_idle_timeout", never(timeouts.idle), true),
         ("client_login_timeout", seconds(settings.login_timeout), true),
         ("client_tls_sslmode", settings.client_mode.to_string(), true),
+        ("commit_check", settings.checks_commits.to_string(), true),
         ("default_pool_size", limits.size.to_string(), true),
         ("failover_hold", seconds(limits.hold), true),
         ("idle_transaction_timeout", never(timeouts.idle_transaction), true),

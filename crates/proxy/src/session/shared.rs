@@ -26,7 +26,7 @@ use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
 use crate::server::note_in;
 use crate::sql::{self, Bracket, Effects};
-use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement};
+use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement, UNKNOWN};
 
 /// A query that is longer is searched as it goes by, and read no closer.
 const MAX_QUERY_BYTES: u32 = 1 << 20;
@@ -256,19 +256,20 @@ impl Session {
     /// Reads no further than the next Query or Sync, as long as the client has the server that it is given next.
     pub fn read_only_one(&mut self) {
         if let Some(shared) = &mut self.shared {
-            shared.only_one = true;
+            (shared.only_one, shared.has_one) = (true, false);
         }
     }
 
     /// The server is lost, and the client has heard nothing of what it asked for since it has it: takes it all back, so that it
     /// can be asked of another server.
     pub fn forget_unanswered(&mut self) {
-        let Some(shared) = &mut self.shared else { return };
-        shared.names.settle(NO_TICKET, &mut shared.loan.known);
-        shared.used.clear();
-        (shared.clearing, shared.has_changed, shared.waits, shared.is_beginning) =
-            (false, false, false, false);
-        shared.worked = false;
+        if let Some(shared) = &mut self.shared {
+            shared.names.settle(NO_TICKET, &mut shared.loan.known);
+            shared.used.clear();
+            (shared.clearing, shared.has_changed, shared.waits, shared.is_beginning) =
+                (false, false, false, false);
+            shared.worked = false;
+        }
         self.flow = Flow::new(TransactionStatus::Idle);
         self.server = Stream::of(Side::Server);
         (self.server_has_ended, self.is_cut_off, self.hidden, self.muted) = (false, false, false, false);
@@ -299,6 +300,20 @@ impl Session {
     /// Nothing of what the client says has been looked at since it has this server.
     pub fn is_untouched(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| !shared.worked) && self.is_idle()
+    }
+
+    /// The proxy has asked the server something itself, by the statement without a name.
+    pub fn lost_unnamed(&mut self) {
+        if let Some(shared) = &mut self.shared {
+            shared.loan.known.set_unnamed(UNKNOWN);
+        }
+    }
+
+    /// Reads on behind the Query or Sync that [`Session::read_only_one`] ended at.
+    pub fn read_on(&mut self) {
+        if let Some(shared) = &mut self.shared {
+            (shared.only_one, shared.has_one) = (false, false);
+        }
     }
 
     /// The client has the same server still, and may have other settings.
@@ -806,6 +821,15 @@ impl Shared {
         self.begun.is_some()
     }
 
+    /// Of a statement of the client's.
+    pub(super) fn text(&self, name: &[u8]) -> Option<&[u8]> {
+        if name.is_empty() {
+            let unnamed = self.names.unnamed();
+            return (unnamed.number != NONE).then_some(&unnamed.text);
+        }
+        self.names.get(name).map(|statement| statement.text())
+    }
+
     /// A simple query, after which there is no unnamed statement; manual 55.2.3.
     fn query(&mut self) {
         self.names.forget_unnamed();
@@ -948,7 +972,7 @@ fn bind_beginning(to: &mut BytesMut, header: Header, names_bytes: usize, portal:
 }
 
 /// As a client sent them, as far as they are whole.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = ClientMessage<'_>> {
+pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = ClientMessage<'_>> {
     std::iter::from_fn(move || {
         let ([kind, length @ ..], behind) = rest.split_first_chunk::<HEADER_BYTES>()?;
         let (body, behind) = behind.split_at_checked(u32::from_be_bytes(*length).checked_sub(4)? as usize)?;

@@ -174,6 +174,7 @@ impl Stand {
                 primary: Some(target),
                 gate_open: true,
                 standbys: Vec::new(),
+                forks: Vec::new(),
                 draining: None,
                 valid_until: Instant::from_boot(Duration::from_secs(u64::from(u32::MAX))),
             }));

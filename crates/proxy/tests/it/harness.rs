@@ -151,6 +151,7 @@ impl Scene {
             primary: node.map(target),
             gate_open: true,
             standbys: vec![Standby { target: target("s"), weight: 1 }],
+            forks: Vec::new(),
             draining: None,
             valid_until: long,
         }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod commits;
 mod console;
 mod draining;
 mod harness;

@@ -19,12 +19,12 @@ impl Scene {
         self.conninfo(user, more).replace("dbname=shop", "dbname=mall")
     }
 
-    async fn sharer(&self) -> Client {
+    pub(crate) async fn sharer(&self) -> Client {
         connect(&self.sharing("alice", "")).await.unwrap()
     }
 
     /// Servers that are lent, in all pools.
-    fn lent(&self) -> u32 {
+    pub(crate) fn lent(&self) -> u32 {
         self.proxy.pools().iter().map(|(_, counts)| counts.lent).sum()
     }
 }

@@ -79,6 +79,7 @@ async fn be_a_process(dir: &Path) -> Result<String, Box<dyn std::error::Error>> 
         primary: Some(target),
         gate_open: true,
         standbys: Vec::new(),
+        forks: Vec::new(),
         draining: None,
         valid_until: Instant::from_boot(Duration::from_secs(u64::from(u32::MAX))),
     });

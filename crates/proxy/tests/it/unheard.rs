@@ -25,6 +25,7 @@ impl Scene {
             primary: Some(target(primary)),
             gate_open: true,
             standbys: standbys.iter().map(|standby| Standby { target: target(standby), weight: 1 }).collect(),
+            forks: Vec::new(),
             draining: None,
             valid_until: Instant::from_boot(since_boot) + lasts,
         }

@@ -95,7 +95,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 31] = [
+static PROXY_KEYS: [Key; 32] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -159,6 +159,13 @@ static PROXY_KEYS: [Key; 31] = [
         "so long a client waits for a server connection that is not in use",
     ),
     key("hold", "a time", "\"30s\"", "1min", "so long clients wait while there is no primary"),
+    key(
+        "commit_check",
+        "true or false",
+        "true",
+        "false",
+        "what became of a COMMIT that was lost with the primary is looked up; costs a round trip for each transaction that writes",
+    ),
     key("login_timeout", "a time", "\"15s\"", "1min", "from a client's first byte to its proof of who it is"),
     key(
         "client_idle_timeout",
