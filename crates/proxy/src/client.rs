@@ -724,7 +724,7 @@ async fn replicate(
     let end = match greet(stream, out, &backend, ticket).await {
         Ok(()) => {
             let (fence, place) = (Arc::clone(&world.fence), backend.place.clone());
-            let mut admission = Admission::new(fence, Role::Primary, place, None);
+            let mut admission = Admission::new(fence, Role::Primary, place, world.fence.bell(), None);
             use_server(stream, &mut backend, &mut admission, &mut session, &mut link, ticket).await
         }
         Err(end) => end,

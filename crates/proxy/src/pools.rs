@@ -375,7 +375,8 @@ impl OnePool {
     ) -> Admission {
         let seat = Seat { pool: Arc::clone(self), server, rests: false };
         let (fence, role) = (Arc::clone(&world.fence), self.name.role.clone());
-        let admission = Admission::new(fence, role, backend.place.clone(), Some(seat));
+        let bell = backend.bell.clone().unwrap_or_else(|| world.fence.bell());
+        let admission = Admission::new(fence, role, backend.place.clone(), bell, Some(seat));
         admission.counting(backend.card.clone()).admitted_before(backend.admitted)
     }
 
@@ -477,6 +478,7 @@ impl OnePool {
                 state.rejection = None;
                 let card = self.card(&backend, world);
                 backend.card = Some(Arc::clone(&card));
+                backend.bell = Some(world.fence.bell());
                 state.cards.insert(server, card);
                 state.idle.insert(server, Box::new(backend));
                 state.pool.opened(server, now);

@@ -13,7 +13,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -232,28 +232,24 @@ pub(crate) async fn relay(
     admission: &mut Admission,
     link: &mut Link,
 ) -> End {
-    let mut fence = admission.subscribe();
     if let Some(watch) = &mut link.watch {
         watch.begin();
     }
-    loop {
-        let mut changed = pin!(fence.changed());
-        let moved = std::future::poll_fn(|cx| {
-            if let Poll::Ready(end) = poll(cx, client, server, session, admission, link) {
-                return Poll::Ready(Some(end));
-            }
-            if let Some(Poll::Ready(overdue)) = link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
-                return Poll::Ready(Some(End::Overdue(overdue)));
-            }
-            // What was decided while nobody looked is looked at again.
-            changed.as_mut().poll(cx).map(|_| None)
-        });
-        if let Some(end) = moved.await {
-            link.count_moved();
-            link.meter.finish(session, admission.looked_at(), admission.card());
-            return end;
+    let end = std::future::poll_fn(|cx| {
+        // First, so that no change is missed.
+        admission.wakes(cx.waker());
+        if let Poll::Ready(end) = poll(cx, client, server, session, admission, link) {
+            return Poll::Ready(end);
         }
-    }
+        match link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
+            Some(Poll::Ready(overdue)) => Poll::Ready(End::Overdue(overdue)),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    link.count_moved();
+    link.meter.finish(session, admission.looked_at(), admission.card());
+    end
 }
 
 fn poll(
