@@ -644,7 +644,7 @@ pub(crate) async fn greet(
     for (name, value) in backend.welcome.parameters.iter() {
         build::parameter_status(out, name, value).map_err(|error| fault(&error))?;
     }
-    let key = Key::new(&ticket.key).map_err(|error| fault(&error))?;
+    let key = Key::new(ticket.key()).map_err(|error| fault(&error))?;
     build::backend_key_data(out, ticket.pid, key);
     build::ready_for_query(out, TransactionStatus::Idle);
     stream.send(out).await.map_err(|_| End::ClientLeft)?;
