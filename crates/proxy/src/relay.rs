@@ -71,9 +71,9 @@ pub(crate) struct Link {
     to_server: Way,
     to_client: Way,
     /// Of what is under way.
-    trial: Option<Trial>,
+    trial: Option<Box<Trial>>,
     retry: Option<Retry>,
-    watch: Option<Watch>,
+    watch: Option<Box<Watch>>,
     meter: Meter,
     /// The client's.
     card: Option<Arc<Card>>,
@@ -132,13 +132,18 @@ impl Link {
 
     /// From now on nothing lasts longer than that.
     pub(crate) fn watch(&mut self, timeouts: Timeouts) {
-        self.watch = Watch::new(timeouts);
+        self.watch = Watch::new(timeouts).map(Box::new);
+    }
+
+    /// As they were set.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.watch.as_ref().map_or_else(Timeouts::default, |watch| watch.timeouts())
     }
 
     /// What comes next, and has so many bytes, can be asked of another server as long as the client has heard nothing of it.
     pub(crate) fn try_out(&mut self, bytes: usize) {
         let behind = self.to_server.unread.split_off(bytes);
-        self.trial = Some(Trial::new(&self.to_server.unread, behind));
+        self.trial = Some(Box::new(Trial::new(&self.to_server.unread, behind)));
     }
 
     /// How it went so far, and what the client had asked.

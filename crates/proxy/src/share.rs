@@ -99,17 +99,17 @@ pub(crate) async fn share(
         _reader: reads.then(|| Positions::reader(world)),
         primaries: wants.pool(&Role::Primary, world),
     };
-    let greeted = greet(stream, out, &lent.backend, ticket).await;
+    let is_greeted = greet(stream, out, &lent.backend, ticket).await.is_ok();
     Box::pin(sharing.give_back(&pool, lent)).await;
-    if greeted.is_err() {
+    if !is_greeted {
         return Ok(Left::ByItself);
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     session.hide_warnings(sharing.settings.hides_warnings());
     let mut link = Link::asking(&wants.card, world);
-    let timeouts = world.settings.load().timeouts;
-    link.watch(timeouts);
+    link.watch(world.settings.load().timeouts);
     loop {
+        let timeouts = link.timeouts();
         let asking = link.is_asked(stream);
         let (within, overdue) = match session.has_begun() {
             true => (timeouts.idle_transaction.or(timeouts.transaction), Overdue::IdleInTransaction),
@@ -117,7 +117,10 @@ pub(crate) async fn share(
         };
         let is_asked = match within {
             None => asking.await,
-            Some(within) => tokio::time::timeout(within, asking).await.map_err(|_| overdue.farewell())?,
+            // In a box, so that only those carry it who are waited for with a watch in hand.
+            Some(within) => {
+                Box::pin(tokio::time::timeout(within, asking)).await.map_err(|_| overdue.farewell())?
+            }
         };
         if !is_asked {
             return Ok(if wants.card.is_dismissed() { Left::Dismissed } else { Left::ByItself });
