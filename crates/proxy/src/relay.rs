@@ -37,8 +37,41 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// The longest beginning of a header; whoever leaves more has no room for it now.
 const HEADER_LEFT_BYTES: usize = HEADER_BYTES - 1;
 
+/// What was larger for a moment is not kept for the next one.
+const KEPT_BYTES: usize = 4 * 1024;
+
 thread_local! {
-    static CHUNK: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static DESK: Cell<Option<Box<Desk>>> = const { Cell::new(None) };
+}
+
+/// Where a thread handles bytes: what it takes for a message, all its clients take in turns.
+struct Desk {
+    chunk: Box<[u8]>,
+    /// What is written instead of what came.
+    edited: BytesMut,
+    /// For the next client of whom something is kept for a moment.
+    spare: BytesMut,
+}
+
+impl Desk {
+    fn with<T>(work: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut desk = DESK.take().unwrap_or_else(|| {
+            let chunk = vec![0; CHUNK_BYTES].into_boxed_slice();
+            Box::new(Desk { chunk, edited: BytesMut::new(), spare: BytesMut::new() })
+        });
+        let done = work(&mut desk);
+        DESK.set(Some(desk));
+        done
+    }
+}
+
+/// Empty, with the room that it has.
+fn emptied(mut buffer: BytesMut) -> BytesMut {
+    if buffer.capacity() > KEPT_BYTES {
+        return BytesMut::new();
+    }
+    buffer.clear();
+    buffer
 }
 
 /// How it ended.
@@ -203,6 +236,7 @@ impl Link {
             if let Poll::Ready(Err(_)) = self.to_client.drain(cx, client) {
                 return Poll::Ready(false);
             }
+            self.to_server.clear_away();
             let is_in_a_message = self.aside.as_ref().is_some_and(Aside::is_in_a_message);
             let least = if is_in_a_message { 0 } else { HEADER_LEFT_BYTES };
             while self.to_server.unread.len() <= least {
@@ -432,18 +466,27 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
+    /// Whoever waits with nothing unread has no room for it.
+    fn clear_away(&mut self) {
+        if self.unread.is_empty() && self.unread.capacity() > 0 {
+            Desk::with(|desk| desk.spare = emptied(std::mem::take(&mut self.unread)));
+        }
+    }
+
     /// Reads once and keeps it. 0: the end.
     fn read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
-        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        let room = CHUNK_BYTES - self.unread.len();
-        let mut buffer = ReadBuf::new(&mut chunk[..room]);
-        let read = Pin::new(from).poll_read(cx, &mut buffer).map_ok(|()| {
-            self.unread.extend_from_slice(buffer.filled());
-            self.moved_bytes += buffer.filled().len() as u64;
-            buffer.filled().len()
-        });
-        CHUNK.set(Some(chunk));
-        read
+        Desk::with(|Desk { chunk, spare, .. }| {
+            let room = CHUNK_BYTES - self.unread.len();
+            let mut buffer = ReadBuf::new(&mut chunk[..room]);
+            ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+            let read = buffer.filled();
+            if self.unread.capacity() == 0 && !read.is_empty() {
+                self.unread = std::mem::take(spare);
+            }
+            self.unread.extend_from_slice(read);
+            self.moved_bytes += read.len() as u64;
+            Poll::Ready(Ok(read.len()))
+        })
     }
 
     /// Reads once and passes it on. `false`: the end.
@@ -454,18 +497,19 @@ impl Way {
         to: &mut Stream,
         show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
     ) -> Poll<Result<bool, Broken>> {
-        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        let pumped = self.pump_through(cx, from, to, &mut chunk, show);
-        CHUNK.set(Some(chunk));
-        pumped
+        Desk::with(|desk| {
+            let pumped = self.pump_over(cx, from, to, desk, show);
+            desk.edited = emptied(std::mem::take(&mut desk.edited));
+            pumped
+        })
     }
 
-    fn pump_through(
+    fn pump_over(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &mut Stream,
-        chunk: &mut [u8],
+        Desk { chunk, edited, spare }: &mut Desk,
         show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
     ) -> Poll<Result<bool, Broken>> {
         let kept = self.unread.len();
@@ -480,15 +524,16 @@ impl Way {
                 return Poll::Ready(Ok(false));
             }
         }
-        self.unread = BytesMut::new();
+        if self.unread.capacity() > 0 {
+            *spare = emptied(std::mem::take(&mut self.unread));
+        }
         let received = &chunk[..kept + count];
-        let mut edited = BytesMut::new();
-        let shown = show(received, &mut edited).map_err(Broken::Fault)?;
+        let shown = show(received, edited).map_err(Broken::Fault)?;
         match shown.as_it_came {
             Some(length) => {
                 self.pass(cx, to, &received[shown.taken_bytes - length..shown.taken_bytes])?;
             }
-            None => self.pass(cx, to, &edited)?,
+            None => self.pass(cx, to, edited)?,
         }
         self.unread.extend_from_slice(&received[shown.taken_bytes..]);
         Poll::Ready(Ok(true))
