@@ -77,7 +77,7 @@ pub(crate) async fn share(
     mode: Mode,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let (pool, lent, startup) = match Box::pin(first(stream, wants, startup, world)).await? {
+    let (pool, mut lent, startup) = match Box::pin(first(stream, wants, startup, world)).await? {
         Ok(first) => first,
         Err(left) => return Ok(left),
     };
@@ -90,7 +90,7 @@ pub(crate) async fn share(
         settings: Arc::clone(&startup),
         wanted,
         startup,
-        told: Arc::clone(&lent.backend.welcome.parameters),
+        told: Arc::clone(lent.backend.welcome.shelved(&world.reported)),
         reported: None,
         recalls_sequences: false,
         is_repeating: false,
@@ -405,7 +405,7 @@ impl Sharing<'_> {
             let _has_room = loan.noted.iter().all(|(name, value)| backend.welcome.note(name, value));
         }
         if !self.is_repeating {
-            self.told = Arc::clone(&backend.welcome.parameters);
+            self.told = Arc::clone(backend.welcome.shelved(&self.world.reported));
         }
         end
     }
@@ -492,8 +492,8 @@ impl Sharing<'_> {
     }
 
     /// What is different at this server, though the client has not changed it.
-    fn tell(&mut self, backend: &Backend, link: &mut Link) {
-        let is = &backend.welcome.parameters;
+    fn tell(&mut self, backend: &mut Backend, link: &mut Link) {
+        let is = backend.welcome.shelved(&self.world.reported);
         if Arc::ptr_eq(is, &self.told) {
             return;
         }
