@@ -5,7 +5,7 @@
 //!
 //! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -79,7 +79,7 @@ impl std::fmt::Debug for OnePool {
 
 struct State {
     pool: Pool,
-    idle: HashMap<ServerId, Box<Backend>>,
+    idle: BTreeMap<ServerId, Box<Backend>>,
     /// Of all that are open, whoever has them.
     cards: HashMap<ServerId, Arc<ServerCard>>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
@@ -148,7 +148,7 @@ impl Pools {
             }
             let state = State {
                 pool,
-                idle: HashMap::new(),
+                idle: BTreeMap::new(),
                 cards: HashMap::new(),
                 waiting: HashMap::new(),
                 resting: HashSet::new(),

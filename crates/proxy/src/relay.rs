@@ -299,6 +299,9 @@ fn poll(
     admission: &mut Admission,
     link: &mut Link,
 ) -> Poll<End> {
+    // It wakes this task when it says something. Every second time it is looked at all the same: whoever sends without end is
+    // to hear of an error.
+    let mut server_is_silent = false;
     loop {
         if link.is_dismissed() {
             return Poll::Ready(End::Dismissed);
@@ -326,11 +329,12 @@ fn poll(
             Verdict::Unknown => return Poll::Pending,
             Verdict::Superseded => return Poll::Ready(End::Rerouted),
         }
-        let answered = match from_server(cx, server, client, session, link) {
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(end)) => return Poll::Ready(end),
-            Poll::Pending => false,
-        };
+        let answered = !server_is_silent
+            && match from_server(cx, server, client, session, link) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
+                Poll::Pending => false,
+            };
         if answered {
             link.count_moved();
             link.meter.look(session, admission.looked_at(), link.card.as_deref(), admission.card());
@@ -353,6 +357,7 @@ fn poll(
         if !(answered || asked) {
             return Poll::Pending;
         }
+        server_is_silent = !(answered || server_is_silent);
     }
 }
 
