@@ -15,7 +15,7 @@ use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
 
 use crate::clock;
-use crate::fence::Admitted;
+use crate::fence::{Admitted, Bell};
 use crate::net::{self, ServerTls, Stream, Way};
 use crate::pool::Place;
 use crate::roster::ServerCard;
@@ -58,6 +58,8 @@ pub(crate) struct Backend {
     pub(crate) known: Known,
     /// What is shown of it, if it is of a pool.
     pub(crate) card: Option<Arc<ServerCard>>,
+    /// What wakes its client, in the same case.
+    pub(crate) bell: Option<Arc<Bell>>,
 }
 
 /// What the proxy asked for itself was answered by an error.
@@ -169,6 +171,7 @@ impl Backend {
             overheard,
             known,
             card: None,
+            bell: None,
         })
     }
 
@@ -440,6 +443,7 @@ mod tests {
             overheard: BytesMut::new(),
             known: Known::new(1),
             card: None,
+            bell: None,
         }
     }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::constant_time;
+use tokio::sync::Notify;
 
 use crate::backend::{self, Cancelable};
 use crate::net::ServerTls;
@@ -19,29 +20,69 @@ use crate::world::{NoRandomness, random};
 const KEY_BYTES: usize = 4;
 const LONG_KEY_BYTES: usize = 32;
 
-/// The server that a client has now. Held while a cancel is on its way to it.
-pub(crate) type Slot = Arc<tokio::sync::Mutex<Option<Arc<Cancelable>>>>;
+/// A client's key, and the server that it has now.
+#[derive(Debug)]
+struct Slot {
+    key: Box<[u8]>,
+    has: Mutex<Has>,
+    /// None is on its way any more.
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Has {
+    server: Option<Arc<Cancelable>>,
+    /// Cancels that are on their way to it, or to the former one, which stays this client's as long as there are any.
+    on_their_way: u32,
+}
+
+impl Slot {
+    fn has(&self) -> MutexGuard<'_, Has> {
+        self.has.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A cancel that has not arrived.
+struct OnItsWay<'a>(&'a Slot);
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        let mut has = self.0.has();
+        has.on_their_way -= 1;
+        if has.on_their_way == 0 {
+            self.0.arrived.notify_one();
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Cancels {
-    by_pid: Mutex<HashMap<u32, (Vec<u8>, Slot)>>,
+    by_pid: Mutex<HashMap<u32, Arc<Slot>>>,
 }
 
 /// A client's number and key; forgotten when it is dropped.
 pub(crate) struct Ticket {
     cancels: Arc<crate::world::World>,
     pub(crate) pid: u32,
-    pub(crate) key: Vec<u8>,
-    pub(crate) slot: Slot,
+    slot: Arc<Slot>,
 }
 
 impl Ticket {
-    /// From now on its client has this server. Waits for a cancel that is on its way to the former one.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.slot.key
+    }
+
+    /// From now on its client has this server. Waits for cancels that are on their way to the former one.
     pub(crate) async fn has(&self, server: Option<&Arc<Cancelable>>) {
-        // Most often there is none.
-        match self.slot.try_lock() {
-            Ok(mut slot) => *slot = server.cloned(),
-            Err(_) => *self.slot.lock().await = server.cloned(),
+        let mut on_their_way = {
+            let mut has = self.slot.has();
+            has.server = server.cloned();
+            has.on_their_way
+        };
+        // Most often there are none.
+        while on_their_way > 0 {
+            self.slot.arrived.notified().await;
+            on_their_way = self.slot.has().on_their_way;
         }
     }
 }
@@ -53,7 +94,7 @@ impl Drop for Ticket {
 }
 
 impl Cancels {
-    fn known(&self) -> MutexGuard<'_, HashMap<u32, (Vec<u8>, Slot)>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<u32, Arc<Slot>>> {
         self.by_pid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -63,7 +104,8 @@ impl Cancels {
         if !long {
             key.truncate(KEY_BYTES);
         }
-        let slot = Slot::default();
+        let slot = Slot { key: key.into(), has: Mutex::default(), arrived: Notify::new() };
+        let slot = Arc::new(slot);
         let mut known = world.cancels.known();
         let pid = loop {
             // A process number for whoever shows it as one: positive, and free.
@@ -72,23 +114,24 @@ impl Cancels {
                 break pid;
             }
         };
-        known.insert(pid, (key.clone(), Arc::clone(&slot)));
+        known.insert(pid, Arc::clone(&slot));
         drop(known);
-        Ok(Ticket { cancels: Arc::clone(world), pid, key, slot })
+        Ok(Ticket { cancels: Arc::clone(world), pid, slot })
     }
 
     /// Does nothing if nobody has this key, and a client is not told. `false`: it is not of this process.
     pub(crate) async fn cancel(&self, pid: u32, key: &[u8], tls: &dyn ServerTls) -> bool {
         let slot = match self.known().get(&pid) {
-            Some((known, slot)) if constant_time::verify_slices_are_equal(known, key).is_ok() => {
-                Arc::clone(slot)
-            }
+            Some(slot) if constant_time::verify_slices_are_equal(&slot.key, key).is_ok() => Arc::clone(slot),
             _ => return false,
         };
-        let held = slot.lock().await;
-        if let Some(who) = &*held {
-            backend::cancel(who, tls).await;
-        }
+        let (server, _arrives) = {
+            let mut has = slot.has();
+            let Some(server) = has.server.clone() else { return true };
+            has.on_their_way += 1;
+            (server, OnItsWay(&slot))
+        };
+        backend::cancel(&server, tls).await;
         true
     }
 }
@@ -98,6 +141,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Waker};
 
     use bytes::BytesMut;
     use pgherd_core::spec::TlsMode;
@@ -152,12 +196,12 @@ mod tests {
     fn keys_are_all_different_and_look_like_those_of_postgresql() {
         let world = world();
         let tickets: Vec<Ticket> = (0..500).map(|at| Cancels::enter(&world, at % 2 == 0).unwrap()).collect();
-        let keys: BTreeSet<&[u8]> = tickets.iter().map(|ticket| ticket.key.as_slice()).collect();
+        let keys: BTreeSet<&[u8]> = tickets.iter().map(Ticket::key).collect();
         let pids: BTreeSet<u32> = tickets.iter().map(|ticket| ticket.pid).collect();
         // Of 250 keys of four bytes two are alike once in a hundred thousand times.
         assert!(keys.len() >= 499 && pids.len() == 500, "{} keys, {} numbers", keys.len(), pids.len());
         assert!(pids.iter().all(|pid| *pid > 0 && *pid < 1 << 31), "a number that tools take for negative");
-        assert!(tickets.iter().all(|ticket| matches!(ticket.key.len(), KEY_BYTES | LONG_KEY_BYTES)));
+        assert!(tickets.iter().all(|ticket| matches!(ticket.key().len(), KEY_BYTES | LONG_KEY_BYTES)));
         drop(tickets);
         assert!(world.cancels.known().is_empty(), "whoever is gone is forgotten");
     }
@@ -167,21 +211,23 @@ mod tests {
         let (world, (who, came, close)) = (world(), server().await);
         let (ticket, other) = (Cancels::enter(&world, true).unwrap(), Cancels::enter(&world, true).unwrap());
         let gone = Cancels::enter(&world, true).unwrap();
-        let (gone_pid, gone_key) = (gone.pid, gone.key.clone());
-        *gone.slot.lock().await = Some(Arc::clone(&who));
+        let (gone_pid, gone_key) = (gone.pid, gone.key().to_vec());
+        gone.has(Some(&who)).await;
         drop(gone);
-        *ticket.slot.lock().await = Some(who);
-        let longer = [&ticket.key[..], &[0]].concat();
-        let mut flipped = ticket.key.clone();
+        ticket.has(Some(&who)).await;
+        let longer = [ticket.key(), &[0]].concat();
+        let mut flipped = ticket.key().to_vec();
         flipped[31] ^= 1;
-        for key in [&b""[..], &ticket.key[..4], &ticket.key[..31], &longer, &flipped, &other.key, &gone_key] {
+        for key in
+            [&b""[..], &ticket.key()[..4], &ticket.key()[..31], &longer, &flipped, other.key(), &gone_key]
+        {
             world.cancels.cancel(ticket.pid, key, &InClear).await;
         }
-        world.cancels.cancel(other.pid, &ticket.key, &InClear).await;
-        world.cancels.cancel(other.pid, &other.key, &InClear).await;
+        world.cancels.cancel(other.pid, ticket.key(), &InClear).await;
+        world.cancels.cancel(other.pid, other.key(), &InClear).await;
         world.cancels.cancel(gone_pid, &gone_key, &InClear).await;
         close.send(()).unwrap();
-        world.cancels.cancel(ticket.pid, &ticket.key, &InClear).await;
+        world.cancels.cancel(ticket.pid, ticket.key(), &InClear).await;
         assert_eq!(came.load(Ordering::Relaxed), 1, "the last one came, and no other one");
     }
 
@@ -189,17 +235,24 @@ mod tests {
     async fn while_a_cancel_is_on_its_way_the_server_is_nobody_elses() {
         let (world, (who, came, close)) = (world(), server().await);
         let ticket = Cancels::enter(&world, false).unwrap();
-        *ticket.slot.lock().await = Some(who);
+        ticket.has(Some(&who)).await;
         let canceling = tokio::spawn({
-            let (world, pid, key) = (Arc::clone(&world), ticket.pid, ticket.key.clone());
+            let (world, pid, key) = (Arc::clone(&world), ticket.pid, ticket.key().to_vec());
             async move { world.cancels.cancel(pid, &key, &InClear).await }
         });
         while came.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
-        assert!(ticket.slot.try_lock().is_err(), "whoever gives the server back has to wait");
+        let mut given_back = std::pin::pin!(ticket.has(None));
+        let waits = given_back.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+        assert!(waits, "whoever gives the server back has to");
+        assert!(
+            world.cancels.cancel(ticket.pid, ticket.key(), &InClear).await,
+            "it is too late for another one"
+        );
         close.send(()).unwrap();
-        assert!(ticket.slot.lock().await.take().is_some());
-        canceling.await.unwrap();
+        given_back.await;
+        assert_eq!(came.load(Ordering::Relaxed), 1);
+        assert!(canceling.await.unwrap());
     }
 }

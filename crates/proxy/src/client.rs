@@ -34,7 +34,7 @@ use crate::positions::{Mark, Who};
 use crate::proxy::Access;
 use crate::readers::find_reader;
 use crate::relay::{End, Link, relay};
-use crate::roster::{Card, Newcomer};
+use crate::roster::{Card, Entry, Newcomer};
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
 use crate::session::{Fault, Lost, Mode, Session};
@@ -156,6 +156,13 @@ impl From<std::io::Error> for Out {
 struct Guest {
     stream: Stream,
     out: BytesMut,
+    proven: Box<Proven>,
+    entry: Entry,
+}
+
+/// What it has asked for, and the keys by which it has shown that it may. In a box, which goes from hand to hand: each of them
+/// would keep room for it.
+struct Proven {
     asked: Asked,
     keys: Option<ClientKeys>,
 }
@@ -167,36 +174,34 @@ pub(crate) struct Door {
     pub(crate) worker: Worker,
 }
 
-pub(crate) async fn serve(stream: TcpStream, address: SocketAddr, door: Door, world: Arc<World>) {
-    let within = world.settings.load().login_timeout;
-    // In a box, so that a client that is in does not carry what it took to come in.
-    let entering = Box::pin(tokio::time::timeout(within, enter(Stream::Tcp(stream), address.ip(), &world)));
-    let guest = match entering.await {
-        Ok(Some(guest)) => guest,
-        Ok(None) => return,
-        Err(_) => return world.ledger.no_entry(NoEntry::TooLate),
-    };
-    let Guest { mut stream, mut out, asked, keys } = guest;
-    let named = |(name, _): &&(String, String)| name == "application_name";
-    let newcomer = Newcomer {
-        id: world.next_client(),
-        address,
-        local: stream.addresses().map_or(address, |(local, _)| local),
-        user: &asked.user,
-        database: &asked.database,
-        application_name: asked.parameters.iter().find(named).map_or("", |(_, value)| value),
-        replication: asked.replication,
-        is_encrypted: stream.is_encrypted(),
-    };
-    let entry = world.roster.enter(newcomer).await;
-    match stay(&mut stream, &mut out, asked, keys, door, &entry.card, &world).await {
-        Ok(Left::ByItself) => return,
-        Ok(Left::Dismissed) => Farewell::dismissed().write(&mut out),
-        // The server has said why.
-        Ok(Left::Told) => {}
-        Err(farewell) => farewell.write(&mut out),
+/// `here`: what lasts as long as the client is there.
+pub(crate) fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    door: Door,
+    world: Arc<World>,
+    here: impl Send,
+) -> impl Future<Output = ()> + Send {
+    // In a box, so that a client that is in does not carry what it took to come in; and outside of what follows, which would
+    // keep room for what is put into the box.
+    let entering = Box::pin(enter_in_time(stream, address, Arc::clone(&world)));
+    async move {
+        if let Some(mut guest) = entering.await {
+            let (stream, out, card) = (&mut guest.stream, &mut guest.out, &guest.entry.card);
+            let left = stay(stream, out, guest.proven, door, card, &world).await;
+            let is_told = !matches!(left, Ok(Left::ByItself));
+            match left {
+                // The server has said why.
+                Ok(Left::ByItself | Left::Told) => {}
+                Ok(Left::Dismissed) => Farewell::dismissed().write(&mut guest.out),
+                Err(farewell) => farewell.write(&mut guest.out),
+            }
+            if is_told {
+                Box::pin(say(&mut guest.stream, &mut guest.out)).await;
+            }
+        }
+        drop(here);
     }
-    Box::pin(say(&mut stream, &mut out)).await;
 }
 
 /// How a client went that needs no farewell.
@@ -234,13 +239,22 @@ async fn say(stream: &mut Stream, out: &mut BytesMut) {
     }
 }
 
-async fn enter(stream: Stream, address: IpAddr, world: &Arc<World>) -> Option<Guest> {
+async fn enter_in_time(stream: TcpStream, address: SocketAddr, world: Arc<World>) -> Option<Guest> {
+    let within = world.settings.load().login_timeout;
+    let entered = tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)).await;
+    entered.unwrap_or_else(|_| {
+        world.ledger.no_entry(NoEntry::TooLate);
+        None
+    })
+}
+
+async fn enter(stream: Stream, address: SocketAddr, world: &Arc<World>) -> Option<Guest> {
     let nonce = nonce().ok()?;
     let settings = world.settings.load_full();
     let mut login = Login::new(settings.tls(), nonce);
     let mut stream = stream;
     let (mut input, mut out) = (BytesMut::new(), BytesMut::new());
-    let keys = match converse(&mut stream, &mut login, address, world, &mut input, &mut out).await {
+    let keys = match converse(&mut stream, &mut login, address.ip(), world, &mut input, &mut out).await {
         Ok(keys) => keys,
         Err(Out::Silent) => return None,
         Err(Out::Told(farewell)) => {
@@ -259,7 +273,19 @@ async fn enter(stream: Stream, address: IpAddr, world: &Arc<World>) -> Option<Gu
         say(&mut stream, &mut out).await;
         return None;
     }
-    Some(Guest { stream, out, asked, keys })
+    let named = |(name, _): &&(String, String)| name == "application_name";
+    let newcomer = Newcomer {
+        id: world.next_client(),
+        address,
+        local: stream.addresses().map_or(address, |(local, _)| local),
+        user: &asked.user,
+        database: &asked.database,
+        application_name: asked.parameters.iter().find(named).map_or("", |(_, value)| value),
+        replication: asked.replication,
+        is_encrypted: stream.is_encrypted(),
+    };
+    let entry = world.roster.enter(newcomer).await;
+    Some(Guest { stream, out, proven: Box::new(Proven { asked, keys }), entry })
 }
 
 async fn converse(
@@ -367,16 +393,16 @@ fn method(asked: &Asked, from: hba::From<'_>, settings: &crate::world::Settings)
 async fn stay(
     stream: &mut Stream,
     out: &mut BytesMut,
-    asked: Asked,
-    keys: Option<ClientKeys>,
+    proven: Box<Proven>,
     mut door: Door,
     card: &Arc<Card>,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
+    let asked = &proven.asked;
     let ticket = Cancels::enter(world, asked.version >= Version::V3_2)
         .map_err(|error| Farewell::new(SqlState::CONNECTION_FAILURE, error.to_string()))?;
-    if console::is_meant(&asked) {
-        return Box::pin(console::serve(stream, out, &asked, &ticket, card, world)).await;
+    if console::is_meant(asked) {
+        return Box::pin(console::serve(stream, out, asked, &ticket, card, world)).await;
     }
     if world.disabled().contains(&asked.database) {
         world.ledger.no_entry(NoEntry::Disabled);
@@ -385,16 +411,18 @@ async fn stay(
             .hint("An administrator lets nobody in; ENABLE in the proxy's console ends that."));
     }
     if asked.replication != Replication::Off {
-        return Box::pin(replicate(stream, out, &asked, keys, &ticket, card, world)).await;
+        return Box::pin(replicate(stream, out, &proven, &ticket, card, world)).await;
     }
-    let _counted = count(&asked, world)?;
-    let Startup { settings: startup, access, splits } = startup(&asked, door.access)?;
+    let _counted = count(asked, world)?;
+    let Startup { settings: startup, access, splits } = startup(asked, door.access)?;
     door.access = access;
     let (database, user) = (asked.database.clone(), asked.user.clone());
     let mark = world.marks.of(Who { database, user, address: card.address.ip() });
     let splits = splits.unwrap_or(world.settings.load().reads.split) && access == Access::ReadWrite;
-    let wants = Wants { client: card.id, card: Arc::clone(card), asked, keys, door, mark, splits };
-    match world.settings.load().pooling.of(&wants.asked.database, &wants.asked.user) {
+    // Before the client stays: settings that are looked at keep their place, and there are few.
+    let mode = world.settings.load().pooling.of(&asked.database, &asked.user);
+    let wants = Wants { client: card.id, card: Arc::clone(card), proven, door, mark, splits };
+    match mode {
         // In a box, so that those who share servers are not as large as those who keep one.
         PoolMode::Session => Box::pin(keep(stream, out, &wants, startup, &ticket, world)).await,
         PoolMode::Transaction => share(stream, out, &wants, startup, &ticket, Mode::Transaction, world).await,
@@ -527,8 +555,7 @@ pub(crate) async fn begin(
 pub(crate) struct Wants {
     client: ClientId,
     pub(crate) card: Arc<Card>,
-    asked: Asked,
-    keys: Option<ClientKeys>,
+    proven: Box<Proven>,
     door: Door,
     /// When it wrote.
     mark: Arc<Mark>,
@@ -543,8 +570,8 @@ impl Wants {
     }
 
     pub(crate) fn pool(&self, role: &Role, world: &World) -> Arc<OnePool> {
-        let (database, user) = (self.asked.database.clone(), self.asked.user.clone());
-        world.pools.of(Name { database, user, role: role.clone() }, self.keys.clone(), world)
+        let (database, user) = (self.proven.asked.database.clone(), self.proven.asked.user.clone());
+        world.pools.of(Name { database, user, role: role.clone() }, self.proven.keys.clone(), world)
     }
 
     pub(crate) async fn lend(&self, pool: &Arc<OnePool>, world: &Arc<World>) -> Result<Lent, NotLent> {
@@ -553,7 +580,7 @@ impl Wants {
 
     /// Its database and its user.
     pub(crate) fn names(&self) -> (&str, &str) {
-        (&self.asked.database, &self.asked.user)
+        (&self.proven.asked.database, &self.proven.asked.user)
     }
 
     pub(crate) fn client(&self) -> ClientId {
@@ -656,7 +683,7 @@ pub(crate) async fn greet(
     for (name, value) in backend.welcome.parameters.iter() {
         build::parameter_status(out, name, value).map_err(|error| fault(&error))?;
     }
-    let key = Key::new(&ticket.key).map_err(|error| fault(&error))?;
+    let key = Key::new(ticket.key()).map_err(|error| fault(&error))?;
     build::backend_key_data(out, ticket.pid, key);
     build::ready_for_query(out, TransactionStatus::Idle);
     stream.send(out).await.map_err(|_| End::ClientLeft)?;
@@ -768,8 +795,7 @@ impl End {
 async fn replicate(
     stream: &mut Stream,
     out: &mut BytesMut,
-    asked: &Asked,
-    keys: Option<ClientKeys>,
+    Proven { asked, keys }: &Proven,
     ticket: &Ticket,
     card: &Arc<Card>,
     world: &Arc<World>,
@@ -784,12 +810,12 @@ async fn replicate(
         parameters: asked.parameters.clone(),
         is_certified: world.settings.load().certificate_users.contains(&asked.user),
     };
-    let mut backend = Backend::open(place, target, world.way(), &purpose, keys).await?;
+    let mut backend = Backend::open(place, target, world.way(), &purpose, keys.clone()).await?;
     let (mut session, mut link) = (Session::new(), Link::of(card));
     let end = match greet(stream, out, &backend, ticket).await {
         Ok(()) => {
             let (fence, place) = (Arc::clone(&world.fence), backend.place.clone());
-            let mut admission = Admission::new(fence, Role::Primary, place, None);
+            let mut admission = Admission::new(fence, Role::Primary, place, world.fence.bell(), None);
             use_server(stream, &mut backend, &mut admission, &mut session, &mut link, ticket).await
         }
         Err(end) => end,
@@ -878,7 +904,31 @@ pub(crate) async fn refuse(stream: TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::hba::Hba;
+    use crate::net::InClear;
+    use crate::verifiers::{AuthQuery, Verifiers};
+    use crate::world::Settings;
+
+    /// Most clients say nothing most of the time, and then this is the larger part of what each of them costs: a future keeps
+    /// room for what was moved through it, so that it grows by a line that looks innocent.
+    #[tokio::test]
+    async fn a_client_that_waits_is_small() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned() };
+        let settings = Settings::new(Hba::default());
+        let verifiers = Verifiers::new(query).unwrap();
+        let world = Arc::new(World::new(settings, Arc::new(InClear), verifiers, Vec::new()));
+        let door = Door { access: Access::ReadWrite, worker: Worker(0) };
+        let task_bytes = size_of_val(&serve(stream, address, door, world, ()));
+        assert!(task_bytes <= 1_500, "{task_bytes}");
+    }
 
     /// What the proxy's own connection was told is not told to whoever comes along.
     #[test]

@@ -255,7 +255,10 @@ impl Meter {
     /// What is left, when a client has its server no more.
     pub(crate) fn finish(&mut self, session: &Session, now: Instant, server: Option<&ServerCard>) {
         let transactions = session.tally().transactions - self.told.transactions;
-        self.add(session, now, transactions, server);
+        // Most often its last answer was counted when it came.
+        if self.received_bytes + self.sent_bytes > 0 || *session.tally() != self.told {
+            self.add(session, now, transactions, server);
+        }
         (self.transaction, self.query) = (None, None);
     }
 

@@ -5,9 +5,9 @@
 //! still takes statements.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use pgherd_core::types::{Instant, Lsn, NodeName, Term};
@@ -25,6 +25,8 @@ pub(crate) struct Fence {
     /// Rises with every table.
     version: AtomicU64,
     changes: watch::Sender<u64>,
+    /// Of the server connections.
+    bells: Mutex<Vec<Weak<Bell>>>,
     hold_ms: AtomicU64,
     /// Standbys that an operator wants to be sent nothing.
     detached: Mutex<BTreeSet<NodeName>>,
@@ -49,6 +51,7 @@ impl Fence {
             routes: Mutex::default(),
             version: AtomicU64::new(1),
             changes: watch::Sender::new(1),
+            bells: Mutex::default(),
             hold_ms: AtomicU64::new(0),
             detached: Mutex::default(),
         };
@@ -65,7 +68,7 @@ impl Fence {
     }
 
     fn routes(&self) -> MutexGuard<'_, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.routes)
     }
 
     /// `false`: the table is of a former term.
@@ -99,7 +102,7 @@ impl Fence {
     }
 
     pub(crate) fn detached(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
-        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.detached)
     }
 
     /// Could an agent prove now what is known of the routes?
@@ -116,10 +119,49 @@ impl Fence {
         self.changes.subscribe()
     }
 
+    /// One that rings with every change from now on, for as long as it is there.
+    pub(crate) fn bell(&self) -> Arc<Bell> {
+        let bell = Arc::default();
+        let mut bells = locked(&self.bells);
+        if bells.len() == bells.capacity() {
+            bells.retain(|bell| bell.strong_count() > 0);
+        }
+        bells.push(Arc::downgrade(&bell));
+        bell
+    }
+
     /// Every session asks again.
     pub(crate) fn look_again(&self) {
+        // Before anybody is woken: whoever takes a bell that has rung already sees this version.
         let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
         self.changes.send_replace(version);
+        locked(&self.bells).retain(|bell| bell.upgrade().inspect(|bell| bell.ring()).is_some());
+    }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes whoever uses a server connection when the routes change.
+///
+/// It is the connection's, and hangs as long as that lives: a client that is lent it only says that it is the one to be woken.
+/// Whoever was the last one stays so, and may be woken for nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Bell(Mutex<Option<Waker>>);
+
+impl Bell {
+    fn ring(&self) {
+        if let Some(waker) = &*locked(&self.0) {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn wakes(&self, waker: &Waker) {
+        let mut woken = locked(&self.0);
+        if !woken.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *woken = Some(waker.clone());
+        }
     }
 }
 
@@ -151,14 +193,23 @@ pub(crate) struct Admission {
     card: Option<Arc<ServerCard>>,
     /// Where it is noted that its client rests while the server is drained.
     seat: Option<Seat>,
+    bell: Arc<Bell>,
 }
 
 impl Admission {
-    pub(crate) fn new(fence: Arc<Fence>, role: Role, place: Place, seat: Option<Seat>) -> Admission {
+    /// `bell`: the connection's.
+    pub(crate) fn new(
+        fence: Arc<Fence>,
+        role: Role,
+        place: Place,
+        bell: Arc<Bell>,
+        seat: Option<Seat>,
+    ) -> Admission {
         Admission {
             fence,
             role,
             place,
+            bell,
             seat,
             card: None,
             looked_at: Instant::from_boot(Duration::ZERO),
@@ -189,9 +240,9 @@ impl Admission {
         self.looked_at
     }
 
-    /// Wakes whoever awaits its changes.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
-        self.fence.subscribe()
+    /// From now on this is woken whenever the verdict may be another one; to be called before it is asked for.
+    pub(crate) fn wakes(&self, waker: &Waker) {
+        self.bell.wakes(waker);
     }
 
     /// Notes whether the client begins nothing until the verdict is another one. `true`: that is new.
@@ -234,6 +285,8 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use pgherd_core::types::Term;
 
     use super::*;
@@ -257,12 +310,16 @@ mod tests {
         }
     }
 
+    fn admit(fence: &Arc<Fence>, role: Role, place: Place) -> Admission {
+        Admission::new(Arc::clone(fence), role, place, fence.bell(), None)
+    }
+
     #[test]
     fn a_connection_is_good_while_its_place_is_and_never_again_after() {
         let long = Duration::from_secs(60);
         let fence = Arc::new(Fence::new(long));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        let mut admission = Admission::new(Arc::clone(&fence), Role::Primary, place.clone(), None);
+        let mut admission = admit(&fence, Role::Primary, place.clone());
         assert_eq!(admission.verdict(), Verdict::Unknown, "nobody has said anything");
         fence.learn(table(4, Some("a"), long));
         assert_eq!(admission.verdict(), Verdict::Admitted);
@@ -276,8 +333,7 @@ mod tests {
         assert_eq!(admission.verdict(), Verdict::Superseded, "whoever will be the primary");
         assert!(!fence.learn(table(4, Some("a"), long)));
         assert_eq!(admission.verdict(), Verdict::Superseded);
-        let mut other =
-            Admission::new(Arc::clone(&fence), Role::Primary, Place { term: Term(5), ..place }, None);
+        let mut other = admit(&fence, Role::Primary, Place { term: Term(5), ..place });
         fence.learn(table(5, Some("b"), long));
         assert_eq!(other.verdict(), Verdict::Superseded);
     }
@@ -298,7 +354,7 @@ mod tests {
         };
         fence.learn(of(4, true, Duration::ZERO));
         let place = Place { node: standby.clone(), term: Term(4) };
-        let mut admission = Admission::new(Arc::clone(&fence), Role::Standby(standby), place, None);
+        let mut admission = admit(&fence, Role::Standby(standby), place);
         assert_eq!(admission.verdict(), Verdict::Admitted, "no agent is heard any more");
         assert_eq!(admission.verdict(), Verdict::Admitted);
         assert!(!fence.is_proven());
@@ -311,10 +367,53 @@ mod tests {
         assert_eq!(admission.verdict(), Verdict::Superseded, "another term");
     }
 
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn every_change_wakes_whoever_uses_a_connection() {
+        let fence = Arc::new(Fence::new(Duration::ZERO));
+        let place = Place { node: "a".parse().unwrap(), term: Term(4) };
+        let [first, second, other] = [(); 3].map(|()| Arc::<Woken>::default());
+        let times = || [&first, &second, &other].map(|woken| woken.0.load(Ordering::Relaxed));
+        let (connection, another) = (fence.bell(), fence.bell());
+        let lent = |bell: &Arc<Bell>| {
+            Admission::new(Arc::clone(&fence), Role::Primary, place.clone(), Arc::clone(bell), None)
+        };
+        lent(&connection).wakes(&Arc::clone(&first).into());
+        lent(&another).wakes(&Arc::clone(&other).into());
+        fence.look_again();
+        fence.learn(table(4, Some("a"), Duration::ZERO));
+        assert_eq!(times(), [2, 0, 2]);
+        lent(&connection).wakes(&Arc::clone(&second).into());
+        drop(another);
+        fence.look_again();
+        assert_eq!(times(), [2, 1, 2], "whoever has it now, and nobody whose connection is gone");
+    }
+
+    #[test]
+    fn bells_of_connections_that_are_gone_take_no_room() {
+        let fence = Fence::new(Duration::ZERO);
+        let kept = fence.bell();
+        for _ in 0..1000 {
+            drop(fence.bell());
+        }
+        assert!(locked(&fence.bells).capacity() < 10, "nothing has changed meanwhile");
+        fence.look_again();
+        assert_eq!(locked(&fence.bells).len(), 1);
+        drop(kept);
+    }
+
     #[test]
     fn nobody_waits_for_a_route_for_ever() {
         let fence = Arc::new(Fence::new(Duration::ZERO));
         let place = Place { node: "a".parse().unwrap(), term: Term(4) };
-        assert_eq!(Admission::new(fence, Role::Primary, place, None).verdict(), Verdict::Superseded);
+        assert_eq!(admit(&fence, Role::Primary, place).verdict(), Verdict::Superseded);
     }
 }

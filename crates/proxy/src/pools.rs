@@ -5,7 +5,7 @@
 //!
 //! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -79,7 +79,7 @@ impl std::fmt::Debug for OnePool {
 
 struct State {
     pool: Pool,
-    idle: HashMap<ServerId, Box<Backend>>,
+    idle: BTreeMap<ServerId, Box<Backend>>,
     /// Of all that are open, whoever has them.
     cards: HashMap<ServerId, Arc<ServerCard>>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
@@ -148,7 +148,7 @@ impl Pools {
             }
             let state = State {
                 pool,
-                idle: HashMap::new(),
+                idle: BTreeMap::new(),
                 cards: HashMap::new(),
                 waiting: HashMap::new(),
                 resting: HashSet::new(),
@@ -375,7 +375,8 @@ impl OnePool {
     ) -> Admission {
         let seat = Seat { pool: Arc::clone(self), server, rests: false };
         let (fence, role) = (Arc::clone(&world.fence), self.name.role.clone());
-        let admission = Admission::new(fence, role, backend.place.clone(), Some(seat));
+        let bell = backend.bell.clone().unwrap_or_else(|| world.fence.bell());
+        let admission = Admission::new(fence, role, backend.place.clone(), bell, Some(seat));
         admission.counting(backend.card.clone()).admitted_before(backend.admitted)
     }
 
@@ -477,6 +478,7 @@ impl OnePool {
                 state.rejection = None;
                 let card = self.card(&backend, world);
                 backend.card = Some(Arc::clone(&card));
+                backend.bell = Some(world.fence.bell());
                 state.cards.insert(server, card);
                 state.idle.insert(server, Box::new(backend));
                 state.pool.opened(server, now);

@@ -527,11 +527,7 @@ fn welcome(stream: TcpStream, from: SocketAddr, door: Door, world: &Arc<World>) 
         });
         return;
     }
-    let world = Arc::clone(world);
-    tokio::spawn(async move {
-        client::serve(stream, from, door, world).await;
-        drop(here);
-    });
+    tokio::spawn(client::serve(stream, from, door, Arc::clone(world), here));
 }
 
 /// Counts a client for as long as it is there.

@@ -13,7 +13,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -39,8 +39,41 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// The longest beginning of a header; whoever leaves more has no room for it now.
 const HEADER_LEFT_BYTES: usize = HEADER_BYTES - 1;
 
+/// What was larger for a moment is not kept for the next one.
+const KEPT_BYTES: usize = 4 * 1024;
+
 thread_local! {
-    static CHUNK: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static DESK: Cell<Option<Box<Desk>>> = const { Cell::new(None) };
+}
+
+/// Where a thread handles bytes: what it takes for a message, all its clients take in turns.
+struct Desk {
+    chunk: Box<[u8]>,
+    /// What is written instead of what came.
+    edited: BytesMut,
+    /// For the next client of whom something is kept for a moment.
+    spare: BytesMut,
+}
+
+impl Desk {
+    fn with<T>(work: impl FnOnce(&mut Desk) -> T) -> T {
+        let mut desk = DESK.take().unwrap_or_else(|| {
+            let chunk = vec![0; CHUNK_BYTES].into_boxed_slice();
+            Box::new(Desk { chunk, edited: BytesMut::new(), spare: BytesMut::new() })
+        });
+        let done = work(&mut desk);
+        DESK.set(Some(desk));
+        done
+    }
+}
+
+/// Empty, with the room that it has.
+fn emptied(mut buffer: BytesMut) -> BytesMut {
+    if buffer.capacity() > KEPT_BYTES {
+        return BytesMut::new();
+    }
+    buffer.clear();
+    buffer
 }
 
 /// How it ended.
@@ -73,9 +106,9 @@ pub(crate) struct Link {
     to_server: Way,
     to_client: Way,
     /// Of what is under way.
-    trial: Option<Trial>,
+    trial: Option<Box<Trial>>,
     retry: Option<Retry>,
-    watch: Option<Watch>,
+    watch: Option<Box<Watch>>,
     meter: Meter,
     /// What is known of the transaction that commits.
     pub(crate) check: Check,
@@ -136,13 +169,18 @@ impl Link {
 
     /// From now on nothing lasts longer than that.
     pub(crate) fn watch(&mut self, timeouts: Timeouts) {
-        self.watch = Watch::new(timeouts);
+        self.watch = Watch::new(timeouts).map(Box::new);
+    }
+
+    /// As they were set.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.watch.as_ref().map_or_else(Timeouts::default, |watch| watch.timeouts())
     }
 
     /// What comes next, and has so many bytes, can be asked of another server as long as the client has heard nothing of it.
     pub(crate) fn try_out(&mut self, bytes: usize) {
         let behind = self.to_server.unread.split_off(bytes);
-        self.trial = Some(Trial::new(&self.to_server.unread, behind));
+        self.trial = Some(Box::new(Trial::new(&self.to_server.unread, behind)));
     }
 
     /// How it went so far, and what the client had asked.
@@ -214,6 +252,7 @@ impl Link {
             if let Poll::Ready(Err(_)) = self.to_client.drain(cx, client) {
                 return Poll::Ready(false);
             }
+            self.to_server.clear_away();
             let is_in_a_message = self.aside.as_ref().is_some_and(Aside::is_in_a_message);
             let least = if is_in_a_message { 0 } else { HEADER_LEFT_BYTES };
             while self.to_server.unread.len() <= least {
@@ -248,35 +287,36 @@ pub(crate) async fn relay(
     admission: &mut Admission,
     link: &mut Link,
 ) -> End {
-    let mut fence = admission.subscribe();
     if let Some(watch) = &mut link.watch {
         watch.begin();
     }
-    loop {
-        let mut changed = pin!(fence.changed());
+    let end = loop {
         let moved = std::future::poll_fn(|cx| {
+            // First, so that no change is missed.
+            admission.wakes(cx.waker());
             if let Poll::Ready(end) = poll(cx, client, &mut server.stream, session, admission, link) {
                 return Poll::Ready(Some(end));
             }
             if link.check.is_due() {
                 return Poll::Ready(None);
             }
-            if let Some(Poll::Ready(overdue)) = link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
-                return Poll::Ready(Some(End::Overdue(overdue)));
+            match link.watch.as_mut().map(|watch| watch.poll(cx, session)) {
+                Some(Poll::Ready(overdue)) => Poll::Ready(Some(End::Overdue(overdue))),
+                _ => Poll::Pending,
             }
-            // What was decided while nobody looked is looked at again.
-            changed.as_mut().poll(cx).map(|_| None)
         });
-        let mut end = moved.await;
-        if end.is_none() && link.check.is_due() {
-            end = mark(server, session, link).await.err();
+        match moved.await {
+            Some(end) => break end,
+            None => {
+                if let Err(end) = mark(server, session, link).await {
+                    break end;
+                }
+            }
         }
-        if let Some(end) = end {
-            link.count_moved();
-            link.meter.finish(session, admission.looked_at(), admission.card());
-            return end;
-        }
-    }
+    };
+    link.count_moved();
+    link.meter.finish(session, admission.looked_at(), admission.card());
+    end
 }
 
 /// The client is about to commit, and hears nothing of this.
@@ -306,6 +346,9 @@ fn poll(
     admission: &mut Admission,
     link: &mut Link,
 ) -> Poll<End> {
+    // It wakes this task when it says something. Every second time it is looked at all the same: whoever sends without end is
+    // to hear of an error.
+    let mut server_is_silent = false;
     loop {
         if link.is_dismissed() {
             return Poll::Ready(End::Dismissed);
@@ -333,11 +376,12 @@ fn poll(
             Verdict::Unknown => return Poll::Pending,
             Verdict::Superseded => return Poll::Ready(End::Rerouted),
         }
-        let answered = match from_server(cx, server, client, session, link) {
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(end)) => return Poll::Ready(end),
-            Poll::Pending => false,
-        };
+        let answered = !server_is_silent
+            && match from_server(cx, server, client, session, link) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
+                Poll::Pending => false,
+            };
         if answered {
             link.count_moved();
             link.meter.look(session, admission.looked_at(), link.card.as_deref(), admission.card());
@@ -364,6 +408,7 @@ fn poll(
         if !(answered || asked) || link.check.is_due() {
             return Poll::Pending;
         }
+        server_is_silent = !(answered || server_is_silent);
     }
 }
 
@@ -480,18 +525,27 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 
+    /// Whoever waits with nothing unread has no room for it.
+    fn clear_away(&mut self) {
+        if self.unread.is_empty() && self.unread.capacity() > 0 {
+            Desk::with(|desk| desk.spare = emptied(std::mem::take(&mut self.unread)));
+        }
+    }
+
     /// Reads once and keeps it. 0: the end.
     fn read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
-        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        let room = CHUNK_BYTES - self.unread.len();
-        let mut buffer = ReadBuf::new(&mut chunk[..room]);
-        let read = Pin::new(from).poll_read(cx, &mut buffer).map_ok(|()| {
-            self.unread.extend_from_slice(buffer.filled());
-            self.moved_bytes += buffer.filled().len() as u64;
-            buffer.filled().len()
-        });
-        CHUNK.set(Some(chunk));
-        read
+        Desk::with(|Desk { chunk, spare, .. }| {
+            let room = CHUNK_BYTES - self.unread.len();
+            let mut buffer = ReadBuf::new(&mut chunk[..room]);
+            ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+            let read = buffer.filled();
+            if self.unread.capacity() == 0 && !read.is_empty() {
+                self.unread = std::mem::take(spare);
+            }
+            self.unread.extend_from_slice(read);
+            self.moved_bytes += read.len() as u64;
+            Poll::Ready(Ok(read.len()))
+        })
     }
 
     /// Reads once and passes it on. `false`: the end.
@@ -502,18 +556,19 @@ impl Way {
         to: &mut Stream,
         show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
     ) -> Poll<Result<bool, Broken>> {
-        let mut chunk = CHUNK.take().unwrap_or_else(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-        let pumped = self.pump_through(cx, from, to, &mut chunk, show);
-        CHUNK.set(Some(chunk));
-        pumped
+        Desk::with(|desk| {
+            let pumped = self.pump_over(cx, from, to, desk, show);
+            desk.edited = emptied(std::mem::take(&mut desk.edited));
+            pumped
+        })
     }
 
-    fn pump_through(
+    fn pump_over(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Stream,
         to: &mut Stream,
-        chunk: &mut [u8],
+        Desk { chunk, edited, spare }: &mut Desk,
         show: impl FnOnce(&[u8], &mut BytesMut) -> Result<Shown, Fault>,
     ) -> Poll<Result<bool, Broken>> {
         let kept = self.unread.len();
@@ -528,15 +583,16 @@ impl Way {
                 return Poll::Ready(Ok(false));
             }
         }
-        self.unread = BytesMut::new();
+        if self.unread.capacity() > 0 {
+            *spare = emptied(std::mem::take(&mut self.unread));
+        }
         let received = &chunk[..kept + count];
-        let mut edited = BytesMut::new();
-        let shown = show(received, &mut edited).map_err(Broken::Fault)?;
+        let shown = show(received, edited).map_err(Broken::Fault)?;
         match shown.as_it_came {
             Some(length) => {
                 self.pass(cx, to, &received[shown.taken_bytes - length..shown.taken_bytes])?;
             }
-            None => self.pass(cx, to, &edited)?,
+            None => self.pass(cx, to, edited)?,
         }
         self.unread.extend_from_slice(&received[shown.taken_bytes..]);
         Poll::Ready(Ok(true))

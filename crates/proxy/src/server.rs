@@ -19,6 +19,8 @@ use pgherd_pgwire::message::server::Authentication;
 use pgherd_pgwire::scram::{self, Binding, ClientKeys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
 use pgherd_pgwire::startup::{Replication, Version};
 
+use crate::settings::Shelf;
+
 /// Greatest message of a server that is letting somebody in: some of its messages may be translated and long.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
@@ -44,15 +46,26 @@ pub struct Welcome {
     pub parameters: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
     pub pid: u32,
     pub key: Vec<u8>,
+    /// The parameters are where all that are equal are.
+    is_shelved: bool,
 }
 
 impl Welcome {
+    /// The parameters, from now on where all that are equal are.
+    pub fn shelved(&mut self, shelf: &Shelf<Vec<(Vec<u8>, Vec<u8>)>>) -> &Arc<Vec<(Vec<u8>, Vec<u8>)>> {
+        if !std::mem::replace(&mut self.is_shelved, true) {
+            self.parameters = shelf.one(Arc::clone(&self.parameters));
+        }
+        &self.parameters
+    }
+
     /// A parameter has this value from now on. `false`: there are too many.
     #[must_use]
     pub fn note(&mut self, name: &[u8], value: &[u8]) -> bool {
         if self.parameters.iter().any(|(known, is)| known == name && is == value) {
             return true;
         }
+        self.is_shelved = false;
         note_in(Arc::make_mut(&mut self.parameters), name, value)
     }
 }

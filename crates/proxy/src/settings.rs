@@ -119,16 +119,16 @@ impl Values {
 /// Equal values in one place, so that whether two are equal can be told by where they are: clients of an application have all
 /// the same, and a server is compared with its next client for each transaction.
 #[derive(Debug, Default)]
-pub struct Shelf {
-    values: Mutex<HashSet<Arc<Values>>>,
+pub struct Shelf<T = Values> {
+    values: Mutex<HashSet<Arc<T>>>,
 }
 
 /// So many are kept before those are looked for that nobody has any more.
 const LEAST_SHELVED: usize = 256;
 
-impl Shelf {
+impl<T: Eq + Hash> Shelf<T> {
     /// The one that is equal to this.
-    pub fn one(&self, values: Arc<Values>) -> Arc<Values> {
+    pub fn one(&self, values: Arc<T>) -> Arc<T> {
         let mut shelf = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = shelf.get(&values) {
             return Arc::clone(known);

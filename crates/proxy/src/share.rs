@@ -79,7 +79,7 @@ pub(crate) async fn share(
     mode: Mode,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let (pool, lent, startup) = match Box::pin(first(stream, wants, startup, world)).await? {
+    let (pool, mut lent, startup) = match Box::pin(first(stream, wants, startup, world)).await? {
         Ok(first) => first,
         Err(left) => return Ok(left),
     };
@@ -92,7 +92,7 @@ pub(crate) async fn share(
         settings: Arc::clone(&startup),
         wanted,
         startup,
-        told: Arc::clone(&lent.backend.welcome.parameters),
+        told: Arc::clone(lent.backend.welcome.shelved(&world.reported)),
         reported: None,
         recalls_sequences: false,
         is_repeating: false,
@@ -101,17 +101,17 @@ pub(crate) async fn share(
         _reader: reads.then(|| Positions::reader(world)),
         primaries: wants.pool(&Role::Primary, world),
     };
-    let greeted = greet(stream, out, &lent.backend, ticket).await;
+    let is_greeted = greet(stream, out, &lent.backend, ticket).await.is_ok();
     Box::pin(sharing.give_back(&pool, lent)).await;
-    if greeted.is_err() {
+    if !is_greeted {
         return Ok(Left::ByItself);
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
     session.hide_warnings(sharing.settings.hides_warnings());
     let mut link = Link::asking(&wants.card, world);
-    let timeouts = world.settings.load().timeouts;
-    link.watch(timeouts);
+    link.watch(world.settings.load().timeouts);
     loop {
+        let timeouts = link.timeouts();
         let asking = link.is_asked(stream);
         let (within, overdue) = match session.has_begun() {
             true => (timeouts.idle_transaction.or(timeouts.transaction), Overdue::IdleInTransaction),
@@ -119,7 +119,10 @@ pub(crate) async fn share(
         };
         let is_asked = match within {
             None => asking.await,
-            Some(within) => tokio::time::timeout(within, asking).await.map_err(|_| overdue.farewell())?,
+            // In a box, so that only those carry it who are waited for with a watch in hand.
+            Some(within) => {
+                Box::pin(tokio::time::timeout(within, asking)).await.map_err(|_| overdue.farewell())?
+            }
         };
         if !is_asked {
             return Ok(if wants.card.is_dismissed() { Left::Dismissed } else { Left::ByItself });
@@ -441,7 +444,7 @@ impl Sharing<'_> {
             let _has_room = loan.noted.iter().all(|(name, value)| backend.welcome.note(name, value));
         }
         if !self.is_repeating {
-            self.told = Arc::clone(&backend.welcome.parameters);
+            self.told = Arc::clone(backend.welcome.shelved(&self.world.reported));
         }
         end
     }
@@ -528,8 +531,8 @@ impl Sharing<'_> {
     }
 
     /// What is different at this server, though the client has not changed it.
-    fn tell(&mut self, backend: &Backend, link: &mut Link) {
-        let is = &backend.welcome.parameters;
+    fn tell(&mut self, backend: &mut Backend, link: &mut Link) {
+        let is = backend.welcome.shelved(&self.world.reported);
         if Arc::ptr_eq(is, &self.told) {
             return;
         }

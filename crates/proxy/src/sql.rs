@@ -15,7 +15,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::automaton::Automaton;
+use aho_corasick::dfa::DFA;
+use aho_corasick::{Anchored, StartKind};
 
 /// Kinds of state that hold a session to its server, and that the server can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,7 +147,11 @@ impl Effects {
     }
 
     pub fn is_none(&self) -> bool {
-        *self == Effects::default()
+        let Effects { changed, ties, unmovable, forgets_statements, recalls_sequences } = self;
+        changed.is_empty()
+            && ties.is_empty()
+            && unmovable.is_none()
+            && !(*forgets_statements || *recalls_sequences)
     }
 
     pub fn absorb(&mut self, other: &Effects) {
@@ -162,13 +168,24 @@ const WORDS: [&str; 7] = ["set_config", "advisory", "temp", "hold", "setseed", "
 /// The longest of them, less one: so much of a piece may be the beginning of a word.
 pub const WORD_OVERLAP_BYTES: usize = 9;
 
-static SEARCH: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    AhoCorasick::builder()
+static SEARCH: LazyLock<DFA> = LazyLock::new(|| {
+    DFA::builder()
         .ascii_case_insensitive(true)
-        .match_kind(MatchKind::LeftmostFirst)
+        .start_kind(StartKind::Unanchored)
         .build(WORDS)
         .expect("seven short words")
 });
+
+/// Is one of [`WORDS`] in it? Every text is searched: so this is the automaton alone, without all that a search could be asked
+/// for besides.
+fn has_word(text: &[u8]) -> bool {
+    let words = &*SEARCH;
+    let mut state = words.start_state(Anchored::No).expect("it is built for this");
+    text.iter().any(|byte| {
+        state = words.next_state(Anchored::No, state, *byte);
+        words.is_special(state) && words.is_match(state)
+    })
+}
 
 /// First words of statements that matter.
 const HEADS: [&[u8]; 11] = [
@@ -187,10 +204,10 @@ const HEADS: [&[u8]; 11] = [
 
 /// Of a whole text, without the zero behind it.
 pub fn effects(text: &[u8]) -> Effects {
-    let several = text.iter().position(|byte| *byte == b';').is_some_and(|at| !is_blank(&text[at + 1..]));
+    let several = memchr::memchr(b';', text).is_some_and(|at| !is_blank(&text[at + 1..]));
     let (word, _) = first_word(text);
     let matters = HEADS.iter().any(|head| word.eq_ignore_ascii_case(head));
-    if !several && !matters && !SEARCH.is_match(text) {
+    if !several && !matters && !has_word(text) {
         return Effects::default();
     }
     let mut reader = Reader { effects: Effects::default(), everywhere: false };
@@ -202,7 +219,7 @@ pub fn effects(text: &[u8]) -> Effects {
 /// in front.
 pub fn may_matter(piece: &[u8]) -> bool {
     // Behind a semicolon any head can stand.
-    SEARCH.is_match(piece) || piece.contains(&b';') || HEADS.iter().any(|head| contains_word(piece, head))
+    has_word(piece) || piece.contains(&b';') || HEADS.iter().any(|head| contains_word(piece, head))
 }
 
 fn contains_word(piece: &[u8], word: &[u8]) -> bool {
@@ -223,7 +240,9 @@ pub fn may_commit(text: &[u8]) -> bool {
     let text = text.strip_suffix(b";").unwrap_or(text);
     let (word, _) = first_word(text);
     let ends = [&b"commit"[..], b"end", b"prepare", b"call", b"do"];
-    word.is_empty() || text.contains(&b';') || ends.iter().any(|end| word.eq_ignore_ascii_case(end))
+    word.is_empty()
+        || memchr::memchr(b';', text).is_some()
+        || ends.iter().any(|end| word.eq_ignore_ascii_case(end))
 }
 
 /// What a statement does that only begins or only ends a transaction, so that nobody can tell whether it is done now or later.
@@ -235,8 +254,15 @@ pub enum Bracket {
     Rollback,
 }
 
+/// How they begin.
+const BRACKETS: [&[u8]; 6] = [b"begin", b"start", b"commit", b"end", b"rollback", b"abort"];
+
 /// `None`: something else, or not certain to succeed, as `BEGIN READ WRITE` is not on a standby.
 pub fn bracket(text: &[u8]) -> Option<Bracket> {
+    let (word, _) = first_word(text);
+    if !BRACKETS.iter().any(|known| word.eq_ignore_ascii_case(known)) {
+        return None;
+    }
     let mut tokens = Tokens::of(text);
     let Some(Token::Word(first)) = tokens.next() else { return None };
     let word = first.to_ascii_lowercase();

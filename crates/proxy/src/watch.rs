@@ -44,6 +44,10 @@ impl Watch {
         })
     }
 
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
+    }
+
     /// Nothing was watched for a while.
     pub(crate) fn begin(&mut self) {
         (self.since, self.open_since) = (Instant::now(), Instant::now());

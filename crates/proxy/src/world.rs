@@ -176,6 +176,8 @@ pub(crate) struct World {
     pub(crate) statements: Arc<Registry>,
     /// Settings of clients.
     pub(crate) shelf: Shelf,
+    /// What servers say of themselves.
+    pub(crate) reported: Shelf<Vec<(Vec<u8>, Vec<u8>)>>,
     pub(crate) positions: Positions,
     pub(crate) marks: Marks,
     pub(crate) catalog: Catalog,
@@ -225,6 +227,7 @@ impl World {
             cancels: Cancels::default(),
             statements: Arc::default(),
             shelf: Shelf::default(),
+            reported: Shelf::default(),
             positions: Positions::default(),
             marks: Marks::new(clock::now()),
             catalog: Catalog::default(),

@@ -85,7 +85,7 @@ pub(crate) async fn serve(
     for (name, value) in PARAMETERS {
         build::parameter_status(out, name.as_bytes(), value.as_bytes()).map_err(|error| fault(&error))?;
     }
-    build::backend_key_data(out, ticket.pid, Key::new(&ticket.key).map_err(|error| fault(&error))?);
+    build::backend_key_data(out, ticket.pid, Key::new(ticket.key()).map_err(|error| fault(&error))?);
     build::ready_for_query(out, TransactionStatus::Idle);
     let left = talk(stream, out, Console::new(acts), user, card, world).await;
     drop(seat);

@@ -269,3 +269,20 @@ fn a_server_cannot_report_without_end() {
     }
     assert!(matches!(give(&mut proxy, &said).0, Step::Failed(NotIn::Protocol(_))));
 }
+
+#[test]
+fn servers_that_say_the_same_of_themselves_are_told_apart_by_a_look() {
+    let shelf = Shelf::default();
+    let [mut first, mut second] = [(); 2].map(|()| Welcome::default());
+    for welcome in [&mut first, &mut second] {
+        assert!(welcome.note(b"TimeZone", b"UTC"));
+    }
+    assert!(Arc::ptr_eq(first.shelved(&shelf), second.shelved(&shelf)));
+    assert!(second.note(b"TimeZone", b"UTC"));
+    assert!(Arc::ptr_eq(&first.parameters, second.shelved(&shelf)), "that is nothing new");
+    assert!(second.note(b"TimeZone", b"CET"));
+    assert!(!Arc::ptr_eq(&first.parameters, second.shelved(&shelf)));
+    assert_eq!(first.parameters[0].1, b"UTC");
+    assert!(first.note(b"TimeZone", b"CET"));
+    assert!(Arc::ptr_eq(first.shelved(&shelf), &second.parameters));
+}

@@ -137,7 +137,7 @@ impl Session {
         let (header, rest) = unread.split_first_chunk::<HEADER_BYTES>()?;
         let [b'Q', length @ ..] = header else { return None };
         let body = rest.get(..u32::from_be_bytes(*length).checked_sub(4)? as usize)?;
-        let text = body.strip_suffix(b"\0").filter(|text| !text.contains(&0))?;
+        let text = body.strip_suffix(b"\0").filter(|text| memchr::memchr(0, text).is_none())?;
         let (tag, status) = match (sql::bracket(text)?, &shared.begun) {
             (Bracket::Begin(tag), None) => (tag, TransactionStatus::InTransaction),
             (Bracket::Commit, Some(_)) => ("COMMIT", TransactionStatus::Idle),
