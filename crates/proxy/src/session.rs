@@ -116,6 +116,8 @@ pub struct Session {
     is_cut_off: bool,
     has_left: bool,
     server_has_ended: bool,
+    /// The server has said its last word, whether or not the client was to hear it.
+    server_leaves: bool,
     used: bool,
     /// A statement is under way that may commit the open transaction, or cannot be read.
     may_commit: bool,
@@ -173,6 +175,7 @@ impl Session {
             is_cut_off: false,
             has_left: false,
             server_has_ended: false,
+            server_leaves: false,
             used: false,
             may_commit: false,
             expects_shutdown: false,
@@ -192,6 +195,11 @@ impl Session {
     /// The server has said its last word, which the client has heard.
     pub fn server_has_ended(&self) -> bool {
         self.server_has_ended
+    }
+
+    /// The server has said its last word, and would read nothing of what the client says from now on.
+    pub fn server_leaves(&self) -> bool {
+        self.server_leaves
     }
 
     /// The client has heard whole messages only, so that the proxy can say something in the server's place.
@@ -521,6 +529,7 @@ impl Session {
             }
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
+        self.server_leaves |= answer == Answer::Error { fatal: true };
         if answer == (Answer::Error { fatal: true })
             && let ServerMessage::ErrorResponse(fields) = ServerMessage::parse(kind, body).map_err(wrong)?
             && self.says_nothing_of_the_work(&fields)
