@@ -517,9 +517,13 @@ impl Session {
                 return Err(Fault::Server("a notice that is none".to_owned()));
             };
             if fields.get(b'R') == Some(SYNC_REP_WAIT) {
+                // Behind it a server that is told to end says nothing more.
+                let is_last = fields.get(b'C') == Some(SqlState::ADMIN_SHUTDOWN.as_bytes());
                 message.skip(cut);
-                cut.insert(not_confirmed);
+                cut.insert(|to| not_confirmed(to, if is_last { Severity::Fatal } else { Severity::Error }));
                 self.muted = true;
+                self.server_has_ended |= is_last;
+                self.server_leaves |= is_last;
                 return Ok(());
             }
             // Not localized; all servers of this age send it.
@@ -576,9 +580,9 @@ fn is_asynchronous(kind: u8) -> bool {
     matches!(kind, b'S' | b'N' | b'A')
 }
 
-fn not_confirmed(to: &mut BytesMut) {
+fn not_confirmed(to: &mut BytesMut, severity: Severity) {
     let report = Report {
-        severity: Severity::Error,
+        severity,
         sqlstate: SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
         message: "the commit was not confirmed by the standbys",
         detail: Some(
