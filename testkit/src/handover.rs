@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio_postgres::error::Severity;
 use tokio_postgres::{Client, NoTls};
 
 use crate::background::Background;
@@ -94,12 +95,28 @@ impl Clients {
         rate: Option<f64>,
         first: i64,
     ) -> Clients {
+        Clients::begin(host, proxy, login, count, rate, Work::Mixed { first })
+    }
+
+    /// Clients that only read. Every other one of them connects anew for each read.
+    pub fn reading(host: &Host, proxy: SocketAddr, login: Login, count: i32, rate: f64) -> Clients {
+        Clients::begin(host, proxy, login, count, Some(rate), Work::Reads)
+    }
+
+    fn begin(
+        host: &Host,
+        proxy: SocketAddr,
+        login: Login,
+        count: i32,
+        rate: Option<f64>,
+        work: Work,
+    ) -> Clients {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let every = rate.map(|rate| Duration::from_secs_f64(f64::from(count) / rate));
         let book = Arc::clone(&ended);
         let work = Background::start("clients", host, move |stop| async move {
-            let shared = Shared { ended: book, stop, proxy, login };
-            let clients = (0..count).map(|client| tokio::spawn(shared.clone().run(client, every, first)));
+            let shared = Shared { ended: book, stop, proxy, login, work };
+            let clients = (0..count).map(|client| tokio::spawn(shared.clone().run(client, every)));
             for client in clients.collect::<Vec<_>>() {
                 client.await.expect("a client does not panic");
             }
@@ -142,15 +159,26 @@ struct Shared {
     stop: Arc<AtomicBool>,
     proxy: SocketAddr,
     login: Login,
+    work: Work,
+}
+
+/// What clients do.
+#[derive(Clone, Copy)]
+enum Work {
+    Mixed { first: i64 },
+    Reads,
 }
 
 type Failed = (Step, Option<String>);
 
 impl Shared {
-    async fn run(self, client: i32, every: Option<Duration>, first: i64) {
+    async fn run(self, client: i32, every: Option<Duration>) {
         let mut random = Random::new(u64::try_from(client).unwrap_or(0));
         let mut connection = None;
-        let mut number = first;
+        let (mut number, comes_anew) = match self.work {
+            Work::Mixed { first } => (first, false),
+            Work::Reads => (0, client % 2 == 1),
+        };
         let mut next = tokio::time::Instant::now() + every.unwrap_or_default().mul_f64(random.fraction());
         while !self.stop.load(Ordering::Relaxed) {
             if let Some(every) = every {
@@ -159,13 +187,16 @@ impl Shared {
                 next += every;
             }
             let began_at = Instant::now();
-            let kind = random.between(0, 10);
+            let kind = match self.work {
+                Work::Mixed { .. } => random.between(0, 10),
+                Work::Reads => 0,
+            };
             let writes = kind >= 2;
             let done = self.transaction(&mut connection, client, number, kind, &mut random).await;
             let row = writes.then_some(number);
             number += 1;
             let failed = done.err();
-            if failed.is_some() && connection.as_ref().is_none_or(Open::is_closed) {
+            if comes_anew || failed.is_some() && connection.as_ref().is_none_or(Open::has_ended) {
                 connection = None;
             }
             lock(&self.ended).push(Ended { client, number: row, began_at, ended_at: Instant::now(), failed });
@@ -216,7 +247,7 @@ impl Shared {
                 *lock(&told) = sqlstate(&error);
             }
         });
-        Ok(Open { client, said })
+        Ok(Open { client, said, was_told: AtomicBool::new(false) })
     }
 }
 
@@ -224,18 +255,29 @@ struct Open {
     client: Client,
     /// The last word of a connection that has ended, if it came unasked.
     said: Arc<Mutex<Option<String>>>,
+    /// The last word was an answer.
+    was_told: AtomicBool,
 }
 
 impl Open {
     fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
+
+    /// Also of one that was told so and has not heard the end yet: whoever asks on hears nothing.
+    fn has_ended(&self) -> bool {
+        self.is_closed() || self.was_told.load(Ordering::Relaxed)
+    }
 }
 
 async fn ask(open: &Open, step: Step, statement: &str) -> Result<(), Failed> {
     match tokio::time::timeout(ANSWER_WITHIN, open.client.simple_query(statement)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err((step, sqlstate(&error).or_else(|| lock(&open.said).take()))),
+        Ok(Err(error)) => {
+            let severity = error.as_db_error().and_then(|told| told.parsed_severity());
+            open.was_told.fetch_or(severity == Some(Severity::Fatal), Ordering::Relaxed);
+            Err((step, sqlstate(&error).or_else(|| lock(&open.said).take())))
+        }
         Err(_) => Err((step, Some("no answer".to_owned()))),
     }
 }

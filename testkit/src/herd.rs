@@ -52,6 +52,8 @@ const DATABASE: &str = "app";
 pub const POSTGRES_PORT: u16 = 5432;
 /// Of a proxy, unless its file says otherwise; it leads to the primary.
 pub const PROXY_PORT: u16 = 9999;
+/// As [`PROXY_PORT`], for reads; it leads to standbys.
+pub const PROXY_READ_PORT: u16 = 9998;
 pub const API_PORT: u16 = 8009;
 /// initdb, two clones and the elections of the store take some seconds; a busy machine takes a few times that.
 const START_DEADLINE: Duration = Duration::from_secs(180);

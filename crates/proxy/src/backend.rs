@@ -416,7 +416,7 @@ pub(crate) async fn cancel(who: &Cancelable, tls: &dyn ServerTls) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use pgherd_core::types::{NodeName, Term};
@@ -426,12 +426,12 @@ mod tests {
 
     use super::*;
 
-    fn backend(stream: UnixStream) -> Backend {
+    pub(crate) fn backend(stream: Stream) -> Backend {
         let node: NodeName = "a".parse().unwrap();
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let target = Target { node: node.clone(), address, port: 1, socket_dir: None };
         Backend {
-            stream: Stream::Unix(stream),
+            stream,
             place: Place { node, term: Term(1) },
             welcome: Welcome::default(),
             cancelable: Arc::new(Cancelable { target, mode: TlsMode::Disable, pid: 1, key: Vec::new() }),
@@ -454,7 +454,7 @@ mod tests {
             // Until nobody listens any more.
             while theirs.write_all(&answer).await.is_ok() {}
         });
-        let mut backend = backend(ours);
+        let mut backend = backend(Stream::Unix(ours));
         let answered = backend.values(b"SELECT 1", None, Duration::from_secs(20)).await;
         drop(backend);
         speaking.await.unwrap();

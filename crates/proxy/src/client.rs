@@ -17,6 +17,7 @@ use pgherd_pgwire::startup::{Replication, Version};
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{Backend, NotDone, cancel};
 use crate::cancel::{Cancels, Ticket};
@@ -67,6 +68,12 @@ impl Farewell {
     /// In PgBouncer's words.
     fn dismissed() -> Farewell {
         Farewell::new(SqlState::ADMIN_SHUTDOWN, "admin forced disconnect")
+    }
+
+    /// In PostgreSQL's words.
+    fn too_late() -> Farewell {
+        Farewell::new(SqlState::QUERY_CANCELED, "canceling authentication due to timeout")
+            .hint("It is login_timeout in [proxy] of the herd file.")
     }
 
     fn write(&self, to: &mut BytesMut) {
@@ -143,6 +150,8 @@ impl From<NotLent> for Farewell {
 enum Out {
     /// It is gone, or is not to be answered.
     Silent,
+    /// What it hears of it stands there already.
+    Said,
     Told(Farewell),
 }
 
@@ -152,7 +161,7 @@ impl From<std::io::Error> for Out {
     }
 }
 
-/// A client that has proven who it is. What it is told so far stands in `out`.
+/// A client that has proven who it is.
 struct Guest {
     stream: Stream,
     out: BytesMut,
@@ -239,40 +248,30 @@ async fn say(stream: &mut Stream, out: &mut BytesMut) {
     }
 }
 
+/// Whoever does not come in hears why, also if it took too long.
 async fn enter_in_time(stream: TcpStream, address: SocketAddr, world: Arc<World>) -> Option<Guest> {
-    let within = world.settings.load().login_timeout;
-    let entered = tokio::time::timeout(within, enter(Stream::Tcp(stream), address, &world)).await;
-    entered.unwrap_or_else(|_| {
+    let (mut stream, mut out) = (Stream::Tcp(stream), BytesMut::new());
+    let until = Instant::now() + world.settings.load().login_timeout;
+    let entering = timeout_at(until, enter(&mut stream, &mut out, address.ip(), until, &world)).await;
+    let entered = entering.unwrap_or_else(|_| {
+        out.clear();
         world.ledger.no_entry(NoEntry::TooLate);
-        None
-    })
-}
-
-async fn enter(stream: Stream, address: SocketAddr, world: &Arc<World>) -> Option<Guest> {
-    let nonce = nonce().ok()?;
-    let settings = world.settings.load_full();
-    let mut login = Login::new(settings.tls(), nonce);
-    let mut stream = stream;
-    let (mut input, mut out) = (BytesMut::new(), BytesMut::new());
-    let keys = match converse(&mut stream, &mut login, address.ip(), world, &mut input, &mut out).await {
-        Ok(keys) => keys,
+        Err(Out::Told(Farewell::too_late()))
+    });
+    let proven = match entered {
+        Ok(proven) => proven,
         Err(Out::Silent) => return None,
+        Err(Out::Said) => {
+            say(&mut stream, &mut out).await;
+            return None;
+        }
         Err(Out::Told(farewell)) => {
-            world.ledger.no_entry(NoEntry::Unavailable);
             farewell.write(&mut out);
             say(&mut stream, &mut out).await;
             return None;
         }
     };
-    let asked = login.asked()?.clone();
-    if !input.is_empty() {
-        // Nothing may be sent before ReadyForQuery; what is, is read when there is a server. No driver does so.
-        world.ledger.no_entry(NoEntry::Protocol);
-        Farewell::new(SqlState::PROTOCOL_VIOLATION, "statements came before the first ReadyForQuery")
-            .write(&mut out);
-        say(&mut stream, &mut out).await;
-        return None;
-    }
+    let asked = &proven.asked;
     let named = |(name, _): &&(String, String)| name == "application_name";
     let newcomer = Newcomer {
         id: world.next_client(),
@@ -285,13 +284,37 @@ async fn enter(stream: Stream, address: SocketAddr, world: &Arc<World>) -> Optio
         is_encrypted: stream.is_encrypted(),
     };
     let entry = world.roster.enter(newcomer).await;
-    Some(Guest { stream, out, proven: Box::new(Proven { asked, keys }), entry })
+    Some(Guest { stream, out, proven, entry })
+}
+
+/// What the client is told so far stands in `out`.
+async fn enter(
+    stream: &mut Stream,
+    out: &mut BytesMut,
+    address: IpAddr,
+    until: Instant,
+    world: &Arc<World>,
+) -> Result<Box<Proven>, Out> {
+    let nonce = nonce().map_err(|_| Out::Silent)?;
+    let settings = world.settings.load_full();
+    let mut login = Login::new(settings.tls(), nonce);
+    let mut input = BytesMut::new();
+    let keys = converse(stream, &mut login, address, until, world, &mut input, out).await?;
+    let asked = login.asked().ok_or(Out::Silent)?.clone();
+    if !input.is_empty() {
+        // Nothing may be sent before ReadyForQuery; what is, is read when there is a server. No driver does so.
+        world.ledger.no_entry(NoEntry::Protocol);
+        let message = "statements came before the first ReadyForQuery";
+        return Err(Out::Told(Farewell::new(SqlState::PROTOCOL_VIOLATION, message)));
+    }
+    Ok(Box::new(Proven { asked, keys }))
 }
 
 async fn converse(
     stream: &mut Stream,
     login: &mut Login,
     address: IpAddr,
+    until: Instant,
     world: &Arc<World>,
     input: &mut BytesMut,
     out: &mut BytesMut,
@@ -314,8 +337,10 @@ async fn converse(
         }
         if step == Step::Verifier {
             let user = login.asked().map(|asked| asked.user.clone()).unwrap_or_default();
-            let verifier =
-                world.verifiers.of(&user, world).await.map_err(|error| Out::Told(unchecked(&error)))?;
+            let verifier = world.verifiers.of(&user, until, world).await.map_err(|error| {
+                world.ledger.no_entry(NoEntry::Unavailable);
+                Out::Told(unchecked(&error))
+            })?;
             step = login.verifier(verifier, out);
         }
         match step {
@@ -344,8 +369,7 @@ async fn converse(
             }
             Step::Refused => {
                 login.refused().into_iter().for_each(|sqlstate| world.ledger.no_entry(NoEntry::of(sqlstate)));
-                say(stream, out).await;
-                return Err(Out::Silent);
+                return Err(Out::Said);
             }
             Step::HangUp => return Err(Out::Silent),
         }

@@ -281,17 +281,19 @@ impl Pool {
         self.open_more(now);
     }
 
-    /// A server that was to be opened said no, and would say it again: whoever waits longest is refused for it.
+    /// A server that was to be opened said no, and would say it again: whoever waits longest is refused for it. What one of a
+    /// former place says is nobody's concern.
     pub fn rejected(&mut self, server: ServerId, now: Instant) {
-        let opening = |known: &&Server| known.state == State::Opening;
-        if self.servers.get(&server).filter(opening).is_some() {
-            self.forget(server);
-            if let Some((_, Waiter { client, .. })) = self.waiting.pop_first() {
-                self.tickets.remove(&client);
-                self.orders.push_back(Order::Refuse { client, why: Refusal::Rejected });
-            }
-            self.open_more(now);
+        let Some(known) = self.servers.get(&server).filter(|known| known.state == State::Opening) else {
+            return;
+        };
+        let is_here = known.place == self.place_number;
+        self.forget(server);
+        if is_here && let Some((_, Waiter { client, .. })) = self.waiting.pop_first() {
+            self.tickets.remove(&client);
+            self.orders.push_back(Order::Refuse { client, why: Refusal::Rejected });
         }
+        self.open_more(now);
     }
 
     /// A server is gone: closed as ordered, or by itself in whatever state it was.

@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::clock;
 use crate::counts::Counts;
 use crate::fence::Admission;
-use crate::pool::{self, Answer, ClientId, Limits, Order, Pool, Refusal, ServerId, Use, Worker};
+use crate::pool::{self, Answer, ClientId, Limits, Order, Place, Pool, Refusal, ServerId, Use, Worker};
 use crate::roster::ServerCard;
 use crate::routes::{Role, Route};
 use crate::server::{NotIn, Purpose};
@@ -89,6 +89,8 @@ struct State {
     keys: Option<ClientKeys>,
     /// What the server said when it let nobody in.
     rejection: Option<NotIn>,
+    /// Where the primary had no line for these clients, and since when: if it says so once more, that is how it is.
+    shut_out: Option<(Place, Instant)>,
 }
 
 type Granted = Result<Lent, NotLent>;
@@ -118,6 +120,11 @@ impl State {
         lent.backend.rests_since = now;
         self.idle.insert(lent.server, lent.backend);
         self.pool.release(lent.server, reusable, now);
+    }
+
+    /// Has this place shut its clients out before somebody began to ask it?
+    fn was_shut_out(&self, place: &Option<Place>, began: Instant) -> bool {
+        self.shut_out.as_ref().is_some_and(|(at, since)| place.as_ref() == Some(at) && *since <= began)
     }
 
     /// A server is no more.
@@ -154,6 +161,7 @@ impl Pools {
                 resting: HashSet::new(),
                 keys: None,
                 rejection: None,
+                shut_out: None,
             };
             let counts = world.ledger.of(&name.database, &name.user);
             Arc::new(OnePool { name: name.clone(), state: Mutex::new(state), counts })
@@ -170,7 +178,10 @@ impl Pools {
             let mut state = pool.state();
             match world.fence.route(&pool.name.role) {
                 Route::To(place, _) => state.pool.route(place, clock::now()),
-                Route::Hold(_) => state.pool.hold(clock::now()),
+                Route::Hold(_) => {
+                    state.shut_out = None;
+                    state.pool.hold(clock::now());
+                }
             }
             pool.act(state, world);
         }
@@ -460,12 +471,15 @@ impl OnePool {
         let (replication, parameters) = (Replication::Off, Vec::new());
         let purpose = Purpose { user, database, replication, parameters, is_certified };
         // The route may have changed since it was ordered; then the pool closes what is opened for the former one.
-        let opened = match world.fence.route(&role) {
-            Route::To(place, target) => Backend::open(place, target, world.way(), &purpose, keys).await,
-            Route::Hold(why) => Err(NotIn::Unreachable(format!("there is no route: {why:?}"))),
+        let began = clock::now();
+        let (place, opened) = match world.fence.route(&role) {
+            Route::To(place, target) => {
+                (Some(place.clone()), Backend::open(place, target, world.way(), &purpose, keys).await)
+            }
+            Route::Hold(why) => (None, Err(NotIn::Unreachable(format!("there is no route: {why:?}")))),
         };
         // No agent says so any more, and it may have been promoted: then whoever reads could write.
-        let opened = opened.and_then(|backend| match role {
+        let opened = opened.and_then(|backend| match &role {
             Role::Standby(_) if !world.fence.is_proven() && !backend.is_standby() => {
                 Err(NotIn::Unreachable("it is no standby any more".to_owned()))
             }
@@ -475,13 +489,21 @@ impl OnePool {
         let now = clock::now();
         match opened {
             Ok(mut backend) => {
-                state.rejection = None;
+                (state.rejection, state.shut_out) = (None, None);
                 let card = self.card(&backend, world);
                 backend.card = Some(Arc::clone(&card));
                 backend.bell = Some(world.fence.bell());
                 state.cards.insert(server, card);
                 state.idle.insert(server, Box::new(backend));
                 state.pool.opened(server, now);
+            }
+            // An agent may have closed it a moment ago, and the table that says so be on its way.
+            Err(error)
+                if error.is_shut_out() && role == Role::Primary && !state.was_shut_out(&place, began) =>
+            {
+                tracing::info!(%error, database = self.name.database, user = self.name.user, "is asked once more");
+                state.shut_out = place.map(|place| (place, now));
+                state.pool.failed(server, now);
             }
             Err(error) if error.passes() => {
                 tracing::info!(%error, database = self.name.database, user = self.name.user, "cannot open a server yet");

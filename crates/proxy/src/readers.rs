@@ -53,6 +53,8 @@ pub(crate) async fn find_reader(
         let pool = wants.pool(&Role::Standby(standby.clone()), world);
         let lent = match timeout_at(now + STANDBY_WITHIN, wants.lend(&pool, world)).await {
             Ok(Ok(lent)) => lent,
+            // It may be about to become the primary. Those who are shut out everywhere hear that from the primary.
+            Ok(Err(NotLent::Rejected(why))) if why.is_shut_out() => continue,
             Ok(Err(NotLent::Rejected(why))) => return Err(why),
             Ok(Err(NotLent::Refused(_))) | Err(_) => continue,
         };

@@ -435,6 +435,10 @@ fn from_server(
         (None, None) => session.from_server(chunk, edited).map(Shown::from),
     };
     match ready!(way.pump(cx, server, client, show)) {
+        // What the client says from now on is not for this server: another one is asked, or the client hears the reason.
+        Ok(true) if session.server_leaves() => {
+            Poll::Ready(Err(End::ServerLost("it has ended the session".to_owned())))
+        }
         Ok(true) => Poll::Ready(Ok(())),
         Ok(false) => Poll::Ready(Err(End::ServerLost("it closed the connection".to_owned()))),
         Err(Broken::Read(error)) => Poll::Ready(Err(lost(error))),
@@ -619,5 +623,82 @@ impl Way {
             self.must_flush = false;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use pgherd_core::types::Term;
+    use pgherd_pgwire::message::build;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::clock;
+    use crate::fence::Fence;
+    use crate::pool::Place;
+    use crate::routes::{Role, Table, Target};
+    use crate::session::{Loan, Mode};
+    use crate::statements::Known;
+
+    /// The proxy's end, at which something has come, and the other one.
+    async fn said(words: &[u8]) -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (own, _) = listener.accept().await.unwrap();
+        other.write_all(words).await.unwrap();
+        own.readable().await.unwrap();
+        (Stream::Tcp(own), other)
+    }
+
+    fn admission() -> Admission {
+        let (node, term) = ("a".parse().unwrap(), Term(4));
+        let place = Place { node, term };
+        let fence = Arc::new(Fence::new(Duration::ZERO));
+        fence.learn(Table {
+            term,
+            primary: Some(Target {
+                node: place.node.clone(),
+                address: Ipv4Addr::LOCALHOST.into(),
+                port: 5432,
+                socket_dir: None,
+            }),
+            gate_open: true,
+            standbys: Vec::new(),
+            forks: Vec::new(),
+            draining: None,
+            valid_until: clock::now() + Duration::from_secs(60),
+        });
+        let bell = fence.bell();
+        Admission::new(fence, Role::Primary, place, bell, None)
+    }
+
+    /// It was lent in the moment in which it ended, or while nobody knew whether it might be used.
+    #[tokio::test]
+    async fn a_server_that_has_said_its_last_word_is_sent_nothing_more() {
+        let mut query = BytesMut::new();
+        build::query(&mut query, b"SELECT 1").unwrap();
+        for routine in ["ProcessInterrupts", "secure_read"] {
+            let fields = format!("SFATAL\0VFATAL\0C57P01\0Mterminating\0R{routine}\0\0");
+            let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+            let fatal = [b"E", &length[..], fields.as_bytes()].concat();
+            let (mut client, _client) = said(&query).await;
+            // It has not closed yet.
+            let (server, other) = said(&fatal).await;
+            let mut server = crate::backend::tests::backend(server);
+            let mut session = Session::sharing(Mode::Transaction, Arc::default());
+            session.attach(Loan::new(Known::new(1), 0));
+            let mut link = Link::default();
+            assert!(link.is_asked(&mut client).await);
+            let end = relay(&mut client, &mut server, &mut session, &mut admission(), &mut link).await;
+            assert!(matches!(end, End::ServerLost(_)), "{end:?}, {routine}");
+            assert!(session.is_untouched(), "another server can do it, and the client hears nothing");
+            assert_eq!(link.unread(), &query[..], "what it said is there still");
+            assert!(link.take_unsaid().is_empty());
+            assert_eq!(other.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
     }
 }

@@ -115,6 +115,12 @@ impl NotIn {
             NotIn::Method(_) | NotIn::Scram(_) | NotIn::Protocol(_) => false,
         }
     }
+
+    /// No line of its hba file lets this client in: also what a server says that an agent has closed to clients a moment ago,
+    /// before the table that tells of it has come.
+    pub fn is_shut_out(&self) -> bool {
+        matches!(self, NotIn::Refused { sqlstate, .. } if *sqlstate == SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+    }
 }
 
 /// What the caller has to do next.

@@ -116,6 +116,8 @@ pub struct Session {
     is_cut_off: bool,
     has_left: bool,
     server_has_ended: bool,
+    /// The server has said its last word, whether or not the client was to hear it.
+    server_leaves: bool,
     used: bool,
     /// A statement is under way that may commit the open transaction, or cannot be read.
     may_commit: bool,
@@ -173,6 +175,7 @@ impl Session {
             is_cut_off: false,
             has_left: false,
             server_has_ended: false,
+            server_leaves: false,
             used: false,
             may_commit: false,
             expects_shutdown: false,
@@ -192,6 +195,11 @@ impl Session {
     /// The server has said its last word, which the client has heard.
     pub fn server_has_ended(&self) -> bool {
         self.server_has_ended
+    }
+
+    /// The server has said its last word, and would read nothing of what the client says from now on.
+    pub fn server_leaves(&self) -> bool {
+        self.server_leaves
     }
 
     /// The client has heard whole messages only, so that the proxy can say something in the server's place.
@@ -557,9 +565,13 @@ impl Session {
                 return Err(Fault::Server("a notice that is none".to_owned()));
             };
             if fields.get(b'R') == Some(SYNC_REP_WAIT) {
+                // Behind it a server that is told to end says nothing more.
+                let is_last = fields.get(b'C') == Some(SqlState::ADMIN_SHUTDOWN.as_bytes());
                 message.skip(cut);
-                cut.insert(not_confirmed);
+                cut.insert(|to| not_confirmed(to, if is_last { Severity::Fatal } else { Severity::Error }));
                 self.muted = true;
+                self.server_has_ended |= is_last;
+                self.server_leaves |= is_last;
                 return Ok(());
             }
             // Not localized; all servers of this age send it.
@@ -569,6 +581,7 @@ impl Session {
             }
         }
         let answer = Answer::of(kind, body).map_err(wrong)?;
+        self.server_leaves |= answer == Answer::Error { fatal: true };
         if answer == (Answer::Error { fatal: true })
             && let ServerMessage::ErrorResponse(fields) = ServerMessage::parse(kind, body).map_err(wrong)?
             && self.says_nothing_of_the_work(&fields)
@@ -653,9 +666,9 @@ fn is_asynchronous(kind: u8) -> bool {
     matches!(kind, b'S' | b'N' | b'A')
 }
 
-fn not_confirmed(to: &mut BytesMut) {
+fn not_confirmed(to: &mut BytesMut, severity: Severity) {
     let report = Report {
-        severity: Severity::Error,
+        severity,
         sqlstate: SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
         message: "the commit was not confirmed by the standbys",
         detail: Some(

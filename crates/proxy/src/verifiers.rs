@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgherd_pgwire::scram::Verifier;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Backend;
 use crate::own;
@@ -59,18 +59,19 @@ impl Verifiers {
         &self.query
     }
 
-    /// Of this user, or of nobody. Waits for a primary as long as clients may.
-    pub(crate) async fn of(&self, user: &str, world: &Arc<World>) -> Result<Verifier, NotIn> {
-        let until = Instant::now() + world.settings.load().limits.hold;
+    /// Of this user, or of nobody. Waits for a primary as long as clients may, and no longer than `until`.
+    pub(crate) async fn of(&self, user: &str, until: Instant, world: &Arc<World>) -> Result<Verifier, NotIn> {
+        let until = until.min(Instant::now() + world.settings.load().limits.hold);
         let found = loop {
             if let Some(known) = self.known(user) {
                 break known;
             }
             let mut changes = world.fence.subscribe();
-            let failed = match self.ask(user, world).await {
-                Ok(found) => break found,
-                Err(error) if !error.passes() => return Err(error),
-                Err(error) => error,
+            let failed = match timeout_at(until, self.ask(user, world)).await {
+                Ok(Ok(found)) => break found,
+                Ok(Err(error)) if !error.passes() => return Err(error),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(NotIn::Unreachable("no server has answered in time".to_owned())),
             };
             tracing::debug!(%failed, "a verifier could not be asked for yet");
             let retry = Instant::now() + world.settings.load().limits.retry;

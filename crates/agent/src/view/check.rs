@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pgherd_api::report::{CheckItem, CheckReport, CheckState};
 use pgherd_api::status::State;
-use pgherd_core::spec::{ClusterSpec, NodeSpec};
+use pgherd_core::spec::check::Doubt;
+use pgherd_core::spec::{ClusterSpec, NodeSpec, TlsMode};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::MemberHealth;
 
@@ -72,6 +73,7 @@ pub(crate) fn check(sight: &Sight<'_>) -> CheckReport {
         redundancy(sight, cluster, &mut report);
         fence(sight, &mut report);
         vip(sight, cluster, &mut report);
+        proxy_servers(cluster, &mut report);
         for node in &cluster.nodes {
             one_node(sight, node, &mut report);
         }
@@ -375,6 +377,21 @@ fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
                 "pgherd logs of that node says since when; clients reach the primary by its own address",
             );
         }
+    }
+}
+
+/// Whether proxies know each server for the one that they were led to.
+fn proxy_servers(cluster: &ClusterSpec, report: &mut Report<'_>) {
+    let Some(proxy) = &cluster.proxy else { return };
+    let mode = proxy.tls.server_mode;
+    if mode == TlsMode::VerifyFull {
+        report.add("proxy-tls", None, CheckState::Ok, "proxies verify each server as the very node");
+        return;
+    }
+    let doubt = Doubt::ServersUnverified { mode };
+    report.add("proxy-tls", None, CheckState::Warning, doubt.to_string());
+    if let Some(hint) = doubt.hint() {
+        report.hinting(format!("server_tls_mode in [proxy]: {hint}"));
     }
 }
 

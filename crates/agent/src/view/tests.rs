@@ -10,7 +10,7 @@ use pgherd_core::observation::{Copy, Postgres, Primary, Standby};
 use pgherd_core::record::{
     Cause, Election, Line, NodeRecord, Position, Record, Reign, Rule, Rules, Standing, Switchover, Vote,
 };
-use pgherd_core::spec::{OptionValue, ProxyOption, ProxySpec};
+use pgherd_core::spec::{OptionValue, ProxyOption, ProxySpec, ProxyTls, TlsMode};
 use pgherd_core::types::{Instant, Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_dcs::{Health, Kind, MemberHealth};
 
@@ -542,6 +542,24 @@ fn who_is_too_far_behind_or_is_not_wanted_for_reads_serves_none() {
     weigh(&mut moment, "b", 7);
     weigh(&mut moment, "c", 0);
     assert_eq!(of(&moment), [("b".to_owned(), 7)]);
+}
+
+#[test]
+fn proxies_that_do_not_verify_servers_in_full_are_a_warning() {
+    let mut moment = Moment::of_peace();
+    assert!(!moment.checks().contains_key("proxy-tls"), "the herd file says nothing of proxies");
+    for mode in TlsMode::ALL {
+        let tls = ProxyTls { server_mode: mode, ..ProxyTls::default() };
+        moment.picture.spec.clusters[0].proxy = Some(ProxySpec { tls, ..ProxySpec::default() });
+        if mode == TlsMode::VerifyFull {
+            assert_eq!(moment.alarms(), []);
+            assert_eq!(moment.checks()["proxy-tls"].0, CheckState::Ok);
+            continue;
+        }
+        assert_eq!(moment.alarms(), [alarm("proxy-tls", CheckState::Warning)]);
+        let (_, message) = &moment.checks()["proxy-tls"];
+        assert!(message.starts_with(&format!("with {mode} ")), "{message}");
+    }
 }
 
 #[test]

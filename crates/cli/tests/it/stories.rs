@@ -1,7 +1,7 @@
 //! Herds on this machine, from the first `up` to the last `down`. Those that need root say so in their names.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -159,7 +159,7 @@ fn as_root_nothing_depends_on_the_supervisor() {
     herd.run(&["down"]);
     herd.wait_gone();
     for node in ["a", "b", "c"] {
-        let state = std::process::Command::new("/usr/lib/postgresql/15/bin/pg_controldata")
+        let state = Command::new("/usr/lib/postgresql/15/bin/pg_controldata")
             .arg(herd.dir.join(node).join("data"))
             .output()
             .unwrap();
@@ -187,15 +187,8 @@ fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() 
     herd.up();
     herd.wait_whole();
     let first = herd.proxy().unwrap();
-    let mut session = herd.command(&["psql", "--", "--no-psqlrc", "-qAt"]);
-    let mut session = session.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut words = session.stdin.take().unwrap();
-    let mut answers = BufReader::new(session.stdout.take().unwrap()).lines();
-    let mut asks = |number: u32| {
-        writeln!(words, "begin; select {number}; commit;").unwrap();
-        assert_eq!(answers.next().unwrap().unwrap(), number.to_string());
-    };
-    asks(1);
+    let mut session = Session::of(herd.command(&["psql", "--", "--no-psqlrc"]));
+    session.asks(1);
 
     kill(first, Signal::USR2).unwrap();
     let second = wait_for("a successor", || {
@@ -215,7 +208,7 @@ fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() 
     };
     is_noted(second);
     assert_eq!(herd.sql("select 2").unwrap(), "2");
-    asks(3);
+    session.asks(3);
 
     // Of the listeners the first one has none any more, and has its client still.
     let log = herd.dir.join("proxy/log/proxy.log");
@@ -229,13 +222,157 @@ fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() 
     });
     is_noted(third);
     wait_for("it to serve", || herd.sql("select 4"));
-    asks(5);
+    session.asks(5);
 
     // Two processes, of which the supervisor knows one as its own, and has started the other.
     assert_eq!(herd.proxies().len(), 2);
     herd.run(&["down"]);
-    drop(words);
-    session.wait().unwrap();
+    session.leave();
+    herd.wait_gone();
+}
+
+/// A psql that stays connected.
+struct Session {
+    words: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    psql: Child,
+}
+
+impl Session {
+    fn of(mut psql: Command) -> Session {
+        let mut psql = psql.arg("-qAt").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (words, answers) = (psql.stdin.take().unwrap(), psql.stdout.take().unwrap());
+        Session { words, answers: BufReader::new(answers).lines(), psql }
+    }
+
+    #[track_caller]
+    fn asks(&mut self, number: u32) {
+        writeln!(self.words, "begin; select {number}; commit;").unwrap();
+        assert_eq!(self.answers.next().unwrap().unwrap(), number.to_string());
+    }
+
+    fn leave(mut self) {
+        drop(self.words);
+        assert!(self.psql.wait().unwrap().success());
+    }
+}
+
+fn psql(conninfo: &str) -> Command {
+    let mut psql = Command::new("psql");
+    psql.args(["--no-psqlrc", conninfo]);
+    psql
+}
+
+/// One proxy is told of it by a signal, that of `up` by its console.
+#[test]
+fn as_root_certificates_are_replaced_beneath_the_clients_of_proxies_that_run() {
+    assert!(is_root(), "this test needs root");
+    let herd = Herd::new();
+    let at = |name: &str| herd.dir.parent().unwrap().join(name);
+    // Whole: a proxy may look at any moment.
+    let put = |text: &str, name: &str| {
+        std::fs::write(at("next"), text).unwrap();
+        std::fs::rename(at("next"), at(name)).unwrap();
+    };
+    // Each is signed by itself, so that who trusts one of them trusts no other.
+    let [first, second, third] = ["first", "second", "third"].map(|name| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut wanted = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        wanted.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let made = wanted.self_signed(&key).unwrap();
+        put(&made.pem(), name);
+        (made.pem(), key.serialize_pem())
+    });
+    put(&[&first, &second, &third].map(|(certificate, _)| certificate.as_str()).concat(), "all");
+    let show = |certificate: &str, key: &str| {
+        put(certificate, "shown.pem");
+        put(key, "shown.key");
+    };
+    show(&first.0, &first.1);
+    let text = format!(
+        "name = \"local\"\n[proxy]\nclient_tls_mode = \"require\"\nclient_tls_cert_file = \"{}\"\n\
+         client_tls_key_file = \"{}\"\nconsole_admins = [\"app\"]\n[postgres]\nversion = 15\n\
+         [[cluster]]\nname = \"main\"\ndurability = \"async\"\n[[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n\
+         [[cluster.database]]\nname = \"app\"\nowner = \"app\"\n",
+        at("shown.pem").display(),
+        at("shown.key").display()
+    );
+    std::fs::write(at("shop.toml"), text).unwrap();
+    herd.run(&["up", "--detach", "--herd", at("shop.toml").to_str().unwrap()]);
+    let (of_up, conninfo) = (herd.proxy().unwrap(), herd.run(&["psql", "--print"]));
+
+    let dir = at("front");
+    let front = dir.to_str().unwrap();
+    herd.run(&["proxy", "add", "front", "--host", "127.0.0.1", "--listen", "127.0.0.1", "--to", front]);
+    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [port, read_port] = free.map(|listener| listener.local_addr().unwrap().port());
+    let file = std::fs::read_to_string(dir.join("proxy.toml")).unwrap();
+    std::fs::write(dir.join("proxy.toml"), format!("port = {port}\nread_port = {read_port}\n{file}"))
+        .unwrap();
+    let log = std::fs::File::create(at("front.log")).unwrap();
+    let mut front = herd.command(&["proxy", "--dir", front]).stderr(log).spawn().unwrap();
+    let pid = i32::try_from(front.id()).unwrap();
+
+    let alone = format!("port={port}");
+    let reaching = |to: &str, trusted: &str| {
+        format!("{} {to} sslmode=verify-full sslrootcert={}", conninfo.trim(), at(trusted).display())
+    };
+    let comes = |to: &str, trusted: &str| {
+        let output = psql(&reaching(to, trusted)).args(["-qAtc", "select 1"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    };
+    let is_shown = |to: &str, seen: &str, others: [&str; 2]| {
+        comes(to, seen).unwrap();
+        for other in others {
+            let refused = comes(to, other).unwrap_err();
+            assert!(refused.contains("certificate verify failed"), "{refused}");
+        }
+    };
+    let reload = || {
+        let output = psql(&reaching("dbname=pgbouncer", "all")).args(["-c", "RELOAD"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    };
+    let logged = |what: &str| {
+        wait_for(what, || match std::fs::read_to_string(at("front.log")).unwrap() {
+            log if log.contains(what) => Ok(()),
+            log => Err(log),
+        });
+    };
+    wait_for("the proxy", || comes(&alone, "first"));
+    let mut staying = ["", &alone].map(|to| Session::of(psql(&reaching(to, "first"))));
+    staying.iter_mut().for_each(|session| session.asks(1));
+
+    show(&second.0, &second.1);
+    reload().unwrap();
+    is_shown("", "second", ["first", "third"]);
+    kill(pid, Signal::HUP).unwrap();
+    logged("since it was sent SIGHUP");
+    wait_for("the new one", || comes(&alone, "second"));
+    is_shown(&alone, "second", ["first", "third"]);
+    staying.iter_mut().for_each(|session| session.asks(2));
+
+    // What does not fit together changes nothing, and is told of.
+    show(&third.0, &second.1);
+    let refused = reload().unwrap_err();
+    assert!(refused.contains("what clients are shown cannot be used"), "{refused}");
+    kill(pid, Signal::HUP).unwrap();
+    logged("is not taken over");
+    for to in ["", &alone] {
+        is_shown(to, "second", ["first", "third"]);
+    }
+    show(&third.0, &third.1);
+    reload().unwrap();
+    is_shown("", "third", ["first", "second"]);
+    staying.iter_mut().for_each(|session| session.asks(3));
+
+    assert_eq!(front.try_wait().unwrap(), None, "it is the same process still");
+    assert!(herd.proxies().contains(&of_up), "and so is that of `up`");
+    staying.into_iter().for_each(Session::leave);
+    kill(pid, Signal::TERM).unwrap();
+    assert!(front.wait().unwrap().success());
+    herd.run(&["down"]);
     herd.wait_gone();
 }
 

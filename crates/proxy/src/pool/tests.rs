@@ -225,6 +225,10 @@ fn what_a_server_would_say_again_is_told_to_who_waits_longest() {
     assert_eq!(orders(&mut pool), [refused, again], "each hears it for itself");
     pool.rejected(ServerId(0), at(1));
     assert_eq!(orders(&mut pool), [], "it is gone already");
+    pool.route(place("b", 2), at(2));
+    assert_eq!(orders(&mut pool).len(), 1);
+    pool.rejected(ServerId(1), at(3));
+    assert_eq!(orders(&mut pool), [], "what a former primary says concerns nobody");
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub(super) struct Shared {
     effects: Effects,
     /// Something was sent since.
     worked: bool,
+    /// The server is kept for what is in it.
+    keeps: bool,
     /// The client has begun a transaction, and no server knows of it yet: the statement that began it.
     begun: Option<Vec<u8>>,
     /// A server was told of it, and has not answered yet.
@@ -114,6 +116,7 @@ impl Session {
             loan: Loan::new(Known::new(1), 0),
             effects: Effects::default(),
             worked: false,
+            keeps: false,
             begun: None,
             is_beginning: false,
             parsed: false,
@@ -273,7 +276,7 @@ impl Session {
         self.flow = Flow::new(TransactionStatus::Idle);
         self.server = Stream::of(Side::Server);
         (self.server_has_ended, self.is_cut_off, self.hidden, self.muted) = (false, false, false, false);
-        (self.answered, self.begun_nothing) = (false, false);
+        (self.answered, self.begun_nothing, self.server_leaves) = (false, false, false);
     }
 
     /// It has begun a transaction of which no server knows.
@@ -287,7 +290,9 @@ impl Session {
             shared.loan = loan;
             shared.worked = false;
             shared.has_one = false;
+            shared.keeps = false;
         }
+        (self.server_leaves, self.begun_nothing) = (false, false);
         if self.server_has_ended {
             // The former one did, and nothing that the client had said was lost with it.
             self.server_has_ended = false;
@@ -297,9 +302,9 @@ impl Session {
         }
     }
 
-    /// Nothing of what the client says has been looked at since it has this server.
+    /// Nothing of what the client says has been looked at since it has this server, and any other one would do as well.
     pub fn is_untouched(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| !shared.worked) && self.is_idle()
+        self.shared.as_ref().is_some_and(|shared| !(shared.worked || shared.keeps)) && self.is_idle()
     }
 
     /// The proxy has asked the server something itself, by the statement without a name.
@@ -316,11 +321,12 @@ impl Session {
         }
     }
 
-    /// The client has the same server still, and may have other settings.
+    /// The client keeps its server, since it has something there that no other one has. It may have other settings.
     pub fn go_on(&mut self, meaning: u64) {
         if let Some(shared) = &mut self.shared {
             shared.loan.meaning = meaning;
             shared.worked = false;
+            shared.keeps = true;
         }
     }
 

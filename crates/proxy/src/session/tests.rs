@@ -121,6 +121,25 @@ fn without_error(passed: &[u8]) -> (SqlState, Vec<u8>) {
     (found.expect("there is an error"), left)
 }
 
+/// As a server reports it whose backends are told to end: it sends nothing more.
+#[test]
+fn a_wait_that_is_canceled_by_the_end_of_the_server_is_its_last_word() {
+    for (sqlstate, is_last) in [("57P01", true), ("01000", false)] {
+        let mut session = Session::new();
+        from_client(&mut session, &query("COMMIT"), 7);
+        let fields = [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', sqlstate), (b'R', "SyncRepWaitForLSN")];
+        let mut edited = BytesMut::new();
+        let warning = report(b'N', &fields);
+        let passed = session.from_server(&warning, &mut edited).unwrap();
+        assert_eq!(passed.pass, Pass::Edited);
+        let said = edited.escape_ascii().to_string();
+        assert!(said.contains("C08007"), "{said}");
+        assert_eq!(said.contains("SFATAL"), is_last, "{said}");
+        assert_eq!((session.server_leaves(), session.server_has_ended()), (is_last, is_last));
+        assert_eq!(session.lost(), Lost::Unknown);
+    }
+}
+
 #[test]
 fn whoever_wants_no_warnings_hears_of_a_canceled_wait_and_of_no_other() {
     let mut session = Session::new();

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use pgherd_proxy::{Settings, Timeouts};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 
-use crate::harness::{Scene, connect, connect_and_watch, last_word, one, settings, story, told, until};
+use crate::harness::{SOON, Scene, connect, connect_and_watch, last_word, one, settings, story, told, until};
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(150));
 /// Longer than that, on whatever machine.
@@ -85,6 +87,25 @@ story! {
             // sleep: nothing is open, and that may last.
             tokio::time::sleep(SHORT.unwrap() * 2).await;
             assert_eq!(one(&client, "SELECT 'there'").await, "there");
+        }
+    }
+}
+
+story! {
+    async fn who_does_not_come_in_in_time_is_told_why(scene) {
+        let mut impatient = settings();
+        impatient.login_timeout = Duration::from_millis(300);
+        scene.proxy.replace(impatient);
+        let mut silent = TcpStream::connect(scene.proxy.addresses()[0]).await.unwrap();
+        let mut heard = Vec::new();
+        tokio::time::timeout(SOON, silent.read_to_end(&mut heard)).await.expect("in time").unwrap();
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(heard.contains("C57014\0Mcanceling authentication due to timeout"), "{heard}");
+        // It is the proxy that keeps this one waiting: there is nobody whom it could ask for the password.
+        assert!(scene.proxy.learn(scene.table(2, None)));
+        for conninfo in [scene.conninfo("alice", ""), scene.reading()] {
+            let refused = connect(&conninfo).await.map(|_| ()).unwrap_err();
+            assert_eq!(told(&refused).0, "57P03");
         }
     }
 }

@@ -78,11 +78,20 @@ story! {
             let at = began + Duration::from_secs(60) * number / A_MINUTE;
             // sleep: so many in a minute, and no more.
             tokio::time::sleep_until(at.into()).await;
+            if number % 5 == 4 {
+                // Comes in, and is served.
+                let conninfo = scene.sharing("alice", "");
+                knocking.push(tokio::spawn(async move {
+                    let client = connect(&conninfo).await.unwrap();
+                    assert_eq!(one(&client, "SELECT 'in'").await, "in");
+                }));
+                continue;
+            }
             let (address, startup) = (scene.proxy.addresses()[0], startup.clone());
             knocking.push(tokio::task::spawn_blocking(move || {
                 let mut stream = TcpStream::connect(address).unwrap();
                 stream.set_read_timeout(Some(SOON)).unwrap();
-                match number % 4 {
+                match number % 5 {
                     // Leaves without a word,
                     0 => {}
                     // or with something that is no startup packet,

@@ -328,3 +328,55 @@ story! {
         assert!(unchecked.stale.load(Ordering::Relaxed) > 0, "{unchecked:?}");
     }
 }
+
+/// Lets clients in or, as an agent does before it promotes, nobody but pgherd; whoever is in is ended.
+async fn set_gate(server: &Server, is_open: bool) {
+    let clients = if is_open { "host all all 127.0.0.1/32 scram-sha-256\n" } else { "" };
+    server.admit(&format!("host all,replication postgres,pgherd_proxy 127.0.0.1/32 trust\n{clients}"));
+    let admin = admin_of(server).await;
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    let directly = format!("host=127.0.0.1 port={} user=bob dbname=mall password=else", server.port);
+    until("its gate is set", async || connect(&directly).await.is_ok() == is_open).await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'alice'";
+    admin.batch_execute(end).await.unwrap();
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'alice'";
+    until("nobody is in", async || is_open || one(&admin, left).await == "0").await;
+}
+
+story! {
+    async fn a_gate_that_was_closed_before_the_proxy_has_heard_of_it_is_told_nobody(scene) {
+        let mut changed = patient();
+        changed.limits.retry = Duration::from_millis(100);
+        scene.proxy.replace(changed.clone());
+        let [standby] = &scene.with_standbys(1)[..] else { panic!("one was asked for") };
+        let [primary, other] = [&scene.server, standby].map(|server| server.port.to_string());
+        let reading = scene.reading().replace("dbname=shop", "dbname=mall");
+        let reader = connect(&reading).await.unwrap();
+        assert_eq!(one(&reader, PORT).await, other);
+        // The standby is about to be promoted.
+        set_gate(standby, false).await;
+        assert_eq!(one(&reader, PORT).await, primary);
+        assert_eq!(one(&connect(&reading).await.unwrap(), PORT).await, primary);
+
+        // And now the primary lets nobody in any more; of that the proxy hears a moment later.
+        changed.limits.retry = Duration::from_secs(2);
+        scene.proxy.replace(changed);
+        let writer = connect(&scene.sharing("alice", "")).await.unwrap();
+        set_gate(&scene.server, false).await;
+        let writes = tokio::spawn(async move { (writer.batch_execute("CREATE TABLE t ()").await, writer) });
+        // sleep: it asks, and is shut out.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!writes.is_finished());
+        assert!(scene.proxy.learn(Table { gate_open: false, ..scene.table(1, Some("a")) }));
+        set_gate(&scene.server, true).await;
+        assert!(!writes.is_finished());
+        assert!(scene.proxy.learn(scene.table(1, Some("a"))));
+        let (written, writer) = writes.await.unwrap();
+        written.unwrap();
+
+        // Whoever is shut out for good hears it.
+        set_gate(&scene.server, false).await;
+        let refused = writer.batch_execute("CREATE TABLE u ()").await.unwrap_err();
+        assert_eq!(told(&refused).0, "28000");
+    }
+}

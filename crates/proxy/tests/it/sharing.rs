@@ -225,6 +225,26 @@ story! {
 }
 
 story! {
+    async fn who_keeps_a_server_hears_of_its_end(scene) {
+        let admin = scene.admin().await;
+        let ties = ["LISTEN news", "CREATE TEMP TABLE mine (id int)", "SELECT pg_advisory_lock(7)", "PREPARE mine AS SELECT 1"];
+        for (term, tie) in (2..).zip(ties) {
+            let keeps = async || {
+                let (client, ending) = connect_and_watch(&scene.sharing("alice", "")).await.unwrap();
+                client.batch_execute(tie).await.unwrap();
+                (pid(&client).await, client, ending)
+            };
+            let (kept, _client, ending) = keeps().await;
+            admin.batch_execute(&format!("SELECT pg_terminate_backend({kept})")).await.unwrap();
+            assert_eq!(last_word(ending).await.0, "57P01", "{tie}");
+            let (_, _client, ending) = keeps().await;
+            scene.route(term, "b");
+            assert_eq!(last_word(ending).await.0, "57P01", "{tie}");
+        }
+    }
+}
+
+story! {
     async fn nobody_is_told_what_a_sequence_gave_to_somebody_else(scene) {
         scene.proxy.replace(one_server());
         let (first, second) = (scene.sharer().await, scene.sharer().await);

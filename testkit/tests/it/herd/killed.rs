@@ -1,5 +1,11 @@
 //! Processes that are killed while their host goes on.
 
+use std::net::SocketAddr;
+
+use pgherd_testkit::connection::Login;
+use pgherd_testkit::handover::{self, Account, Clients, Step};
+use pgherd_testkit::herd::PROXY_READ_PORT;
+
 use super::*;
 
 #[test]
@@ -134,4 +140,68 @@ fn b13_every_node_has_been_primary() {
         assert_eq!(herd.primary(), next);
     }
     all_is_well(&herd, workload);
+}
+
+/// Clients of a proxy, while no agent is there to say who may be written to: it is the fence that stops the primary.
+#[test]
+fn with_every_agent_killed_reads_go_on_and_writes_wait_until_agents_are_back() {
+    /// Longer than the fence lets a primary be without its agent, shorter than `hold`.
+    const AWAY: Duration = Duration::from_secs(15);
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).start();
+    let (_proxy, address) = herd.start_proxy("front");
+    handover::create_table(&mut herd.session("a"));
+    let reader = Login { user: "reader".to_owned(), ..herd.login() };
+    herd.ask_locally("a", &format!("CREATE ROLE reader LOGIN PASSWORD '{}'", reader.password)).unwrap();
+    let client = herd.net().client();
+    let writers = Clients::start(client, address, herd.login(), 20, Some(100.0), 0);
+    // As another user: nobody reads what may lack what he has just written, and what that is no agent says.
+    let to_standbys = SocketAddr::new(address.ip(), PROXY_READ_PORT);
+    let readers = Clients::reading(client, to_standbys, reader, 10, 50.0);
+    writers.wait_for_writes(WHOLE);
+
+    let postmaster = herd.postmaster("a");
+    let killed_at = Instant::now();
+    for agent in herd.agents() {
+        herd.agent(agent).kill();
+    }
+    postmaster.wait_gone(AWAY);
+    let stopped_at = Instant::now();
+    // sleep: for so long nobody is there.
+    std::thread::sleep(AWAY.saturating_sub(killed_at.elapsed()));
+    let back_at = Instant::now();
+    for agent in herd.agents() {
+        herd.start_agent(agent);
+    }
+    writers.wait_for_writes(WHOLE);
+    herd.wait_until_whole(WHOLE);
+
+    let read = readers.stop();
+    // What is under way where an agent that is back promotes its server ends with that.
+    let (alone, led): (Vec<_>, Vec<_>) = read.iter().cloned().partition(|one| one.ended_at < back_at);
+    assert_eq!(handover::failures(&alone), Default::default(), "reads need no agent");
+    let cut = handover::failures(&led);
+    let honest = |sqlstate: &str| ["57P01", "08007"].contains(&sqlstate);
+    assert!(cut.keys().all(|(step, sqlstate)| *step == Step::Reading && honest(sqlstate)), "{cut:?}");
+    let meanwhile = read.iter().filter(|one| one.began_at > stopped_at && one.ended_at < back_at);
+    let (reads, longest) = meanwhile.fold((0, Duration::ZERO), |(reads, longest), one| {
+        (reads + 1, longest.max(one.ended_at - one.began_at))
+    });
+    assert!(reads > 20, "{reads} reads, and some 50 a second were to be");
+    assert!(longest < AT_ONCE * SLACK, "a read took {longest:?}");
+
+    let written = writers.stop();
+    let failures = handover::failures(&written);
+    println!("{} transactions, {failures:?}; {reads} reads, the longest {longest:?}, {cut:?}", written.len());
+    let waited = written.iter().filter(|one| one.began_at > stopped_at && one.began_at < back_at);
+    for one in waited {
+        assert_eq!(one.failed, None, "who comes while nobody is there waits");
+        assert!(one.ended_at > back_at, "nobody could know whether this was safe");
+    }
+    // Of what was under way when the fence stopped the primary.
+    let honest = |sqlstate: &str| ["40001", "08007", "57P01"].contains(&sqlstate);
+    assert!(failures.keys().all(|(_, sqlstate)| honest(sqlstate)), "{failures:?}");
+    let rows = handover::rows(&mut herd.session(&herd.primary()));
+    let Account { acknowledged, lost, doubled, denied, .. } = handover::account(&written, &rows);
+    assert_eq!((lost, doubled, denied), (0, 0, 0), "of {acknowledged}");
 }
