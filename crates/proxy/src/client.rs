@@ -29,7 +29,7 @@ use crate::fence::Admission;
 use crate::hba::{self, Certificate, ClientCert};
 use crate::login::{Asked, Login, Method, Step};
 use crate::net::{self, Stream};
-use crate::pool::{ClientId, Refusal, Worker};
+use crate::pool::{ClientId, Place, Refusal, Worker};
 use crate::pools::{Lent, Name, NotLent, OnePool};
 use crate::positions::{Mark, Who};
 use crate::proxy::Access;
@@ -508,27 +508,28 @@ async fn keep(
     };
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.has(None).await;
-    let set = startup.for_server();
-    let lookup = Box::pin(look_up(&end, stream, &mut session, &mut link, wants, &set, world)).await;
-    *out = link.take_unsaid();
     stop_at_server(&end, &backend, world);
-    let left = match lookup {
-        Lookup::None => left(&end, &session, &backend, world),
-        Lookup::Committed => Err(committed_and_gone(&backend)),
-        Lookup::Lost(lost) => {
-            world.ledger.ended(lost);
-            end.farewell(lost, &session, &backend)
-        }
-        Lookup::Left(left) => Ok(left),
-    };
     let lent = Lent { server, backend };
+    if let Some(mark) = lost_commit(&end, &session, &mut link) {
+        let place = lent.backend.place.clone();
+        give_up(&pool, lent, &end, world);
+        let set = startup.for_server();
+        let lookup = Box::pin(look_up(&mark, stream, &mut session, &mut link, wants, &set, world)).await;
+        *out = link.take_unsaid();
+        return match lookup {
+            Lookup::Committed => Err(committed_and_gone(&place)),
+            Lookup::Lost(lost) => end.farewell(lost, &session, &place),
+            Lookup::Left(left) => Ok(left),
+        };
+    }
+    *out = link.take_unsaid();
+    let left = left(&end, &session, &lent.backend, world);
     match end {
-        End::ServerLost(_) => pool.gone(server, world),
         End::ClientLeft if session.is_clean() => {
             let dirty = !startup.is_empty() || session.used();
             leave(&pool, lent, dirty, world).await;
         }
-        _ => pool.give_back(lent, false, world),
+        end => give_up(&pool, lent, &end, world),
     }
     left
 }
@@ -687,6 +688,14 @@ pub(crate) fn stop_at_server(end: &End, backend: &Backend, world: &Arc<World>) {
     }
 }
 
+/// Of a server that nobody is to have any more.
+pub(crate) fn give_up(pool: &Arc<OnePool>, lent: Lent, end: &End, world: &Arc<World>) {
+    match end {
+        End::ServerLost(_) => pool.gone(lent.server, world),
+        _ => pool.give_back(lent, false, world),
+    }
+}
+
 /// Gives a server back on which nothing is under way.
 pub(crate) async fn leave(pool: &Arc<OnePool>, mut lent: Lent, dirty: bool, world: &Arc<World>) {
     if dirty && let Err(error) = lent.backend.clean().await {
@@ -732,22 +741,30 @@ pub(crate) fn left(end: &End, session: &Session, backend: &Backend, world: &Worl
     if end.takes_the_server() {
         world.ledger.ended(session.lost());
     }
-    end.farewell(session.lost(), session, backend)
+    end.farewell(session.lost(), session, &backend.place)
 }
 
-/// What came of what was under way at a server that is lost.
+/// What is known of the commit that was lost with its server, if that is what was lost and its client has heard nothing of it.
+pub(crate) fn lost_commit(end: &End, session: &Session, link: &mut Link) -> Option<commit::Mark> {
+    let is_open = end.takes_the_server()
+        && session.lost() == Lost::Unknown
+        && session.can_be_told()
+        && !session.server_has_ended();
+    link.check.take().filter(|_| is_open)
+}
+
+/// What came of it.
 pub(crate) enum Lookup {
-    /// It was no commit of which anything is known.
-    None,
     /// It has committed, and the client is to hear that.
     Committed,
     Lost(Lost),
     Left(Left),
 }
 
-/// Looks a commit up that is lost with its server, if it can be told from others. `settings`: those of the client.
+/// Its server must be given back before: another one is needed, and it may have been the last one of its pool. `settings`: those of
+/// the client.
 pub(crate) async fn look_up(
-    end: &End,
+    mark: &commit::Mark,
     stream: &Stream,
     session: &mut Session,
     link: &mut Link,
@@ -755,57 +772,48 @@ pub(crate) async fn look_up(
     settings: &Values,
     world: &Arc<World>,
 ) -> Lookup {
-    let mark = link.check.take();
-    let is_open = end.takes_the_server()
-        && session.lost() == Lost::Unknown
-        && session.can_be_told()
-        && !session.server_has_ended();
-    let Some(mark) = mark.filter(|_| is_open) else { return Lookup::None };
-    let found = match commit::look_up(&mark, stream, wants, settings, world).await {
+    let found = match commit::look_up(mark, stream, wants, settings, world).await {
         Ok(found) => found,
         Err(left) => return Lookup::Left(left),
     };
     let (database, user) = wants.names();
     tracing::info!(database, user, ?mark, ?found, "a commit that was lost with its server was looked up");
-    match found {
-        Outcome::Committed if link.tell_committed(session) => Lookup::Committed,
-        Outcome::RolledBack => Lookup::Lost(Lost::Transaction),
-        Outcome::Committed | Outcome::Open | Outcome::Unknown => Lookup::Lost(Lost::Unknown),
-    }
+    let lost = match found {
+        Outcome::Committed if link.tell_committed(session) => {
+            world.ledger.spared();
+            return Lookup::Committed;
+        }
+        Outcome::RolledBack => Lost::Transaction,
+        Outcome::Committed | Outcome::Open | Outcome::Unknown => Lost::Unknown,
+    };
+    world.ledger.ended(lost);
+    Lookup::Lost(lost)
 }
 
 /// It has committed, and what else it had done went with the server.
-pub(crate) fn committed_and_gone(backend: &Backend) -> Farewell {
+pub(crate) fn committed_and_gone(place: &Place) -> Farewell {
     let message = "the server was lost, and with it what this session had set there; its last transaction has committed";
     Farewell {
-        detail: Some(format!("It was node {} in term {}.", backend.place.node, backend.place.term.0)),
+        detail: Some(format!("It was node {} in term {}.", place.node, place.term.0)),
         ..Farewell::new(SqlState::ADMIN_SHUTDOWN, message)
     }
 }
 
 impl End {
     /// `lost`: what is known of the work that was under way.
-    pub(crate) fn farewell(
-        &self,
-        lost: Lost,
-        session: &Session,
-        backend: &Backend,
-    ) -> Result<Left, Farewell> {
+    pub(crate) fn farewell(&self, lost: Lost, session: &Session, place: &Place) -> Result<Left, Farewell> {
         Err(match self {
             End::ClientLeft | End::Over => return Ok(Left::ByItself),
             // In the middle of a message there is nothing to say but the end.
             _ if !session.can_be_told() => return Ok(Left::ByItself),
             End::ServerLost(_) if session.server_has_ended() => return Ok(Left::Told),
             End::ServerLost(why) => Farewell {
-                detail: Some(format!("{}: {why}.", backend.place.node)),
+                detail: Some(format!("{}: {why}.", place.node)),
                 ..Farewell::new(lost.sqlstate(), format!("the server was lost; {}", lost.sentence()))
             },
             End::Dismissed => return Ok(Left::Dismissed),
             End::Rerouted => Farewell {
-                detail: Some(format!(
-                    "Node {} is not what it was in term {}.",
-                    backend.place.node, backend.place.term.0
-                )),
+                detail: Some(format!("Node {} is not what it was in term {}.", place.node, place.term.0)),
                 hint: Some("Connect again: the same address leads to the new primary.".to_owned()),
                 ..Farewell::new(lost.sqlstate(), format!("the primary has changed; {}", lost.sentence()))
             },

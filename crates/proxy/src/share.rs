@@ -18,8 +18,8 @@ use pgherd_pgwire::message::build;
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
 use crate::client::{
-    Farewell, Left, Lookup, NotBegun, Wants, begin, committed_and_gone, gone, greet, leave, left, look_up,
-    stop_at_server, use_server,
+    Farewell, Left, Lookup, NotBegun, Wants, begin, committed_and_gone, give_up, gone, greet, leave, left,
+    look_up, lost_commit, stop_at_server, use_server,
 };
 use crate::clock;
 use crate::commit::Check;
@@ -233,9 +233,17 @@ impl Sharing<'_> {
                 }
                 self.world.positions.written();
             }
-            if let Some(left) = self.look_up(&end, stream, session, link, &lent, &held).await {
-                self.take_back(&pool, lent, &end);
-                return left;
+            if let Some(mark) = lost_commit(&end, session, link) {
+                let place = lent.backend.place.clone();
+                give_up(&pool, lent, &end, self.world);
+                let lookup = look_up(&mark, stream, session, link, self.wants, &self.wanted, self.world);
+                return match Box::pin(lookup).await {
+                    Lookup::Left(left) => Ok(Some(left)),
+                    Lookup::Lost(lost) => end.farewell(lost, session, &place).map(Some),
+                    // Nobody can ask any more what it had set, or made.
+                    Lookup::Committed if session.take_effects().is_none() && held.is_nothing() => Ok(None),
+                    Lookup::Committed => Err(committed_and_gone(&place)),
+                };
             }
             if self.must_be_asked_again(&end, session, link) {
                 self.take_back(&pool, lent, &end);
@@ -250,7 +258,7 @@ impl Sharing<'_> {
             }
             if could_be_repeated(&end, session, link) {
                 let lost = session.lost();
-                let farewell = end.farewell(lost, session, &lent.backend);
+                let farewell = end.farewell(lost, session, &lent.backend.place);
                 self.take_back(&pool, lent, &end);
                 return self.repeat(stream, session, link, lost, farewell).await;
             }
@@ -258,36 +266,6 @@ impl Sharing<'_> {
             return self.finish(end, &pool, lent, session, &held).await;
         }
         Err(too_many_lost())
-    }
-
-    /// What its client hears of a commit that was lost with its server; `None`: that is not what was lost.
-    async fn look_up(
-        &self,
-        end: &End,
-        stream: &Stream,
-        session: &mut Session,
-        link: &mut Link,
-        lent: &Lent,
-        held: &Held,
-    ) -> Option<Result<Option<Left>, Farewell>> {
-        if !end.takes_the_server() || !link.check.is_marked() {
-            return None;
-        }
-        let looking = look_up(end, stream, session, link, self.wants, &self.wanted, self.world);
-        match Box::pin(looking).await {
-            Lookup::None => None,
-            Lookup::Left(left) => Some(Ok(Some(left))),
-            Lookup::Lost(lost) => {
-                self.world.ledger.ended(lost);
-                Some(end.farewell(lost, session, &lent.backend).map(Some))
-            }
-            Lookup::Committed => {
-                self.world.ledger.spared();
-                // Nobody can ask any more what it had set, or made.
-                let is_whole = session.take_effects().is_none() && held.is_nothing();
-                Some(is_whole.then_some(None).ok_or_else(|| committed_and_gone(&lent.backend)))
-            }
-        }
     }
 
     /// A server was lost, and its client has heard nothing of what it had asked: that is asked once more if it provably only
@@ -373,8 +351,7 @@ impl Sharing<'_> {
     fn take_back(&self, pool: &Arc<OnePool>, lent: Lent, end: &End) {
         match end {
             End::Over => pool.give_back(lent, true, self.world),
-            End::ServerLost(_) => pool.gone(lent.server, self.world),
-            _ => pool.give_back(lent, false, self.world),
+            end => give_up(pool, lent, end, self.world),
         }
     }
 
@@ -394,12 +371,11 @@ impl Sharing<'_> {
                 self.give_back(pool, lent).await;
                 return Ok(None);
             }
-            End::ServerLost(_) => pool.gone(lent.server, self.world),
             // What was tied to it is let go; what nobody knows goes with the connection.
             End::ClientLeft if session.is_clean() && held.unmovable.is_none() => {
                 leave(pool, lent, true, self.world).await;
             }
-            _ => pool.give_back(lent, false, self.world),
+            end => give_up(pool, lent, &end, self.world),
         }
         gone.map(Some)
     }
