@@ -55,7 +55,7 @@ pub(crate) struct Mark {
     /// What it has written lies before this, and its commit behind it.
     lsn: Lsn,
     /// Since when the server ran, in seconds.
-    started: Vec<u8>,
+    started: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ pub(crate) async fn mark(backend: &mut Backend) -> Result<Option<Mark>, NotDone>
             term: backend.place.term,
             number: text(number?)?,
             lsn: text(lsn?)?.parse().ok()?,
-            started: started?,
+            started: text(started?)?,
         })
     })())
 }
@@ -155,7 +155,7 @@ fn by_history(mark: &Mark, term: Term, fork: Option<Lsn>) -> Option<Outcome> {
 
 /// What a server says of a transaction that is its own, or whose history it has.
 fn by_status(mark: &Mark, term: Term, status: Option<&[u8]>, started: Option<&[u8]>) -> Outcome {
-    if term == mark.term && started != Some(&*mark.started) {
+    if term == mark.term && started != Some(mark.started.as_bytes()) {
         return Outcome::Unknown;
     }
     match status {
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        Mark { term: Term(4), number: "731".to_owned(), lsn: Lsn(1000), started: b"1.5".to_vec() }
+        Mark { term: Term(4), number: "731".to_owned(), lsn: Lsn(1000), started: "1.5".to_owned() }
     }
 
     #[test]
