@@ -166,7 +166,7 @@ story! {
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
         one(&waiting.admin, end).await;
         until("it is there", async || waiting.rows().await == "1").await;
-        let secures = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%emit_message%'";
+        let secures = "SELECT count(*)::text FROM pg_stat_activity WHERE usename = 'alice' AND wait_event = 'SyncRep' AND query LIKE '%emit_message%'";
         until("the proxy waits for the standby, too", async || one(&waiting.admin, secures).await == "1").await;
         assert!(!committing.is_finished());
         waiting.wait(false).await;

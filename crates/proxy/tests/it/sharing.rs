@@ -409,8 +409,12 @@ async fn kill_whoever_runs(scene: &Scene, text: &str) {
     })
     .await;
     let pid = pid.expect("it runs");
+    let process = std::path::PathBuf::from(format!("/proc/{pid}"));
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    // All others are ended for it: what is asked next is not for one of those.
+    until("the postmaster has seen it", async || !process.exists()).await;
+    until("it lets somebody in again", async || connect(&conninfo).await.is_ok()).await;
 }
 
 const LONG: &str = "(SELECT count(*) FROM generate_series(1, 3000000) a, generate_series(1, 2) b)";
