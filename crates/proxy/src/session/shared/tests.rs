@@ -384,6 +384,73 @@ fn what_a_transaction_may_leave_behind_is_told_when_it_is_over() {
 }
 
 #[test]
+fn a_question_of_the_proxys_own_does_not_take_the_place_of_the_statement_without_a_name() {
+    for most in PIECES {
+        let mut pair = Pair::new(most);
+        pair.asks(&[parse("", "SELECT 1"), bind(""), execute(), sync()]);
+        pair.answers(&[done(b"12"), complete("SELECT 1"), ready()]);
+        // What it left behind was asked for, and it keeps its server.
+        pair.session.lost_unnamed();
+        pair.session.go_on(0);
+        let (asked, _) = pair.asks(&[bind(""), execute(), sync()]);
+        assert_eq!(asked, [parse("", "SELECT 1"), bind(""), execute(), sync()].concat());
+        // That it was parsed once more is the proxy's own business.
+        let heard = pair.answers(&[done(b"12"), complete("SELECT 1"), ready()]);
+        assert_eq!(heard, [done(b"2"), complete("SELECT 1"), ready()].concat());
+        let (asked, _) = pair.asks(&[bind(""), execute(), sync()]);
+        assert_eq!(asked, [bind(""), execute(), sync()].concat(), "it is its own again");
+    }
+}
+
+#[test]
+fn what_has_committed_is_answered_in_the_lost_servers_place() {
+    let in_transaction = || bytes(|to| build::ready_for_query(to, TransactionStatus::InTransaction));
+    for most in PIECES {
+        for (asked, heard, rest) in [
+            (vec![query("COMMIT")], vec![], vec![complete("COMMIT"), ready()]),
+            (vec![query("commit work;")], vec![complete("COMMIT")], vec![ready()]),
+            (
+                vec![parse("c", "COMMIT"), bind("c"), execute(), sync()],
+                vec![],
+                vec![done(b"12"), complete("COMMIT"), ready()],
+            ),
+            (
+                vec![parse("", "END"), bind(""), execute(), sync()],
+                vec![done(b"12")],
+                vec![complete("COMMIT"), ready()],
+            ),
+        ] {
+            let mut pair = Pair::new(most);
+            pair.asks(&[query("BEGIN")]);
+            pair.answers(&[complete("BEGIN"), in_transaction()]);
+            assert!(pair.session.commits(&asked.concat()), "{asked:?}");
+            pair.asks(&asked);
+            pair.answers(&heard);
+            let mut answers = BytesMut::new();
+            assert!(pair.session.committed(&mut answers));
+            assert_eq!(answers, rest.concat(), "{asked:?}");
+            assert!(
+                pair.session.is_clean() && !pair.session.committed(&mut answers),
+                "there is no other one"
+            );
+        }
+    }
+    // More than that is no commit alone.
+    let session = Pair::new(PIECES[0]).session;
+    for more in [
+        vec![query("COMMIT AND CHAIN")],
+        vec![query("ROLLBACK")],
+        vec![query("INSERT INTO t VALUES (1); COMMIT")],
+        vec![parse("", "COMMIT"), bind(""), execute()],
+        vec![parse("", "COMMIT"), bind(""), execute(), bind(""), execute(), sync()],
+        vec![parse("", "COMMIT"), bind("other"), execute(), sync()],
+        vec![parse("", "COMMIT"), parse("s", "SELECT 1"), bind("s"), execute(), sync()],
+    ] {
+        assert!(!session.commits(&more.concat()), "{more:?}");
+    }
+}
+
+#[test]
 fn a_transaction_begins_with_its_first_statement() {
     let in_transaction = || bytes(|to| build::ready_for_query(to, TransactionStatus::InTransaction));
     for most in PIECES {
