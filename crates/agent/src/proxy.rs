@@ -192,7 +192,8 @@ impl Herd {
             begun = self.begin(options) => begun?,
             () = life::asked_to_end(&mut orders) => return Ok(()),
         };
-        let Begun { mut life, mut wanted, query, mut followed, mut metrics } = begun;
+        let Begun { mut life, mut wanted, mut query, mut followed, mut metrics } = begun;
+        let mut followed_before = BTreeMap::new();
         let proxy = Arc::clone(&life.proxy);
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -202,7 +203,10 @@ impl Herd {
         loop {
             self.follow_all(&mut followed, &query, &proxy);
             let reload = tokio::select! {
-                _ = ticks.tick() => None,
+                _ = ticks.tick() => {
+                    followed_before.clear();
+                    None
+                }
                 reload = proxy.reload_wanted() => Some(reload),
                 _ = hangups.recv() => {
                     tracing::info!("looks for what has changed, since it was sent SIGHUP");
@@ -221,6 +225,12 @@ impl Herd {
                     Turned::Ended => return Ok(()),
                     Turned::Standing(standing) => {
                         is_the_one = standing == Standing::Accepts;
+                        if standing == Standing::Retired {
+                            // Nobody reaches it any more where it listened. The former streams end when those that say so have begun:
+                            // a switchover waits for whoever follows.
+                            query = RoutingQuery { listen: None, read_listen: None, ..query };
+                            followed_before.append(&mut followed);
+                        }
                         match (standing, &mut metrics) {
                             (Standing::Accepts, Some(metrics)) => {
                                 metrics.serving = self.serve_metrics(&metrics.listener, &proxy);

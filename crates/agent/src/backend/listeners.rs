@@ -73,6 +73,10 @@ impl Listeners {
         let mut streams = self.lock();
         let stream = streams.next;
         streams.next += 1;
+        // What it says now is true instead of what it said before.
+        for former in streams.open.values_mut().filter(|other| other.process == process) {
+            former.listeners.clear();
+        }
         streams.open.insert(stream, Follower { process, listeners });
         Listening { listeners: self.clone(), stream }
     }
@@ -115,7 +119,7 @@ impl Listeners {
         }
     }
 
-    /// Each once: a proxy that has come again may have its former stream still.
+    /// Each once: two processes of a proxy have the same ones.
     pub(super) fn shown(&self) -> Vec<ProxyListener> {
         let mut shown: Vec<ProxyListener> = Vec::new();
         for listener in self.lock().open.values().flat_map(|follower| &follower.listeners) {

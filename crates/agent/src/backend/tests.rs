@@ -547,9 +547,16 @@ async fn status_lists_where_proxies_listen_for_as_long_as_they_follow() {
     assert_eq!(listed().await, both);
     drop(first);
     assert_eq!(listed().await, both);
+    // It listens there no more, and follows nevertheless.
+    let retired = RoutingQuery { listen: None, read_listen: None, ..query("up", 9999) };
+    let retired = scene.backend.routing(retired).await.unwrap();
+    assert_eq!(listed().await, none);
+    drop(retired);
+    let once_more = scene.backend.routing(query("up", 9999)).await.unwrap();
+    assert_eq!(listed().await, both);
     let other = scene.backend.routing(query("b", 7001)).await.unwrap();
     assert_eq!(listed().await.len(), 4);
-    drop(again);
+    drop((again, once_more));
     assert_eq!(listed().await, ["main 127.0.0.1:7001 ReadWrite", "main [::1]:7000 ReadOnly"]);
     drop(other);
     assert_eq!(listed().await, none);

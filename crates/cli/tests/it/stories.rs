@@ -1,6 +1,7 @@
 //! Herds on this machine, from the first `up` to the last `down`. Those that need root say so in their names.
 
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::TcpListener;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -216,13 +217,25 @@ fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() 
         Ok(text) if text.contains("ends with its last client") => Ok(()),
         other => Err(format!("{other:?}")),
     });
+    let address = || {
+        herd.status()?["proxy"][0]["listen"].as_str().map(str::to_owned).ok_or_else(|| "no proxy".to_owned())
+    };
+    let before = address().unwrap();
     kill(second, Signal::KILL).unwrap();
+    wait_for("its end", || match herd.proxies().contains(&second) {
+        true => Err("it is there".to_owned()),
+        false => Ok(()),
+    });
+    // Somebody else listens there meanwhile, if not this one: psql is not led there, though the first process has listened there.
+    let holder = TcpListener::bind(&before);
     let third = wait_for("another one", || {
         herd.proxies().into_iter().find(|pid| ![first, second].contains(pid)).ok_or_else(|| herd.logs())
     });
     is_noted(third);
     wait_for("it to serve", || herd.sql("select 4"));
     session.asks(5);
+    let after = wait_for("its address to be known", address);
+    assert!(holder.is_err() || after != before, "{after}");
 
     // Two processes, of which the supervisor knows one as its own, and has started the other.
     assert_eq!(herd.proxies().len(), 2);
@@ -304,7 +317,7 @@ fn as_root_certificates_are_replaced_beneath_the_clients_of_proxies_that_run() {
     let dir = at("front");
     let front = dir.to_str().unwrap();
     herd.run(&["proxy", "add", "front", "--host", "127.0.0.1", "--listen", "127.0.0.1", "--to", front]);
-    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [port, read_port] = free.map(|listener| listener.local_addr().unwrap().port());
     let file = std::fs::read_to_string(dir.join("proxy.toml")).unwrap();
     std::fs::write(dir.join("proxy.toml"), format!("port = {port}\nread_port = {read_port}\n{file}"))

@@ -105,6 +105,7 @@ impl Scene {
                  CREATE ROLE late LOGIN PASSWORD '{PASSWORD}' VALID UNTIL '2001-01-01';\
                  CREATE ROLE nologin NOLOGIN PASSWORD '{PASSWORD}';\
                  CREATE ROLE carol LOGIN PASSWORD '{PASSWORD}'; GRANT carol TO alice;\
+                 CREATE ROLE dave LOGIN PASSWORD '{PASSWORD}';\
                  CREATE ROLE pgherd_proxy LOGIN;\
                  GRANT SELECT (rolname, rolcanlogin, rolvaliduntil, rolpassword) ON pg_catalog.pg_authid TO pgherd_proxy"
             ))

@@ -175,8 +175,12 @@ story! {
         scene.proxy.replace(patient());
         let standbys = scene.with_standbys(1);
         let writer = connect(&scene.sharing("alice", "")).await.unwrap();
-        let reader = connect(&scene.reading().replace("dbname=shop", "dbname=mall")).await.unwrap();
-        writer.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7)").await.unwrap();
+        writer.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (7); GRANT SELECT ON t TO dave").await.unwrap();
+        let admin = admin_of(&standbys[0]).await;
+        let replayed = "SELECT count(*)::text FROM pg_class WHERE relname = 't' AND relacl IS NOT NULL";
+        until("it is replayed", async || one(&admin, replayed).await == "1").await;
+        // Whoever wrote himself might wait for a position that nobody can tell any more.
+        let reader = connect(&scene.reading().replace("dbname=shop", "dbname=mall").replace("user=alice", "user=dave")).await.unwrap();
         let read = "SELECT n || ' ' || current_setting('port') FROM t";
         let expected = format!("7 {}", standbys[0].port);
         assert_eq!(one(&reader, read).await, expected);
