@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::agreed;
+use crate::causes::on_one_line;
 use crate::clock;
 use crate::durable::{DurableError, DurableFile};
 use crate::main_loop::{DeedsChange, Done, Event, Seen};
@@ -376,23 +377,8 @@ fn report(action: &Action, error: &DeedError) -> bool {
             false
         }
         DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) => {
-            tracing::warn!(error = %chain_of(error), ?action, "failed; deciding anew");
+            tracing::warn!(error = %on_one_line(error), ?action, "failed; deciding anew");
             true
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let next_text = next.to_string();
-        if !text.ends_with(&next_text) {
-            text.push_str(": ");
-            text.push_str(&next_text);
-        }
-        cause = next.source();
-    }
-    text
 }

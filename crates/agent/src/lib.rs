@@ -8,6 +8,7 @@
 
 pub mod agreed;
 mod backend;
+mod causes;
 mod clock;
 pub mod daemon;
 mod durable;

@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use crate::causes::on_one_line;
 use crate::clock;
 use crate::files::Findings;
 use crate::files::agent::{HostPort, Listen};
@@ -250,7 +251,7 @@ impl Herd {
             let now = self.ask().await;
             let answered = now.is_some();
             let outcome = self.take_over(now, &mut wanted, &proxy);
-            let found = outcome.err().map(|error| told(&error));
+            let found = outcome.err().map(|error| on_one_line(&error));
             if found != trouble
                 && let Some(why) = &found
             {
@@ -608,21 +609,6 @@ fn target(found: &RoutingTarget) -> Result<Target, String> {
         // Whether it is on the same host is not known for certain, and TCP is right everywhere.
         socket_dir: None,
     })
-}
-
-/// With its causes: what a file lacks stands in the last one.
-fn told(error: &ProxyError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Once for each mode that holds.

@@ -12,7 +12,7 @@ use pgherd_core::observation::Postgres;
 use pgherd_core::types::{Lsn, Member, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::execute::chain_of;
+use crate::causes::on_one_line;
 use crate::main_loop::{Assigned, Event, Picture};
 use crate::server::Server;
 
@@ -41,7 +41,7 @@ pub(crate) async fn keep(
         // Once for each time that it begins to fail: a server that is being stopped refuses for a while.
         match (&kept, failing) {
             (Err(error), false) => {
-                tracing::info!(error = %chain_of(error), "cannot keep the slots of the other members");
+                tracing::info!(error = %on_one_line(error), "cannot keep the slots of the other members");
             }
             (Ok(()), true) => tracing::info!("keeps the slots of the other members again"),
             _ => {}

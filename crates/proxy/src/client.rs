@@ -261,12 +261,10 @@ async fn enter_in_time(stream: TcpStream, address: SocketAddr, world: Arc<World>
     let proven = match entered {
         Ok(proven) => proven,
         Err(Out::Silent) => return None,
-        Err(Out::Said) => {
-            say(&mut stream, &mut out).await;
-            return None;
-        }
-        Err(Out::Told(farewell)) => {
-            farewell.write(&mut out);
+        Err(last_word) => {
+            if let Out::Told(farewell) = last_word {
+                farewell.write(&mut out);
+            }
             say(&mut stream, &mut out).await;
             return None;
         }

@@ -406,7 +406,7 @@ fn started(name: &'static str, port: u16, mut command: Command) -> Option<Subjec
     let child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
-            eprintln!("without {name}: {error}");
+            eprintln!("without {name}, which cannot be run ({error}): is it installed?");
             return None;
         }
     };
