@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -119,6 +120,8 @@ pub struct Proxy {
     /// As the herd wants it to be, and whether that is changed since there is a successor.
     wanted: Mutex<(Settings, bool)>,
     stop: watch::Sender<bool>,
+    /// Dropped, so that what keeps all in step ends.
+    stop_keeping: Option<mpsc::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -195,8 +198,14 @@ impl Proxy {
                 .spawn(move || work(&runtime, listeners, Worker(number), &world, &porter, stopped));
             threads.push(thread.map_err(StartError::Worker)?);
         }
+        let (stop_keeping, stopped) = mpsc::channel();
+        let here = Arc::clone(&world);
+        let keeper = std::thread::Builder::new().name("keeper".to_owned());
+        let keeper = keeper.spawn(move || keep_in_step(&here, &stopped));
+        threads.push(keeper.map_err(StartError::Worker)?);
         let listeners = Mutex::new(handed);
-        Ok(Proxy { world, addresses, doors, gate, listeners, wanted, stop, threads })
+        let stop_keeping = Some(stop_keeping);
+        Ok(Proxy { world, addresses, doors, gate, listeners, wanted, stop, stop_keeping, threads })
     }
 
     /// Of the listeners, in their order.
@@ -397,6 +406,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+        self.stop_keeping = None;
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker has ended by a fault");
@@ -463,9 +473,6 @@ fn work(
                 }
                 Err(error) => tracing::error!(%error, "a worker cannot listen"),
             }
-        }
-        if worker == Worker(0) {
-            tokio::spawn(keep_in_step(Arc::clone(world)));
         }
         // Whoever could tell it otherwise is gone, too.
         let _stopped = stopped.wait_for(|stopped| *stopped).await;
@@ -549,13 +556,13 @@ impl Drop for Here {
 }
 
 /// Ends what has waited too long, and notices when a route has run out.
-async fn keep_in_step(world: Arc<World>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+///
+/// On a thread of its own: a worker without timers waits for its sockets without one, and the kernel need not set one up and take
+/// it away each time.
+fn keep_in_step(world: &Arc<World>, stopped: &mpsc::Receiver<()>) {
     let mut was_known = false;
     let mut period_ends = clock::now() + STATS_PERIOD;
-    loop {
-        ticks.tick().await;
+    while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
         if clock::now() >= period_ends {
             period_ends = clock::now() + STATS_PERIOD;
             world.ledger.tidy();
@@ -566,10 +573,10 @@ async fn keep_in_step(world: Arc<World>) {
         if was_known != known || ran_out {
             // Sessions count by themselves how long they have waited.
             world.fence.look_again();
-            world.pools.rerouted(&world);
+            world.pools.rerouted(world);
         }
         was_known = known;
-        world.pools.tick(&world);
+        world.pools.tick(world);
     }
 }
 
