@@ -8,6 +8,7 @@
 //! - whatever a client hears was said by the server that it had at that moment, in that order, or is one of the few answers of
 //!   the proxy's own; it hears no more answers than it has asked questions;
 //! - a server is given to the next client only between two messages, and, if it is honest, when it owes nothing;
+//! - who shares servers by statement is told of no transaction that is open;
 //! - what a server reads are whole messages of a client, and never its farewell; with a server of its own they are
 //!   exactly the client's;
 //! - with a server of its own the same comes out however the bytes are cut;

@@ -1,4 +1,5 @@
-//! How clients fare whose servers say what they like, or what the book says: with a server of their own, or sharing two.
+//! How clients fare whose servers say what they like, or what the book says: with a server of their own, or sharing two,
+//! by transaction or by statement.
 //!
 //! Drives sessions as the relay and the sharing client do: what is received is shown, what is passed on goes to the other
 //! side, and a server whose client's transaction is over goes to the next one. Leaves out settings and ties, which are
@@ -26,12 +27,17 @@ const MAX_GROWN_BYTES: isize = 256 << 10;
 const MAX_HELD_BYTES: isize = 24 << 10;
 
 pub(super) fn run(input: &Input, planted: bool, reached: &mut Reached) -> Result<(), String> {
-    let is_shared = input.mode % 4 > 1;
-    let story = Scene::new(is_shared, planted).play(input, false, reached)?;
+    let sharing = match input.mode % 4 {
+        2 => Some(Mode::Transaction),
+        3 => Some(Mode::Statement),
+        _ => None,
+    };
+    let is_shared = sharing.is_some();
+    let story = Scene::new(sharing, planted).play(input, false, reached)?;
     if is_shared || input.distinct_bytes() > 600 || input.parts.iter().any(|part| part.times_log2 > 0) {
         return Ok(());
     }
-    let again = Scene::new(is_shared, planted).play(input, true, &mut Reached::nothing())?;
+    let again = Scene::new(sharing, planted).play(input, true, &mut Reached::nothing())?;
     let is_begun = |one: &[u8], other: &[u8]| other.starts_with(one);
     let is_same = match story.is_out || again.is_out {
         // What came in one piece with what is wrong is not passed on.
@@ -167,6 +173,7 @@ struct Client {
     /// Of a COPY that failed nobody may know what the server read of it.
     may_be_in_doubt: bool,
     has_waited: bool,
+    sharing: Option<Mode>,
     is_out: bool,
     all_heard: Vec<u8>,
     all_sent: Vec<u8>,
@@ -219,7 +226,8 @@ struct Backend {
 }
 
 struct Scene {
-    is_shared: bool,
+    /// `None`: there is one client, with a server of its own.
+    sharing: Option<Mode>,
     planted: bool,
     registry: Arc<Registry>,
     clients: [Client; 2],
@@ -231,10 +239,10 @@ struct Scene {
 }
 
 impl Client {
-    fn new(is_shared: bool, registry: &Arc<Registry>) -> Client {
-        let session = match is_shared {
-            true => Session::sharing(Mode::Transaction, Arc::clone(registry)),
-            false => Session::new(),
+    fn new(sharing: Option<Mode>, registry: &Arc<Registry>) -> Client {
+        let session = match sharing {
+            Some(mode) => Session::sharing(mode, Arc::clone(registry)),
+            None => Session::new(),
         };
         Client {
             session,
@@ -248,6 +256,7 @@ impl Client {
             saying: Vec::new(),
             may_be_in_doubt: false,
             has_waited: false,
+            sharing,
             is_out: false,
             all_heard: Vec::new(),
             all_sent: Vec::new(),
@@ -257,25 +266,25 @@ impl Client {
 }
 
 impl Scene {
-    fn new(is_shared: bool, planted: bool) -> Scene {
+    fn new(sharing: Option<Mode>, planted: bool) -> Scene {
         let registry = Arc::<Registry>::default();
-        let clients = [(); 2].map(|()| Client::new(is_shared, &registry));
+        let clients = [(); 2].map(|()| Client::new(sharing, &registry));
         let mut opened = b'A';
         let servers = [(); 2].map(|()| {
             opened += 1;
             Backend { book: Book::new(opened), known: Some(Known::new(2)), is_honest: true }
         });
-        Scene { is_shared, planted, registry, clients, servers, opened, distinct_bytes: 0, before: 0 }
+        Scene { sharing, planted, registry, clients, servers, opened, distinct_bytes: 0, before: 0 }
     }
 
     fn play(mut self, input: &Input, byte_by_byte: bool, reached: &mut Reached) -> Result<Story, String> {
         self.distinct_bytes = input.distinct_bytes();
-        if !self.is_shared {
+        if self.sharing.is_none() {
             self.clients[0].at = Some(0);
         }
         let mut sent = 0;
         'parts: for part in &input.parts {
-            let who = if self.is_shared { usize::from(part.who & 1) } else { 0 };
+            let who = if self.sharing.is_some() { usize::from(part.who & 1) } else { 0 };
             let what = part.who >> 1 & 3;
             for _ in 0..if what == ASKS || what == HOSTILE { part.times() } else { 1 } {
                 sent += part.bytes.len();
@@ -305,7 +314,7 @@ impl Scene {
                         self.pump(1 - who, reached)?;
                     }
                     _ => {
-                        if self.is_shared {
+                        if self.sharing.is_some() {
                             self.leaves(who)?;
                             self.pump(1 - who, reached)?;
                         }
@@ -328,7 +337,7 @@ impl Scene {
 
     /// What the client has sent is looked at. `false`: nothing came of it.
     fn asks(&mut self, who: usize, reached: &mut Reached) -> Result<bool, String> {
-        let least = if self.is_shared { 5 } else { 1 };
+        let least = if self.sharing.is_some() { 5 } else { 1 };
         let client = &mut self.clients[who];
         if client.is_out || client.unread.len() < least && client.at.is_none() || client.unread.is_empty() {
             return Ok(false);
@@ -437,7 +446,7 @@ impl Scene {
             }
             let bits = u64::from(client.session.is_idle())
                 | u64::from(is_book) << 1
-                | u64::from(self.is_shared) << 2;
+                | u64::from(self.sharing.is_some()) << 2;
             reached.feature(&[31, u64::from(kind), self.before, bits]);
             self.before = u64::from(kind) << 8;
         }
@@ -449,7 +458,7 @@ impl Scene {
     /// A transaction is over: the server is the next one's. `false`: the client is out.
     fn settle(&mut self, who: usize) -> Result<bool, String> {
         let client = &mut self.clients[who];
-        let (Some(at), true) = (client.at, self.is_shared) else { return Ok(!client.is_out) };
+        let (Some(at), true) = (client.at, self.sharing.is_some()) else { return Ok(!client.is_out) };
         let is_ready = client.all_heard.ends_with(b"Z\0\0\0\x05I");
         if client.is_out || !(client.session.is_over() || self.planted && is_ready) {
             return Ok(!client.is_out);
@@ -489,7 +498,7 @@ impl Scene {
             }
             self.closes(at);
         }
-        self.clients[who] = Client::new(self.is_shared, &self.registry);
+        self.clients[who] = Client::new(self.sharing, &self.registry);
         Ok(())
     }
 
@@ -498,7 +507,7 @@ impl Scene {
         let mut story = None;
         for client in self.clients {
             let Client { mut session, all_heard, all_sent, all_asked, is_out, .. } = client;
-            if !self.is_shared && !is_out && !all_asked.starts_with(&all_sent) {
+            if self.sharing.is_none() && !is_out && !all_asked.starts_with(&all_sent) {
                 return Err("a server of its own is sent something else".to_owned());
             }
             // What follows an error up to the next Sync is remembered until then.
@@ -530,8 +539,9 @@ impl Client {
     /// `is_own`: the proxy's own answer, while the server has not said anything.
     fn hears(&mut self, bytes: &[u8], is_own: bool) -> Result<(), String> {
         self.all_heard.extend_from_slice(bytes);
-        let (said, mut wrong) = (&mut self.said, None);
+        let (said, mut wrong, mut is_open) = (&mut self.said, None, false);
         self.heard.walk(bytes, |kind, body| {
+            is_open |= kind == b'Z' && body != b"I";
             if !belongs(said, kind, body, is_own) {
                 wrong.get_or_insert_with(|| message(kind, body));
             }
@@ -544,6 +554,9 @@ impl Client {
         }
         if self.may_be_in_doubt {
             return Ok(());
+        }
+        if is_open && self.sharing == Some(Mode::Statement) {
+            return Err("a transaction is open behind one statement".to_owned());
         }
         let limits: [(&[u8], &[u8]); 7] = [
             (b"Z", b"QSF"),
