@@ -77,6 +77,16 @@ impl Herd {
         Herd { base, dir, program, user }
     }
 
+    /// From now on commands are of another version, as far as anybody can tell: nothing reads what is behind a program's end.
+    pub(crate) fn upgrade(&self) {
+        let newer = self.base.path().join("newer");
+        std::fs::copy(&self.program, &newer).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(&newer).unwrap();
+        std::io::Write::write_all(&mut file, b"another version").unwrap();
+        drop(file);
+        std::fs::rename(newer, &self.program).unwrap();
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).current_dir(self.base.path()).stdin(Stdio::null()).env_clear();

@@ -1,7 +1,7 @@
 //! Herds on this machine, from the first `up` to the last `down`. Those that need root say so in their names.
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -241,6 +241,68 @@ fn as_root_a_proxy_is_replaced_beneath_its_clients_and_its_supervisor_follows() 
     assert_eq!(herd.proxies().len(), 2);
     herd.run(&["down"]);
     session.leave();
+    herd.wait_gone();
+}
+
+#[test]
+fn as_root_the_next_version_of_up_replaces_the_proxy_beneath_its_clients() {
+    assert!(is_root(), "this test needs root");
+    let herd = Herd::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = free.local_addr().unwrap();
+    drop(free);
+    let text = format!(
+        "name = \"local\"\n[proxy]\nmetrics_listen = \"{metrics}\"\n[postgres]\nversion = 15\n\
+         [[cluster]]\nname = \"main\"\ndurability = \"async\"\n[[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n\
+         [[cluster.database]]\nname = \"app\"\nowner = \"app\"\n"
+    );
+    let file = herd.dir.parent().unwrap().join("shop.toml");
+    std::fs::write(&file, text).unwrap();
+    let up = || herd.run(&["up", "--detach", "--herd", file.to_str().unwrap()]);
+    up();
+    let first = wait_for("the proxy", || herd.proxy());
+    let program = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let numbers = || -> Result<String, String> {
+        let mut stream = TcpStream::connect(metrics).map_err(|error| error.to_string())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        if text.contains("pgherd_proxy_") { Ok(text) } else { Err(text) }
+    };
+    wait_for("numbers", numbers);
+    let mut session = Session::of(herd.command(&["psql", "--", "--no-psqlrc"]));
+    session.asks(1);
+
+    // Its supervisor is of the former version, and gone.
+    kill(herd.supervisor().unwrap(), Signal::KILL).unwrap();
+    wait_for("the supervisor to be gone", || match herd.supervisor() {
+        Err(_) => Ok(()),
+        Ok(pid) => Err(pid.to_string()),
+    });
+    herd.upgrade();
+    up();
+    let second = wait_for("a successor", || {
+        herd.proxies().into_iter().find(|pid| *pid != first).ok_or_else(|| herd.logs())
+    });
+    wait_for("it to be the proxy that is kept", || {
+        let log = std::fs::read_to_string(herd.dir.join("log/supervisor.log")).unwrap();
+        if log.contains("another version, which is replaced") { Ok(()) } else { Err(log) }
+    });
+    assert_ne!(program(first), program(second));
+    session.asks(2);
+    assert_eq!(herd.sql("select 3").unwrap(), "3");
+    wait_for("numbers", numbers);
+
+    // With its last client the former one is gone, and everything is served by the other.
+    session.leave();
+    wait_for("the end of the first process", || match herd.proxies() {
+        left if left == [second] => Ok(()),
+        others => Err(format!("{others:?}")),
+    });
+    wait_for("numbers", numbers);
+    assert_eq!(herd.sql("select 4").unwrap(), "4");
+    herd.run(&["down"]);
     herd.wait_gone();
 }
 
