@@ -36,6 +36,29 @@ pub struct Herd {
     pub warnings: Findings,
 }
 
+/// What shows a client of this herd that whoever answers is a proxy of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Believed {
+    /// A certificate of the herd's authority.
+    ByHerd,
+    /// It knows what proves the role's password, bound to whatever certificate it shows: the herd does not know who made that.
+    ByPassword,
+    /// Nothing: it takes no TLS.
+    InClear,
+}
+
+impl Herd {
+    /// For the proxies of this cluster.
+    pub fn believed(&self, cluster: &str) -> Believed {
+        let spec = self.spec.clusters.iter().find(|known| known.name.as_str() == cluster);
+        match spec.and_then(|spec| spec.proxy.as_ref()).map(|proxy| &proxy.tls) {
+            Some(tls) if tls.client_mode == TlsMode::Disable => Believed::InClear,
+            Some(tls) if tls.client_cert_file.is_some() => Believed::ByPassword,
+            _ => Believed::ByHerd,
+        }
+    }
+}
+
 /// The page of the reference that describes the file.
 pub fn reference() -> String {
     keys::reference()

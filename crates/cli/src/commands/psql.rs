@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use pgherd_agent::files::herd;
+use pgherd_agent::files::herd::{self, Believed, Herd};
 use pgherd_agent::local;
 use pgherd_api::status::{Cluster, Member, ProxyTarget, Role, Status};
 
@@ -44,10 +44,12 @@ pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> 
     let agents = Agents::find(global)?;
     let status = agents.call(async |client| client.status().await).await?;
     let cluster = super::cluster(&status, global.cluster.as_deref())?;
-    let (database, user) = database_and_user(&args, &agents, cluster).await?;
+    let stored = agents.call(async |client| client.spec().await).await?;
+    let read = herd::read("the herd's specification", &stored.text)?;
+    let (database, user) = database_and_user(&args, &read, cluster)?;
     let files = local::client_files(&global.dir()?);
-    let proxy = proxy_of(&status, cluster).filter(|_| args.node.is_none());
-    let conninfo = conninfo(cluster, proxy, args.node.as_deref(), &database, &user, &files)?;
+    let proxy = Through::of(&status, cluster, &read).filter(|_| args.node.is_none());
+    let conninfo = conninfo(cluster, proxy.as_ref(), args.node.as_deref(), &database, &user, &files)?;
     if args.print {
         return print_line(&conninfo);
     }
@@ -58,23 +60,14 @@ pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> 
 }
 
 /// What was asked for, else what the herd file names first.
-async fn database_and_user(
-    args: &PsqlArgs,
-    agents: &Agents,
-    cluster: &Cluster,
-) -> Result<(String, String), Failure> {
+fn database_and_user(args: &PsqlArgs, herd: &Herd, cluster: &Cluster) -> Result<(String, String), Failure> {
     if let (Some(database), Some(user)) = (&args.database, &args.user) {
         return Ok((database.clone(), user.clone()));
     }
-    let stored = agents.call(async |client| client.spec().await).await?;
-    let read = herd::read("the herd's specification", &stored.text)?;
-    let mut databases = read
-        .spec
-        .clusters
-        .iter()
-        .filter(|known| known.name.as_str() == cluster.name)
-        .flat_map(|known| &known.databases)
-        .map(|known| (known.name.as_str().to_owned(), known.owner.as_str().to_owned()));
+    let known = herd.spec.clusters.iter().filter(|known| known.name.as_str() == cluster.name);
+    let databases = known.flat_map(|known| &known.databases);
+    let mut databases =
+        databases.map(|known| (known.name.as_str().to_owned(), known.owner.as_str().to_owned()));
     let found = match &args.database {
         Some(wanted) => databases.find(|(name, _)| name == wanted),
         None => databases.next(),
@@ -92,20 +85,30 @@ async fn database_and_user(
     }
 }
 
-/// Where a proxy listens that leads to the primary of this cluster.
-pub(super) fn proxy_of(status: &Status, cluster: &Cluster) -> Option<SocketAddr> {
-    let mut proxies = status
-        .proxy
-        .iter()
-        .filter(|proxy| proxy.cluster == cluster.name && proxy.target == ProxyTarget::ReadWrite);
-    // One that listens everywhere does not say where that is.
-    proxies.find_map(|proxy| proxy.listen.parse().ok().filter(|at: &SocketAddr| !at.ip().is_unspecified()))
+/// A proxy that leads to the primary of a cluster.
+#[derive(Debug)]
+pub(super) struct Through {
+    address: SocketAddr,
+    believed: Believed,
+}
+
+impl Through {
+    pub(super) fn of(status: &Status, cluster: &Cluster, herd: &Herd) -> Option<Through> {
+        let mut proxies = status
+            .proxy
+            .iter()
+            .filter(|proxy| proxy.cluster == cluster.name && proxy.target == ProxyTarget::ReadWrite);
+        // One that listens everywhere does not say where that is.
+        let is_somewhere = |at: &SocketAddr| !at.ip().is_unspecified();
+        let address = proxies.find_map(|proxy| proxy.listen.parse().ok().filter(is_somewhere))?;
+        Some(Through { address, believed: herd.believed(&cluster.name) })
+    }
 }
 
 /// `proxy`: instead of the nodes.
 pub(super) fn conninfo(
     cluster: &Cluster,
-    proxy: Option<SocketAddr>,
+    proxy: Option<&Through>,
     node: Option<&str>,
     database: &str,
     user: &str,
@@ -131,7 +134,7 @@ pub(super) fn conninfo(
         members.iter().map(|member| part(member)).collect::<Vec<_>>().join(",")
     };
     let (host, port) = match proxy {
-        Some(proxy) => (proxy.ip().to_string(), proxy.port().to_string()),
+        Some(Through { address, .. }) => (address.ip().to_string(), address.port().to_string()),
         None => (
             joined(&|member| member.host.clone()),
             joined(&|member| member.port.map_or(String::new(), |port| port.to_string())),
@@ -148,12 +151,17 @@ pub(super) fn conninfo(
     if let Some(passfile) = &files.passfile {
         pairs.push(("passfile", passfile.display().to_string()));
     }
-    match &files.ca {
-        Some(ca) => {
+    match (proxy.map_or(Believed::ByHerd, |proxy| proxy.believed), &files.ca) {
+        (Believed::ByHerd, Some(ca)) => {
             pairs.push(("sslmode", "verify-ca".to_owned()));
             pairs.push(("sslrootcert", ca.display().to_string()));
         }
-        None => pairs.push(("sslmode", "require".to_owned())),
+        (Believed::ByHerd, None) => pairs.push(("sslmode", "require".to_owned())),
+        (Believed::ByPassword, _) => {
+            pairs.push(("sslmode", "require".to_owned()));
+            pairs.push(("channel_binding", "require".to_owned()));
+        }
+        (Believed::InClear, _) => pairs.push(("sslmode", "disable".to_owned())),
     }
     Ok(pairs.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join(" "))
 }
@@ -203,11 +211,19 @@ mod tests {
             conninfo(&cluster, None, Some("b"), "it's", "app", &ca).unwrap(),
             r"host=127.0.0.1 port=21004 dbname='it\'s' user=app connect_timeout=3 sslmode=verify-ca sslrootcert='/my herd/ca.pem'"
         );
-        let proxy = "127.0.0.1:9999".parse().unwrap();
-        assert_eq!(
-            conninfo(&cluster, Some(proxy), None, "app", "app", &files).unwrap(),
-            "host=127.0.0.1 port=9999 dbname=app user=app passfile=/var/lib/pgherd/pgpass sslmode=require"
-        );
+        let ways = [
+            (Believed::ByHerd, &files, "passfile=/var/lib/pgherd/pgpass sslmode=require"),
+            (Believed::ByHerd, &ca, "sslmode=verify-ca sslrootcert='/my herd/ca.pem'"),
+            (Believed::ByPassword, &ca, "sslmode=require channel_binding=require"),
+            (Believed::InClear, &ca, "sslmode=disable"),
+        ];
+        for (believed, files, end) in ways {
+            let proxy = Through { address: "127.0.0.1:9999".parse().unwrap(), believed };
+            assert_eq!(
+                conninfo(&cluster, Some(&proxy), None, "app", "app", files).unwrap(),
+                format!("host=127.0.0.1 port=9999 dbname=app user=app {end}")
+            );
+        }
         assert_eq!(conninfo(&cluster, None, Some("z"), "app", "app", &ca).unwrap_err().exit_code(), 2);
     }
 }

@@ -375,6 +375,8 @@ fn as_root_certificates_are_replaced_beneath_the_clients_of_proxies_that_run() {
     std::fs::write(at("shop.toml"), text).unwrap();
     herd.run(&["up", "--detach", "--herd", at("shop.toml").to_str().unwrap()]);
     let (of_up, conninfo) = (herd.proxy().unwrap(), herd.run(&["psql", "--print"]));
+    assert!(conninfo.contains("channel_binding=require"), "the herd does not know who made it: {conninfo}");
+    assert_eq!(herd.sql("select 1").unwrap(), "1");
 
     let dir = at("front");
     let front = dir.to_str().unwrap();

@@ -12,7 +12,7 @@ use pgherd_agent::files::herd;
 use pgherd_agent::local::{Event, Home, client_files};
 use pgherd_api::Status;
 
-use crate::commands::psql;
+use crate::commands::psql::{self, Through};
 use crate::output::live::Live;
 use crate::output::numbers::span;
 use crate::output::style::{Style, Tone};
@@ -160,11 +160,12 @@ fn what_next(home: &Home, status: &Status, ending: &str) -> Vec<String> {
 
 fn conninfo(home: &Home, status: &Status) -> Option<String> {
     let text = std::fs::read_to_string(home.herd_file()).ok()?;
-    let spec = herd::read("herd.toml", &text).ok()?.spec;
+    let read = herd::read("herd.toml", &text).ok()?;
     let cluster = status.clusters.first()?;
-    let named = spec.clusters.iter().find(|named| named.name.as_str() == cluster.name)?;
+    let named = read.spec.clusters.iter().find(|named| named.name.as_str() == cluster.name)?;
     let database = named.databases.first()?;
     let files = client_files(home.dir());
-    let proxy = psql::proxy_of(status, cluster);
-    psql::conninfo(cluster, proxy, None, database.name.as_str(), database.owner.as_str(), &files).ok()
+    let proxy = Through::of(status, cluster, &read);
+    psql::conninfo(cluster, proxy.as_ref(), None, database.name.as_str(), database.owner.as_str(), &files)
+        .ok()
 }
