@@ -522,7 +522,9 @@ impl Scene {
                 && session
                     .from_client(&sync, to_server, answers)
                     .is_ok_and(|passed| is_whole(&passed, &sync))
-                && session.from_server(&ready, to_client).is_ok_and(|passed| is_whole(&passed, &ready));
+                && session.from_server(&ready, to_client).is_ok_and(|passed| is_whole(&passed, &ready))
+                // What a server had begun to say may be so long that this was the middle of it.
+                && session.is_idle();
             let before = live_bytes();
             drop(session);
             let held = before - live_bytes();
