@@ -19,6 +19,7 @@
 //! |---|---|
 //! | [`store`] | objects on a directory or in an object store |
 //! | [`name`] | what is where |
+//! | [`document`], `container`, `frame` | the two layouts: small objects that people can read, and large ones |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.
 //!
@@ -26,6 +27,9 @@
 //! else is lost; a mistake here is noticed on that day.
 
 mod breakage;
+mod container;
+pub mod document;
+mod frame;
 pub mod hash;
 pub mod name;
 pub mod seal;
