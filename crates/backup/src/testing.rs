@@ -5,8 +5,13 @@
 
 use jiff::Timestamp;
 
+mod backups;
 mod cloud;
 
+pub(crate) use backups::{
+    PLACE, SEGMENT_BYTES, SYSTEM, archive, beginning, encrypted, facts, read_back, repository, segment,
+    segments, take, wal,
+};
 pub(crate) use cloud::Cloud;
 
 /// Numbers from a seed.

@@ -1,0 +1,358 @@
+//! What a base backup consists of: for each file its path, size, mode, and where its pages are.
+//!
+//! Entries are written and read as a stream in order of paths, so that memory grows with the largest entry (a file of 1
+//! GiB has one of some 270 kB), never with the number of files. The stream is cut into frames of map objects; no entry
+//! lies in two objects. Paths are bytes, as file systems have them.
+//!
+//! Each entry has a hash of 64 bits for each 32 KiB of the file, by which the next backup finds what changed. They are keyed
+//! with something that users of the database do not know, or somebody could make two contents that look the same.
+//!
+//! Left out: which files belong into a backup. Hazard: a file that is missing without a sign, or a path that leads out of
+//! the data directory when it is restored. Paths are checked when they are written and when they are read, must grow
+//! strictly over all maps of a backup, and the manifest has the number of entries.
+
+use crate::container::{Kind as Layout, Table, Writer};
+use crate::document::{Damage, ReadError, WriteError};
+use crate::format::Repository;
+use crate::hash::Hash;
+use crate::name::{BackupId, Place};
+use crate::pack::{PackId, Placed, Run, pages_of};
+
+use serde::{Deserialize, Serialize};
+
+mod coding;
+
+use coding::{decode, encode};
+
+/// What one change hash covers.
+pub const GROUP_BYTES: usize = 32 * 1024;
+/// Linux has no longer ones.
+pub const MAX_PATH_BYTES: usize = 4096;
+/// Content of one frame of a map.
+const FRAME_BYTES: usize = 256 * 1024;
+/// A map object is closed at so many bytes.
+const TARGET_BYTES: usize = 16 * 1024 * 1024;
+
+/// The keyed hash of 32 KiB of a file, for finding changes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change(pub [u8; 8]);
+
+/// What stands at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Directory,
+    File,
+    /// With what the link says.
+    Symlink(Vec<u8>),
+}
+
+/// One path of a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// From the data directory, without `.` and `..`.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    /// Permissions.
+    pub mode: u32,
+    pub size: u64,
+    /// None where a part was kept from the parent without being read.
+    pub hash: Option<Hash>,
+    pub runs: Vec<Run>,
+    pub changes: Vec<Change>,
+}
+
+impl Entry {
+    pub fn directory(path: impl Into<Vec<u8>>, mode: u32) -> Entry {
+        let (runs, changes) = (Vec::new(), Vec::new());
+        Entry { path: path.into(), kind: Kind::Directory, mode, size: 0, hash: None, runs, changes }
+    }
+
+    pub fn symlink(path: impl Into<Vec<u8>>, target: impl Into<Vec<u8>>) -> Entry {
+        Entry { kind: Kind::Symlink(target.into()), ..Entry::directory(path, 0o777) }
+    }
+
+    pub fn file(path: impl Into<Vec<u8>>, mode: u32, placed: Placed) -> Entry {
+        let Placed { size, hash, runs, changes } = placed;
+        Entry { path: path.into(), kind: Kind::File, mode, size, hash, runs, changes }
+    }
+
+    fn validate(&self) -> Result<(), Damage> {
+        let wrong = |what: &str| {
+            let path = String::from_utf8_lossy(&self.path);
+            Err(Damage::malformed(format!("{what}, at \"{}\"", path.escape_debug())))
+        };
+        if !is_path(&self.path) {
+            return wrong("a path that leads elsewhere");
+        }
+        if self.mode > 0o7777 {
+            return wrong("permissions that there are not");
+        }
+        match &self.kind {
+            Kind::File => {
+                let pages: u64 = self.runs.iter().map(|run| u64::from(run.pages)).sum();
+                if pages != pages_of(self.size) || self.runs.iter().any(|run| run.pages == 0) {
+                    return wrong("runs that do not cover the file");
+                }
+                if self.changes.len() as u64 != self.size.div_ceil(GROUP_BYTES as u64) {
+                    return wrong("another number of change hashes than the file has groups");
+                }
+            }
+            Kind::Symlink(target) if target.is_empty() || target.len() > MAX_PATH_BYTES => {
+                return wrong("a link to nowhere");
+            }
+            _ if self.size != 0
+                || self.hash.is_some()
+                || !self.runs.is_empty()
+                || !self.changes.is_empty() =>
+            {
+                return wrong("content of what is no file");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Relative, without parts that mean something to a file system.
+fn is_path(path: &[u8]) -> bool {
+    let part = |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && !part.contains(&0);
+    path.len() <= MAX_PATH_BYTES && path.split(|byte| *byte == b'/').all(part)
+}
+
+/// Makes the change hashes of one file.
+pub(crate) struct Changes {
+    key: [u8; 32],
+    group: blake3::Hasher,
+    in_group: usize,
+    done: Vec<Change>,
+}
+
+impl Changes {
+    pub(crate) fn new(key: [u8; 32]) -> Changes {
+        Changes { key, group: blake3::Hasher::new_keyed(&key), in_group: 0, done: Vec::new() }
+    }
+
+    pub(crate) fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(GROUP_BYTES - self.in_group));
+            self.group.update(now);
+            self.in_group += now.len();
+            bytes = later;
+            if self.in_group == GROUP_BYTES {
+                self.close();
+            }
+        }
+    }
+
+    /// Takes the hashes of `bytes` bytes that were not read. Says whether they begin at a group and are as many as that.
+    pub(crate) fn keep(&mut self, changes: &[Change], bytes: u64) -> bool {
+        let fits = self.in_group == 0 && changes.len() as u64 == bytes.div_ceil(GROUP_BYTES as u64);
+        if fits {
+            self.done.extend_from_slice(changes);
+        }
+        fits
+    }
+
+    fn close(&mut self) {
+        let hash = self.group.finalize();
+        let mut change = [0; 8];
+        change.copy_from_slice(&hash.as_bytes()[..8]);
+        self.done.push(Change(change));
+        self.group = blake3::Hasher::new_keyed(&self.key);
+        self.in_group = 0;
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<Change> {
+        if self.in_group > 0 {
+            self.close();
+        }
+        self.done
+    }
+}
+
+/// The change hashes of some content, for comparing it with the parent's.
+pub fn changes_of(repository: &Repository, content: &[u8]) -> Vec<Change> {
+    let mut changes = Changes::new(repository.change_key());
+    changes.update(content);
+    changes.finish()
+}
+
+/// A map object, as a manifest names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapEntry {
+    pub number: u32,
+    pub bytes: u64,
+    pub hash: Hash,
+    /// Entries in it.
+    pub entries: u64,
+}
+
+/// The proof that a backup's maps are durable, with the packs that they refer to.
+#[derive(Debug)]
+pub struct DurableMaps {
+    pub(crate) backup: BackupId,
+    pub(crate) maps: Vec<MapEntry>,
+    pub(crate) packs: std::collections::BTreeSet<PackId>,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Writes entries in order of their paths.
+pub struct MapWriter {
+    repository: Repository,
+    place: Place,
+    target: usize,
+    open: Option<Writer>,
+    buffer: Vec<u8>,
+    entries: u64,
+    before: Option<Vec<u8>>,
+    durable: DurableMaps,
+}
+
+impl MapWriter {
+    pub(crate) fn new(repository: Repository, place: Place, backup: BackupId) -> MapWriter {
+        let durable = DurableMaps { backup, maps: Vec::new(), packs: Default::default(), files: 0, bytes: 0 };
+        let (open, buffer, before) = (None, Vec::new(), None);
+        MapWriter { repository, place, target: TARGET_BYTES, open, buffer, entries: 0, before, durable }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_target(mut self, bytes: usize) -> MapWriter {
+        self.target = bytes;
+        self
+    }
+
+    pub async fn push(&mut self, entry: &Entry) -> Result<(), WriteError> {
+        let number = self.durable.maps.len() as u32;
+        let name = self.place.map(self.durable.backup, number);
+        let refuse = |damage| WriteError::refused(&name, damage);
+        entry.validate().map_err(refuse)?;
+        if self.before.as_ref().is_some_and(|before| *before >= entry.path) {
+            return Err(refuse(Damage::malformed("paths are not in order")));
+        }
+        self.before = Some(entry.path.clone());
+        encode(entry, &mut self.buffer).map_err(refuse)?;
+        self.entries += 1;
+        if entry.kind == Kind::File {
+            self.durable.files += 1;
+            self.durable.bytes += entry.size;
+        }
+        self.durable.packs.extend(entry.runs.iter().map(|run| run.pack));
+        if self.open.is_none() {
+            let writer = Writer::new(Layout::Map, name.clone(), self.repository.protection());
+            self.open = Some(writer.map_err(refuse)?);
+        }
+        let Some(open) = &mut self.open else { return Ok(()) };
+        while self.buffer.len() >= FRAME_BYTES {
+            open.push(&self.buffer[..FRAME_BYTES]).map_err(refuse)?;
+            self.buffer.drain(..FRAME_BYTES);
+        }
+        if open.stored() + self.buffer.len() >= self.target { self.close().await } else { Ok(()) }
+    }
+
+    /// Puts the last map; all of them are durable then.
+    pub async fn finish(mut self) -> Result<DurableMaps, WriteError> {
+        self.close().await?;
+        Ok(self.durable)
+    }
+
+    async fn close(&mut self) -> Result<(), WriteError> {
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        let name = open.name().clone();
+        if !self.buffer.is_empty() {
+            open.push(&self.buffer).map_err(|damage| WriteError::refused(&name, damage))?;
+            self.buffer.clear();
+        }
+        let sealed = open.finish(&[]).map_err(|damage| WriteError::refused(&name, damage))?;
+        let (bytes, hash) = (sealed.bytes.len() as u64, sealed.hash);
+        self.repository.store().put(&name, sealed.bytes).await?;
+        let number = self.durable.maps.len() as u32;
+        self.durable.maps.push(MapEntry { number, bytes, hash, entries: self.entries });
+        self.entries = 0;
+        Ok(())
+    }
+}
+
+/// Reads the entries of a backup in order of their paths.
+pub struct MapReader {
+    repository: Repository,
+    place: Place,
+    backup: BackupId,
+    maps: std::vec::IntoIter<MapEntry>,
+    open: Option<Reading>,
+    before: Option<Vec<u8>>,
+}
+
+struct Reading {
+    map: MapEntry,
+    table: Table,
+    next_frame: u32,
+    buffer: Vec<u8>,
+    /// How much of the buffer is done with.
+    read: usize,
+    entries: u64,
+}
+
+impl MapReader {
+    pub(crate) fn new(
+        repository: Repository,
+        place: Place,
+        backup: BackupId,
+        maps: Vec<MapEntry>,
+    ) -> MapReader {
+        MapReader { repository, place, backup, maps: maps.into_iter(), open: None, before: None }
+    }
+
+    /// The next entry; none behind the last.
+    pub async fn next(&mut self) -> Result<Option<Entry>, ReadError> {
+        loop {
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => match self.maps.next() {
+                    Some(map) => self.begin(map).await?,
+                    None => return Ok(None),
+                },
+            };
+            let name = self.place.map(self.backup, open.map.number);
+            let damaged = |damage| ReadError::damaged(self.repository.store(), &name, damage);
+            if let Some((entry, bytes)) = decode(&open.buffer[open.read..]).map_err(damaged)? {
+                open.read += bytes;
+                open.entries += 1;
+                entry.validate().map_err(damaged)?;
+                if self.before.as_ref().is_some_and(|before| *before >= entry.path) {
+                    return Err(damaged(Damage::malformed("paths are not in order")));
+                }
+                self.before = Some(entry.path.clone());
+                self.open = Some(open);
+                return Ok(Some(entry));
+            }
+            if open.next_frame as usize == open.table.frames().len() {
+                if open.read != open.buffer.len() || open.entries != open.map.entries {
+                    return Err(damaged(Damage::malformed("it has not as many entries as it should")));
+                }
+                continue;
+            }
+            open.buffer.drain(..open.read);
+            open.read = 0;
+            let store = self.repository.store();
+            open.buffer.extend(open.table.fetch(open.next_frame, &name, store).await?);
+            open.next_frame += 1;
+            self.open = Some(open);
+        }
+    }
+
+    async fn begin(&self, map: MapEntry) -> Result<Reading, ReadError> {
+        let name = self.place.map(self.backup, map.number);
+        let (store, protection) = (self.repository.store(), self.repository.protection());
+        let table = Table::read(Layout::Map, &name, protection, store).await?;
+        if table.hash != map.hash {
+            let damage = Damage::OtherObject { wanted: name.to_string() };
+            return Err(ReadError::damaged(store, &name, damage));
+        }
+        Ok(Reading { map, table, next_frame: 0, buffer: Vec::new(), read: 0, entries: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,339 @@
+//! The WAL archive: segments, what there is of segments that never became complete, and timeline histories.
+//!
+//! One object for each segment, put once. The same content again is fine, as two nodes may archive one segment; another
+//! content under the same name is put into quarantine and reported, and the first one is left as it is. What a segment
+//! says of itself in its first page (cluster, position, timeline, segment size) is compared before it is taken.
+//!
+//! A `.partial` is never taken for its segment, and two of one name are both kept.
+//!
+//! Left out: receiving WAL, and reading records; two segments that differ only behind the last record are different here.
+//! Hazard: a segment that is taken for another, or that is said to be durable and is not; every backup behind it is lost.
+
+use bytes::Bytes;
+use pgherd_core::types::{Lsn, SystemId, Timeline};
+use serde::{Deserialize, Serialize};
+
+use crate::breakage::{Broken, broken};
+use crate::container::{Kind, Table, Writer};
+use crate::document::{Damage, ReadError, WriteError};
+use crate::format::Repository;
+use crate::frame::MAX_FRAME_BYTES;
+use crate::hash::Hash;
+use crate::name::{Kind as Names, Name, Place};
+use crate::store::{Failure, MAX_OBJECT_BYTES, Put, StoreError};
+
+mod history;
+mod segment;
+mod window;
+
+pub use history::{Fork, History, HistoryError};
+#[cfg(test)]
+pub(crate) use segment::header as segment_header;
+pub use segment::{Segment, SegmentError, Segments};
+pub use window::{BackupRange, Gap, Inventory, Reach, Window, window};
+
+/// PostgreSQL writes some hundred bytes for each timeline.
+const MAX_HISTORY_BYTES: usize = 1024 * 1024;
+
+/// What an object of the archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Holds {
+    Segment,
+    Partial,
+    History,
+}
+
+/// What a WAL object says of itself in its footer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    holds: Holds,
+    system_identifier: SystemId,
+    timeline: Timeline,
+    /// The first position in it and the first behind it; both zero for a history.
+    start: Lsn,
+    end: Lsn,
+    segment_bytes: u32,
+    bytes: u64,
+    /// Of the plain content.
+    hash: Hash,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Two servers have written the same WAL, or something else archives into this place.
+    #[error("{object} is in {place} already with another content; what came now is kept as \"{quarantine}\"")]
+    Conflict { object: String, place: String, quarantine: Name },
+    #[error("WAL is missing from {from} on: {segment} is not in {place}")]
+    Missing { segment: Segment, from: Lsn, place: String },
+}
+
+/// How archiving something came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Archived {
+    Created,
+    /// It was there, with the same content.
+    Same,
+}
+
+/// The proof that every segment of a range, and the history of its timeline, is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProvenWal {
+    pub(crate) system: SystemId,
+    pub(crate) segments: Segments,
+    pub(crate) history: History,
+    pub(crate) start: Lsn,
+    pub(crate) stop: Lsn,
+}
+
+/// The WAL of one cluster in a repository.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    repository: Repository,
+    place: Place,
+    segments: Segments,
+}
+
+impl Archive {
+    pub fn new(repository: &Repository, system: SystemId, segments: Segments) -> Archive {
+        Archive { repository: repository.clone(), place: Place(system), segments }
+    }
+
+    /// A complete segment.
+    pub async fn put_segment(&self, segment: Segment, content: &[u8]) -> Result<Archived, WalError> {
+        self.segments.check(segment, self.place.0, content, true)?;
+        let file = self.segments.file_name(segment);
+        let name = self.place.wal(segment.timeline, &file);
+        self.archive(name, &file, self.about(Holds::Segment, segment, content), content).await
+    }
+
+    /// The beginning of a segment that will not be completed on its timeline. Padding behind it may be left out.
+    pub async fn put_partial(&self, segment: Segment, content: &[u8]) -> Result<Archived, WalError> {
+        self.segments.check(segment, self.place.0, content, false)?;
+        let file = self.segments.file_name(segment);
+        let name = self.place.partial(segment.timeline, &file, &Hash::of(content));
+        self.archive(name, &file, self.about(Holds::Partial, segment, content), content).await
+    }
+
+    /// A timeline's history, as PostgreSQL writes it. It never changes and is never deleted.
+    pub async fn put_history(&self, timeline: Timeline, content: &[u8]) -> Result<Archived, WalError> {
+        if content.len() > MAX_HISTORY_BYTES {
+            return Err(HistoryError::TooLong { timeline, bytes: content.len() }.into());
+        }
+        History::parse(timeline, content)?;
+        let about = About {
+            holds: Holds::History,
+            system_identifier: self.place.0,
+            timeline,
+            start: Lsn::ZERO,
+            end: Lsn::ZERO,
+            segment_bytes: self.segments.bytes(),
+            bytes: content.len() as u64,
+            hash: Hash::of(content),
+        };
+        let file = format!("{:08X}.history", timeline.0);
+        self.archive(self.place.history(timeline), &file, about, content).await
+    }
+
+    /// The content of a segment, verified. [`ReadError::is_absent`] is certain.
+    pub async fn segment(&self, segment: Segment) -> Result<Bytes, ReadError> {
+        let name = self.place.wal(segment.timeline, &self.segments.file_name(segment));
+        let (about, content) = self.read(&name).await?;
+        let wanted = About { hash: about.hash, ..self.about(Holds::Segment, segment, &content) };
+        self.compare(&name, &about, &wanted)?;
+        Ok(content.into())
+    }
+
+    pub async fn history(&self, timeline: Timeline) -> Result<History, ReadError> {
+        let name = self.place.history(timeline);
+        let (about, content) = self.read(&name).await?;
+        let damaged = |damage| ReadError::damaged(self.repository.store(), &name, damage);
+        if about.holds != Holds::History
+            || about.timeline != timeline
+            || about.system_identifier != self.place.0
+        {
+            return Err(damaged(Damage::OtherObject { wanted: name.to_string() }));
+        }
+        History::parse(timeline, &content).map_err(|error| damaged(Damage::malformed(error.to_string())))
+    }
+
+    /// Shows that all segments from `start` to `stop` on `timeline` are there, with its history. Header and footer of
+    /// each object are read: an object is durable as a whole once it has a name.
+    pub async fn prove(&self, timeline: Timeline, start: Lsn, stop: Lsn) -> Result<ProvenWal, WalError> {
+        let history = match timeline {
+            Timeline(1) => History::first(),
+            timeline => self.history(timeline).await?,
+        };
+        let protection = self.repository.protection();
+        for segment in self.segments.covering(timeline, start, stop) {
+            let name = self.place.wal(timeline, &self.segments.file_name(segment));
+            let table = match Table::read(Kind::Wal, &name, protection, self.repository.store()).await {
+                Ok(table) => table,
+                Err(error) if error.is_absent() => {
+                    if broken(Broken::ManifestBeforeWal) {
+                        continue;
+                    }
+                    let from = self.segments.start(segment).max(start);
+                    let place = self.repository.store().place().to_owned();
+                    return Err(WalError::Missing { segment, from, place });
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let about = self.parse(&name, &table)?;
+            let wanted = About {
+                holds: Holds::Segment,
+                system_identifier: self.place.0,
+                timeline,
+                start: self.segments.start(segment),
+                end: self.segments.end(segment),
+                segment_bytes: self.segments.bytes(),
+                bytes: u64::from(self.segments.bytes()),
+                hash: about.hash,
+            };
+            self.compare(&name, &about, &wanted)?;
+        }
+        Ok(ProvenWal { system: self.place.0, segments: self.segments, history, start, stop })
+    }
+
+    /// What is there, by names.
+    pub async fn inventory(&self) -> Result<Inventory, ReadError> {
+        let store = self.repository.store();
+        let mut inventory = Inventory::new(self.segments);
+        let all = self.place.all(Names::Wal);
+        let mut after: Option<Name> = None;
+        loop {
+            let page = store.list(&all, after.as_ref(), crate::store::MAX_PAGE).await?;
+            for listed in &page.objects {
+                let file = listed.name.last();
+                let segment = self.segments.parse(file).filter(|segment| {
+                    self.place.wal(segment.timeline, &self.segments.file_name(*segment)) == listed.name
+                });
+                let segment = segment.ok_or_else(|| {
+                    let what = "it has no name of a segment of this size".to_owned();
+                    ReadError::damaged(store, &listed.name, Damage::Malformed { what })
+                })?;
+                inventory.add(segment);
+            }
+            after = page.objects.last().map(|last| last.name.clone()).or(after);
+            if !page.more {
+                break;
+            }
+        }
+        for listed in store.list_all(&self.place.all(Names::Histories)).await? {
+            let timeline = u32::from_str_radix(listed.name.last(), 16).ok().map(Timeline);
+            let timeline = timeline.filter(|timeline| self.place.history(*timeline) == listed.name);
+            let timeline = timeline.ok_or_else(|| {
+                let what = "it has no name of a history".to_owned();
+                ReadError::damaged(store, &listed.name, Damage::Malformed { what })
+            })?;
+            inventory.add_history(self.history(timeline).await?);
+        }
+        Ok(inventory)
+    }
+
+    fn about(&self, holds: Holds, segment: Segment, content: &[u8]) -> About {
+        let start = self.segments.start(segment);
+        About {
+            holds,
+            system_identifier: self.place.0,
+            timeline: segment.timeline,
+            start,
+            end: Lsn(start.0 + content.len() as u64),
+            segment_bytes: self.segments.bytes(),
+            bytes: content.len() as u64,
+            hash: Hash::of(content),
+        }
+    }
+
+    async fn archive(
+        &self,
+        name: Name,
+        file: &str,
+        about: About,
+        content: &[u8],
+    ) -> Result<Archived, WalError> {
+        match self.put(&name, &about, content).await {
+            Ok(Put::Created) => return Ok(Archived::Created),
+            Ok(Put::Same) => return Ok(Archived::Same),
+            Err(WriteError::Store(error)) if error.failure == Failure::Present => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Compressed by another version or encrypted with another salt, the same content looks different. If the one that
+        // is there cannot be read, that is the error: it may be the only copy, and is no reason to say that all is well.
+        let (there, _) = self.read(&name).await?;
+        if there == about || broken(Broken::WalOverwritten) {
+            return Ok(Archived::Same);
+        }
+        let quarantine = self.place.quarantine(file, &about.hash);
+        match self.put(&quarantine, &about, content).await {
+            Ok(_) => {}
+            // It came before; its name is made of its content.
+            Err(WriteError::Store(error)) if error.failure == Failure::Present => {}
+            Err(error) => return Err(error.into()),
+        }
+        let place = self.repository.store().place().to_owned();
+        Err(WalError::Conflict { object: file.to_owned(), place, quarantine })
+    }
+
+    async fn put(&self, name: &Name, about: &About, content: &[u8]) -> Result<Put, WriteError> {
+        let refuse = |damage| WriteError::refused(name, damage);
+        let mut writer =
+            Writer::new(Kind::Wal, name.clone(), self.repository.protection()).map_err(refuse)?;
+        for piece in content.chunks(MAX_FRAME_BYTES) {
+            writer.push(piece).map_err(refuse)?;
+        }
+        let about =
+            serde_json::to_vec(about).map_err(|error| refuse(Damage::malformed(error.to_string())))?;
+        let sealed = writer.finish(&about).map_err(refuse)?;
+        Ok(self.repository.store().put(name, sealed.bytes).await?)
+    }
+
+    async fn read(&self, name: &Name) -> Result<(About, Vec<u8>), ReadError> {
+        let (store, protection) = (self.repository.store(), self.repository.protection());
+        let damaged = |damage| ReadError::damaged(store, name, damage);
+        let bytes = store.read(name, MAX_OBJECT_BYTES).await?;
+        let table = Table::of_whole(Kind::Wal, name, protection, &bytes).map_err(damaged)?;
+        let about = self.parse(name, &table)?;
+        let mut content = Vec::with_capacity(about.bytes as usize);
+        for number in 0..table.frames().len() as u32 {
+            content.extend(table.open_in(number, &bytes).map_err(damaged)?);
+        }
+        if content.len() as u64 != about.bytes || Hash::of(&content) != about.hash {
+            return Err(damaged(Damage::HashDiffers));
+        }
+        Ok((about, content))
+    }
+
+    fn parse(&self, name: &Name, table: &Table) -> Result<About, ReadError> {
+        let damaged = |damage| ReadError::damaged(self.repository.store(), name, damage);
+        let about: About = serde_json::from_slice(&table.extra)
+            .map_err(|error| damaged(Damage::malformed(error.to_string())))?;
+        let content: u64 = table.frames().iter().map(|frame| u64::from(frame.plain)).sum();
+        match content == about.bytes {
+            true => Ok(about),
+            false => Err(damaged(Damage::malformed("its frames are not as long as it says"))),
+        }
+    }
+
+    fn compare(&self, name: &Name, about: &About, wanted: &About) -> Result<(), ReadError> {
+        if about == wanted {
+            return Ok(());
+        }
+        let damage = Damage::OtherObject { wanted: name.to_string() };
+        Err(ReadError::damaged(self.repository.store(), name, damage))
+    }
+}
+
+#[cfg(test)]
+mod tests;

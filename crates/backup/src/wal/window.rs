@@ -1,0 +1,183 @@
+//! From when to when any moment can be restored: the recovery window, from what is really there.
+//!
+//! A backup reaches as far as its WAL has no hole, along a history that passes through it. Where a timeline left another
+//! inside a segment, the new timeline's first segment begins with the old one's bytes, so either file will do up to that
+//! position, and only the new one behind it.
+//!
+//! A pure function: what it looks at is an [`Inventory`] and the ranges of the backups. Left out: times of commits, which
+//! are in the records. Hazard: a window that is wider than what can be restored; so a hole counts wherever it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use pgherd_core::types::{Lsn, Timeline};
+
+use super::{History, Segment, Segments};
+use crate::manifest::Manifest;
+use crate::name::BackupId;
+
+/// Which segments and histories are there.
+#[derive(Clone, Debug)]
+pub struct Inventory {
+    segments: Segments,
+    there: BTreeMap<Timeline, BTreeSet<u64>>,
+    histories: BTreeMap<Timeline, History>,
+}
+
+impl Inventory {
+    pub fn new(segments: Segments) -> Inventory {
+        let histories = BTreeMap::from([(Timeline(1), History::first())]);
+        Inventory { segments, there: BTreeMap::new(), histories }
+    }
+
+    pub fn add(&mut self, segment: Segment) {
+        self.there.entry(segment.timeline).or_default().insert(segment.number);
+    }
+
+    pub fn add_history(&mut self, history: History) {
+        self.histories.insert(history.timeline(), history);
+    }
+
+    pub fn has(&self, segment: Segment) -> bool {
+        self.there.get(&segment.timeline).is_some_and(|numbers| numbers.contains(&segment.number))
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.there.iter().flat_map(|(timeline, numbers)| {
+            numbers.iter().map(|number| Segment { timeline: *timeline, number: *number })
+        })
+    }
+
+    /// The numbers from `first` on of which there is a file on some timeline of a way.
+    fn numbers(&self, history: &History, first: u64) -> BTreeSet<u64> {
+        let there = history.legs().filter_map(|leg| self.there.get(&leg.timeline));
+        there.flat_map(|numbers| numbers.range(first..).copied()).collect()
+    }
+}
+
+/// What counts of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupRange {
+    pub id: BackupId,
+    pub timeline: Timeline,
+    pub start: Lsn,
+    pub stop: Lsn,
+    pub stopped: Timestamp,
+}
+
+impl From<&Manifest> for BackupRange {
+    fn from(manifest: &Manifest) -> BackupRange {
+        BackupRange {
+            id: manifest.id,
+            timeline: manifest.timeline,
+            start: manifest.start,
+            stop: manifest.stop,
+            stopped: manifest.facts.stopped,
+        }
+    }
+}
+
+/// WAL that is missing, with something behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gap {
+    /// The timeline that the first missing byte belongs to.
+    pub timeline: Timeline,
+    pub from: Lsn,
+    pub to: Lsn,
+}
+
+/// How far a backup can be recovered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub backup: BackupRange,
+    /// Where the way leads: the latest timeline that descends from the backup.
+    pub target: Timeline,
+    /// The first position whose WAL is not there, and its timeline. None if WAL of the backup itself is missing.
+    pub end: Option<(Timeline, Lsn)>,
+}
+
+/// From when to when any moment can be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// One for each backup, the oldest first.
+    pub reaches: Vec<Reach>,
+    /// The oldest backup from whose end on every moment up to the last position can be restored.
+    pub from: Option<BackupRange>,
+    /// The last position, on the latest timeline.
+    pub to: Option<(Timeline, Lsn)>,
+    pub gaps: Vec<Gap>,
+}
+
+pub fn window(backups: &[BackupRange], inventory: &Inventory) -> Window {
+    let mut gaps = BTreeSet::new();
+    let mut reaches: Vec<Reach> = backups.iter().map(|backup| reach(backup, inventory, &mut gaps)).collect();
+    reaches.sort_by_key(|reach| reach.backup.id);
+    // The end that counts is that of the latest timeline; on an older one is a branch that was left.
+    let to = reaches.iter().filter_map(|reach| Some((reach.target, reach.end?))).max().map(|(_, end)| end);
+    let from = reaches.iter().find(|reach| to.is_some() && reach.end == to).map(|reach| reach.backup);
+    Window { reaches, from, to, gaps: gaps.into_iter().collect() }
+}
+
+fn reach(backup: &BackupRange, inventory: &Inventory, gaps: &mut BTreeSet<Gap>) -> Reach {
+    let descends = |history: &&History| history.passes(backup.timeline, backup.stop);
+    let Some(history) = inventory.histories.values().rev().find(descends) else {
+        // The history of its own timeline is missing: nothing can be recovered along it.
+        return Reach { backup: *backup, target: backup.timeline, end: None };
+    };
+    let segments = inventory.segments;
+    let first = segments.number(backup.start);
+    let (mut end, mut missing) = (None, None);
+    let mut position = backup.start;
+    for number in inventory.numbers(history, first) {
+        let begin = segments.position(number).max(backup.start);
+        if begin > position && missing.is_none() {
+            missing = Some((history.timeline_at(position), position));
+            end = end.or(missing);
+        }
+        position = begin;
+        for (timeline, from, to) in pieces(history, segments, number, position) {
+            match (covers(history, inventory, number, timeline, to), missing) {
+                (true, Some((timeline, begin))) => {
+                    gaps.insert(Gap { timeline, from: begin, to: from });
+                    missing = None;
+                }
+                (false, None) => {
+                    missing = Some((timeline, from));
+                    end = end.or(missing);
+                }
+                _ => {}
+            }
+        }
+        position = segments.position(number + 1);
+    }
+    let end = end.unwrap_or((history.timeline_at(position), position));
+    // Up to a position is enough of it: the byte there is not needed.
+    Reach {
+        backup: *backup,
+        target: history.timeline(),
+        end: (end.1 >= backup.stop && end.1 > backup.start).then_some(end),
+    }
+}
+
+/// A segment cut at the forks inside it: timeline, begin and end of each piece from `position` on.
+fn pieces(history: &History, segments: Segments, number: u64, position: Lsn) -> Vec<(Timeline, Lsn, Lsn)> {
+    let (begin, end) = (segments.position(number).max(position), segments.position(number + 1));
+    let piece = |leg: super::history::Leg| {
+        let (from, to) = (leg.begin.max(begin), leg.end.map_or(end, |leg| leg.min(end)));
+        (from < to).then_some((leg.timeline, from, to))
+    };
+    history.legs().filter_map(piece).collect()
+}
+
+/// Whether a piece of a segment that ends at `to` is there: in a file of its own timeline, or in that of a later one that
+/// begins in this segment and repeats what was before.
+fn covers(history: &History, inventory: &Inventory, number: u64, timeline: Timeline, to: Lsn) -> bool {
+    let has = |timeline| inventory.has(Segment { timeline, number });
+    let later = |leg: super::history::Leg| {
+        leg.timeline > timeline && leg.begin >= to && inventory.segments.number(leg.begin) == number
+    };
+    has(timeline) || history.legs().any(|leg| later(leg) && has(leg.timeline))
+}
+
+#[cfg(test)]
+mod tests;
