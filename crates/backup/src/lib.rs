@@ -10,7 +10,7 @@
 //!   only when packs, maps and WAL are proven to be there ([`backup`]).
 //! * A changed byte is found before it is returned. Frames have the hash of their content, objects that of all they hold,
 //!   and manifests have those of the objects (`container`, [`manifest`]).
-//! * Nothing that a manifest or a live intent refers to is deleted (`collect`).
+//! * Nothing that a manifest or a live intent refers to is deleted ([`collect`]).
 //! * Absent means absent: an archive that cannot be reached, or is not mounted, is an error of another kind.
 //!
 //! # Where to begin
@@ -24,7 +24,7 @@
 //! | [`pack`], [`map`], [`manifest`] | contents of files, the list of files, the commit point |
 //! | [`intent`], [`backup`] | taking a backup |
 //! | [`wal`] | the archive, and the recovery window |
-//! | [`tombstone`], `collect` | deleting |
+//! | [`tombstone`], [`collect`] | deleting |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.
 //!
@@ -33,6 +33,7 @@
 
 pub mod backup;
 mod breakage;
+pub mod collect;
 mod container;
 pub mod document;
 pub mod format;
