@@ -213,16 +213,15 @@ impl Backup {
         let name = self.place.backup(id);
         let written =
             document::put(self.repository.store(), &name, &manifest, self.repository.protection()).await;
-        match written {
-            Ok(Put::Created | Put::Same) => Ok(manifest),
-            Err(WriteError::Store(error)) if error.failure == Failure::Present => {
-                match manifest::outcome(&self.repository, self.place, id).await? {
-                    // Encrypted twice, as nothing else: our own, whose answer was lost.
-                    Some(Outcome::Committed(there)) if *there == manifest => Ok(manifest),
-                    _ => Err(CommitError::Abandoned { id }),
-                }
-            }
-            Err(error) => Err(error.into()),
+        let error = match written {
+            Ok(Put::Created | Put::Same) => return Ok(manifest),
+            Err(error) => error,
+        };
+        // Something is there, or nobody knows: it may be this very manifest, whose answer was lost on its way.
+        match (manifest::outcome(&self.repository, self.place, id).await, error) {
+            (Ok(Some(Outcome::Committed(there))), _) if *there == manifest => Ok(manifest),
+            (Ok(Some(_)), _) => Err(CommitError::Abandoned { id }),
+            (_, error) => Err(error.into()),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::pack::FULL_FRAME_PAGES;
 use crate::seal::Protection;
 use crate::store::Failure;
 use crate::testing::{
-    Cloud, PLACE, Random, SEGMENT_BYTES, archive, beginning, encrypted, facts, read_back, repository, run,
-    segment, take, wal,
+    Cloud, PLACE, Random, SEGMENT_BYTES, archive, beginning, encrypted, facts, prepare, read_back,
+    repository, run, segment, take, wal,
 };
 use crate::wal::WalError;
 
@@ -129,13 +129,24 @@ fn a_lost_answer_to_the_manifest_is_found_out() {
         for sealed in [false, true] {
             let cloud = Cloud::new(1);
             let repository = if sealed { encrypted(&cloud).await } else { repository(&cloud).await };
-            let manifest = take(&repository, None, &files(), 3, cloud.now()).await;
-            let other = take(&repository, Some(manifest.id), &files(), 4, {
-                cloud.pass(std::time::Duration::from_secs(1));
-                cloud.now()
-            })
-            .await;
-            assert_eq!(other.parent, Some(manifest.id));
+            let now = cloud.now();
+            let (backup, packs, maps, proof) = prepare(&repository, None, &files(), 3, now).await;
+            cloud.bad(|weather| weather.lose_answers = 1);
+            let facts = facts(proof.start, Timeline(1), now);
+            let manifest = backup.commit(packs, maps, proof, facts).await.unwrap();
+            assert_eq!(read_back(&repository, &manifest).await.unwrap().len(), 3);
+
+            // Nor can it be asked what came of it: then nobody says that it is there.
+            cloud.pass(std::time::Duration::from_secs(1));
+            let now = cloud.now();
+            let (backup, packs, maps, proof) = prepare(&repository, None, &files(), 4, now).await;
+            let (id, facts) = (backup.id(), self::facts(proof.start, Timeline(1), now));
+            cloud.bad(|weather| (weather.lose_answers, weather.cut) = (1, 1));
+            let error = backup.commit(packs, maps, proof, facts).await.unwrap_err();
+            assert!(matches!(error, CommitError::Write(_)), "{error}");
+            cloud.bad(|weather| weather.cut = 0);
+            let there = outcomes(&repository, PLACE).await.unwrap();
+            assert!(matches!(there[&id], Outcome::Committed(_)), "whoever looks later finds it");
         }
     });
 }

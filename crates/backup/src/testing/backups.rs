@@ -14,11 +14,11 @@ use super::{Cloud, Random};
 use crate::backup::{Backup, Beginning};
 use crate::format::Repository;
 use crate::manifest::{Facts, Manifest, Settings, Text};
-use crate::map::Entry;
+use crate::map::{DurableMaps, Entry};
 use crate::name::{BackupId, Place};
-use crate::pack::FULL_FRAME_PAGES;
+use crate::pack::{DurablePacks, FULL_FRAME_PAGES};
 use crate::store::Store;
-use crate::wal::{Archive, Segment, Segments, segment_header};
+use crate::wal::{Archive, ProvenWal, Segment, Segments, segment_header};
 
 pub(crate) const SYSTEM: SystemId = SystemId(7_710_000_000_000_000_001);
 pub(crate) const PLACE: Place = Place(SYSTEM);
@@ -90,14 +90,14 @@ pub(crate) fn beginning(parent: Option<BackupId>, from: Lsn, now: Timestamp) -> 
     }
 }
 
-/// Takes a whole backup of these files on timeline 1, with one segment of WAL that is archived by the way.
-pub(crate) async fn take(
+/// A backup of these files on timeline 1 that lacks nothing but its manifest, with one segment of WAL that is archived by the way.
+pub(crate) async fn prepare(
     repository: &Repository,
     parent: Option<BackupId>,
     files: &[(&[u8], Vec<u8>)],
     wal_number: u64,
     now: Timestamp,
-) -> Manifest {
+) -> (Backup, Vec<DurablePacks>, DurableMaps, ProvenWal) {
     let start = Lsn(wal_number * u64::from(SEGMENT_BYTES) + 0x28);
     let backup = Backup::begin(repository, beginning(parent, start, now)).await.unwrap();
     let (mut packs, mut maps) = (backup.packs(FULL_FRAME_PAGES), backup.maps());
@@ -112,8 +112,20 @@ pub(crate) async fn take(
     let stop = Lsn(start.0 + 0x100);
     let proof = archive.prove(Timeline(1), start, stop).await.unwrap();
     let packs = vec![packs.finish().await.unwrap()];
-    let maps = maps.finish().await.unwrap();
-    backup.commit(packs, maps, proof, facts(start, Timeline(1), now)).await.unwrap()
+    (backup, packs, maps.finish().await.unwrap(), proof)
+}
+
+/// Takes a whole backup.
+pub(crate) async fn take(
+    repository: &Repository,
+    parent: Option<BackupId>,
+    files: &[(&[u8], Vec<u8>)],
+    wal_number: u64,
+    now: Timestamp,
+) -> Manifest {
+    let (backup, packs, maps, proof) = prepare(repository, parent, files, wal_number, now).await;
+    let facts = facts(proof.start, Timeline(1), now);
+    backup.commit(packs, maps, proof, facts).await.unwrap()
 }
 
 /// All files of a backup with their contents.
