@@ -227,10 +227,11 @@ impl Herd {
                     Turned::Standing(standing) => {
                         is_the_one = standing == Standing::Accepts;
                         if standing == Standing::Retired {
-                            // Nobody reaches it any more where it listened. The former streams end when those that say so have begun:
-                            // a switchover waits for whoever follows.
+                            // Nobody reaches it any more where it listened. The former streams end when those that say so have had
+                            // time to begin: a switchover waits for whoever follows.
                             query = RoutingQuery { listen: None, read_listen: None, ..query };
                             followed_before.append(&mut followed);
+                            ticks.reset();
                         }
                         match (standing, &mut metrics) {
                             (Standing::Accepts, Some(metrics)) => {
