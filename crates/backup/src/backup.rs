@@ -28,7 +28,7 @@ use crate::map::{DurableMaps, MapWriter};
 use crate::name::{BackupId, Place};
 use crate::pack::{DurablePacks, PackEntry, PackId, PackWriter};
 use crate::seal::SealError;
-use crate::store::{Failure, Put, StoreError};
+use crate::store::{Failure, Put};
 use crate::tombstone::{self, TombstoneError};
 use crate::wal::ProvenWal;
 
@@ -74,11 +74,7 @@ pub enum CommitError {
     #[error("WAL from {from} on was pinned for backup {id}, which begins earlier, at {start}")]
     NotPinned { id: BackupId, from: Lsn, start: Lsn },
     #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
     Write(#[from] WriteError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// A base backup that is being taken.

@@ -282,6 +282,21 @@ impl Table {
         Ok(table)
     }
 
+    /// As [`Table::read`], of the object with this hash and no other one.
+    pub(crate) async fn read_known(
+        kind: Kind,
+        name: &Name,
+        hash: Hash,
+        protection: &Protection,
+        store: &Store,
+    ) -> Result<Table, ReadError> {
+        let table = Table::read(kind, name, protection, store).await?;
+        match table.hash == hash {
+            true => Ok(table),
+            false => Err(ReadError::damaged(store, name, Damage::OtherObject { wanted: name.to_string() })),
+        }
+    }
+
     /// Reads header and footer of an object, and nothing else of it.
     pub(crate) async fn read(
         kind: Kind,

@@ -287,10 +287,14 @@ fn wrapping_name(name: &Name) -> String {
     format!("wrapping {name}")
 }
 
-fn sealer(wrapped: &Wrapped, secret: &Secret, name: &Name) -> Result<(Sealer, String), SealError> {
+/// What the keys of this generation are sealed and opened by.
+fn wrapping(wrapped: &Wrapped, secret: &Secret) -> Protection {
     let stretched = stretch(&wrapped.derivation, secret, wrapped.repository.as_bytes());
-    let ring = KeyRing { keys: BTreeMap::from([(0, stretched)]) };
-    let sealer = Protection::Encrypted(ring).sealer(&wrapping_name(name))?.ok_or(SealError::NoKeys)?;
+    Protection::Encrypted(KeyRing { keys: BTreeMap::from([(0, stretched)]) })
+}
+
+fn sealer(wrapped: &Wrapped, secret: &Secret, name: &Name) -> Result<(Sealer, String), SealError> {
+    let sealer = wrapping(wrapped, secret).sealer(&wrapping_name(name))?.ok_or(SealError::NoKeys)?;
     let salt = to_hex(&sealer.salted().salt);
     Ok((sealer, salt))
 }
@@ -323,11 +327,9 @@ fn unwrap(wrapped: &Wrapped, secret: &Secret, store: &Store) -> Result<Keys, Key
         return Err(KeysError::OtherKindOfSecret { place: store.place().to_owned(), wanted, given });
     }
     let wrong = || KeysError::WrongSecret { place: store.place().to_owned(), generation: wrapped.generation };
-    let stretched = stretch(&wrapped.derivation, secret, wrapped.repository.as_bytes());
-    let ring = KeyRing { keys: BTreeMap::from([(0, stretched)]) };
     let name = name::keys(&wrapped.repository, wrapped.generation);
     let salt = from_hex(&wrapped.salt).ok_or_else(wrong)?;
-    let opener = Protection::Encrypted(ring).opener(&wrapping_name(&name), Some(Salted { key: 0, salt }))?;
+    let opener = wrapping(wrapped, secret).opener(&wrapping_name(&name), Some(Salted { key: 0, salt }))?;
     let opener = opener.ok_or(SealError::NoKeys)?;
     let mut keys = BTreeMap::new();
     for (piece, (number, content)) in (0..).zip(&wrapped.keys) {

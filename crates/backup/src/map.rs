@@ -345,11 +345,7 @@ impl MapReader {
     async fn begin(&self, map: MapEntry) -> Result<Reading, ReadError> {
         let name = self.place.map(self.backup, map.number);
         let (store, protection) = (self.repository.store(), self.repository.protection());
-        let table = Table::read(Layout::Map, &name, protection, store).await?;
-        if table.hash != map.hash {
-            let damage = Damage::OtherObject { wanted: name.to_string() };
-            return Err(ReadError::damaged(store, &name, damage));
-        }
+        let table = Table::read_known(Layout::Map, &name, map.hash, protection, store).await?;
         Ok(Reading { map, table, next_frame: 0, buffer: Vec::new(), read: 0, entries: 0 })
     }
 }

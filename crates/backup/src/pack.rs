@@ -395,10 +395,7 @@ impl PackReader {
         };
         let name = self.name(pack);
         let (protection, store) = (self.repository.protection(), self.repository.store());
-        let table = Table::read(Kind::Pack, &name, protection, store).await?;
-        if table.hash != hash {
-            return Err(self.damaged(pack, Damage::OtherObject { wanted: name.to_string() }));
-        }
+        let table = Table::read_known(Kind::Pack, &name, hash, protection, store).await?;
         if self.tables.len() >= KEPT_TABLES {
             self.tables.pop_first();
         }

@@ -9,8 +9,8 @@ mod backups;
 mod cloud;
 
 pub(crate) use backups::{
-    PLACE, SEGMENT_BYTES, SYSTEM, archive, beginning, encrypted, facts, prepare, read_back, repository,
-    segment, segments, take, wal,
+    PLACE, SEGMENT_BYTES, SYSTEM, archive, archive_of, beginning, encrypted, facts, prepare, read_back,
+    repository, segment, segments, take, wal,
 };
 pub(crate) use cloud::Cloud;
 

@@ -9,8 +9,8 @@ use crate::breakage::breaking;
 use crate::map::Entry;
 use crate::pack::{FULL_FRAME_PAGES, Kept, PAGE_BYTES};
 use crate::testing::{
-    Cloud, PLACE, Random, SEGMENT_BYTES, archive, beginning, facts, read_back, repository, run, segment,
-    take, wal,
+    Cloud, PLACE, Random, SEGMENT_BYTES, archive, archive_of, beginning, facts, read_back, repository, run,
+    segment, take, wal,
 };
 use pgherd_core::types::Timeline;
 
@@ -163,10 +163,7 @@ fn wal_goes_only_before_every_kept_and_every_begun_backup_and_histories_never() 
     run(async {
         let cloud = Cloud::new(1);
         let repository = repository(&cloud).await;
-        let archive = archive(&repository);
-        for number in 1..9 {
-            archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
-        }
+        let archive = archive_of(&repository, 1..9).await;
         archive.put_partial(segment(1, 2), &wal(segment(1, 2), 2)[..9000]).await.unwrap();
         archive.put_history(Timeline(2), b"1\t0/300060\tx\n").await.unwrap();
         let there = async || -> Vec<u64> {

@@ -11,8 +11,8 @@ use crate::pack::FULL_FRAME_PAGES;
 use crate::seal::Protection;
 use crate::store::Failure;
 use crate::testing::{
-    Cloud, PLACE, Random, SEGMENT_BYTES, archive, beginning, encrypted, facts, prepare, read_back,
-    repository, run, segment, take, wal,
+    Cloud, PLACE, Random, SEGMENT_BYTES, archive, archive_of, beginning, encrypted, facts, prepare,
+    read_back, repository, run, segment, take, wal,
 };
 use crate::wal::WalError;
 
@@ -156,10 +156,7 @@ fn proofs_are_compared_with_each_other() {
     run(async {
         let cloud = Cloud::new(1);
         let repository = repository(&cloud).await;
-        let archive = archive(&repository);
-        for number in [3, 4] {
-            archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
-        }
+        let archive = archive_of(&repository, [3, 4]).await;
         let begin = async || {
             cloud.pass(std::time::Duration::from_secs(1));
             Backup::begin(&repository, beginning(None, START, cloud.now())).await.unwrap()

@@ -44,6 +44,15 @@ pub(crate) fn archive(repository: &Repository) -> Archive {
     Archive::new(repository, SYSTEM, segments())
 }
 
+/// The archive with these segments of timeline 1.
+pub(crate) async fn archive_of(repository: &Repository, numbers: impl IntoIterator<Item = u64>) -> Archive {
+    let archive = archive(repository);
+    for number in numbers {
+        archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
+    }
+    archive
+}
+
 pub(crate) fn segment(timeline: u32, number: u64) -> Segment {
     Segment { timeline: Timeline(timeline), number }
 }
@@ -106,9 +115,7 @@ pub(crate) async fn prepare(
         file.write(content).await.unwrap();
         maps.push(&Entry::file(*path, 0o600, file.finish().await.unwrap())).await.unwrap();
     }
-    let archive = archive(repository);
-    let needed = segment(1, wal_number);
-    archive.put_segment(needed, &wal(needed, wal_number)).await.unwrap();
+    let archive = archive_of(repository, [wal_number]).await;
     let stop = Lsn(start.0 + 0x100);
     let proof = archive.prove(Timeline(1), start, stop).await.unwrap();
     let packs = vec![packs.finish().await.unwrap()];

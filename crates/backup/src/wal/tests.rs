@@ -6,7 +6,8 @@ use super::*;
 use crate::breakage::breaking;
 use crate::store::Store;
 use crate::testing::{
-    Cloud, PLACE, Random, SEGMENT_BYTES, SYSTEM, archive, encrypted, repository, run, segment, segments, wal,
+    Cloud, PLACE, Random, SEGMENT_BYTES, SYSTEM, archive, archive_of, encrypted, repository, run, segment,
+    segments, wal,
 };
 
 #[test]
@@ -116,10 +117,7 @@ fn case_14_a_proof_names_the_first_missing_segment() {
     run(async {
         let cloud = Cloud::new(1);
         let repository = repository(&cloud).await;
-        let archive = archive(&repository);
-        for number in [3, 4, 6] {
-            archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
-        }
+        let archive = archive_of(&repository, [3, 4, 6]).await;
         let at = |number: u64| Lsn(number * u64::from(SEGMENT_BYTES));
         archive.prove(Timeline(1), at(3), at(5)).await.unwrap();
         let error = archive.prove(Timeline(1), at(3), Lsn(at(5).0 + 1)).await.unwrap_err();
@@ -138,10 +136,7 @@ fn a_segment_under_the_name_of_another_is_no_proof() {
     run(async {
         let cloud = Cloud::new(1);
         let repository = repository(&cloud).await;
-        let archive = archive(&repository);
-        for number in [3, 4] {
-            archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
-        }
+        let archive = archive_of(&repository, [3, 4]).await;
         let name = |number| PLACE.wal(Timeline(1), &segments().file_name(segment(1, number))).to_string();
         cloud.damage(&name(3), cloud.bytes(&name(4)).unwrap());
         assert!(archive.segment(segment(1, 3)).await.is_err());

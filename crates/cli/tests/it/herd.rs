@@ -212,6 +212,16 @@ impl Herd {
         found.map(|process| process.pid).ok_or("no supervisor runs".to_owned())
     }
 
+    /// Kills the supervisor, and waits until it is gone.
+    #[track_caller]
+    pub(crate) fn lose_supervisor(&self) {
+        kill(self.supervisor().unwrap(), Signal::KILL).unwrap();
+        wait_for("the supervisor to be gone", || match self.supervisor() {
+            Err(_) => Ok(()),
+            Ok(pid) => Err(pid.to_string()),
+        });
+    }
+
     /// Every process whose program or directory lies in the test's directory.
     pub(crate) fn processes(&self) -> Vec<Process> {
         let ours = |process: &Process| {

@@ -116,11 +116,7 @@ fn as_root_nothing_depends_on_the_supervisor() {
     let agents = || ["a", "b", "c"].map(|node| herd.agent(node).unwrap());
     let proxy = herd.proxy().unwrap();
     let (before, postmaster) = (agents(), herd.postmaster("a").unwrap());
-    kill(supervisor, Signal::KILL).unwrap();
-    wait_for("the supervisor to be gone", || match herd.supervisor() {
-        Err(_) => Ok(()),
-        Ok(pid) => Err(pid.to_string()),
-    });
+    herd.lose_supervisor();
     herd.sql("create table kept (n int)").unwrap();
     herd.up();
     assert_ne!(herd.supervisor().unwrap(), supervisor);
@@ -251,13 +247,8 @@ fn as_root_the_next_version_of_up_replaces_the_proxy_beneath_its_clients() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = free.local_addr().unwrap();
     drop(free);
-    let text = format!(
-        "name = \"local\"\n[proxy]\nmetrics_listen = \"{metrics}\"\n[postgres]\nversion = 15\n\
-         [[cluster]]\nname = \"main\"\ndurability = \"async\"\n[[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n\
-         [[cluster.database]]\nname = \"app\"\nowner = \"app\"\n"
-    );
     let file = herd.dir.parent().unwrap().join("shop.toml");
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, of_one_node(&format!("metrics_listen = \"{metrics}\""))).unwrap();
     let up = || herd.run(&["up", "--detach", "--herd", file.to_str().unwrap()]);
     up();
     let first = wait_for("the proxy", || herd.proxy());
@@ -275,11 +266,7 @@ fn as_root_the_next_version_of_up_replaces_the_proxy_beneath_its_clients() {
     session.asks(1);
 
     // Its supervisor is of the former version, and gone.
-    kill(herd.supervisor().unwrap(), Signal::KILL).unwrap();
-    wait_for("the supervisor to be gone", || match herd.supervisor() {
-        Err(_) => Ok(()),
-        Ok(pid) => Err(pid.to_string()),
-    });
+    herd.lose_supervisor();
     herd.upgrade();
     up();
     let second = wait_for("a successor", || {
@@ -304,6 +291,15 @@ fn as_root_the_next_version_of_up_replaces_the_proxy_beneath_its_clients() {
     assert_eq!(herd.sql("select 4").unwrap(), "4");
     herd.run(&["down"]);
     herd.wait_gone();
+}
+
+/// A herd file with one node, and these keys of its proxy.
+fn of_one_node(proxy: &str) -> String {
+    format!(
+        "name = \"local\"\n[proxy]\n{proxy}\n[postgres]\nversion = 15\n\
+         [[cluster]]\nname = \"main\"\ndurability = \"async\"\n[[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n\
+         [[cluster.database]]\nname = \"app\"\nowner = \"app\"\n"
+    )
 }
 
 /// A psql that stays connected.
@@ -364,15 +360,13 @@ fn as_root_certificates_are_replaced_beneath_the_clients_of_proxies_that_run() {
         put(key, "shown.key");
     };
     show(&first.0, &first.1);
-    let text = format!(
-        "name = \"local\"\n[proxy]\nclient_tls_mode = \"require\"\nclient_tls_cert_file = \"{}\"\n\
-         client_tls_key_file = \"{}\"\nconsole_admins = [\"app\"]\n[postgres]\nversion = 15\n\
-         [[cluster]]\nname = \"main\"\ndurability = \"async\"\n[[cluster.node]]\nname = \"a\"\nhost = \"192.0.2.1\"\n\
-         [[cluster.database]]\nname = \"app\"\nowner = \"app\"\n",
+    let proxy = format!(
+        "client_tls_mode = \"require\"\nclient_tls_cert_file = \"{}\"\nclient_tls_key_file = \"{}\"\n\
+         console_admins = [\"app\"]",
         at("shown.pem").display(),
         at("shown.key").display()
     );
-    std::fs::write(at("shop.toml"), text).unwrap();
+    std::fs::write(at("shop.toml"), of_one_node(&proxy)).unwrap();
     herd.run(&["up", "--detach", "--herd", at("shop.toml").to_str().unwrap()]);
     let (of_up, conninfo) = (herd.proxy().unwrap(), herd.run(&["psql", "--print"]));
     assert!(conninfo.contains("channel_binding=require"), "the herd does not know who made it: {conninfo}");
