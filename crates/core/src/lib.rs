@@ -18,6 +18,7 @@
 //! - [`record`]: what is agreed, and which changes of it are safe: terms, elections, rules, timelines.
 //! - [`ha`]: what is wise: the one function where roles branch, and a module per role.
 //! - [`durability`]: which rule the primary should be under, and the steps from one rule to the next.
+//! - [`retention`]: which base backups are kept, and which may go.
 //! - [`reason`]: every sentence that `pgherd explain` can say.
 //! - `testdata/`: scenario scripts with recorded decisions; their file names are the manual.
 
@@ -28,5 +29,6 @@ pub mod invariants;
 pub mod observation;
 pub mod reason;
 pub mod record;
+pub mod retention;
 pub mod spec;
 pub mod types;
