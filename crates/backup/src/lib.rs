@@ -23,7 +23,7 @@
 //! | [`document`], `container`, `frame` | the two layouts: small objects that people can read, and large ones |
 //! | [`pack`], [`map`], [`manifest`] | contents of files, the list of files, the commit point |
 //! | [`intent`], [`backup`] | taking a backup |
-//! | [`wal`] | the archive, and the recovery window |
+//! | [`wal`] | the archive, its records, and the recovery window |
 //! | [`tombstone`], [`collect`] | deleting |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.

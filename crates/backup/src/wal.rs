@@ -23,6 +23,7 @@ use crate::name::{Kind as Names, Name, Place};
 use crate::store::{Failure, MAX_OBJECT_BYTES, Put, StoreError};
 
 mod history;
+pub mod records;
 mod segment;
 mod window;
 

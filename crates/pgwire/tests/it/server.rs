@@ -178,6 +178,11 @@ impl Server {
         state.lines().next().unwrap().to_owned()
     }
 
+    #[allow(dead_code, reason = "not every crate that includes this file reads what the server writes")]
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Replaces pg_ident.conf.
     #[allow(dead_code, reason = "not every crate that includes this file lets certificates in")]
     pub(crate) fn map(&self, lines: &str) {
@@ -185,6 +190,7 @@ impl Server {
     }
 
     /// Replaces pg_hba.conf.
+    #[allow(dead_code, reason = "not every crate that includes this file decides who comes in")]
     pub(crate) fn admit(&self, lines: &str) {
         fs::write(self.dir.join("pg_hba.conf"), lines).unwrap();
     }
