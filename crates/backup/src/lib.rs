@@ -24,6 +24,7 @@
 //! | [`pack`], [`map`], [`manifest`] | contents of files, the list of files, the commit point |
 //! | [`intent`], [`backup`] | taking a backup |
 //! | [`wal`] | the archive, its records, and the recovery window |
+//! | [`recovery`] | from what is wanted back to what has to be restored |
 //! | [`tombstone`], [`collect`] | deleting |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.
@@ -45,6 +46,7 @@ pub mod manifest;
 pub mod map;
 pub mod name;
 pub mod pack;
+pub mod recovery;
 pub mod seal;
 pub mod store;
 pub mod tombstone;

@@ -31,7 +31,7 @@ pub use history::{Fork, History, HistoryError};
 #[cfg(test)]
 pub(crate) use segment::header as segment_header;
 pub use segment::{Segment, SegmentError, Segments};
-pub use window::{BackupRange, Gap, Inventory, Reach, Window, window};
+pub use window::{ArchivedFile, BackupRange, Files, Gap, Inventory, Reach, Window, window};
 
 /// PostgreSQL writes some hundred bytes for each timeline.
 const MAX_HISTORY_BYTES: usize = 1024 * 1024;
@@ -109,6 +109,14 @@ pub struct Archive {
 impl Archive {
     pub fn new(repository: &Repository, system: SystemId, segments: Segments) -> Archive {
         Archive { repository: repository.clone(), place: Place(system), segments }
+    }
+
+    pub fn system(&self) -> SystemId {
+        self.place.0
+    }
+
+    pub fn segments(&self) -> Segments {
+        self.segments
     }
 
     /// A complete segment.

@@ -8,7 +8,7 @@
 //! | `keep` | a backup that somebody named, with all later WAL or with its own |
 //! | `minimum_redundancy` | so many whole backups at least, whatever the others say |
 //!
-//! [`judge`] looks at all backups of one cluster in one repository and at nothing else. What it lets go gets a tombstone, and can
+//! [`Retention::judge`] looks at all backups of one cluster in one repository and at nothing else. What it lets go gets a tombstone, and can
 //! be taken back until its grace has passed; deleting is `backup::collect`'s.
 //!
 //! Where Barman is followed: labels, `MONTHS` of 31 days, and that a backup older than the window is kept if nothing newer

@@ -48,11 +48,70 @@ impl Inventory {
         })
     }
 
+    pub fn history(&self, timeline: Timeline) -> Option<&History> {
+        self.histories.get(&timeline)
+    }
+
+    /// In order of their timelines.
+    pub fn histories(&self) -> impl DoubleEndedIterator<Item = &History> {
+        self.histories.values()
+    }
+
+    /// Which files a recovery along a line of history reads from the segment `first` on, until one is not there.
+    pub fn files(&self, history: &History, first: u64) -> Files {
+        let mut files = Files { present: Vec::new(), gap: None };
+        let numbers = self.numbers(history, first);
+        let Some(last) = numbers.last().copied() else { return files };
+        for number in first..=last {
+            let (begin, end) = (self.segments.position(number), self.segments.position(number + 1));
+            let mut legs: Vec<super::history::Leg> = history
+                .legs()
+                .filter(|leg| leg.begin < end && leg.end.is_none_or(|until| until > begin))
+                .collect();
+            // As PostgreSQL does: the newest timeline's file has what the older ones wrote in this segment, too.
+            legs.reverse();
+            let segment = |leg: &super::history::Leg| Segment { timeline: leg.timeline, number };
+            let there = legs.iter().position(|leg| self.has(segment(leg)));
+            let missing_from = match there {
+                Some(at) => {
+                    let until = legs[at].end.filter(|_| at > 0);
+                    files.present.push(ArchivedFile { segment: segment(&legs[at]), until });
+                    until
+                }
+                None => Some(begin),
+            };
+            if let Some(from) = missing_from {
+                // At the end it is no hole: nothing is behind it.
+                let next = numbers.range(number + 1..).next();
+                let timeline = history.timeline_at(from);
+                files.gap = next.map(|next| Gap { timeline, from, to: self.segments.position(*next) });
+                break;
+            }
+        }
+        files
+    }
+
     /// The numbers from `first` on of which there is a file on some timeline of a way.
     fn numbers(&self, history: &History, first: u64) -> BTreeSet<u64> {
         let there = history.legs().filter_map(|leg| self.there.get(&leg.timeline));
         there.flat_map(|numbers| numbers.range(first..).copied()).collect()
     }
+}
+
+/// What a recovery reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    pub present: Vec<ArchivedFile>,
+    /// What is missing behind them, if something is there behind that.
+    pub gap: Option<Gap>,
+}
+
+/// A file of the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArchivedFile {
+    pub segment: Segment,
+    /// Where its line of history was left, if what is behind that is in another file.
+    pub until: Option<Lsn>,
 }
 
 /// What counts of a backup.

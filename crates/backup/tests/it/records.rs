@@ -10,18 +10,9 @@ use pgherd_backup::wal::records::{Ended, Landmark, Records};
 use pgherd_core::types::{Lsn, SystemId};
 
 use crate::server::{Server, as_user, programs};
+use crate::sql;
 
 const SEGMENT_BYTES: u32 = 16 << 20;
-
-fn sql(server: &Server, script: &str) -> String {
-    let output = Command::new(programs().join("psql"))
-        .args(["-h", "127.0.0.1", "-U", "postgres", "-XAtq", "-v", "ON_ERROR_STOP=1", "-p"])
-        .args([&server.port.to_string(), "-c", script, "postgres"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
 
 /// What `pg_waldump` says of the records: where each begins, and its description if it is one that we look at.
 fn dumped(directory: &Path, first: &str, last: &str) -> BTreeMap<Lsn, String> {

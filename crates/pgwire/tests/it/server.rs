@@ -120,6 +120,12 @@ impl Server {
         Server::run(dir)
     }
 
+    /// Over a data directory that is there.
+    #[allow(dead_code, reason = "not every crate that includes this file makes data directories by itself")]
+    pub(crate) fn over(dir: PathBuf) -> Server {
+        Server::run(dir)
+    }
+
     fn run(dir: PathBuf) -> Server {
         let port = free_port();
         let keeper = Server::keep(&dir, port);

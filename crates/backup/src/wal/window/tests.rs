@@ -161,3 +161,45 @@ proptest! {
         prop_assert_eq!(shown, expected);
     }
 }
+
+/// Timeline and number of a file, and where what counts of it ends before it does.
+type ShortFile = (u32, u64, Option<u64>);
+
+/// What recovery reads.
+fn files(inventory: &Inventory, timeline: u32, first: u64) -> (Vec<ShortFile>, Option<Gap>) {
+    let files = inventory.files(inventory.history(Timeline(timeline)).unwrap(), first);
+    let short =
+        |file: &ArchivedFile| (file.segment.timeline.0, file.segment.number, file.until.map(|until| until.0));
+    (files.present.iter().map(short).collect(), files.gap)
+}
+
+#[test]
+fn recovery_reads_the_newest_timelines_file_of_each_segment() {
+    let fork = 3 * SEG + 100;
+    let whole = inventory(&[(1, 1..6), (2, 3..5)], &[(2, &[(1, fork)])]);
+    assert_eq!(files(&whole, 2, 1), (vec![(1, 1, None), (1, 2, None), (2, 3, None), (2, 4, None)], None));
+    assert_eq!(files(&whole, 1, 4).0, [(1, 4, None), (1, 5, None)], "the line that was left");
+    // The new timeline's first file is not there: the old one's is read up to the fork, and then nothing.
+    let without = inventory(&[(1, 1..6), (2, 4..5)], &[(2, &[(1, fork)])]);
+    let gap = Gap { timeline: Timeline(2), from: Lsn(fork), to: Lsn(4 * SEG) };
+    assert_eq!(files(&without, 2, 2), (vec![(1, 2, None), (1, 3, Some(fork))], Some(gap)));
+    // Left at the edge of a segment, the older file has nothing of the newer line, and the newer nothing of the older.
+    let edge = inventory(&[(1, 1..6), (2, 3..5)], &[(2, &[(1, 3 * SEG)])]);
+    assert_eq!(files(&edge, 2, 2).0, [(1, 2, None), (2, 3, None), (2, 4, None)]);
+    // Two forks in one segment.
+    let twice = inventory(
+        &[(1, 1..4), (2, 2..3), (3, 2..4)],
+        &[(2, &[(1, 2 * SEG + 8)]), (3, &[(1, 2 * SEG + 8), (2, 2 * SEG + 16)])],
+    );
+    assert_eq!(files(&twice, 3, 1).0, [(1, 1, None), (3, 2, None), (3, 3, None)]);
+}
+
+#[test]
+fn recovery_reads_up_to_a_hole() {
+    let hole = inventory(&[(1, 1..3), (1, 4..6)], &[]);
+    let gap = Gap { timeline: Timeline(1), from: Lsn(3 * SEG), to: Lsn(4 * SEG) };
+    assert_eq!(files(&hole, 1, 1), (vec![(1, 1, None), (1, 2, None)], Some(gap)));
+    assert_eq!(files(&hole, 1, 4), (vec![(1, 4, None), (1, 5, None)], None), "nothing is behind the end");
+    assert_eq!(files(&hole, 1, 3).0, [], "the first one is missing");
+    assert_eq!(files(&hole, 1, 9), (Vec::new(), None));
+}
