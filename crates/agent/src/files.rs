@@ -10,6 +10,7 @@ pub mod agent;
 pub mod finding;
 pub mod herd;
 pub mod proxy;
+pub mod repository;
 
 mod duration;
 mod reader;

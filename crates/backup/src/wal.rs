@@ -165,6 +165,11 @@ impl Archive {
     }
 
     pub async fn history(&self, timeline: Timeline) -> Result<History, ReadError> {
+        Ok(self.history_file(timeline).await?.0)
+    }
+
+    /// A timeline's history, and the bytes of its file.
+    pub async fn history_file(&self, timeline: Timeline) -> Result<(History, Bytes), ReadError> {
         let name = self.place.history(timeline);
         let (about, content) = self.read(&name).await?;
         let damaged = |damage| ReadError::damaged(self.repository.store(), &name, damage);
@@ -174,7 +179,9 @@ impl Archive {
         {
             return Err(damaged(Damage::OtherObject { wanted: name.to_string() }));
         }
-        History::parse(timeline, &content).map_err(|error| damaged(Damage::malformed(error.to_string())))
+        let history = History::parse(timeline, &content)
+            .map_err(|error| damaged(Damage::malformed(error.to_string())))?;
+        Ok((history, content.into()))
     }
 
     /// Shows that all segments from `start` to `stop` on `timeline` are there, with its history. Header and footer of

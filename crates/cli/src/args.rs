@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Explain(commands::explain::ExplainArgs),
     Logs(commands::logs::LogsArgs),
     Psql(commands::psql::PsqlArgs),
+    Backup(commands::backup::BackupArgs),
+    Wal(commands::wal::WalArgs),
     Import(commands::import::ImportArgs),
     Completions(commands::completions::CompletionsArgs),
     Man(commands::man::ManArgs),
@@ -77,9 +79,9 @@ pub(crate) enum Command {
 
 /// Commands that the design names and this version does not have. They are refused by name, so that nobody
 /// takes silence for success.
-pub(crate) const NOT_BUILT: [&str; 14] = [
-    "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "backup",
-    "restore", "wal", "top", "adopt",
+pub(crate) const NOT_BUILT: [&str; 12] = [
+    "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "restore", "top",
+    "adopt",
 ];
 
 fn after_help() -> String {
@@ -111,6 +113,8 @@ const TAKES: &[(&str, &[&str])] = &[
     ("explain", &["dir", "url", "cluster", "json"]),
     ("logs", &["dir", "url", "json"]),
     ("psql", &["dir", "url", "cluster"]),
+    ("backup", &[]),
+    ("wal", &["json"]),
     ("import", &["json"]),
     ("completions", &[]),
     ("man", &[]),

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod down;
@@ -22,6 +23,7 @@ pub(crate) mod switchover;
 pub(crate) mod token;
 pub(crate) mod up;
 pub(crate) mod validate;
+pub(crate) mod wal;
 
 mod change;
 mod herd_file;
@@ -54,6 +56,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => block_on(&global, explain::run(args, &global)),
         Command::Logs(args) => block_on(&global, logs::run(args, &global)),
         Command::Psql(args) => block_on(&global, psql::run(args, &global)),
+        Command::Backup(args) => block_on(&global, backup::run(args)),
+        Command::Wal(args) => block_on(&global, wal::run(args, &global)),
         Command::Import(args) => import::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -269,7 +269,7 @@ impl From<LocalError> for Failure {
 }
 
 /// The error, and what lies below it as causes, as far as that is not said already.
-fn with_sources(error: &dyn std::error::Error) -> Failure {
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> Failure {
     let mut failure = Failure::failed(error.to_string());
     let (mut said, mut below) = (error.to_string(), error.source());
     while let Some(cause) = below {

@@ -30,14 +30,28 @@ fn main() -> ExitCode {
             let _unread = error.print();
             return ExitCode::from(UNKNOWN);
         }
+        Err(error) if error.use_stderr() && commands::wal::is_fetch(std::env::args_os()) => {
+            return commands::wal::unsure(&failure::Failure::usage(error.to_string())).report(false);
+        }
         Err(error) => error.exit(),
     };
     let (json, outcome) = match line {
+        args::Line::Run(cli) if commands::wal::is_fetch(std::env::args_os()) => (false, fetch(cli)),
         args::Line::Run(cli) => (cli.global.json, commands::run(cli)),
         args::Line::NotBuilt(name) => (false, Err(failure::Failure::not_built(&format!("pgherd {name}")))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
+    }
+}
+
+/// Whatever goes wrong, PostgreSQL must not take it for the end of the WAL: not even a panic, whose exit code would be one of those.
+fn fetch(cli: args::Cli) -> Result<(), failure::Failure> {
+    match std::panic::catch_unwind(|| commands::run(cli)) {
+        // The exit code of one that is told is that of an absent file.
+        Ok(Err(failure @ failure::Failure::Told(_))) => Err(commands::wal::unsure(&failure)),
+        Ok(outcome) => outcome,
+        Err(_) => Err(commands::wal::unsure(&failure::Failure::failed("the program has a fault"))),
     }
 }

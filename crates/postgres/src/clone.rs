@@ -139,7 +139,7 @@ pub async fn clone(
             }
             durable::write(&dir.join(conf::AUTO_CONF), b"", durable::PRIVATE)?;
             durable::touch(&dir.join("standby.signal"))?;
-            ControlFile::read(&dir.join("global/pg_control"))
+            ControlFile::of(&dir)
         })
         .await?
     };

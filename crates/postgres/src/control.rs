@@ -103,6 +103,11 @@ impl Limits {
 }
 
 impl ControlFile {
+    /// That of a data directory. Blocks.
+    pub fn of(data_dir: &Path) -> Result<ControlFile> {
+        ControlFile::read(&data_dir.join("global/pg_control"))
+    }
+
     /// Reads it, again and again for a moment if a running server was caught in the middle of a write. Blocks.
     pub fn read(path: &Path) -> Result<ControlFile> {
         let mut tries = 0;

@@ -47,8 +47,17 @@ fn golden_reference_of_the_command_line() {
     );
     for command in commands(&all) {
         page.push_str(&format!("\n## pgherd {command}\n\n{}", help(&[command, "--help"])));
-        if command == "operator" {
-            page.push_str(&format!("\n### pgherd operator add\n\n{}", help(&["operator", "add", "--help"])));
+        let nested: &[&str] = match command {
+            "operator" => &["add"],
+            "backup" => &["init"],
+            "wal" => &["push", "fetch", "list"],
+            _ => &[],
+        };
+        for action in nested {
+            page.push_str(&format!(
+                "\n### pgherd {command} {action}\n\n{}",
+                help(&[command, action, "--help"])
+            ));
         }
     }
     compare("../../docs/reference/cli.md", &page);
@@ -72,7 +81,7 @@ fn golden_refusals() {
         &["token", "--valid-for", "soon"],
         // What is not built.
         &["proxy"],
-        &["backup", "create", "--fast"],
+        &["restore", "--fast"],
         &["switchover", "--at", "12:00"],
         // Files.
         &["validate"],
@@ -157,4 +166,28 @@ fn as_root_no_agent_runs_and_no_herd_is_made() {
         assert!(said.contains("does not run as root") && said.contains("exit code 2"), "{said}");
     }
     assert!(!dir.path().join("raft").exists());
+}
+
+/// PostgreSQL takes every exit code up to 125 of its restore_command for the end of the WAL, and promotes.
+#[test]
+fn case_24_a_fetch_that_cannot_tell_exits_above_125_whatever_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    file("nowhere.toml", "repository = \"file:///nowhere/at/all\"\n");
+    file("wrong.toml", "repositry = 1\n");
+    let name = "000000010000000000000001";
+    for arguments in [
+        &["wal", "fetch"][..],
+        &["wal", "fetch", "--repositry", "r.toml", name, "to"],
+        &["wal", "fetch", "--repository", "absent.toml", name, "to"],
+        &["wal", "fetch", "--repository", "wrong.toml", name, "to"],
+        &["wal", "fetch", "--repository", "nowhere.toml", name, "to"],
+        &["wal", "fetch", "--repository", "nowhere.toml", name],
+        &["--herd", "x", "wal", "fetch", "--repository", "nowhere.toml", name, "to"],
+    ] {
+        let output = output(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(200), "{arguments:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?} says nothing");
+    }
+    assert!(!dir.path().join("to").exists());
 }

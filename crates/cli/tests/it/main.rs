@@ -9,4 +9,7 @@
 mod command_line;
 mod herd;
 mod run;
+#[path = "../../../pgwire/tests/it/server.rs"]
+mod server;
 mod stories;
+mod wal;
