@@ -7,13 +7,15 @@
 //! Pure: nonces come from the caller, who takes them from a cryptographic source and uses each once. Everything from
 //! the other side has a bounded length, since the frame around it has, and is looked at once.
 //!
-//! Leaves out: the SASL messages around it, passwords (PBKDF2, SASLprep), where verifiers come from. Hazard: whoever passes
+//! Leaves out: the SASL messages around it, SASLprep (a [`Password`] is one that it leaves as it is), where verifiers come
+//! from. Hazard: whoever passes
 //! here without the password is in; and an answer that differs for users who do not exist tells who does
 //! ([`Verifier::of_nobody`]).
 
 use std::fmt;
+use std::num::NonZeroU32;
 
-use aws_lc_rs::{constant_time, digest, hmac};
+use aws_lc_rs::{constant_time, digest, hmac, pbkdf2};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
@@ -25,6 +27,9 @@ const KEY_BYTES: usize = 32;
 /// What PostgreSQL takes when it is not told otherwise (`scram_iterations`).
 const ITERATIONS: u32 = 4096;
 const SALT_BYTES: usize = 16;
+/// Of a password, that a server may ask for: some hundred milliseconds. PostgreSQL's `scram_iterations` goes up to 2147483647,
+/// which would be minutes that anybody in a server's place could have (CVE-2026-42198).
+pub const MAX_ITERATIONS: u32 = 600_000;
 /// Far more than any driver sends (libpq: 24). Without a limit a client would choose the length of our answer.
 const MAX_NONCE_BYTES: usize = 1024;
 
@@ -40,6 +45,8 @@ pub enum ScramError {
     Binding,
     #[error("the password does not match")]
     WrongProof,
+    #[error("the server asks for {found} iterations, and {MAX_ITERATIONS} are made at most")]
+    TooManyIterations { found: u32 },
     /// The password was changed on the server since these keys were won.
     #[error("the server has another password than the one that the client proved")]
     KeysOutOfDate,
@@ -53,7 +60,9 @@ impl ScramError {
     /// What PostgreSQL reports for it; of the client's side, what the proxy does.
     pub fn sqlstate(&self) -> SqlState {
         match self {
-            ScramError::Malformed(_) | ScramError::Downgraded => SqlState::PROTOCOL_VIOLATION,
+            ScramError::Malformed(_) | ScramError::Downgraded | ScramError::TooManyIterations { .. } => {
+                SqlState::PROTOCOL_VIOLATION
+            }
             ScramError::WrongProof => SqlState::INVALID_PASSWORD,
             ScramError::Binding
             | ScramError::KeysOutOfDate
@@ -146,6 +155,47 @@ pub struct ClientKeys {
     server: Key,
     salt: Vec<u8>,
     iterations: u32,
+}
+
+/// A password. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// `None` unless it is printable ASCII: anything else SASLprep may change, and the proof would be of another password.
+    pub fn new(text: &str) -> Option<Password> {
+        let is_plain = !text.is_empty() && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        is_plain.then(|| Password(text.to_owned()))
+    }
+
+    fn keys(&self, salt: Vec<u8>, iterations: u32) -> Result<ClientKeys> {
+        let count = NonZeroU32::new(iterations).filter(|count| count.get() <= MAX_ITERATIONS);
+        let count = count.ok_or(ScramError::TooManyIterations { found: iterations })?;
+        let mut salted = [0; KEY_BYTES];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, count, &salt, self.0.as_bytes(), &mut salted);
+        let salted = Key(salted);
+        let (client, server) = (Key(salted.hmac("Client Key")), Key(salted.hmac("Server Key")));
+        Ok(ClientKeys { client, server, salt, iterations })
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+/// What a client proves with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Keys(ClientKeys),
+    Password(Password),
+}
+
+impl From<ClientKeys> for Proof {
+    fn from(keys: ClientKeys) -> Proof {
+        Proof::Keys(keys)
+    }
 }
 
 /// What binds an exchange to the TLS connection that it goes over: `tls-server-end-point` (RFC 5929), the hash of the
@@ -248,7 +298,7 @@ impl Server {
 /// The client's side.
 #[derive(Debug)]
 pub struct Client {
-    keys: ClientKeys,
+    proof: Proof,
     header: Vec<u8>,
     nonce: String,
     /// Set when the proof is sent.
@@ -257,7 +307,7 @@ pub struct Client {
 
 impl Client {
     /// Returns the first message to send. `nonce` as for [`Server::start`].
-    pub fn start(keys: ClientKeys, binding: Binding<'_>, nonce: &str) -> (Client, String) {
+    pub fn start(proof: impl Into<Proof>, binding: Binding<'_>, nonce: &str) -> (Client, String) {
         let flag = match binding {
             Binding::Impossible => "n",
             Binding::Offered => "y",
@@ -268,7 +318,7 @@ impl Client {
             header.extend_from_slice(hash);
         }
         let first = format!("{flag},,n=,r={nonce}");
-        (Client { keys, header, nonce: nonce.to_owned(), expected: None }, first)
+        (Client { proof: proof.into(), header, nonce: nonce.to_owned(), expected: None }, first)
     }
 
     /// Reads the server's first message; returns the proof to send.
@@ -287,13 +337,15 @@ impl Client {
         if attributes.next().is_some() {
             return Err(ScramError::Malformed("something behind its end"));
         }
-        if (salt, iterations) != (self.keys.salt.clone(), self.keys.iterations) {
-            return Err(ScramError::KeysOutOfDate);
-        }
+        let keys = match &self.proof {
+            Proof::Keys(keys) if keys.salt == salt && keys.iterations == iterations => keys.clone(),
+            Proof::Keys(_) => return Err(ScramError::KeysOutOfDate),
+            Proof::Password(password) => password.keys(salt, iterations)?,
+        };
         let without_proof = format!("c={},r={nonce}", BASE64.encode(&self.header));
         let exchange = format!("n=,r={},{message},{without_proof}", self.nonce);
-        self.expected = Some(Key(self.keys.server.hmac(&exchange)));
-        let proof = self.keys.client.xor(&self.keys.client.hash().hmac(&exchange));
+        self.expected = Some(Key(keys.server.hmac(&exchange)));
+        let proof = keys.client.xor(&keys.client.hash().hmac(&exchange));
         Ok(format!("{without_proof},p={}", BASE64.encode(proof.0)))
     }
 

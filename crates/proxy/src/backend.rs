@@ -10,9 +10,10 @@ use pgherd_core::spec::TlsMode;
 use pgherd_core::types::Instant;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::{Header, Phase, Piece, Scanner, Side, Spill};
+use pgherd_pgwire::login::{self, Login, Purpose, Step};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
-use pgherd_pgwire::scram::ClientKeys;
+use pgherd_pgwire::scram::{ClientKeys, Proof};
 
 use crate::clock;
 use crate::fence::{Admitted, Bell};
@@ -20,7 +21,7 @@ use crate::net::{self, ServerTls, Stream, Way};
 use crate::pool::Place;
 use crate::roster::ServerCard;
 use crate::routes::Target;
-use crate::server::{NotIn, Purpose, ServerLogin, Step, Welcome};
+use crate::server::{NotIn, Welcome};
 use crate::session::SYNC_REP_WAIT;
 use crate::settings::{self, Found, Values};
 use crate::sql::{Effects, Ties};
@@ -104,8 +105,8 @@ async fn enter(
     let encrypted = stream.is_encrypted();
     let nonce = nonce().map_err(|error| unreachable(&error))?;
     let (mut out, mut input) = (BytesMut::new(), BytesMut::new());
-    let login =
-        ServerLogin::new(purpose, keys, nonce, &mut out).map_err(|error| (Failed::Otherwise, error))?;
+    let login = Login::new(purpose, keys.map(Proof::Keys), nonce, &mut out)
+        .map_err(|error| (Failed::Otherwise, error.into()))?;
     let mut login = login.bound_to(stream.server_certificate_hash());
     loop {
         stream.send(&mut out).await.map_err(|error| unreachable(&error))?;
@@ -116,10 +117,11 @@ async fn enter(
         input.advance(taken);
         match step {
             Step::More => {}
-            Step::In(welcome) => return Ok((stream, welcome)),
+            Step::In(welcome) => return Ok((stream, welcome.into())),
             Step::Failed(error) => {
-                let refused = !login.is_authenticated() && matches!(error, NotIn::Refused { .. });
-                return Err((if refused { Failed::Refused { encrypted } } else { Failed::Otherwise }, error));
+                let refused = !login.is_authenticated() && matches!(error, login::NotIn::Refused { .. });
+                let failed = if refused { Failed::Refused { encrypted } } else { Failed::Otherwise };
+                return Err((failed, error.into()));
             }
         }
     }

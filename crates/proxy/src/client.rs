@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pgherd_pgwire::SqlState;
+use pgherd_pgwire::login::{self, Purpose};
 use pgherd_pgwire::message::build::{self, Report, Severity};
 use pgherd_pgwire::message::{Key, TransactionStatus};
 use pgherd_pgwire::scram::ClientKeys;
@@ -37,7 +38,7 @@ use crate::readers::find_reader;
 use crate::relay::{End, Link, relay};
 use crate::roster::{Card, Entry, Newcomer};
 use crate::routes::{Role, Route};
-use crate::server::{NotIn, Purpose};
+use crate::server::NotIn;
 use crate::session::{Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
@@ -100,10 +101,10 @@ impl From<Fault> for Farewell {
 impl From<NotIn> for Farewell {
     fn from(error: NotIn) -> Farewell {
         match error {
-            NotIn::Refused { sqlstate, message, detail, hint } => {
+            NotIn::Login(login::NotIn::Refused { sqlstate, message, detail, hint }) => {
                 Farewell { sqlstate, message, detail, hint }
             }
-            NotIn::Scram(error) => Farewell {
+            NotIn::Login(login::NotIn::Scram(error)) => Farewell {
                 hint: Some("If the password was just changed, connect again.".to_owned()),
                 ..Farewell::new(error.sqlstate(), format!("the server did not let the proxy in: {error}"))
             },
@@ -963,13 +964,13 @@ mod tests {
     /// What the proxy's own connection was told is not told to whoever comes along.
     #[test]
     fn a_stranger_is_not_told_why_passwords_cannot_be_checked() {
-        let refused = NotIn::Refused {
+        let refused = login::NotIn::Refused {
             sqlstate: SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
             message: "permission denied for table pg_authid".to_owned(),
             detail: Some("of 10.0.0.1".to_owned()),
             hint: Some("GRANT".to_owned()),
         };
-        for error in [refused, NotIn::Unreachable("10.0.0.1: connection refused".to_owned())] {
+        for error in [refused.into(), NotIn::Unreachable("10.0.0.1: connection refused".to_owned())] {
             let mut out = BytesMut::new();
             unchecked(&error).write(&mut out);
             let said = out.escape_ascii().to_string();

@@ -3,12 +3,13 @@
 //! What a client's startup packet says never reaches them (CVE-2025-12819), and they are verified in full however little is
 //! asked of servers elsewhere: what is asked here are the verifiers of passwords.
 
+use pgherd_pgwire::login::{self, Purpose};
 use pgherd_pgwire::startup::Replication;
 
 use crate::backend::{Backend, NotDone};
 use crate::pool::Place;
 use crate::routes::Target;
-use crate::server::{NotIn, Purpose};
+use crate::server::NotIn;
 use crate::verifiers::AuthQuery;
 use crate::world::World;
 
@@ -35,7 +36,7 @@ impl From<NotDone> for NotIn {
     fn from(error: NotDone) -> NotIn {
         match error {
             NotDone::Refused { sqlstate, message } => {
-                NotIn::Refused { sqlstate, message, detail: None, hint: None }
+                login::NotIn::Refused { sqlstate, message, detail: None, hint: None }.into()
             }
             NotDone::Lost(why) => NotIn::Unreachable(why),
         }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pgherd_core::types::{Instant, NodeName};
+use pgherd_pgwire::login::Purpose;
 use pgherd_pgwire::scram::ClientKeys;
 use pgherd_pgwire::startup::Replication;
 use tokio::sync::oneshot;
@@ -22,7 +23,7 @@ use crate::fence::Admission;
 use crate::pool::{self, Answer, ClientId, Limits, Order, Place, Pool, Refusal, ServerId, Use, Worker};
 use crate::roster::ServerCard;
 use crate::routes::{Role, Route};
-use crate::server::{NotIn, Purpose};
+use crate::server::NotIn;
 use crate::world::World;
 
 /// A server that was in use so short a time ago is lent as it is. The kernel is asked whether others are still there: a call

@@ -1,43 +1,17 @@
-//! How the proxy comes in at a server in a client's name: from the startup packet to the first ReadyForQuery.
+//! What the proxy makes of a server that lets it in, or does not.
 //!
-//! The mirror of [`crate::login`]. It knows no password: it proves with the keys that the client's own proof revealed, and
-//! takes no other kind of question for an answer. A server that wants to know a password in clear is refused, so that
-//! whoever stands in a server's place learns nothing.
+//! How it comes in is [`pgherd_pgwire::login`], the mirror of [`crate::login`]: it knows no password, and proves with the keys
+//! that the client's own proof revealed.
 //!
-//! Leaves out: sockets and TLS, timeouts. Hazard: what a server says before it has proven itself is not believed further
-//! than it must be; of its texts only an error's reaches the client.
+//! Leaves out: sockets and TLS, timeouts. Hazard: of what a server says before it has proven itself only an error's texts
+//! reach the client.
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use pgherd_pgwire::SqlState;
-use pgherd_pgwire::frame::{Phase, Piece, Scanner, Side, Spill};
-use pgherd_pgwire::message::ServerMessage;
-use pgherd_pgwire::message::TransactionStatus;
-use pgherd_pgwire::message::build;
-use pgherd_pgwire::message::server::Authentication;
-use pgherd_pgwire::scram::{self, Binding, ClientKeys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
-use pgherd_pgwire::startup::{Replication, Version};
+use pgherd_pgwire::login;
 
 use crate::settings::Shelf;
-
-/// Greatest message of a server that is letting somebody in: some of its messages may be translated and long.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-
-/// Whom the proxy comes for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Purpose {
-    pub user: String,
-    pub database: String,
-    pub replication: Replication,
-    /// What else the startup packet says.
-    pub parameters: Vec<(String, String)>,
-    /// The proxy's own certificate may be proof enough.
-    pub is_certified: bool,
-}
-
-/// Parameters that a server may report; PostgreSQL 18 reports 15 of its own.
-pub const MAX_PARAMETERS: usize = 128;
 
 /// What a server said of itself and of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,34 +40,21 @@ impl Welcome {
             return true;
         }
         self.is_shelved = false;
-        note_in(Arc::make_mut(&mut self.parameters), name, value)
+        login::note(Arc::make_mut(&mut self.parameters), name, value)
     }
 }
 
-/// Each once, with its last value. `false`: there are too many.
-#[must_use]
-pub(crate) fn note_in(parameters: &mut Vec<(Vec<u8>, Vec<u8>)>, name: &[u8], value: &[u8]) -> bool {
-    let has_room = parameters.len() < MAX_PARAMETERS;
-    match parameters.iter_mut().find(|(known, _)| known == name) {
-        Some((_, known)) => *known = value.to_vec(),
-        None if !has_room => return false,
-        None => parameters.push((name.to_vec(), value.to_vec())),
+impl From<login::Welcome> for Welcome {
+    fn from(said: login::Welcome) -> Welcome {
+        Welcome { parameters: Arc::new(said.parameters), pid: said.pid, key: said.key, is_shelved: false }
     }
-    true
 }
 
 /// Why a server did not let the proxy in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotIn {
-    /// In its own words.
-    #[error("{message} (SQLSTATE {sqlstate})")]
-    Refused { sqlstate: SqlState, message: String, detail: Option<String>, hint: Option<String> },
-    #[error("the server asks for {0}, which a proxy that knows no password cannot give")]
-    Method(&'static str),
     #[error(transparent)]
-    Scram(#[from] scram::ScramError),
-    #[error("the server broke the protocol: {0}")]
-    Protocol(String),
+    Login(#[from] login::NotIn),
     /// For whoever carries the bytes.
     #[error("{0}")]
     Unreachable(String),
@@ -104,7 +65,7 @@ impl NotIn {
     pub fn passes(&self) -> bool {
         match self {
             // Starting, stopping, recovering; out of connections, memory or disk; connections that fail.
-            NotIn::Refused { sqlstate, .. } => {
+            NotIn::Login(login::NotIn::Refused { sqlstate, .. }) => {
                 let class = &sqlstate.as_bytes()[..2];
                 *sqlstate == SqlState::CANNOT_CONNECT_NOW
                     || *sqlstate == SqlState::ADMIN_SHUTDOWN
@@ -112,219 +73,15 @@ impl NotIn {
                     || class == b"08"
             }
             NotIn::Unreachable(_) => true,
-            NotIn::Method(_) | NotIn::Scram(_) | NotIn::Protocol(_) => false,
+            NotIn::Login(_) => false,
         }
     }
 
     /// No line of its hba file lets this client in: also what a server says that an agent has closed to clients a moment ago,
     /// before the table that tells of it has come.
     pub fn is_shut_out(&self) -> bool {
-        matches!(self, NotIn::Refused { sqlstate, .. } if *sqlstate == SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
-    }
-}
-
-/// What the caller has to do next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Send what was written, and read more.
-    More,
-    /// The server takes statements. Bytes that were not taken belong to the session.
-    In(Welcome),
-    Failed(NotIn),
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// Whatever the server wants to know.
-    Asked(Option<ClientKeys>),
-    Proving(Box<scram::Client>),
-    /// It has proven that it knows the password, too.
-    Proven,
-    Starting,
-    Ended,
-}
-
-#[derive(Debug)]
-pub struct ServerLogin {
-    scanner: Scanner,
-    spill: Spill,
-    reading: Option<u8>,
-    stage: Stage,
-    nonce: String,
-    /// `tls-server-end-point` of the server, where it is spoken to with TLS.
-    certificate_hash: Option<Vec<u8>>,
-    authenticated: bool,
-    is_certified: bool,
-    welcome: Welcome,
-}
-
-impl ServerLogin {
-    /// Writes the startup packet. Without `keys` only a server that asks for no proof lets the proxy in, as it does one
-    /// whose certificate is proof enough. `nonce` as for [`scram::Client::start`].
-    pub fn new(
-        purpose: &Purpose,
-        keys: Option<ClientKeys>,
-        nonce: String,
-        out: &mut BytesMut,
-    ) -> Result<ServerLogin, NotIn> {
-        let replication = match purpose.replication {
-            Replication::Off => None,
-            Replication::Physical => Some("true"),
-            Replication::Logical => Some("database"),
-        };
-        let mut parameters: Vec<(&[u8], &[u8])> =
-            vec![(b"user", purpose.user.as_bytes()), (b"database", purpose.database.as_bytes())];
-        parameters.extend(replication.map(|word| (&b"replication"[..], word.as_bytes())));
-        parameters.extend(purpose.parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-        build::startup_message(out, Version::V3_0, &parameters)
-            .map_err(|error| NotIn::Protocol(error.to_string()))?;
-        Ok(ServerLogin {
-            scanner: Scanner::new(Side::Server, Phase::Authentication),
-            spill: Spill::new(MAX_MESSAGE_BYTES),
-            reading: None,
-            stage: Stage::Asked(keys),
-            nonce,
-            certificate_hash: None,
-            authenticated: false,
-            is_certified: purpose.is_certified,
-            welcome: Welcome::default(),
-        })
-    }
-
-    /// The proof is for the server with this certificate, and worth nothing to whoever stands between: RFC 5929.
-    pub fn bound_to(self, certificate_hash: Option<Vec<u8>>) -> ServerLogin {
-        ServerLogin { certificate_hash, ..self }
-    }
-
-    /// The server has let the proxy in: what it still refuses is not about who came or how.
-    pub fn is_authenticated(&self) -> bool {
-        self.authenticated
-    }
-
-    /// Reads from the front of `input`, which must begin with what the last call left; writes answers to `out`.
-    pub fn read(&mut self, input: &mut &[u8], out: &mut BytesMut) -> Step {
-        loop {
-            let step = self.message(input, out);
-            match step {
-                Ok(None) => {}
-                Ok(Some(Step::More)) => return Step::More,
-                Ok(Some(step)) => {
-                    self.stage = Stage::Ended;
-                    return step;
-                }
-                Err(error) => {
-                    self.stage = Stage::Ended;
-                    return Step::Failed(error);
-                }
-            }
-        }
-    }
-
-    /// `None`: there may be another one.
-    fn message(&mut self, input: &mut &[u8], out: &mut BytesMut) -> Result<Option<Step>, NotIn> {
-        let protocol = |error: &dyn std::fmt::Display| NotIn::Protocol(error.to_string());
-        let kind = match self.reading {
-            Some(kind) => kind,
-            None => match self.scanner.next(input).map_err(|error| protocol(&error))? {
-                Some(Piece::Header(header)) => {
-                    self.reading = Some(header.kind);
-                    header.kind
-                }
-                _ => return Ok(Some(Step::More)),
-            },
-        };
-        let mut spill = std::mem::replace(&mut self.spill, Spill::new(0));
-        let body = self.scanner.whole(input, &mut spill).map_err(|error| protocol(&error));
-        let step = match body {
-            Ok(Some(body)) => {
-                self.reading = None;
-                let message = ServerMessage::parse(kind, body).map_err(|error| protocol(&error));
-                message.and_then(|message| self.said(&message, out))
-            }
-            Ok(None) => Ok(Some(Step::More)),
-            Err(error) => Err(error),
-        };
-        self.spill = spill;
-        step
-    }
-
-    fn said(&mut self, message: &ServerMessage<'_>, out: &mut BytesMut) -> Result<Option<Step>, NotIn> {
-        match message {
-            ServerMessage::ErrorResponse(fields) => {
-                let text = |code| fields.get(code).map(|text| String::from_utf8_lossy(text).into_owned());
-                Err(NotIn::Refused {
-                    sqlstate: fields.sqlstate().unwrap_or(SqlState::CONNECTION_FAILURE),
-                    message: text(b'M').unwrap_or_default(),
-                    detail: text(b'D'),
-                    hint: text(b'H'),
-                })
-            }
-            ServerMessage::NoticeResponse(_) | ServerMessage::NotificationResponse { .. } => Ok(None),
-            ServerMessage::Authentication(asked) => self.authentication(asked, out),
-            ServerMessage::ParameterStatus { name, value } => {
-                let has_room = self.welcome.note(name, value);
-                has_room.then_some(None).ok_or_else(|| NotIn::Protocol("too many parameters".to_owned()))
-            }
-            ServerMessage::BackendKeyData { pid, key } => {
-                (self.welcome.pid, self.welcome.key) = (*pid, key.as_bytes().to_vec());
-                Ok(None)
-            }
-            ServerMessage::ReadyForQuery(TransactionStatus::Idle) => {
-                Ok(Some(Step::In(std::mem::take(&mut self.welcome))))
-            }
-            _ => Err(NotIn::Protocol("an answer to what was not asked".to_owned())),
-        }
-    }
-
-    fn authentication(
-        &mut self,
-        asked: &Authentication<'_>,
-        out: &mut BytesMut,
-    ) -> Result<Option<Step>, NotIn> {
-        let unsendable = |error: build::Unsendable| NotIn::Protocol(error.to_string());
-        match (asked, std::mem::replace(&mut self.stage, Stage::Ended)) {
-            // Whoever asks for no proof at all although there could be one may not be the server.
-            (Authentication::Ok, Stage::Asked(keys)) if keys.is_some() && !self.is_certified => {
-                Err(NotIn::Method("no proof at all"))
-            }
-            (Authentication::Ok, Stage::Asked(_) | Stage::Proven) => {
-                (self.stage, self.authenticated) = (Stage::Starting, true);
-                self.scanner.enter(Phase::Starting);
-                Ok(None)
-            }
-            (Authentication::CleartextPassword, _) => Err(NotIn::Method("a password in clear")),
-            (Authentication::Md5Password { .. }, _) => Err(NotIn::Method("an md5 password")),
-            (Authentication::Sasl(mechanisms), Stage::Asked(Some(keys))) => {
-                let offers = |mechanism: &str| mechanisms.iter().any(|name| name == mechanism.as_bytes());
-                // The keys make a proof of the proxy's own, so that it can be bound to this connection, whatever the client's
-                // was bound to. A server is told when it seems to offer no binding: somebody may have taken it away.
-                let (mechanism, binding) = match &self.certificate_hash {
-                    Some(hash) if offers(SCRAM_SHA_256_PLUS) => (SCRAM_SHA_256_PLUS, Binding::To(hash)),
-                    Some(_) => (SCRAM_SHA_256, Binding::Offered),
-                    None => (SCRAM_SHA_256, Binding::Impossible),
-                };
-                if !offers(mechanism) {
-                    return Err(NotIn::Method("an unknown SASL mechanism"));
-                }
-                let (client, first) = scram::Client::start(keys, binding, &self.nonce);
-                build::sasl_initial_response(out, mechanism, Some(first.as_bytes())).map_err(unsendable)?;
-                self.stage = Stage::Proving(Box::new(client));
-                Ok(None)
-            }
-            (Authentication::Sasl(_), Stage::Asked(None)) => Err(NotIn::Method("a password")),
-            (Authentication::SaslContinue(data), Stage::Proving(mut client)) => {
-                let proof = client.prove(data)?;
-                build::sasl_response(out, proof.as_bytes()).map_err(unsendable)?;
-                self.stage = Stage::Proving(client);
-                Ok(None)
-            }
-            (Authentication::SaslFinal(data), Stage::Proving(client)) => {
-                client.finish(data)?;
-                self.stage = Stage::Proven;
-                Ok(None)
-            }
-            _ => Err(NotIn::Protocol("an authentication message out of its order".to_owned())),
-        }
+        let refused = SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
+        matches!(self, NotIn::Login(login::NotIn::Refused { sqlstate, .. }) if *sqlstate == refused)
     }
 }
 

@@ -17,6 +17,7 @@ use bytes::{BufMut, BytesMut};
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::flow::{Accepted, Event, Flow, Origin, Request};
 use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Piece, Side, Spill, TypeSet};
+use pgherd_pgwire::login;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::message::client::{ClientMessage, Parse, bind_names};
 use pgherd_pgwire::message::server::Fields;
@@ -24,7 +25,6 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 
 use super::cut::{Cut, Message};
 use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
-use crate::server::note_in;
 use crate::sql::{self, Bracket, Effects};
 use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement, UNKNOWN};
 
@@ -947,7 +947,7 @@ impl Shared {
 
     /// A parameter of the server has this value now.
     pub(super) fn note(&mut self, name: &[u8], value: &[u8]) -> Result<(), Fault> {
-        let has_room = note_in(&mut self.loan.noted, name, value);
+        let has_room = login::note(&mut self.loan.noted, name, value);
         has_room.then_some(()).ok_or_else(|| Fault::Server("it reports too many parameters".to_owned()))
     }
 

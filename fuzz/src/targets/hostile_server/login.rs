@@ -5,10 +5,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::BytesMut;
+use pgherd_pgwire::login::{Login, Purpose, Step};
 use pgherd_pgwire::message::ServerMessage;
-use pgherd_pgwire::scram::{self, Binding};
+use pgherd_pgwire::scram::{self, Binding, Proof};
 use pgherd_pgwire::startup::Replication;
-use pgherd_proxy::server::{Purpose, ServerLogin, Step};
+use pgherd_proxy::server::NotIn;
 
 use super::MAX_SENT_BYTES;
 use crate::input::{Input, Part};
@@ -99,10 +100,10 @@ fn purpose() -> Purpose {
     }
 }
 
-fn begun(mode: u8) -> Result<(ServerLogin, BytesMut), String> {
-    let keys = (!is_without_keys(mode)).then(|| KEYS.clone());
+fn begun(mode: u8) -> Result<(Login, BytesMut), String> {
+    let keys = (!is_without_keys(mode)).then(|| Proof::Keys(KEYS.clone()));
     let mut sent = BytesMut::new();
-    let login = ServerLogin::new(&purpose(), keys, OUR_NONCE.to_owned(), &mut sent);
+    let login = Login::new(&purpose(), keys, OUR_NONCE.to_owned(), &mut sent);
     Ok((login.map_err(|error| error.to_string())?, sent))
 }
 
@@ -207,7 +208,7 @@ fn mark_login(taken: &[u8], step: &Step, is_first: bool, reached: &mut Reached) 
         let end = match step {
             Step::More => 0,
             Step::In(_) => 1,
-            Step::Failed(why) => 2 + u64::from(why.passes()),
+            Step::Failed(why) => 2 + u64::from(NotIn::from(why.clone()).passes()),
         };
         reached.feature(&[20, before, now, end]);
         before = now;
