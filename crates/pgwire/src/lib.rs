@@ -3,8 +3,9 @@
 //! Responsible for knowing where a message begins and ends ([`frame`]), what opens a connection
 //! ([`startup`]), what the few messages mean that somebody between client and server must understand
 //! ([`message`]), what a server still owes its client ([`flow`]), how both prove a password to each
-//! other ([`scram`]), and how a client comes in ([`login`]). Leaves out sockets, TLS, timers and every
-//! decision on what to do with a message: callers bring bytes and take bytes.
+//! other ([`scram`]), how a client comes in ([`login`]), and what is streamed for replication
+//! ([`replication`]). Leaves out sockets, TLS, timers and every decision on what to do with a message:
+//! callers bring bytes and take bytes.
 //!
 //! Hazard: a byte counted wrongly, or an answer taken for complete too early, gives one client the rows of
 //! another. So every input is taken for hostile, whichever side it comes from; what PostgreSQL itself would
@@ -17,6 +18,7 @@ pub mod flow;
 pub mod frame;
 pub mod login;
 pub mod message;
+pub mod replication;
 pub mod scram;
 pub mod sqlstate;
 pub mod startup;

@@ -19,6 +19,7 @@
 //! | [`rewind`] | undoes what the primary does not have |
 //! | [`sync_names`] | the list of synchronous standbys, proven in force |
 //! | [`slots`] | physical slots |
+//! | [`replication`] | a stream of WAL from a server |
 //! | [`observe`] | one query that sees everything; probes and heartbeats |
 //! | [`logs`], [`disk`] | PostgreSQL's log files; whether the disk answers |
 //! | [`sql`], [`secret`] | sessions and passwords |
@@ -43,6 +44,7 @@ mod proc;
 pub mod process;
 pub mod promote;
 mod receivers;
+pub mod replication;
 pub mod rewind;
 pub mod roles;
 pub mod seal;

@@ -37,8 +37,12 @@ impl TlsIdentity {
         blocking("reading certificates", std::time::Duration::from_secs(10), move || build(&files)).await
     }
 
+    pub(crate) fn tls(&self) -> TlsConnector {
+        TlsConnector::from(Arc::clone(&self.0))
+    }
+
     pub(crate) fn connector(&self) -> Connector {
-        Connector(TlsConnector::from(Arc::clone(&self.0)))
+        Connector(self.tls())
     }
 }
 

@@ -15,5 +15,6 @@ mod lifecycle;
 mod observing;
 mod reign;
 mod rejoining;
+mod replicating;
 mod sealing;
 mod wal;
