@@ -16,6 +16,8 @@ pub(crate) enum Broken {
     IntentsIgnored,
     /// A sweep does not wait until a tombstone is old enough.
     NoGrace,
+    /// What was received is reported, whether it is durable or not.
+    FeedbackBeforeFsync,
     /// A sweep goes on when objects that must be there are not listed.
     ListingBelieved,
 }

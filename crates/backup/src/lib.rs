@@ -24,6 +24,7 @@
 //! | [`pack`], [`map`], [`manifest`] | contents of files, the list of files, the commit point |
 //! | [`intent`], [`backup`] | taking a backup |
 //! | [`wal`] | the archive, its records, and the recovery window |
+//! | [`receive`] | what becomes of a stream of WAL |
 //! | [`recovery`] | from what is wanted back to what has to be restored |
 //! | [`tombstone`], [`collect`] | deleting |
 //!
@@ -46,6 +47,7 @@ pub mod manifest;
 pub mod map;
 pub mod name;
 pub mod pack;
+pub mod receive;
 pub mod recovery;
 pub mod seal;
 pub mod store;

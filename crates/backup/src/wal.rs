@@ -20,6 +20,7 @@ use crate::format::Repository;
 use crate::frame::MAX_FRAME_BYTES;
 use crate::hash::Hash;
 use crate::name::{Kind as Names, Name, Place};
+use crate::receive::Object;
 use crate::store::{Failure, MAX_OBJECT_BYTES, Put, StoreError};
 
 mod history;
@@ -76,6 +77,8 @@ pub enum WalError {
     /// Two servers have written the same WAL, or something else archives into this place.
     #[error("{object} is in {place} already with another content; what came now is kept as \"{quarantine}\"")]
     Conflict { object: String, place: String, quarantine: Name },
+    #[error("an object was not made: {why}")]
+    Lost { why: String },
     #[error("WAL is missing from {from} on: {segment} is not in {place}")]
     Missing { segment: Segment, from: Lsn, place: String },
 }
@@ -96,6 +99,15 @@ pub struct ProvenWal {
     pub(crate) history: History,
     pub(crate) start: Lsn,
     pub(crate) stop: Lsn,
+}
+
+/// An object of the archive that was not put yet.
+struct Prepared {
+    name: Name,
+    /// PostgreSQL's name of what is in it.
+    file: String,
+    about: About,
+    sealed: Bytes,
 }
 
 /// The WAL of one cluster in a repository.
@@ -119,24 +131,53 @@ impl Archive {
         self.segments
     }
 
+    /// What a receiver wants to be put. Compressing and encrypting a segment takes a processor for a tenth of a second, so that
+    /// is done where it holds up nobody.
+    pub async fn put(&self, object: &Object) -> Result<Archived, WalError> {
+        let (this, moved) = (self.clone(), object.clone());
+        let preparing = move || match &moved {
+            Object::Segment { segment, content } => this.segment_of(*segment, content),
+            Object::Partial { segment, content } => this.partial_of(*segment, content),
+            Object::History { timeline, content } => this.history_of(*timeline, content),
+        };
+        let prepared = match tokio::task::spawn_blocking(preparing).await {
+            Ok(prepared) => prepared?,
+            Err(lost) => return Err(WalError::Lost { why: lost.to_string() }),
+        };
+        self.archive(prepared, object.content()).await
+    }
+
     /// A complete segment.
     pub async fn put_segment(&self, segment: Segment, content: &[u8]) -> Result<Archived, WalError> {
-        self.segments.check(segment, self.place.0, content, true)?;
-        let file = self.segments.file_name(segment);
-        let name = self.place.wal(segment.timeline, &file);
-        self.archive(name, &file, self.about(Holds::Segment, segment, content), content).await
+        self.archive(self.segment_of(segment, content)?, content).await
     }
 
     /// The beginning of a segment that will not be completed on its timeline. Padding behind it may be left out.
     pub async fn put_partial(&self, segment: Segment, content: &[u8]) -> Result<Archived, WalError> {
-        self.segments.check(segment, self.place.0, content, false)?;
-        let file = self.segments.file_name(segment);
-        let name = self.place.partial(segment.timeline, &file, &Hash::of(content));
-        self.archive(name, &file, self.about(Holds::Partial, segment, content), content).await
+        self.archive(self.partial_of(segment, content)?, content).await
     }
 
     /// A timeline's history, as PostgreSQL writes it. It never changes and is never deleted.
     pub async fn put_history(&self, timeline: Timeline, content: &[u8]) -> Result<Archived, WalError> {
+        self.archive(self.history_of(timeline, content)?, content).await
+    }
+
+    fn segment_of(&self, segment: Segment, content: &[u8]) -> Result<Prepared, WalError> {
+        self.segments.check(segment, self.place.0, content, true)?;
+        let file = self.segments.file_name(segment);
+        let name = self.place.wal(segment.timeline, &file);
+        self.prepare(name, file, self.about(Holds::Segment, segment, content), content)
+    }
+
+    fn partial_of(&self, segment: Segment, content: &[u8]) -> Result<Prepared, WalError> {
+        self.segments.check(segment, self.place.0, content, false)?;
+        let file = self.segments.file_name(segment);
+        let about = self.about(Holds::Partial, segment, content);
+        let name = self.place.partial(segment.timeline, &file, &about.hash);
+        self.prepare(name, file, about, content)
+    }
+
+    fn history_of(&self, timeline: Timeline, content: &[u8]) -> Result<Prepared, WalError> {
         if content.len() > MAX_HISTORY_BYTES {
             return Err(HistoryError::TooLong { timeline, bytes: content.len() }.into());
         }
@@ -151,8 +192,7 @@ impl Archive {
             bytes: content.len() as u64,
             hash: Hash::of(content),
         };
-        let file = format!("{:08X}.history", timeline.0);
-        self.archive(self.place.history(timeline), &file, about, content).await
+        self.prepare(self.place.history(timeline), format!("{:08X}.history", timeline.0), about, content)
     }
 
     /// The content of a segment, verified. [`ReadError::is_absent`] is certain.
@@ -272,18 +312,18 @@ impl Archive {
         }
     }
 
-    async fn archive(
-        &self,
-        name: Name,
-        file: &str,
-        about: About,
-        content: &[u8],
-    ) -> Result<Archived, WalError> {
-        match self.put(&name, &about, content).await {
+    fn prepare(&self, name: Name, file: String, about: About, content: &[u8]) -> Result<Prepared, WalError> {
+        let sealed = self.seal(&name, &about, content)?;
+        Ok(Prepared { name, file, about, sealed })
+    }
+
+    async fn archive(&self, prepared: Prepared, content: &[u8]) -> Result<Archived, WalError> {
+        let Prepared { name, file, about, sealed } = prepared;
+        match self.repository.store().put(&name, sealed).await {
             Ok(Put::Created) => return Ok(Archived::Created),
             Ok(Put::Same) => return Ok(Archived::Same),
-            Err(WriteError::Store(error)) if error.failure == Failure::Present => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if error.failure == Failure::Present => {}
+            Err(error) => return Err(WriteError::from(error).into()),
         }
         // Compressed by another version or encrypted with another salt, the same content looks different. If the one that
         // is there cannot be read, that is the error: it may be the only copy, and is no reason to say that all is well.
@@ -291,18 +331,19 @@ impl Archive {
         if there == about || broken(Broken::WalOverwritten) {
             return Ok(Archived::Same);
         }
-        let quarantine = self.place.quarantine(file, &about.hash);
-        match self.put(&quarantine, &about, content).await {
+        let quarantine = self.place.quarantine(&file, &about.hash);
+        let sealed = self.seal(&quarantine, &about, content)?;
+        match self.repository.store().put(&quarantine, sealed).await {
             Ok(_) => {}
             // It came before; its name is made of its content.
-            Err(WriteError::Store(error)) if error.failure == Failure::Present => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if error.failure == Failure::Present => {}
+            Err(error) => return Err(WriteError::from(error).into()),
         }
         let place = self.repository.store().place().to_owned();
-        Err(WalError::Conflict { object: file.to_owned(), place, quarantine })
+        Err(WalError::Conflict { object: file, place, quarantine })
     }
 
-    async fn put(&self, name: &Name, about: &About, content: &[u8]) -> Result<Put, WriteError> {
+    fn seal(&self, name: &Name, about: &About, content: &[u8]) -> Result<Bytes, WriteError> {
         let refuse = |damage| WriteError::refused(name, damage);
         let mut writer =
             Writer::new(Kind::Wal, name.clone(), self.repository.protection()).map_err(refuse)?;
@@ -311,8 +352,7 @@ impl Archive {
         }
         let about =
             serde_json::to_vec(about).map_err(|error| refuse(Damage::malformed(error.to_string())))?;
-        let sealed = writer.finish(&about).map_err(refuse)?;
-        Ok(self.repository.store().put(name, sealed.bytes).await?)
+        Ok(writer.finish(&about).map_err(refuse)?.bytes)
     }
 
     async fn read(&self, name: &Name) -> Result<(About, Vec<u8>), ReadError> {

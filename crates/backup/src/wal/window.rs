@@ -42,6 +42,23 @@ impl Inventory {
         self.there.get(&segment.timeline).is_some_and(|numbers| numbers.contains(&segment.number))
     }
 
+    pub fn has_history(&self, timeline: Timeline) -> bool {
+        self.histories.contains_key(&timeline)
+    }
+
+    /// The latest timeline of which anything is there; `None` if nothing is.
+    pub fn newest_timeline(&self) -> Option<Timeline> {
+        // The history of timeline 1 is nobody's file.
+        let histories = self.histories.keys().filter(|timeline| **timeline > Timeline(1));
+        histories.chain(self.there.keys()).max().copied()
+    }
+
+    /// The lowest and the highest number of a timeline's segments.
+    pub fn range_of(&self, timeline: Timeline) -> Option<(u64, u64)> {
+        let numbers = self.there.get(&timeline)?;
+        Some((*numbers.first()?, *numbers.last()?))
+    }
+
     pub fn segments(&self) -> impl Iterator<Item = Segment> {
         self.there.iter().flat_map(|(timeline, numbers)| {
             numbers.iter().map(|number| Segment { timeline: *timeline, number: *number })
