@@ -2,12 +2,14 @@
 //!
 //! [`daemon`] wires everything; `main_loop` is the one loop; `execute` does what was decided to PostgreSQL, and
 //! `server` is how it and the looks at PostgreSQL use the driver. [`local`] is the supervisor of `pgherd up`,
-//! [`proxy`] the process that clients connect to, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
+//! [`proxy`] the process that clients connect to, [`archive`] how WAL comes into a repository, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
 //!
 //! Left out: decisions. What cannot be read off an action must not be done.
 
 pub mod agreed;
+pub mod archive;
 mod backend;
+mod backoff;
 mod causes;
 mod clock;
 pub mod daemon;

@@ -15,7 +15,6 @@
 
 mod account;
 mod agents;
-mod backoff;
 mod board;
 mod control;
 mod delete;

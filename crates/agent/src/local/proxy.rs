@@ -27,12 +27,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::LocalError;
 use super::agents::{AgentProcess, Agents, keep};
-use super::backoff::Backoff;
 use super::board::Board;
 use super::event::Event;
 use super::home::give_to;
 use super::ports::{Ports, ProxyPorts};
 use super::process::{Running, of_command};
+use crate::backoff::Backoff;
 use crate::files::proxy::{ProxyFile, agent_url};
 use crate::pki::{Credentials, CredentialsError, NewKey, PROXY_VALIDITY, Paths, write_public};
 

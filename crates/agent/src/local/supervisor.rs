@@ -20,7 +20,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::account::Account;
 use super::agents::{AgentProcess, Agents};
-use super::backoff::Backoff;
 use super::board::Board;
 use super::event::{Event, changes, missing};
 use super::home::{Home, Lock};
@@ -29,6 +28,7 @@ use super::process::{self, Running};
 use super::proxy::{self, ProxyKeeper};
 use super::stop::{self, Target};
 use super::{LocalError, control, herd, program};
+use crate::backoff::Backoff;
 use crate::files;
 use crate::files::agent::AgentFile;
 
