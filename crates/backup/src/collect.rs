@@ -39,7 +39,7 @@ use crate::pack::PackId;
 use crate::seal::SealError;
 use crate::store::{Failure, Listed, MAX_PAGE, Put, StoreError};
 use crate::tombstone::{self, Came, State, TombstoneError};
-use crate::wal::{SegmentError, Segments};
+use crate::wal::{Segment, SegmentError, Segments};
 
 /// How far the clock of a store may be from ours, and how late a listing usually is at most.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
@@ -409,8 +409,9 @@ impl Collection<'_> {
         };
         let segments = Segments::new(*size)?;
         let store = self.repository.store().clone();
-        for kind in [Kind::Wal, Kind::Partials] {
+        for kind in [Kind::Wal, Kind::Partials, Kind::Pieces] {
             let mut after: Option<Name> = None;
+            let mut complete = None;
             loop {
                 let page = store.list(&self.place.all(kind), after.as_ref(), MAX_PAGE).await?;
                 for listed in &page.objects {
@@ -419,7 +420,9 @@ impl Collection<'_> {
                         .parse(file)
                         .ok_or_else(|| CollectError::Stray { object: listed.name.clone() })?;
                     let old = self.now.duration_since(listed.modified) >= signed(self.patience.grace);
-                    if segments.end(segment) <= from && old {
+                    let is_garbage =
+                        kind == Kind::Pieces && self.is_complete(segments, segment, &mut complete).await?;
+                    if segments.end(segment) <= from && old || is_garbage {
                         self.report.wal += 1;
                         self.delete(listed).await?;
                     }
@@ -431,6 +434,27 @@ impl Collection<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a segment itself is there, so that its pieces are not needed. They are listed one behind the other, and it is
+    /// asked for once.
+    async fn is_complete(
+        &self,
+        segments: Segments,
+        segment: Segment,
+        known: &mut Option<(Segment, bool)>,
+    ) -> Result<bool, CollectError> {
+        if let Some((_, is_there)) = known.filter(|(asked, _)| *asked == segment) {
+            return Ok(is_there);
+        }
+        let name = self.place.wal(segment.timeline, &segments.file_name(segment));
+        let is_there = match self.repository.store().head(&name).await {
+            Ok(_) => true,
+            Err(error) if error.is_absent() => false,
+            Err(error) => return Err(error.into()),
+        };
+        *known = Some((segment, is_there));
+        Ok(is_there)
     }
 
     async fn delete(&mut self, listed: &Listed) -> Result<(), CollectError> {

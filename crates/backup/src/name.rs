@@ -195,6 +195,11 @@ impl Place {
         self.object(format_args!("partial/{:08X}/{file}-{content}", timeline.0))
     }
 
+    /// A part of a segment that is being written; both ends are offsets in it, and its content follows from its name.
+    pub fn piece(&self, timeline: Timeline, file: &str, from: u32, to: u32) -> Name {
+        self.object(format_args!("piece/{:08X}/{file}-{from:08X}-{to:08X}", timeline.0))
+    }
+
     pub fn history(&self, timeline: Timeline) -> Name {
         self.object(format_args!("history/{:08X}", timeline.0))
     }
@@ -218,6 +223,7 @@ pub enum Kind {
     Verdicts,
     Wal,
     Partials,
+    Pieces,
     Histories,
     Quarantine,
 }
@@ -234,6 +240,7 @@ impl Kind {
             Kind::Verdicts => "gc",
             Kind::Wal => "wal",
             Kind::Partials => "partial",
+            Kind::Pieces => "piece",
             Kind::Histories => "history",
             Kind::Quarantine => "quarantine",
         }

@@ -9,6 +9,8 @@
 //!   one is there, the old one is complete, with the partial segment in which it ended.
 //! * A timeline begins at the beginning of the segment that it branches off in: the server's file of the new timeline has the
 //!   old one's beginning, too.
+//! * What came of a segment that is not complete is put as a piece ([`Receiver::tick`]), one at a time, and only when everything
+//!   before it is durable.
 //! * Several segments are put at a time, but not the first one of a life or a timeline: whoever goes on after a death finds
 //!   a hole only behind a segment that is there ([`resume`]).
 //!
@@ -16,9 +18,10 @@
 //! reported to it, so a position too far is WAL that nobody has any more.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
-use pgherd_core::types::{Lsn, Timeline};
+use pgherd_core::types::{Instant, Lsn, Timeline};
 
 use crate::breakage::{Broken, broken};
 use crate::wal::{History, HistoryError, Inventory, Segment, Segments};
@@ -66,6 +69,8 @@ pub struct Begin {
     pub segment: Segment,
     /// Everything before it is in the archive; zero if nothing is known to be.
     pub durable: Lsn,
+    /// Up to where its pieces are in the archive; where it begins if there are none.
+    pub pieced: Lsn,
     /// The history of its timeline is not in the archive yet.
     pub needs_history: bool,
 }
@@ -85,17 +90,21 @@ pub fn resume(
     }
     let begin = |segment: Segment, durable| {
         let needs_history = segment.timeline > Timeline(1) && !inventory.has_history(segment.timeline);
-        Begin { segment, durable, needs_history }
+        let pieced = inventory.beginning_of(segment).unwrap_or(segments.start(segment));
+        Begin { segment, durable, pieced, needs_history }
     };
     let legs: Vec<_> = history.legs().collect();
     for (at, leg) in legs.iter().enumerate().rev() {
         let timeline = leg.timeline;
-        let Some((first, last)) = inventory.range_of(timeline) else { continue };
-        // Those that were on their way together may have arrived in any order.
-        let mut recent = last.saturating_sub(MAX_PUTS as u64).max(first)..=last;
-        let missing = recent.find(|number| !inventory.has(Segment { timeline, number: *number }));
-        let segment = Segment { timeline, number: missing.unwrap_or(last + 1) };
-        let archived = segments.start(segment);
+        let missing = inventory.range_of(timeline).map(|(first, last)| {
+            // Those that were on their way together may have arrived in any order.
+            let mut recent = last.saturating_sub(MAX_PUTS as u64).max(first)..=last;
+            let missing = recent.find(|number| !inventory.has(Segment { timeline, number: *number }));
+            missing.unwrap_or(last + 1)
+        });
+        let Some(number) = missing.or(inventory.last_beginning(timeline)) else { continue };
+        let segment = Segment { timeline, number };
+        let archived = inventory.beginning_of(segment).unwrap_or(segments.start(segment));
         return match (leg.end, legs.get(at + 1), branch) {
             (Some(fork), _, Branch::Refuse) if archived > fork => {
                 Err(ReceiveError::Unreachable { timeline, fork, archived })
@@ -122,6 +131,12 @@ pub enum Object {
         segment: Segment,
         content: Bytes,
     },
+    /// What came of a segment from an offset on.
+    Piece {
+        segment: Segment,
+        from: u32,
+        content: Bytes,
+    },
     History {
         timeline: Timeline,
         content: Bytes,
@@ -133,6 +148,7 @@ impl Object {
         match self {
             Object::Segment { content, .. }
             | Object::Partial { content, .. }
+            | Object::Piece { content, .. }
             | Object::History { content, .. } => content,
         }
     }
@@ -172,6 +188,17 @@ pub struct Receiver {
     tickets: u64,
     /// A segment of this timeline was put in this life.
     is_anchored: bool,
+    /// Up to where pieces of the segment were wanted; where it begins if none was.
+    pieced: Lsn,
+    pieces: Option<Pieces>,
+}
+
+/// How often pieces are put.
+#[derive(Debug)]
+struct Pieces {
+    every: Duration,
+    /// Not before then.
+    next: Instant,
 }
 
 impl Receiver {
@@ -185,11 +212,19 @@ impl Receiver {
             durable: begin.durable,
             tickets: 0,
             is_anchored: false,
+            pieced: begin.pieced,
+            pieces: None,
         };
         if let Some(content) = history {
             this.want(Object::History { timeline: begin.segment.timeline, content }, Lsn::ZERO);
         }
         this
+    }
+
+    /// Puts pieces of segments, too, so often at most.
+    pub fn with_pieces(self, every: Duration) -> Receiver {
+        let next = Instant::from_boot(Duration::ZERO);
+        Receiver { pieces: Some(Pieces { every, next }), ..self }
     }
 
     pub fn timeline(&self) -> Timeline {
@@ -220,10 +255,10 @@ impl Receiver {
     pub fn reconnect(&mut self, history: &History) -> Result<(Timeline, Lsn), ReceiveError> {
         let timeline = self.segment.timeline;
         let Some(leg) = history.legs().find(|leg| leg.timeline == timeline) else {
-            return Err(ReceiveError::NotInHistory { timeline, archived: self.segments.start(self.segment) });
+            return Err(ReceiveError::NotInHistory { timeline, archived: self.pieced });
         };
         if let Some(fork) = leg.end.filter(|fork| *fork < self.position()) {
-            let archived = self.segments.start(self.segment);
+            let archived = self.pieced;
             if fork < archived {
                 return Err(ReceiveError::Unreachable { timeline, fork, archived });
             }
@@ -251,6 +286,7 @@ impl Receiver {
                 let segment = self.segment;
                 self.want(Object::Segment { segment, content }, self.segments.end(segment));
                 self.segment.number += 1;
+                self.pieced = self.segments.start(self.segment);
             }
         }
         Ok(())
@@ -274,7 +310,23 @@ impl Receiver {
         }
         self.want(Object::History { timeline: next, content: history }, end);
         self.segment = Segment { timeline: next, number: self.segments.number(end) };
+        self.pieced = self.segments.start(self.segment);
         Ok(())
+    }
+
+    /// It is now: what came and is not durable becomes a piece, if it is time for one and nothing else is to be put.
+    pub fn tick(&mut self, now: Instant) {
+        let (position, start) = (self.position(), self.segments.start(self.segment));
+        let is_new = position > self.durable && position > self.pieced;
+        let Some(pieces) = self.pieces.as_mut().filter(|pieces| is_new && pieces.next <= now) else { return };
+        if !self.puts.is_empty() {
+            return;
+        }
+        pieces.next = now + pieces.every;
+        let from = (self.pieced.0 - start.0) as usize;
+        let content = Bytes::copy_from_slice(&self.content[from..]);
+        self.pieced = position;
+        self.want(Object::Piece { segment: self.segment, from: from as u32, content }, position);
     }
 
     fn want(&mut self, object: Object, end: Lsn) {
@@ -306,8 +358,12 @@ impl Receiver {
     pub fn put(&mut self, ticket: Ticket) {
         if let Some(put) = self.puts.iter_mut().find(|put| put.ticket == ticket) {
             put.state = State::Durable;
-            // The next ones need not wait for this one when somebody looks for what is missing.
-            self.is_anchored = matches!(put.object, Object::Segment { .. });
+            match put.object {
+                // The next ones need not wait for this one when somebody looks for what is missing.
+                Object::Segment { .. } => self.is_anchored = true,
+                Object::History { .. } => self.is_anchored = false,
+                Object::Partial { .. } | Object::Piece { .. } => {}
+            }
         }
         while let Some(put) = self.puts.front().filter(|put| put.state == State::Durable) {
             self.durable = self.durable.max(put.end);

@@ -4,10 +4,13 @@
 //! content under the same name is put into quarantine and reported, and the first one is left as it is. What a segment
 //! says of itself in its first page (cluster, position, timeline, segment size) is compared before it is taken.
 //!
-//! A `.partial` is never taken for its segment, and two of one name are both kept.
+//! A `.partial` is never taken for its segment, and two of one name are both kept. What there is of a segment that is still
+//! being written are pieces ([`Piece`]).
 //!
 //! Left out: receiving WAL, and reading records; two segments that differ only behind the last record are different here.
 //! Hazard: a segment that is taken for another, or that is said to be durable and is not; every backup behind it is lost.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use pgherd_core::types::{Lsn, SystemId, Timeline};
@@ -21,19 +24,23 @@ use crate::frame::MAX_FRAME_BYTES;
 use crate::hash::Hash;
 use crate::name::{Kind as Names, Name, Place};
 use crate::receive::Object;
-use crate::store::{Failure, MAX_OBJECT_BYTES, Put, StoreError};
+use crate::store::{Failure, Listed, MAX_OBJECT_BYTES, MAX_PAGE, Put, StoreError};
 
 mod history;
+mod piece;
 pub mod records;
 mod segment;
 mod window;
 
 pub use history::{Fork, History, HistoryError};
+pub use piece::Piece;
 #[cfg(test)]
 pub(crate) use segment::header as segment_header;
 pub use segment::{Segment, SegmentError, Segments};
 pub use window::{ArchivedFile, BackupRange, Files, Gap, Inventory, Reach, Window, window};
 
+/// The header of a segment's first page.
+const MIN_CHECKED_BYTES: usize = 40;
 /// PostgreSQL writes some hundred bytes for each timeline.
 const MAX_HISTORY_BYTES: usize = 1024 * 1024;
 
@@ -43,6 +50,7 @@ const MAX_HISTORY_BYTES: usize = 1024 * 1024;
 enum Holds {
     Segment,
     Partial,
+    Piece,
     History,
 }
 
@@ -81,6 +89,17 @@ pub enum WalError {
     Lost { why: String },
     #[error("WAL is missing from {from} on: {segment} is not in {place}")]
     Missing { segment: Segment, from: Lsn, place: String },
+}
+
+/// What an archive has of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    Whole(Bytes),
+    /// Up to a position, and zeros behind it: recovery ends there.
+    Beginning {
+        content: Bytes,
+        end: Lsn,
+    },
 }
 
 /// How archiving something came out.
@@ -138,6 +157,7 @@ impl Archive {
         let preparing = move || match &moved {
             Object::Segment { segment, content } => this.segment_of(*segment, content),
             Object::Partial { segment, content } => this.partial_of(*segment, content),
+            Object::Piece { segment, from, content } => this.piece_of(*segment, *from, content),
             Object::History { timeline, content } => this.history_of(*timeline, content),
         };
         let prepared = match tokio::task::spawn_blocking(preparing).await {
@@ -177,6 +197,25 @@ impl Archive {
         self.prepare(name, file, about, content)
     }
 
+    fn piece_of(&self, segment: Segment, from: u32, content: &[u8]) -> Result<Prepared, WalError> {
+        let (bytes, wanted) = (from as usize + content.len(), self.segments.bytes());
+        if content.is_empty() || bytes > wanted as usize {
+            return Err(SegmentError::Length { segment, bytes, wanted }.into());
+        }
+        if from == 0 && content.len() >= MIN_CHECKED_BYTES {
+            self.segments.check(segment, self.place.0, content, false)?;
+        }
+        let piece = Piece { segment, from, to: bytes as u32 };
+        let about = self.about_piece(piece, content);
+        self.prepare(piece.name(self.place, self.segments), self.segments.file_name(segment), about, content)
+    }
+
+    fn about_piece(&self, piece: Piece, content: &[u8]) -> About {
+        let at = |offset: u32| Lsn(self.segments.start(piece.segment).0 + u64::from(offset));
+        let about = self.about(Holds::Piece, piece.segment, content);
+        About { start: at(piece.from), end: at(piece.to), ..about }
+    }
+
     fn history_of(&self, timeline: Timeline, content: &[u8]) -> Result<Prepared, WalError> {
         if content.len() > MAX_HISTORY_BYTES {
             return Err(HistoryError::TooLong { timeline, bytes: content.len() }.into());
@@ -202,6 +241,72 @@ impl Archive {
         let wanted = About { hash: about.hash, ..self.about(Holds::Segment, segment, &content) };
         self.compare(&name, &about, &wanted)?;
         Ok(content.into())
+    }
+
+    /// What there is of a segment: all of it, or what its pieces have, where nothing lies behind them. In front of anything else
+    /// a segment that is not complete is a hole, and absent.
+    pub async fn fetch(&self, segment: Segment) -> Result<Fetched, ReadError> {
+        let absent = match self.segment(segment).await {
+            Err(absent) if absent.is_absent() => absent,
+            other => return other.map(Fetched::Whole),
+        };
+        let (pieces, is_last) = self.pieces_of(segment).await?;
+        let way = piece::joined(&pieces);
+        let Some(last) = way.last().filter(|_| is_last) else { return Err(absent) };
+        let end = Lsn(self.segments.start(segment).0 + u64::from(last.to));
+        let mut content = vec![0; self.segments.bytes() as usize];
+        for piece in way {
+            let name = piece.name(self.place, self.segments);
+            let (about, part) = self.read(&name).await?;
+            let bytes = u64::from(piece.to - piece.from);
+            let wanted = About { hash: about.hash, bytes, ..self.about_piece(piece, &part) };
+            self.compare(&name, &about, &wanted)?;
+            content[piece.from as usize..piece.to as usize].copy_from_slice(&part);
+        }
+        Ok(Fetched::Beginning { content: content.into(), end })
+    }
+
+    /// The pieces of a segment, and whether nothing of its timeline or a later one lies behind it.
+    async fn pieces_of(&self, segment: Segment) -> Result<(Vec<Piece>, bool), ReadError> {
+        let store = self.repository.store();
+        let file = self.segments.file_name(segment);
+        let (mut pieces, mut is_last) = (Vec::new(), true);
+        let mut after = self.place.wal(segment.timeline, &file);
+        while is_last {
+            let page = store.list(&self.place.all(Names::Wal), Some(&after), MAX_PAGE).await?;
+            let is_behind = |listed: &Listed| {
+                let there = self.segments.parse(listed.name.last());
+                there.is_some_and(|there| there.number > segment.number)
+            };
+            is_last = !page.objects.iter().any(is_behind);
+            match page.objects.last() {
+                Some(last) if page.more => after = last.name.clone(),
+                _ => break,
+            }
+        }
+        // No piece ends where it begins, so this name comes before all of them.
+        let mut after = self.place.piece(segment.timeline, &file, 0, 0);
+        loop {
+            let page = store.list(&self.place.all(Names::Pieces), Some(&after), MAX_PAGE).await?;
+            for listed in &page.objects {
+                let piece = self.listed_piece(&listed.name)?;
+                if piece.segment == segment {
+                    pieces.push(piece);
+                }
+                is_last &= piece.segment.number <= segment.number;
+            }
+            match page.objects.last() {
+                Some(last) if page.more && is_last => after = last.name.clone(),
+                _ => return Ok((pieces, is_last)),
+            }
+        }
+    }
+
+    fn listed_piece(&self, name: &Name) -> Result<Piece, ReadError> {
+        Piece::parse(name, self.place, self.segments).ok_or_else(|| {
+            let what = "it has no name of a piece of a segment of this size".to_owned();
+            ReadError::damaged(self.repository.store(), name, Damage::Malformed { what })
+        })
     }
 
     pub async fn history(&self, timeline: Timeline) -> Result<History, ReadError> {
@@ -269,7 +374,7 @@ impl Archive {
         let all = self.place.all(Names::Wal);
         let mut after: Option<Name> = None;
         loop {
-            let page = store.list(&all, after.as_ref(), crate::store::MAX_PAGE).await?;
+            let page = store.list(&all, after.as_ref(), MAX_PAGE).await?;
             for listed in &page.objects {
                 let file = listed.name.last();
                 let segment = self.segments.parse(file).filter(|segment| {
@@ -285,6 +390,17 @@ impl Archive {
             if !page.more {
                 break;
             }
+        }
+        let mut pieces: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
+        for listed in store.list_all(&self.place.all(Names::Pieces)).await? {
+            let piece = self.listed_piece(&listed.name)?;
+            // Garbage otherwise.
+            if !inventory.has(piece.segment) {
+                pieces.entry(piece.segment).or_default().push(piece);
+            }
+        }
+        for pieces in pieces.values() {
+            inventory.add_pieces(pieces);
         }
         for listed in store.list_all(&self.place.all(Names::Histories)).await? {
             let timeline = u32::from_str_radix(listed.name.last(), 16).ok().map(Timeline);

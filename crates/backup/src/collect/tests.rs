@@ -8,6 +8,7 @@ use crate::backup::Backup;
 use crate::breakage::breaking;
 use crate::map::Entry;
 use crate::pack::{FULL_FRAME_PAGES, Kept, PAGE_BYTES};
+use crate::receive::Object;
 use crate::testing::{
     Cloud, PLACE, Random, SEGMENT_BYTES, archive, archive_of, beginning, facts, read_back, repository, run,
     segment, take, wal,
@@ -184,6 +185,32 @@ fn wal_goes_only_before_every_kept_and_every_begun_backup_and_histories_never() 
         // What came a moment ago stays, wherever it is: somebody may be about to need it.
         archive.put_segment(segment(1, 1), &wal(segment(1, 1), 1)).await.unwrap();
         assert_eq!(collected(&repository, &cloud).await.unwrap().wal, 0);
+    });
+}
+
+#[test]
+fn pieces_go_when_their_segment_is_there() {
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        let archive = archive(&repository);
+        take(&repository, None, &first_files(), 6, cloud.now()).await;
+        let piece = async |number, range: std::ops::Range<u32>| {
+            let segment = segment(1, number);
+            let content = wal(segment, number)[range.start as usize..range.end as usize].to_vec();
+            archive
+                .put(&Object::Piece { segment, from: range.start, content: content.into() })
+                .await
+                .unwrap();
+        };
+        piece(6, 0..9000).await;
+        piece(7, 0..9000).await;
+        piece(7, 9000..9500).await;
+        assert_eq!(collected(&repository, &cloud).await.unwrap().wal, 1, "that of the segment that is there");
+        assert_eq!(count(&cloud, "/piece/"), 2);
+        archive.put_segment(segment(1, 7), &wal(segment(1, 7), 7)).await.unwrap();
+        assert_eq!(collected(&repository, &cloud).await.unwrap().wal, 2);
+        assert_eq!((count(&cloud, "/piece/"), count(&cloud, "/wal/")), (0, 2));
     });
 }
 

@@ -7,9 +7,11 @@ use super::*;
 use crate::document::Damage;
 use crate::keys::SecretError;
 use crate::manifest::{self, Outcome};
+use crate::receive::Object;
 use crate::testing::{
     Cloud, PLACE, Random, archive, encrypted, read_back, repository, run, segment, take, time, wal,
 };
+use crate::wal::Fetched;
 use pgherd_core::types::Timeline;
 
 /// Few rounds, so that tests are fast; how many there were is in the object.
@@ -193,6 +195,11 @@ fn recorded_files() -> Vec<(&'static [u8], Vec<u8>)> {
     ]
 }
 
+fn recorded_piece() -> Object {
+    let content = wal(segment(1, 4), 4)[..9500].to_vec();
+    Object::Piece { segment: segment(1, 4), from: 0, content: content.into() }
+}
+
 const HISTORY: &[u8] = b"1\t0/380000\tno recovery target specified\n";
 
 /// Bytes that were written by the first version of this format. If this fails, a change has made what people have stored
@@ -213,6 +220,7 @@ fn bytes_of_format_1_are_read() {
                 take(&made, None, &recorded_files(), 3, now).await;
                 archive(&made).put_history(Timeline(2), HISTORY).await.unwrap();
                 archive(&made).put_partial(segment(1, 4), &wal(segment(1, 4), 4)[..9000]).await.unwrap();
+                archive(&made).put(&recorded_piece()).await.unwrap();
                 for empty in ["probe", ".incoming"] {
                     std::fs::remove_dir(place.join(empty)).unwrap();
                 }
@@ -229,6 +237,10 @@ fn bytes_of_format_1_are_read() {
             assert_eq!(read_back(&opened, &manifest).await.unwrap(), expected);
             let archive = archive(&opened);
             assert_eq!(archive.segment(segment(1, 3)).await.unwrap(), wal(segment(1, 3), 3));
+            let Fetched::Beginning { content, .. } = archive.fetch(segment(1, 4)).await.unwrap() else {
+                panic!()
+            };
+            assert_eq!(content[..9500], wal(segment(1, 4), 4)[..9500]);
             assert_eq!(archive.history(Timeline(2)).await.unwrap().forks().len(), 1);
             archive.prove(Timeline(1), manifest.start, manifest.stop).await.unwrap();
         });

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::breakage::breaking;
 use crate::testing::{Random, SEGMENT_BYTES, archive, repository, run, segments, wal};
-use crate::wal::Fork;
+use crate::wal::{Fork, Piece};
 
 const SEG: u64 = SEGMENT_BYTES as u64;
 const SEGMENTS: u64 = 5;
@@ -19,6 +19,7 @@ const FIRST: Lsn = Lsn(2 * SEG + 12_345);
 enum Key {
     Segment(Segment),
     Partial(Segment, u64),
+    Piece(Segment, u32, u64),
     History(Timeline),
 }
 
@@ -30,17 +31,30 @@ fn key(object: &Object) -> (Key, Bytes) {
         Object::Partial { segment, content } => {
             (Key::Partial(*segment, content.len() as u64), content.clone())
         }
+        Object::Piece { segment, from, content } => {
+            (Key::Piece(*segment, *from, content.len() as u64), content.clone())
+        }
         Object::History { timeline, content } => (Key::History(*timeline), content.clone()),
     }
 }
 
 fn inventory(store: &Store) -> Inventory {
     let mut inventory = Inventory::new(segments());
+    let mut pieces: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
     for (key, content) in store {
         match key {
             Key::Segment(segment) => inventory.add(*segment),
             Key::Partial(..) => {}
+            Key::Piece(segment, from, bytes) => {
+                let piece = Piece { segment: *segment, from: *from, to: from + *bytes as u32 };
+                pieces.entry(*segment).or_default().push(piece);
+            }
             Key::History(timeline) => inventory.add_history(History::parse(*timeline, content).unwrap()),
+        }
+    }
+    for (segment, pieces) in pieces {
+        if !inventory.has(segment) {
+            inventory.add_pieces(&pieces);
         }
     }
     inventory
@@ -55,10 +69,12 @@ struct Server {
     end: Lsn,
     /// What its slot keeps from.
     restart: Lsn,
+    /// Where it stops writing.
+    last: Lsn,
 }
 
 impl Server {
-    fn new(forks: &[u64]) -> Server {
+    fn new(forks: &[u64], last: Lsn) -> Server {
         let mut random = Random(forks.iter().sum());
         let words = (SEGMENTS * SEG / 8) as usize;
         let wal = (0..words).flat_map(|_| random.next().to_le_bytes()).collect();
@@ -66,7 +82,7 @@ impl Server {
         let fork =
             |(at, until): (usize, &u64)| Fork { timeline: Timeline(1 + 2 * at as u32), until: Lsn(*until) };
         let forks = forks.iter().enumerate().map(fork).collect();
-        Server { wal, forks, switches: 0, end: FIRST, restart: FIRST }
+        Server { wal, forks, switches: 0, end: FIRST, restart: FIRST, last }
     }
 
     fn bytes(&self, from: Lsn, to: Lsn) -> &[u8] {
@@ -84,13 +100,9 @@ impl Server {
         (History::new(timeline, forks).unwrap(), text.into())
     }
 
-    fn last(&self) -> Lsn {
-        Lsn((2 + SEGMENTS) * SEG)
-    }
-
     /// Writes so much, but not beyond the next fork.
     fn write(&mut self, bytes: u64) {
-        let most = self.forks.get(self.switches).map_or(self.last(), |fork| fork.until);
+        let most = self.forks.get(self.switches).map_or(self.last, |fork| fork.until);
         self.end = Lsn(self.end.0 + bytes).min(most);
     }
 
@@ -101,7 +113,7 @@ impl Server {
     }
 
     fn is_done(&self) -> bool {
-        self.switches == self.forks.len() && self.end == self.last()
+        self.switches == self.forks.len() && self.end == self.last
     }
 }
 
@@ -117,6 +129,7 @@ struct Story {
     store: Store,
     random: Random,
     deaths: usize,
+    pieces: bool,
 }
 
 impl Story {
@@ -128,31 +141,35 @@ impl Story {
         let begin = begin.map_err(|error| error.to_string())?;
         let needed = begin.needs_history.then(|| self.server.history(begin.segment.timeline).1);
         let receiver = Receiver::new(segments(), begin, needed);
+        let receiver = match self.pieces {
+            true => receiver.with_pieces(Duration::from_millis(20)),
+            false => receiver,
+        };
         Ok(Life { receiver, begun: Vec::new(), is_connected: false })
     }
 
     /// Whether every byte from the first one to `position` is in the store, as the server has it.
     fn is_durable(&self, position: Lsn) -> bool {
+        let range = |(key, content): (&Key, &Bytes)| {
+            let (segment, from) = match key {
+                Key::Segment(segment) | Key::Partial(segment, _) => (segment, 0),
+                Key::Piece(segment, from, _) => (segment, *from),
+                Key::History(_) => return None,
+            };
+            let start = Lsn(segments().start(*segment).0 + u64::from(from));
+            Some((start, Lsn(start.0 + content.len() as u64), content.clone()))
+        };
+        let ranges: Vec<_> = self.store.iter().filter_map(range).collect();
         let mut reached = Lsn(2 * SEG);
-        for (key, content) in &self.store {
-            let (Key::Segment(segment) | Key::Partial(segment, _)) = key else { continue };
-            let start = segments().start(*segment);
-            let end = Lsn(start.0 + content.len() as u64);
-            if content != self.server.bytes(start, end) {
-                return false;
-            }
-        }
         loop {
-            let further = self.store.iter().filter_map(|(key, content)| {
-                let (Key::Segment(segment) | Key::Partial(segment, _)) = key else { return None };
-                let start = segments().start(*segment);
-                (start <= reached).then_some(Lsn(start.0 + content.len() as u64))
-            });
-            match further.max().filter(|further| *further > reached) {
+            let further = ranges.iter().filter(|(start, end, _)| *start <= reached && *end > reached);
+            match further.map(|(_, end, _)| *end).max() {
                 Some(further) => reached = further,
-                None => return position <= reached,
+                None => break,
             }
         }
+        position <= reached
+            && ranges.iter().all(|(start, end, content)| content == self.server.bytes(*start, *end))
     }
 
     /// One put of those that are under way has come to its end.
@@ -217,14 +234,18 @@ impl Story {
 }
 
 /// What is in the store when all is received, with so many deaths and any number of cuts in between.
-fn received(forks: &[u64], seed: u64, deaths: usize) -> Result<Store, String> {
-    let mut story = Story { server: Server::new(forks), store: Store::new(), random: Random(seed), deaths };
+fn received(forks: &[u64], seed: u64, deaths: usize, pieces: bool) -> Result<Store, String> {
+    // Without pieces the end of a segment that is not complete stays with the server.
+    let last = Lsn((2 + SEGMENTS) * SEG - if pieces { 4_321 } else { 0 });
+    let (server, random) = (Server::new(forks, last), Random(seed));
+    let mut story = Story { server, store: Store::new(), random, deaths, pieces };
     let mut life = story.born()?;
-    for step in 0.. {
+    for step in 0_u64.. {
         if step > 20_000 {
             return Err(format!("it does not come to an end: {:?}", life.receiver));
         }
         let quiet = story.deaths == 0;
+        life.receiver.tick(Instant::from_boot(Duration::from_millis(step)));
         match story.random.below(24) {
             0..4 => story.server.write(SEG / 3),
             4 => story.server.switch(),
@@ -254,9 +275,9 @@ fn received(forks: &[u64], seed: u64, deaths: usize) -> Result<Store, String> {
             22..24 if life.is_connected => story.report(&life)?,
             _ => {}
         }
-        let is_received = life.receiver.position() == story.server.last();
-        if story.server.is_done() && is_received && life.receiver.durable() == story.server.last() {
-            return match story.is_durable(story.server.last()) {
+        let is_received = life.receiver.position() == story.server.last;
+        if story.server.is_done() && is_received && life.receiver.durable() == story.server.last {
+            return match story.is_durable(story.server.last) {
                 true => Ok(story.store),
                 false => Err("it says that all is durable, and it is not".to_owned()),
             };
@@ -266,7 +287,7 @@ fn received(forks: &[u64], seed: u64, deaths: usize) -> Result<Store, String> {
 }
 
 fn forks() -> impl Strategy<Value = Vec<u64>> {
-    let within = FIRST.0 + 1..(2 + SEGMENTS) * SEG;
+    let within = FIRST.0 + 1..(2 + SEGMENTS) * SEG - SEG / 2;
     // Forks in one segment, at its edges, and anywhere.
     let one = prop_oneof![within, (3..2 + SEGMENTS).prop_map(|number| number * SEG)];
     proptest::collection::vec(one, 0..4).prop_map(|mut forks| {
@@ -283,9 +304,16 @@ proptest! {
         forks in forks(),
         seed in any::<u64>(),
         deaths in 0_usize..12,
+        pieces in any::<bool>(),
     ) {
-        let uncut = received(&forks, 1, 0).map_err(TestCaseError::fail)?;
-        let cut = received(&forks, seed, deaths).map_err(TestCaseError::fail)?;
+        let uncut = received(&forks, 1, 0, pieces).map_err(TestCaseError::fail)?;
+        let cut = received(&forks, seed, deaths, pieces).map_err(TestCaseError::fail)?;
+        // Where pieces were cut is a matter of moments; that they lead to the end was asked of both.
+        let whole = |mut store: Store| {
+            store.retain(|key, _| !matches!(key, Key::Piece(..)));
+            store
+        };
+        let (uncut, cut) = (whole(uncut), whole(cut));
         let keys = |store: &Store| store.keys().copied().collect::<Vec<_>>();
         prop_assert_eq!(keys(&cut), keys(&uncut));
         prop_assert!(cut == uncut, "the contents differ");
@@ -295,7 +323,7 @@ proptest! {
 #[test]
 fn case_03_feedback_is_never_ahead_of_what_is_durable() {
     let fork = [3 * SEG + 777];
-    let stories = || (0..12).map(|seed| received(&fork, seed, 4)).collect::<Vec<_>>();
+    let stories = || (0..12).map(|seed| received(&fork, seed, 4, seed % 2 == 0)).collect::<Vec<_>>();
     for told in stories() {
         told.unwrap();
     }
@@ -306,7 +334,8 @@ fn case_03_feedback_is_never_ahead_of_what_is_durable() {
 
 fn at(timeline: u32, number: u64) -> Begin {
     let segment = Segment { timeline: Timeline(timeline), number };
-    Begin { segment, durable: segments().start(segment), needs_history: false }
+    let start = segments().start(segment);
+    Begin { segment, durable: start, pieced: start, needs_history: false }
 }
 
 fn history(timeline: u32, forks: &[(u32, u64)]) -> (History, Bytes) {
@@ -443,6 +472,61 @@ fn case_05_a_timeline_that_cannot_be_reached_is_refused_or_left() {
     there.add_history(history(9, &[(1, fork)]).0);
     let behind = ReceiveError::ServerBehind { archived: Timeline(9), server: Timeline(4) };
     assert_eq!(resume(segments(), &there, &way, otherwise, Branch::Leave), Err(behind));
+}
+
+#[test]
+fn pieces_follow_one_another_while_nothing_else_is_to_be_put() {
+    let now = |ms| Instant::from_boot(Duration::from_millis(ms));
+    let mut receiver = Receiver::new(segments(), at(1, 2), None).with_pieces(Duration::from_millis(1000));
+    receiver.tick(now(0));
+    assert_eq!(puts(&mut receiver), [], "nothing came");
+    receiver.receive(Lsn(2 * SEG), &[1; 100]).unwrap();
+    receiver.tick(now(10));
+    let [(first, Object::Piece { from: 0, content, .. })] = &puts(&mut receiver)[..] else { panic!() };
+    assert_eq!(content.len(), 100);
+    receiver.receive(Lsn(2 * SEG + 100), &[2; 50]).unwrap();
+    receiver.tick(now(5000));
+    assert_eq!(puts(&mut receiver), [], "one is under way");
+    assert_eq!(receiver.durable(), Lsn(2 * SEG));
+    receiver.put(*first);
+    assert_eq!(receiver.durable(), Lsn(2 * SEG + 100));
+    receiver.tick(now(900));
+    assert_eq!(puts(&mut receiver), [], "it is too early for the next one");
+    receiver.tick(now(1010));
+    let [(second, Object::Piece { from: 100, content, .. })] = &puts(&mut receiver)[..] else { panic!() };
+    assert_eq!(content[..], [2; 50]);
+    receiver.put(*second);
+    receiver.tick(now(9000));
+    assert_eq!(puts(&mut receiver), [], "nothing came since");
+
+    // Where the server left its timeline before a piece's end, that is not dropped in silence.
+    let (before, _) = history(2, &[(1, 2 * SEG + 149)]);
+    assert!(matches!(receiver.reconnect(&before), Err(ReceiveError::Unreachable { .. })));
+    let (behind, _) = history(2, &[(1, 2 * SEG + 150)]);
+    assert_eq!(receiver.reconnect(&behind), Ok((Timeline(1), Lsn(2 * SEG + 150))));
+}
+
+#[test]
+fn whoever_is_next_goes_on_behind_the_pieces() {
+    let mut there = Inventory::new(segments());
+    let piece = |number, from, to| {
+        let segment = Segment { timeline: Timeline(1), number };
+        Piece { segment, from, to }
+    };
+    there.add_pieces(&[piece(7, 0, 100), piece(7, 100, 300), piece(7, 400, 500)]);
+    let begin = |there: &Inventory| {
+        let otherwise = (Timeline(1), Lsn(40 * SEG));
+        resume(segments(), there, &History::first(), otherwise, Branch::Refuse).unwrap()
+    };
+    let reached = Lsn(7 * SEG + 300);
+    assert_eq!(begin(&there), Begin { durable: reached, pieced: reached, ..at(1, 7) });
+    let mut receiver = Receiver::new(segments(), begin(&there), None).with_pieces(Duration::ZERO);
+    receiver.receive(Lsn(7 * SEG), &[1; 350]).unwrap();
+    receiver.tick(Instant::from_boot(Duration::ZERO));
+    let [(_, Object::Piece { from: 300, content, .. })] = &puts(&mut receiver)[..] else { panic!() };
+    assert_eq!(content.len(), 50);
+    there.add(Segment { timeline: Timeline(1), number: 6 });
+    assert_eq!(begin(&there).segment.number, 7);
 }
 
 /// The machine with the archive itself, over a store whose answers get lost.

@@ -161,6 +161,71 @@ fn a_store_that_cannot_be_written_loses_nothing_and_says_so() {
 }
 
 #[test]
+fn what_there_is_of_a_segment_is_given_where_nothing_lies_behind_it() {
+    run(async {
+        for sealed in [false, true] {
+            let cloud = Cloud::new(1);
+            let repository = if sealed { encrypted(&cloud).await } else { repository(&cloud).await };
+            let archive = archive_of(&repository, [3]).await;
+            let of = |timeline, number: u64, from: u32, to: u32| {
+                let segment = segment(timeline, number);
+                let content = wal(segment, number)[from as usize..to as usize].to_vec();
+                Object::Piece { segment, from, content: content.into() }
+            };
+            for (from, to) in [(0, 9000), (8000, 70_000), (80_000, 90_000)] {
+                assert_eq!(archive.put(&of(1, 4, from, to)).await.unwrap(), Archived::Created);
+                assert_eq!(archive.put(&of(1, 4, from, to)).await.unwrap(), Archived::Same);
+            }
+            let Fetched::Beginning { content, end } = archive.fetch(segment(1, 4)).await.unwrap() else {
+                panic!()
+            };
+            assert_eq!(end, Lsn(4 * u64::from(SEGMENT_BYTES) + 70_000), "up to the hole");
+            assert_eq!(content.len(), SEGMENT_BYTES as usize);
+            assert_eq!(content[..70_000], wal(segment(1, 4), 4)[..70_000]);
+            assert!(content[70_000..].iter().all(|byte| *byte == 0));
+            assert_eq!(archive.inventory().await.unwrap().beginning_of(segment(1, 4)), Some(end));
+            let whole = archive.fetch(segment(1, 3)).await.unwrap();
+            assert_eq!(whole, Fetched::Whole(wal(segment(1, 3), 3).into()));
+            assert!(archive.fetch(segment(1, 5)).await.unwrap_err().is_absent());
+
+            // In front of something else it is a hole, whatever that is, and recovery must not end there as if it were all.
+            archive.put(&of(2, 5, 0, 100)).await.unwrap();
+            assert!(archive.fetch(segment(1, 4)).await.unwrap_err().is_absent());
+            archive.put_segment(segment(2, 6), &wal(segment(2, 6), 6)).await.unwrap();
+            assert!(archive.fetch(segment(2, 5)).await.unwrap_err().is_absent());
+            // What is complete needs no pieces.
+            archive.put_segment(segment(1, 4), &wal(segment(1, 4), 4)).await.unwrap();
+            assert!(matches!(archive.fetch(segment(1, 4)).await.unwrap(), Fetched::Whole(_)));
+            assert_eq!(archive.inventory().await.unwrap().beginning_of(segment(1, 4)), None);
+        }
+    });
+}
+
+#[test]
+fn pieces_that_are_none_are_refused_and_other_contents_are_quarantined() {
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        let archive = archive(&repository);
+        let put = async |from: u32, content: Vec<u8>| {
+            archive.put(&Object::Piece { segment: segment(1, 4), from, content: content.into() }).await
+        };
+        for (from, bytes) in [(0, 0), (SEGMENT_BYTES, 1), (SEGMENT_BYTES - 9, 10), (u32::MAX, 1)] {
+            assert!(
+                matches!(put(from, vec![0; bytes]).await, Err(WalError::Segment(_))),
+                "{bytes} at {from}"
+            );
+        }
+        assert!(matches!(put(0, vec![7; 9000]).await, Err(WalError::Segment(_))), "it is no WAL");
+        put(500, vec![1; 100]).await.unwrap();
+        assert!(matches!(put(500, vec![2; 100]).await, Err(WalError::Conflict { .. })));
+        let stray: Name = format!("cluster/{SYSTEM}/piece/00000001/notes").parse().unwrap();
+        repository.store().put(&stray, "x".into()).await.unwrap();
+        assert!(archive.inventory().await.unwrap_err().to_string().contains("notes"));
+    });
+}
+
+#[test]
 fn what_does_not_belong_into_the_archive_is_noticed() {
     run(async {
         let cloud = Cloud::new(1);

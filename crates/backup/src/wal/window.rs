@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use pgherd_core::types::{Lsn, Timeline};
 
-use super::{History, Segment, Segments};
+use super::{History, Piece, Segment, Segments, piece};
 use crate::manifest::Manifest;
 use crate::name::BackupId;
 
@@ -22,12 +22,14 @@ pub struct Inventory {
     segments: Segments,
     there: BTreeMap<Timeline, BTreeSet<u64>>,
     histories: BTreeMap<Timeline, History>,
+    /// Up to where the pieces of a segment that is not complete lead from its beginning.
+    beginnings: BTreeMap<Segment, Lsn>,
 }
 
 impl Inventory {
     pub fn new(segments: Segments) -> Inventory {
         let histories = BTreeMap::from([(Timeline(1), History::first())]);
-        Inventory { segments, there: BTreeMap::new(), histories }
+        Inventory { segments, there: BTreeMap::new(), histories, beginnings: BTreeMap::new() }
     }
 
     pub fn add(&mut self, segment: Segment) {
@@ -42,6 +44,25 @@ impl Inventory {
         self.there.get(&segment.timeline).is_some_and(|numbers| numbers.contains(&segment.number))
     }
 
+    /// The pieces of one segment.
+    pub fn add_pieces(&mut self, pieces: &[Piece]) {
+        if let Some(last) = piece::joined(pieces).last() {
+            let end = Lsn(self.segments.start(last.segment).0 + u64::from(last.to));
+            self.beginnings.insert(last.segment, end);
+        }
+    }
+
+    /// Up to where there is something of a segment that is not complete.
+    pub fn beginning_of(&self, segment: Segment) -> Option<Lsn> {
+        self.beginnings.get(&segment).copied()
+    }
+
+    /// The highest number of a timeline's segments of which there is something and not all.
+    pub fn last_beginning(&self, timeline: Timeline) -> Option<u64> {
+        let all = Segment { timeline, number: 0 }..=Segment { timeline, number: u64::MAX };
+        self.beginnings.range(all).next_back().map(|(segment, _)| segment.number)
+    }
+
     pub fn has_history(&self, timeline: Timeline) -> bool {
         self.histories.contains_key(&timeline)
     }
@@ -50,7 +71,8 @@ impl Inventory {
     pub fn newest_timeline(&self) -> Option<Timeline> {
         // The history of timeline 1 is nobody's file.
         let histories = self.histories.keys().filter(|timeline| **timeline > Timeline(1));
-        histories.chain(self.there.keys()).max().copied()
+        let beginnings = self.beginnings.keys().map(|segment| &segment.timeline);
+        histories.chain(self.there.keys()).chain(beginnings).max().copied()
     }
 
     /// The lowest and the highest number of a timeline's segments.
@@ -226,13 +248,26 @@ fn reach(backup: &BackupRange, inventory: &Inventory, gaps: &mut BTreeSet<Gap>) 
         }
         position = segments.position(number + 1);
     }
-    let end = end.unwrap_or((history.timeline_at(position), position));
+    let end = end.unwrap_or_else(|| {
+        let position = with_pieces(history, inventory, position);
+        (history.timeline_at(position), position)
+    });
     // Up to a position is enough of it: the byte there is not needed.
     Reach {
         backup: *backup,
         target: history.timeline(),
         end: (end.1 >= backup.stop && end.1 > backup.start).then_some(end),
     }
+}
+
+/// How much further pieces lead behind which there is nothing.
+fn with_pieces(history: &History, inventory: &Inventory, position: Lsn) -> Lsn {
+    let number = inventory.segments.number(position);
+    let reach = |leg: super::history::Leg| {
+        let end = inventory.beginning_of(Segment { timeline: leg.timeline, number })?;
+        Some(leg.end.map_or(end, |leg| leg.min(end)))
+    };
+    history.legs().filter_map(reach).max().map_or(position, |reach| reach.max(position))
 }
 
 /// A segment cut at the forks inside it: timeline, begin and end of each piece from `position` on.

@@ -98,6 +98,31 @@ fn case_23_a_timeline_that_does_not_pass_through_a_backup_is_not_its_way() {
     assert_eq!(lost.to, None);
 }
 
+#[test]
+fn pieces_lead_on_where_nothing_lies_behind_them() {
+    let backups = [backup(1, 1, 2 * SEG, 2 * SEG + 9)];
+    let piece = |timeline, number, from, to| Piece { segment: segment(timeline, number), from, to };
+    let mut there = inventory(&[(1, 2..4)], &[]);
+    there.add_pieces(&[piece(1, 4, 0, 100), piece(1, 4, 100, 300), piece(1, 4, 301, 400)]);
+    assert_eq!(window(&backups, &there).to, Some((Timeline(1), Lsn(4 * SEG + 300))));
+    // With something behind them it is a hole.
+    there.add(segment(1, 5));
+    let holed = window(&backups, &there);
+    assert_eq!(holed.to, Some((Timeline(1), Lsn(4 * SEG))));
+    assert_eq!(holed.gaps.len(), 1);
+
+    // The old timeline's pieces count up to the fork, and the new one's, which repeat them, further.
+    let forks: &[(u32, &[(u32, u64)])] = &[(2, &[(1, 4 * SEG + 200)])];
+    let mut there = inventory(&[(1, 2..4)], forks);
+    there.add_pieces(&[piece(1, 4, 0, 300)]);
+    assert_eq!(window(&backups, &there).to, Some((Timeline(2), Lsn(4 * SEG + 200))));
+    there.add_pieces(&[piece(2, 4, 0, 250)]);
+    assert_eq!(window(&backups, &there).to, Some((Timeline(2), Lsn(4 * SEG + 250))));
+    // A backup whose own end is in a piece is complete.
+    let late = [backup(1, 2, 4 * SEG + 10, 4 * SEG + 240)];
+    assert_eq!(window(&late, &there).reaches[0].end, Some((Timeline(2), Lsn(4 * SEG + 250))));
+}
+
 /// A position can be read if it is in a file of the way that has the byte: its own timeline's segment, or the first one of
 /// a later timeline that begins behind it in the same segment.
 fn readable(history: &History, inventory: &Inventory, position: u64) -> bool {
