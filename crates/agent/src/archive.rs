@@ -27,6 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::backoff::Backoff;
 use crate::causes;
+use crate::clock;
 
 mod lag;
 
@@ -37,6 +38,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A server that hears nothing for `wal_sender_timeout` (60 s) ends the connection, and one of PostgreSQL's receivers reports
 /// every 10 s. A slot that moves on each second keeps little.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// However often pieces are wanted.
+const LEAST_TICK: Duration = Duration::from_millis(10);
 /// A server that has said nothing for so long is asked to,
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// and one that has not answered by then is given up.
@@ -56,6 +59,8 @@ pub struct Order {
     pub system: SystemId,
     /// What to do when the archive has WAL that is not part of the server's history.
     pub branch: Branch,
+    /// How often what came of a segment that is not complete is put, too. `None`: only whole segments are.
+    pub piece_every: Option<Duration>,
 }
 
 /// Why it does not go on at the moment.
@@ -247,7 +252,8 @@ impl Stream {
             status.state = State::Streaming;
             status.connections += 1;
         });
-        let mut reports = tokio::time::interval(REPORT_EVERY);
+        let every = self.order.piece_every.unwrap_or(REPORT_EVERY).clamp(LEAST_TICK, REPORT_EVERY);
+        let mut reports = tokio::time::interval(every);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut heard, mut reported) = (Instant::now(), Lsn::ZERO);
         loop {
@@ -369,7 +375,12 @@ impl Stream {
         };
         let from = segments.start(begin.segment);
         tracing::info!(source = %self.order.source, timeline = %begin.segment.timeline, %from, "WAL is archived");
-        self.receiver = Some((Receiver::new(segments, begin, needed), archive, segments));
+        let receiver = Receiver::new(segments, begin, needed);
+        let receiver = match self.order.piece_every {
+            Some(every) => receiver.with_pieces(every),
+            None => receiver,
+        };
+        self.receiver = Some((receiver, archive, segments));
         Ok(())
     }
 
@@ -420,6 +431,7 @@ impl Stream {
             return;
         }
         let Some((receiver, archive, _)) = &mut self.receiver else { return };
+        receiver.tick(clock::now());
         while let Some((ticket, object)) = receiver.next_put() {
             let archive = archive.clone();
             self.puts.spawn(async move { (ticket, archive.put(&object).await) });
@@ -446,12 +458,13 @@ impl Stream {
     fn update(&mut self) -> Lsn {
         let Some((receiver, _, segments)) = &self.receiver else { return Lsn::ZERO };
         let (durable, lag) = (receiver.durable(), &mut self.lag);
+        let has_pieces = self.order.piece_every.is_some();
         self.shows.send_modify(|status| {
             status.timeline = Some(receiver.timeline());
             status.received = Some(receiver.position());
             status.durable = Some(durable).filter(|durable| *durable > Lsn::ZERO);
-            // What is not a whole segment yet cannot be in the archive.
-            let whole = u64::from(segments.bytes());
+            // Without pieces what is not a whole segment yet cannot be in the archive.
+            let whole = if has_pieces { 1 } else { u64::from(segments.bytes()) };
             let end = status.server_end.map(|end| Lsn(end.0 / whole * whole));
             status.behind_since = end.and_then(|end| lag.since(Instant::now(), end, durable));
         });

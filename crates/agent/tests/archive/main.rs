@@ -14,6 +14,7 @@
 mod harness;
 mod killed;
 mod measured;
+mod pieces;
 mod promotions;
 mod refusals;
 mod scene;

@@ -9,7 +9,7 @@ use pgherd_postgres::process::StopMode;
 use pgherd_postgres::promote::{Order, Promoted, promote};
 
 use crate::harness::{Node, SOON, ask, start, story, superuser, until};
-use crate::scene::{SEGMENT_BYTES, Scene, durable, fill, shows};
+use crate::scene::{SEGMENT_BYTES, Scene, durable, fill, shows, write};
 
 async fn promoted(node: &Node, timeline: u32) -> Promoted {
     let order = Order { timeline: Timeline(timeline), at_least: Lsn(0), names: SyncNames::Empty };
@@ -23,14 +23,6 @@ async fn replayed(node: &Node, up_to: Lsn) {
         (has >= up_to).then_some(())
     })
     .await;
-}
-
-/// Writes a little, without ending the segment.
-async fn write(node: &Node) -> Lsn {
-    let session = node.session().await;
-    session.batch_execute("CREATE TABLE IF NOT EXISTS little AS SELECT 1 AS n").await.unwrap();
-    session.batch_execute("INSERT INTO little SELECT generate_series(1, 1000)").await.unwrap();
-    ask(&session, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap()
 }
 
 /// The partial segments in the repository, but for that of the timeline that a new cluster begins on.
@@ -61,7 +53,7 @@ story! {
         let archiving = Archiving::begin(scene.order(1).await);
         let whole = fill(&a.session().await).await;
         durable(&archiving, whole).await;
-        let written = write(a).await;
+        let written = write(&a.session().await).await;
         replayed(b, written).await;
         shows(&archiving, "the beginning of a segment came", |status| status.received >= Some(written)).await;
 
@@ -93,7 +85,7 @@ story! {
         let archiving = Archiving::begin(scene.order(0).await);
         let whole = fill(&a.session().await).await;
         durable(&archiving, whole).await;
-        let written = write(a).await;
+        let written = write(&a.session().await).await;
         shows(&archiving, "the beginning of a segment came", |status| status.received >= Some(written)).await;
         archiving.end().await;
 
@@ -103,7 +95,7 @@ story! {
         let first = promoted(b, 4).await;
         pgherd_postgres::slots::ensure(&b.session().await, &c.member, SOON).await.unwrap();
         scene.herd.follow(c.instance(), Some(&c.server), b.instance(), &c.member).await;
-        let written = write(b).await;
+        let written = write(&b.session().await).await;
         replayed(c, written).await;
         b.server.stop(StopMode::Kill, SOON).await.unwrap();
         let second = promoted(c, 9).await;
@@ -143,7 +135,7 @@ story! {
         let archiving = Archiving::begin(scene.order(0).await);
         let shared = fill(&a.session().await).await;
         durable(&archiving, shared).await;
-        let written = write(a).await;
+        let written = write(&a.session().await).await;
         replayed(b, written).await;
         // What follows only the primary has, and the archive.
         b.server.stop(StopMode::Fast, SOON).await.unwrap();

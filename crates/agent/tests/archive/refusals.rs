@@ -2,9 +2,12 @@
 
 use pgherd_agent::archive::{ArchiveError, Archiving, State};
 use pgherd_core::types::{Lsn, SystemId, Timeline};
+use pgherd_postgres::conf::SyncNames;
+use pgherd_postgres::process::StopMode;
+use pgherd_postgres::promote::{Order, promote};
 use pgherd_postgres::replication::{Refusal, Replication, SlotName, Started};
 
-use crate::harness::{SOON, ask, story};
+use crate::harness::{SOON, ask, start, story, superuser};
 use crate::scene::{SEGMENT_BYTES, SLOT, Scene, configure, durable, fill, make_slot, shows};
 
 fn refusal(error: &ArchiveError) -> Option<Refusal> {
@@ -91,7 +94,7 @@ story! {
 }
 
 story! {
-    async fn a_store_that_comes_back_is_gone_on_with() {
+    async fn a_server_that_comes_back_and_a_store_that_comes_back_are_gone_on_with() {
         let scene = Scene::new(&[]).await;
         let archiving = Archiving::begin(scene.order(0).await);
         let session = scene.nodes[0].session().await;
@@ -112,6 +115,18 @@ story! {
         let status = durable(&archiving, end).await;
         assert!(status.last_error.is_none());
         shows(&archiving, "it is not behind", |status| status.behind_since.is_none()).await;
+        drop(session);
+
+        // Its postmaster is killed.
+        scene.nodes[0].server.stop(StopMode::Kill, SOON).await.unwrap();
+        shows(&archiving, "it is gone", |status| status.state != State::Streaming).await;
+        let again = start(scene.nodes[0].instance()).await;
+        let order = Order { timeline: Timeline(3), at_least: Lsn(0), names: SyncNames::Empty };
+        promote(&again, &order, SOON).await.unwrap();
+        let session = superuser(scene.nodes[0].instance()).await;
+        let end = fill(&session).await;
+        let status = durable(&archiving, end).await;
+        assert_eq!(status.connections, 2);
         archiving.end().await;
         assert!(!scene.compare(0, Timeline(2)).await.is_empty());
     }

@@ -59,6 +59,7 @@ impl Scene {
             repository: self.repository.clone(),
             system: self.system,
             branch: Branch::Refuse,
+            piece_every: None,
         }
     }
 
@@ -113,6 +114,13 @@ pub(crate) async fn fill(session: &Session) -> Lsn {
     // Something of the next segment, or the end of this one is the server's end.
     session.batch_execute("INSERT INTO filled VALUES (0, '')").await.unwrap();
     Lsn(end.0.div_ceil(SEGMENT_BYTES) * SEGMENT_BYTES)
+}
+
+/// Writes a little, without ending the segment; up to where it has been flushed.
+pub(crate) async fn write(session: &Session) -> Lsn {
+    session.batch_execute("CREATE TABLE IF NOT EXISTS little AS SELECT 1 AS n").await.unwrap();
+    session.batch_execute("INSERT INTO little SELECT generate_series(1, 1000)").await.unwrap();
+    ask(session, "SELECT pg_current_wal_flush_lsn()").await.parse().unwrap()
 }
 
 /// Waits until a status is as it is wanted to be.
