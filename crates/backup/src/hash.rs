@@ -22,6 +22,20 @@ impl Hash {
     }
 }
 
+/// Content that comes piece by piece.
+#[derive(Clone, Debug, Default)]
+pub struct Hashing(blake3::Hasher);
+
+impl Hashing {
+    pub fn update(&mut self, content: &[u8]) {
+        self.0.update(content);
+    }
+
+    pub fn finish(&self) -> Hash {
+        Hash::finished(&self.0)
+    }
+}
+
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&to_hex(&self.0))

@@ -7,6 +7,9 @@
 //! Each entry has a hash of 64 bits for each 32 KiB of the file, by which the next backup finds what changed. They are keyed
 //! with something that users of the database do not know, or somebody could make two contents that look the same.
 //!
+//! One entry can come late, in a map of its own: PostgreSQL's control file is read last and stands in the middle of the
+//! paths, and all entries behind it would have to wait in memory.
+//!
 //! Left out: which files belong into a backup. Hazard: a file that is missing without a sign, or a path that leads out of
 //! the data directory when it is restored. Paths are checked when they are written and when they are read, must grow
 //! strictly over all maps of a backup, and the manifest has the number of entries.
@@ -204,17 +207,28 @@ pub struct MapWriter {
     place: Place,
     target: usize,
     open: Option<Writer>,
+    /// Of the map that is being written.
+    number: u32,
     buffer: Vec<u8>,
     entries: u64,
     before: Option<Vec<u8>>,
     durable: DurableMaps,
 }
 
+/// The place of an entry that comes later. A writer whose places are not all filled does not finish.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "maps with an empty place are none"]
+pub struct Room {
+    number: u32,
+    path: Vec<u8>,
+}
+
 impl MapWriter {
     pub(crate) fn new(repository: Repository, place: Place, backup: BackupId) -> MapWriter {
         let durable = DurableMaps { backup, maps: Vec::new(), packs: Default::default(), files: 0, bytes: 0 };
         let (open, buffer, before) = (None, Vec::new(), None);
-        MapWriter { repository, place, target: TARGET_BYTES, open, buffer, entries: 0, before, durable }
+        let target = TARGET_BYTES;
+        MapWriter { repository, place, target, open, number: 0, buffer, entries: 0, before, durable }
     }
 
     #[cfg(test)]
@@ -224,14 +238,57 @@ impl MapWriter {
     }
 
     pub async fn push(&mut self, entry: &Entry) -> Result<(), WriteError> {
-        let number = self.durable.maps.len() as u32;
-        let name = self.place.map(self.durable.backup, number);
+        self.follow(&entry.path)?;
+        self.write(entry).await
+    }
+
+    /// Leaves a place for the file at `path`, whose entry comes behind others.
+    pub async fn leave_room(&mut self, path: &[u8]) -> Result<Room, WriteError> {
+        self.follow(path)?;
+        self.close().await?;
+        let number = self.number;
+        self.number += 1;
+        Ok(Room { number, path: path.to_vec() })
+    }
+
+    pub async fn fill(&mut self, room: Room, entry: &Entry) -> Result<(), WriteError> {
+        let name = self.place.map(self.durable.backup, room.number);
+        if entry.path != room.path {
+            return Err(WriteError::refused(&name, Damage::malformed("the place was left for another path")));
+        }
+        self.close().await?;
+        let next = std::mem::replace(&mut self.number, room.number);
+        self.write(entry).await?;
+        self.close().await?;
+        self.number = next;
+        Ok(())
+    }
+
+    /// Puts the last map; all of them are durable then.
+    pub async fn finish(mut self) -> Result<DurableMaps, WriteError> {
+        self.close().await?;
+        self.durable.maps.sort_unstable_by_key(|map| map.number);
+        if self.durable.maps.len() != self.number as usize {
+            let name = self.place.map(self.durable.backup, self.number);
+            return Err(WriteError::refused(&name, Damage::malformed("a place was left and not filled")));
+        }
+        Ok(self.durable)
+    }
+
+    /// Paths grow.
+    fn follow(&mut self, path: &[u8]) -> Result<(), WriteError> {
+        if self.before.as_ref().is_some_and(|before| before.as_slice() >= path) {
+            let name = self.place.map(self.durable.backup, self.number);
+            return Err(WriteError::refused(&name, Damage::malformed("paths are not in order")));
+        }
+        self.before = Some(path.to_vec());
+        Ok(())
+    }
+
+    async fn write(&mut self, entry: &Entry) -> Result<(), WriteError> {
+        let name = self.place.map(self.durable.backup, self.number);
         let refuse = |damage| WriteError::refused(&name, damage);
         entry.validate().map_err(refuse)?;
-        if self.before.as_ref().is_some_and(|before| *before >= entry.path) {
-            return Err(refuse(Damage::malformed("paths are not in order")));
-        }
-        self.before = Some(entry.path.clone());
         encode(entry, &mut self.buffer).map_err(refuse)?;
         self.entries += 1;
         if entry.kind == Kind::File {
@@ -251,12 +308,6 @@ impl MapWriter {
         if open.stored() + self.buffer.len() >= self.target { self.close().await } else { Ok(()) }
     }
 
-    /// Puts the last map; all of them are durable then.
-    pub async fn finish(mut self) -> Result<DurableMaps, WriteError> {
-        self.close().await?;
-        Ok(self.durable)
-    }
-
     async fn close(&mut self) -> Result<(), WriteError> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         let name = open.name().clone();
@@ -267,8 +318,8 @@ impl MapWriter {
         let sealed = open.finish(&[]).map_err(|damage| WriteError::refused(&name, damage))?;
         let (bytes, hash) = (sealed.bytes.len() as u64, sealed.hash);
         self.repository.store().put(&name, sealed.bytes).await?;
-        let number = self.durable.maps.len() as u32;
-        self.durable.maps.push(MapEntry { number, bytes, hash, entries: self.entries });
+        self.durable.maps.push(MapEntry { number: self.number, bytes, hash, entries: self.entries });
+        self.number += 1;
         self.entries = 0;
         Ok(())
     }

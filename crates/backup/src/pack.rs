@@ -11,7 +11,7 @@
 //! another file. A run says pack, frame and position; the manifest has the hash of each pack, so what a run says is read
 //! from the object that was meant or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -21,7 +21,7 @@ use crate::container::{Kind, Reserved, Table, Writer};
 use crate::document::{Damage, ReadError, WriteError};
 use crate::format::Repository;
 use crate::frame::MAX_FRAME_BYTES;
-use crate::hash::Hash;
+use crate::hash::{Hash, Hashing};
 use crate::map::{Change, Changes, Entry};
 use crate::name::{BackupId, Name, Place};
 
@@ -39,6 +39,9 @@ const TARGET_FRAMES: usize = 32_768;
 const SMALL_BYTES: usize = 128 * 1024;
 /// Tables of packs that a reader keeps. One is some 50 kB; a restore reads packs in their order.
 const KEPT_TABLES: usize = 64;
+/// Frames that a reader keeps, of 1 MiB each at most. Neighbouring small files share frames, and as many writers as took
+/// the backup have filled them in turn.
+const KEPT_FRAMES: usize = 8;
 
 /// A pack of some backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,8 +126,8 @@ pub struct Placed {
 /// Pages that are the same as in the parent: what is known of them.
 #[derive(Clone, Copy, Debug)]
 pub enum Kept<'a> {
-    /// They were read, and compared.
-    Read(&'a [u8]),
+    /// They were read, and compared by these hashes.
+    Read(&'a [u8], &'a [Change]),
     /// They were not read; these are the parent's hashes, of whole groups.
     Unread(&'a [Change]),
 }
@@ -162,7 +165,7 @@ impl PackWriter {
             packs: self,
             buffer: Vec::new(),
             size: 0,
-            content: blake3::Hasher::new(),
+            content: Hashing::default(),
             unread: false,
             runs: Vec::new(),
             changes,
@@ -252,7 +255,7 @@ pub struct FileWriter<'w> {
     /// Less than a frame.
     buffer: Vec<u8>,
     size: u64,
-    content: blake3::Hasher,
+    content: Hashing,
     unread: bool,
     runs: Vec<Run>,
     changes: Changes,
@@ -288,9 +291,10 @@ impl FileWriter<'_> {
             return refuse(self, "pages that are kept begin inside a page, or are not as many as their runs");
         }
         match kept {
-            Kept::Read(content) if content.len() as u64 == bytes => {
+            Kept::Read(content, changes)
+                if content.len() as u64 == bytes && self.changes.keep(changes, bytes) =>
+            {
                 self.content.update(content);
-                self.changes.update(content);
             }
             Kept::Unread(changes) if self.changes.keep(changes, bytes) => self.unread = true,
             _ => return refuse(self, "what is known of pages that are kept does not fit their number"),
@@ -318,7 +322,7 @@ impl FileWriter<'_> {
             self.buffer.clear();
         }
         self.flush().await?;
-        let hash = (!self.unread).then(|| Hash::finished(&self.content));
+        let hash = (!self.unread).then(|| self.content.finish());
         Ok(Placed { size: self.size, hash, runs: self.runs, changes: self.changes.finish() })
     }
 }
@@ -333,13 +337,13 @@ pub struct PackReader {
     place: Place,
     packs: BTreeMap<PackId, Hash>,
     tables: BTreeMap<PackId, Arc<Table>>,
-    /// The frame that was read last: neighbours are in it.
-    last: Option<(PackId, u32, Arc<Vec<u8>>)>,
+    /// The frames that were read last, the latest in front.
+    frames: VecDeque<(PackId, u32, Arc<Vec<u8>>)>,
 }
 
 impl PackReader {
     pub(crate) fn new(repository: Repository, place: Place, packs: BTreeMap<PackId, Hash>) -> PackReader {
-        PackReader { repository, place, packs, tables: BTreeMap::new(), last: None }
+        PackReader { repository, place, packs, tables: BTreeMap::new(), frames: VecDeque::new() }
     }
 
     /// The content of one run, verified. `bytes` is how many of it belong to the file: the last page may be a part.
@@ -355,33 +359,39 @@ impl PackReader {
 
     /// The content of a whole file, piece by piece, each verified. At the end the hash of the whole is compared too: a
     /// reader that wrote the pieces somewhere has to throw them away if this fails.
-    pub async fn read_file(&mut self, entry: &Entry, mut to: impl FnMut(Vec<u8>)) -> Result<(), ReadError> {
+    pub async fn read_file<E: From<ReadError>>(
+        &mut self,
+        entry: &Entry,
+        mut to: impl AsyncFnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut left = entry.size;
-        let mut content = blake3::Hasher::new();
+        let mut content = Hashing::default();
         for run in &entry.runs {
             let bytes = left.min(u64::from(run.pages) * PAGE_BYTES as u64);
             let piece = self.read(run, bytes as usize).await?;
             content.update(&piece);
             left -= bytes;
-            to(piece);
+            to(&piece).await?;
         }
         match (entry.hash, entry.runs.first()) {
-            (Some(hash), Some(run)) if hash != Hash::finished(&content) => {
-                Err(self.damaged(run.pack, Damage::HashDiffers))
+            (Some(hash), Some(run)) if hash != content.finish() => {
+                Err(self.damaged(run.pack, Damage::HashDiffers).into())
             }
             _ => Ok(()),
         }
     }
 
     async fn frame(&mut self, pack: PackId, frame: u32) -> Result<Arc<Vec<u8>>, ReadError> {
-        if let Some((last_pack, last_frame, content)) = &self.last
-            && (*last_pack, *last_frame) == (pack, frame)
-        {
-            return Ok(Arc::clone(content));
-        }
-        let table = self.table(pack).await?;
-        let content = Arc::new(table.fetch(frame, &self.name(pack), self.repository.store()).await?);
-        self.last = Some((pack, frame, Arc::clone(&content)));
+        let kept = self.frames.iter().position(|(of, number, _)| (*of, *number) == (pack, frame));
+        let content = match kept.and_then(|at| self.frames.remove(at)) {
+            Some((_, _, content)) => content,
+            None => {
+                let table = self.table(pack).await?;
+                Arc::new(table.fetch(frame, &self.name(pack), self.repository.store()).await?)
+            }
+        };
+        self.frames.truncate(KEPT_FRAMES - 1);
+        self.frames.push_front((pack, frame, Arc::clone(&content)));
         Ok(content)
     }
 

@@ -143,6 +143,47 @@ fn maps_that_are_missing_swapped_or_shortened_are_noticed() {
 }
 
 #[test]
+fn an_entry_that_comes_last_stands_where_its_path_belongs() {
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        let entries: Vec<Entry> = [b"base", b"glob", b"late", b"xact"]
+            .iter()
+            .zip(0..)
+            .map(|(path, seed)| file(path.to_vec(), 200_000, seed))
+            .collect();
+        for late in 0..entries.len() {
+            let mut maps = MapWriter::new(repository.clone(), PLACE, backup_of(late)).with_target(2000);
+            let mut room = None;
+            for (at, entry) in entries.iter().enumerate() {
+                match at == late {
+                    true => room = Some(maps.leave_room(&entry.path).await.unwrap()),
+                    false => maps.push(entry).await.unwrap(),
+                }
+            }
+            maps.fill(room.unwrap(), &entries[late]).await.unwrap();
+            let durable = maps.finish().await.unwrap();
+            assert_eq!(durable.files, 4);
+            let place = backup_of(late);
+            let mut reader = MapReader::new(repository.clone(), PLACE, place, durable.maps);
+            for entry in &entries {
+                assert_eq!(reader.next().await.unwrap().as_ref(), Some(entry));
+            }
+            assert_eq!(reader.next().await.unwrap(), None);
+        }
+        let mut maps = MapWriter::new(repository.clone(), PLACE, backup_of(7));
+        let room = maps.leave_room(b"late").await.unwrap();
+        maps.push(&entries[3]).await.unwrap();
+        assert!(maps.fill(room, &entries[1]).await.is_err(), "another path");
+        assert!(maps.finish().await.is_err(), "a place is empty");
+    });
+}
+
+fn backup_of(number: usize) -> BackupId {
+    format!("20261121T00000{number}").parse().unwrap()
+}
+
+#[test]
 fn memory_does_not_grow_with_the_number_of_files() {
     run(async {
         let cloud = Cloud::new(1);

@@ -144,7 +144,11 @@ pub(crate) async fn read_back(
     let mut files = BTreeMap::new();
     while let Some(entry) = entries.next().await? {
         let mut content = Vec::new();
-        contents.read_file(&entry, |piece| content.extend(piece)).await?;
+        let take = async |piece: &[u8]| {
+            content.extend_from_slice(piece);
+            Ok::<_, crate::document::ReadError>(())
+        };
+        contents.read_file(&entry, take).await?;
         files.insert(entry.path, content);
     }
     Ok(files)
