@@ -423,7 +423,7 @@ pub fn generate(instance: &Instance, settings: &Settings) -> Result<(String, Vec
 }
 
 /// PostgreSQL's own defaults of the settings that a standby may not have lower.
-fn default_limit(name: &str) -> Option<u32> {
+pub(crate) fn default_limit(name: &str) -> Option<u32> {
     Some(match name {
         "max_worker_processes" => 8,
         "max_prepared_transactions" => 0,

@@ -1,7 +1,8 @@
 //! `global/pg_control`, read without a server: who this data directory is and how far it must be replayed.
 //!
 //! The fields that matter here lie at the same offsets from PostgreSQL 14 to 18 (measured with `offsetof` on
-//! each version's headers); only the checksum moved in 18. Leaves out: writing it, ever.
+//! each version's headers); only the checksum moved in 18. Leaves out: writing it, but for [`poisoned`], which makes the
+//! bytes of a copy that starts with a `backup_label` only.
 //!
 //! Hazard: the position of a vote is looked for from what this file says. A wrong start would under-report, so
 //! a copy that fails its checksum is an error and never a guess.
@@ -75,9 +76,13 @@ pub struct ControlFile {
     pub backup_end_required: bool,
     pub wal_segment_bytes: u32,
     pub wal_page_bytes: u32,
+    /// Of relations: bytes of a page, and pages of a file before the next one begins.
+    pub page_bytes: u32,
+    pub file_pages: u32,
     pub data_checksums: bool,
     pub limits: Limits,
     pub control_version: u32,
+    pub catalog_version: u32,
 }
 
 /// The settings that a standby must have at least as large as its primary had.
@@ -110,6 +115,11 @@ impl ControlFile {
 
     /// Reads it, again and again for a moment if a running server was caught in the middle of a write. Blocks.
     pub fn read(path: &Path) -> Result<ControlFile> {
+        Ok(ControlFile::read_bytes(path)?.1)
+    }
+
+    /// The same with the bytes that it was read from. Blocks.
+    pub fn read_bytes(path: &Path) -> Result<(Vec<u8>, ControlFile)> {
         let mut tries = 0;
         loop {
             let missing = || Error::Io {
@@ -119,7 +129,7 @@ impl ControlFile {
             };
             let bytes = durable::read(path)?.ok_or_else(missing)?;
             match ControlFile::parse(&bytes) {
-                Ok(control) => return Ok(control),
+                Ok(control) => return Ok((bytes, control)),
                 Err(_) if tries < TRIES => {
                     tries += 1;
                     std::thread::sleep(BETWEEN_TRIES);
@@ -148,6 +158,10 @@ impl ControlFile {
         let state = field(16)?;
         let wal_segment_bytes = field(228)?;
         let wal_page_bytes = field(224)?;
+        let (page_bytes, file_pages) = (field(216)?, field(220)?);
+        if !page_bytes.is_power_of_two() || !(1024..=32_768).contains(&page_bytes) || file_pages == 0 {
+            return Err(format!("files of {file_pages} pages of {page_bytes} bytes cannot be"));
+        }
         let powers = wal_segment_bytes.is_power_of_two() && wal_page_bytes.is_power_of_two();
         if !powers || wal_page_bytes < 1024 || wal_segment_bytes < wal_page_bytes {
             return Err(format!(
@@ -166,6 +180,8 @@ impl ControlFile {
             backup_end_required: bytes[168] != 0,
             wal_segment_bytes,
             wal_page_bytes,
+            page_bytes,
+            file_pages,
             data_checksums: field(252)? != 0,
             limits: Limits {
                 max_connections: field(180)?,
@@ -175,6 +191,7 @@ impl ControlFile {
                 max_locks_per_transaction: field(196)?,
             },
             control_version,
+            catalog_version: field(12)?,
         })
     }
 
@@ -183,4 +200,20 @@ impl ControlFile {
     pub fn timeline(&self) -> Timeline {
         self.checkpoint_timeline.max(self.min_recovery_timeline)
     }
+}
+
+/// Where no checkpoint is, so that a server which looks for one there does not start.
+const NO_CHECKPOINT: Lsn = Lsn(0xDEAD);
+
+/// The bytes of a control file whose last checkpoint cannot be found: recovery begins where `backup_label` says, and
+/// without one there is no recovery, instead of one that begins too late and leaves pages from the middle of the backup.
+pub(crate) fn poisoned(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let control = ControlFile::parse(bytes)?;
+    let mut poisoned = bytes.to_vec();
+    poisoned[32..40].copy_from_slice(&NO_CHECKPOINT.0.to_le_bytes());
+    let crc_at = LAYOUTS.iter().find(|(version, _)| *version == control.control_version);
+    let Some((_, crc_at)) = crc_at else { return Err("its layout is unknown".to_owned()) };
+    let crc = checksum(CrcAlgorithm::Crc32Iscsi, &poisoned[..*crc_at]) as u32;
+    poisoned[*crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    Ok(poisoned)
 }

@@ -72,6 +72,12 @@ fn write(path: &Path) -> Result<()> {
     file.sync_all().map_err(Error::io("sync", path))
 }
 
+/// What tells the volume of `path` from others. Blocks.
+pub fn device(path: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path).map_err(Error::io("look at the volume of", path))?.dev())
+}
+
 /// The space of the volume that holds `path`. Blocks.
 pub fn space(path: &Path) -> Result<Space> {
     let found =

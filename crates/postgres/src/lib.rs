@@ -10,8 +10,9 @@
 //! | [`hba`] | who may connect: the gate |
 //! | [`roles`] | pgherd's own roles and the application's |
 //! | [`initdb`], [`clone`] | a data directory comes into being |
+//! | [`base_backup`], [`restoring`] | a data directory is read while its server runs, and written |
 //! | [`process`] | start, adopt, watch, stop; stopped means gone |
-//! | [`control`] | `pg_control`, without a server |
+//! | [`control`], `page` | `pg_control` and pages of relations, without a server |
 //! | [`wal`] | the end of WAL on disk, timelines and their forks |
 //! | [`seal`] | no further byte of the old term, durably |
 //! | [`promote`] | becomes primary on the reserved timeline |
@@ -26,6 +27,7 @@
 //!
 //! Hazard: it runs as the owner of the data. Each module says what it can destroy.
 
+pub mod base_backup;
 pub mod clone;
 pub mod conf;
 pub mod control;
@@ -40,11 +42,13 @@ pub mod instance;
 pub mod logs;
 mod making;
 pub mod observe;
+mod page;
 mod proc;
 pub mod process;
 pub mod promote;
 mod receivers;
 pub mod replication;
+pub mod restoring;
 pub mod rewind;
 pub mod roles;
 pub mod seal;
