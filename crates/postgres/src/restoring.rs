@@ -22,8 +22,11 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pgherd_core::types::SystemId;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::base_backup::BaseBackupError;
 use crate::base_backup::MARKER;
@@ -104,6 +107,9 @@ pub enum RestoringError {
     #[error("PostgreSQL runs in {}", .data_dir.display())]
     Running { data_dir: PathBuf },
 
+    #[error("another restore writes into {}", .data_dir.display())]
+    Busy { data_dir: PathBuf },
+
     #[error("{} is not empty", .dir.display())]
     NotEmpty { dir: PathBuf },
 
@@ -135,6 +141,9 @@ impl RestoringError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             RestoringError::Running { .. } => Some("stop it first"),
+            RestoringError::Busy { .. } => {
+                Some("one that was interrupted ends within moments; try again then")
+            }
             RestoringError::NotEmpty { .. } => Some(
                 "choose another directory, or restore over it with --delta, which deletes what does not belong",
             ),
@@ -251,6 +260,8 @@ pub struct Restoring {
     link: Option<Vec<u8>>,
     /// Opened before the first write, so that flushing them tells of every write that failed since.
     volumes: Vec<(PathBuf, File)>,
+    /// The data directory, locked.
+    alone: Arc<File>,
     deleted: u64,
 }
 
@@ -260,6 +271,8 @@ pub struct Writing {
     place: PathBuf,
     mode: u32,
     size: u64,
+    /// A restore that nobody waits for any more may still write this one: the directory is its until then.
+    _alone: Arc<File>,
 }
 
 /// What is to be done with a file of the backup.
@@ -306,6 +319,7 @@ impl Restoring {
             fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
         }
         durable::create_private_dir(data_dir)?;
+        let alone = lock(data_dir)?;
         let marker = format!(
             "{note}\nIt is being restored, or was when that was interrupted, and is no data directory.\n"
         );
@@ -322,7 +336,7 @@ impl Restoring {
             volumes.push((place, opened));
         }
         let before = (standing != Standing::Empty).then(|| Listing::of_all(data_dir).peekable());
-        Ok(Restoring { target, major, before, link: None, volumes, deleted: 0 })
+        Ok(Restoring { target, major, before, link: None, volumes, alone, deleted: 0 })
     }
 
     pub fn directory(&mut self, path: &[u8], mode: u32) -> Result<(), RestoringError> {
@@ -367,7 +381,8 @@ impl Restoring {
         if path == CONTROL {
             return Ok(Admitted::Control);
         }
-        Ok(Admitted::Write(Writing { place: self.place(path), mode, size }))
+        let (place, _alone) = (self.place(path), Arc::clone(&self.alone));
+        Ok(Admitted::Write(Writing { place, mode, size, _alone }))
     }
 
     /// After everything was written.
@@ -457,6 +472,16 @@ impl Restoring {
                 Ok(())
             }
         }
+    }
+}
+
+/// Two restores into one directory would take each other's files for what was there before.
+fn lock(data_dir: &Path) -> Result<Arc<File>, RestoringError> {
+    let dir = File::open(data_dir).map_err(Error::io("open", data_dir))?;
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Arc::new(dir)),
+        Err(Errno::WOULDBLOCK) => Err(RestoringError::Busy { data_dir: data_dir.to_owned() }),
+        Err(errno) => Err(Error::io("lock", data_dir)(errno.into()).into()),
     }
 }
 
@@ -637,7 +662,7 @@ impl Written {
 
     /// Gives it its size and permissions. It is flushed with all others.
     pub fn finish(self) -> Result<()> {
-        let Writing { place, mode, size } = &self.writing;
+        let Writing { place, mode, size, .. } = &self.writing;
         if self.before > *size {
             self.file.set_len(*size).map_err(Error::io("truncate", place))?;
         }

@@ -359,7 +359,7 @@ mod tests {
         );
 
         // Done to what it has made, it changes nothing but what is set anew.
-        let mut again = files.clone();
+        let mut again = files;
         again.extend(adapted.files.clone());
         let twice = adapt(&again, &recovery(End::Latest), LIMITS);
         assert!(!twice.files.contains_key(CONF) && !twice.files.contains_key("pgherd.conf"));

@@ -72,6 +72,8 @@ fn nothing_starts_before_the_end_and_nothing_without_a_label_behind_it() {
     let target = target(dir.path());
     let restoring = Restoring::begin(target.clone(), Over::Nothing, CLUSTER, 15, "backup 1").unwrap();
     assert!(target.data_dir.join(MARKER).exists());
+    let second = Restoring::begin(target.clone(), Over::Delta, CLUSTER, 15, "backup 2");
+    assert!(matches!(second, Err(RestoringError::Busy { .. })), "{second:?}");
     drop(restoring);
     let again = look(&target, Over::Nothing, CLUSTER, 15);
     assert!(matches!(again, Err(RestoringError::Interrupted { .. })), "{again:?}");
