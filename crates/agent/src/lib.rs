@@ -2,7 +2,9 @@
 //!
 //! [`daemon`] wires everything; `main_loop` is the one loop; `execute` does what was decided to PostgreSQL, and
 //! `server` is how it and the looks at PostgreSQL use the driver. [`local`] is the supervisor of `pgherd up`,
-//! [`proxy`] the process that clients connect to, [`archive`] how WAL comes into a repository, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a node comes into a herd.
+//! [`proxy`] the process that clients connect to, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a
+//! node comes into a herd. Of backups: [`repository`] opens what a file names, [`archive`] streams WAL into it, [`backups`]
+//! takes base backups and restores them, [`wal`] is what PostgreSQL's commands call.
 //!
 //! Left out: decisions. What cannot be read off an action must not be done.
 
@@ -10,6 +12,7 @@ pub mod agreed;
 pub mod archive;
 mod backend;
 mod backoff;
+pub mod backups;
 mod causes;
 mod clock;
 pub mod daemon;

@@ -1,0 +1,539 @@
+//! A base backup is taken: from the intent to the manifest.
+//!
+//! ```text
+//! intent              the repository keeps the parent and WAL from here on
+//! pg_backup_start
+//!   listing ─► pairing with the parent's entries ─► readers ─► entries in order of paths ─► maps
+//!   the control file, last
+//! pg_backup_stop
+//! WAL up to the stop is in the archive
+//! manifest            from here on the backup exists
+//! ```
+//!
+//! Memory is bounded: files go to readers in order of their paths, and so much work is under way at a time that the
+//! entries which wait for a slower one before them fit into [`WINDOW_KIB`].
+//!
+//! Dropping the future ends it; what it has written nobody refers to, and a collection removes it. So does a kill at any
+//! line, and a backup that is begun again has another name.
+//!
+//! Leaves out: archiving WAL. Hazard: a manifest of what cannot be recovered. [`pgherd_backup::backup`] asks for the proofs.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use pgherd_backup::backup::{Backup, BeginError, Beginning, CommitError};
+use pgherd_backup::document::{ReadError, WriteError};
+use pgherd_backup::format::Repository;
+use pgherd_backup::manifest::{Facts, Manifest, Settings, Text};
+use pgherd_backup::map::{DurableMaps, Entry, MapReader};
+use pgherd_backup::name::BackupId;
+use pgherd_backup::pack::{DurablePacks, FULL_FRAME_PAGES, INCREMENTAL_FRAME_PAGES};
+use pgherd_backup::wal::{Archive, ProvenWal, SegmentError, Segments, WalError};
+use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
+use pgherd_postgres::base_backup::listing::{Content, Found, Kind, Listing};
+use pgherd_postgres::base_backup::reading::Checksums;
+use pgherd_postgres::base_backup::{
+    self, BaseBackup, BaseBackupError, Checkpoint, Survey, checkpoint_now, switch_wal,
+};
+use pgherd_postgres::control::ControlFile;
+use pgherd_postgres::sql::Session;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use super::storing::{Shared, Stored, Storing};
+use super::{Done, MAX_READERS, Progress, QUEUE, REPORT, Stop, Throttle, on_a_thread};
+
+/// Entries that are under way at a time, in KiB: readers of some hundred files of a gigabyte, or of 60,000 small ones.
+const WINDOW_KIB: u32 = 64 * 1024;
+/// Bytes of a file that make an entry one KiB longer, where every group is a run of its own.
+const BYTES_FOR_A_KIB: u64 = 350_000;
+/// A sign of life. Who collects gives a writer up after many of them.
+const BEAT: Duration = Duration::from_secs(30);
+/// A checkpoint that is spread takes as long as `checkpoint_timeout`, which is a day at most and minutes in general.
+const CHECKPOINT: Duration = Duration::from_secs(3600);
+const STATEMENT: Duration = Duration::from_secs(60);
+/// Between two looks whether WAL has come into the archive.
+const WAL_POLL: Duration = Duration::from_millis(250);
+/// Between two requests for a new segment.
+const SWITCH_AGAIN: Duration = Duration::from_secs(10);
+/// Backups are named by the second in which they begin; who meets another one, or his parent, takes the next.
+const NAMES_TRIED: usize = 3;
+/// Damaged files that a report names.
+const MAX_DAMAGED: usize = 1000;
+
+/// How a backup is to be taken.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The backup that this one refers to for what has not changed.
+    pub parent: Option<BackupId>,
+    /// Who takes it, and under which term.
+    pub node: NodeName,
+    pub term: Term,
+    pub checkpoint: Checkpoint,
+    pub readers: usize,
+    pub max_bytes_per_second: Option<NonZeroU64>,
+    /// So much of what has not changed since the oldest backup is written anew.
+    pub refresh_bytes: u64,
+    /// How long WAL may take to come into the archive, behind the end of the copy.
+    pub wal_deadline: Duration,
+}
+
+/// The server that is backed up.
+#[derive(Debug)]
+pub struct Source {
+    pub data_dir: PathBuf,
+    /// A superuser's, and for nothing else.
+    pub session: Session,
+    /// On the primary, where the source is a standby: nobody else can begin a new segment of WAL.
+    pub primary: Option<Session>,
+}
+
+/// A backup that exists.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    pub manifest: Manifest,
+    /// What was read, what of it was the same as in the parent, and what of that was written anew.
+    pub read_bytes: u64,
+    pub kept_bytes: u64,
+    pub refreshed_bytes: u64,
+    /// Its own packs.
+    pub stored_bytes: u64,
+    /// Files that were dropped while it was taken.
+    pub vanished: u64,
+    /// Pages whose checksums are wrong, and have been in the backup as they are.
+    pub damaged: Vec<Damaged>,
+}
+
+/// Pages of a file that are not as PostgreSQL wrote them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    pub path: String,
+    pub pages: Vec<u32>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeError {
+    #[error(transparent)]
+    Postgres(#[from] BaseBackupError),
+    #[error(transparent)]
+    Driver(#[from] pgherd_postgres::Error),
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+    #[error("the backup cannot be written")]
+    Write(#[from] WriteError),
+    #[error("the parent cannot be read")]
+    Parent(#[from] ReadError),
+    #[error(transparent)]
+    Segments(#[from] SegmentError),
+    #[error("WAL up to {stop} has not come into the archive within {} s", .after.as_secs())]
+    WalIsMissing {
+        stop: Lsn,
+        after: Duration,
+        #[source]
+        last: WalError,
+    },
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error("the backup was stopped")]
+    Stopped,
+    #[error("a reader ended early")]
+    Reader(#[from] tokio::task::JoinError),
+}
+
+/// Takes a backup. Dropping the future ends it, within a piece of each reader.
+pub async fn take(
+    repository: &Repository,
+    source: Source,
+    order: &Order,
+    progress: &watch::Sender<Progress>,
+) -> Result<Taken, TakeError> {
+    let Source { data_dir, session, primary } = source;
+    let began = Timestamp::now();
+    let mut survey = Survey::of(&session).await?;
+    if survey.is_standby {
+        // It notes in its control file which timeline it replays, by a checkpoint at the latest.
+        checkpoint_now(&session, CHECKPOINT).await?;
+        survey = Survey::of(&session).await?;
+    }
+    let control = read_control(&data_dir).await?.1;
+    let segments = Segments::new(control.wal_segment_bytes)?;
+    let archive = Archive::new(repository, survey.system_id, segments);
+    let version = survey.version;
+
+    let mut backup = begin(repository, &survey, order).await?;
+    let label = format!("pgherd {}", backup.id());
+    let start = BaseBackup::begin(session, survey, &label, order.checkpoint, CHECKPOINT);
+    let running = while_alive(&mut backup, start).await?;
+    let shared = Arc::new(Shared {
+        repository: repository.clone(),
+        data_dir: data_dir.clone(),
+        checksums: Checksums::of(&control, running.start()),
+        throttle: Throttle::new(order.max_bytes_per_second),
+        stop: Stop::default(),
+        done: Done::default(),
+        oldest: backup.parent().and_then(|parent| parent.packs.keys().next().copied()),
+        refresh_bytes: AtomicU64::new(order.refresh_bytes),
+        refreshed_bytes: AtomicU64::new(0),
+        kept_bytes: AtomicU64::new(0),
+    });
+    let copied = copy(&mut backup, &running, &control, order, &shared, progress).await?;
+    let (start, timeline) = (running.start(), running.timeline());
+    let finished = while_alive(&mut backup, running.finish(STATEMENT)).await?;
+    let proving = prove(&archive, timeline, (start, finished.stop), order.wal_deadline, primary.as_ref());
+    let wal = while_alive(&mut backup, proving).await?;
+
+    let limits = copied.control.limits;
+    let facts = Facts {
+        postgresql_version: version,
+        page_bytes: copied.control.page_bytes,
+        data_checksums: copied.control.data_checksums,
+        settings: Settings {
+            max_connections: limits.max_connections,
+            max_worker_processes: limits.max_worker_processes,
+            max_wal_senders: limits.max_wal_senders,
+            max_prepared_transactions: limits.max_prepared_transactions,
+            max_locks_per_transaction: limits.max_locks_per_transaction,
+        },
+        started: began,
+        stopped: Timestamp::now(),
+        backup_label: Text::new(&finished.backup_label),
+        tablespace_map: Text::new(&finished.tablespace_map),
+    };
+    let manifest = backup.commit(copied.packs, copied.maps, wal, facts).await?;
+    let own = manifest.packs.get(&manifest.id).into_iter().flatten();
+    Ok(Taken {
+        stored_bytes: own.map(|pack| pack.bytes).sum(),
+        manifest,
+        read_bytes: shared.done.bytes.load(Ordering::Relaxed),
+        kept_bytes: shared.kept_bytes.load(Ordering::Relaxed),
+        refreshed_bytes: shared.refreshed_bytes.load(Ordering::Relaxed),
+        vanished: copied.vanished,
+        damaged: copied.damaged,
+    })
+}
+
+async fn begin(repository: &Repository, survey: &Survey, order: &Order) -> Result<Backup, TakeError> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        let now = Timestamp::now();
+        // One that builds upon a backup has a later name; a clock that is far behind is refused.
+        if order.parent.is_some_and(|parent| parent >= BackupId::at(now)) && tried < NAMES_TRIED {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        }
+        let beginning = Beginning {
+            system_identifier: survey.system_id,
+            parent: order.parent,
+            timeline: survey.timeline,
+            wal_from: survey.redo,
+            node: order.node.clone(),
+            term: order.term,
+            now,
+        };
+        match Backup::begin(repository, beginning).await {
+            Err(BeginError::Taken { .. }) if tried < NAMES_TRIED => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Does something while the repository is told that somebody lives. A sign that is not written is made up for by the next.
+async fn while_alive<T>(backup: &mut Backup, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut beats = beats();
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = beats.tick() => beat(backup).await,
+        }
+    }
+}
+
+fn beats() -> tokio::time::Interval {
+    let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + BEAT, BEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}
+
+async fn beat(backup: &mut Backup) {
+    if let Err(error) = backup.beat(Timestamp::now()).await {
+        let backup = backup.id();
+        tracing::warn!(%backup, %error, "a sign of life of a backup was not written");
+    }
+}
+
+async fn read_control(data_dir: &Path) -> Result<(Vec<u8>, ControlFile), TakeError> {
+    let data_dir = data_dir.to_owned();
+    Ok(tokio::task::spawn_blocking(move || base_backup::control(&data_dir)).await??)
+}
+
+/// What was copied.
+struct Copied {
+    packs: Vec<DurablePacks>,
+    maps: DurableMaps,
+    /// As it is in the backup.
+    control: ControlFile,
+    vanished: u64,
+    damaged: Vec<Damaged>,
+}
+
+/// A file for a reader.
+struct Job {
+    number: u64,
+    found: Found,
+    parent: Option<Entry>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// What came of a path.
+enum Came {
+    Entry(Entry),
+    Stored(Stored),
+    Gone,
+    /// It is read last.
+    Control(Found),
+}
+
+struct Outcome {
+    number: u64,
+    came: Came,
+    /// Given back when the entry is in the map.
+    permit: OwnedSemaphorePermit,
+}
+
+type Results = mpsc::UnboundedSender<Result<Outcome, TakeError>>;
+
+async fn copy(
+    backup: &mut Backup,
+    running: &BaseBackup,
+    control: &ControlFile,
+    order: &Order,
+    shared: &Arc<Shared>,
+    progress: &watch::Sender<Progress>,
+) -> Result<Copied, TakeError> {
+    // Whatever way this ends, readers end with it.
+    let _ended = shared.stop.when_dropped();
+    count(shared, control)?;
+    let (jobs, waiting) = mpsc::channel(QUEUE);
+    let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+    // Its length is bounded by the window.
+    let (results, mut came) = mpsc::unbounded_channel();
+    let parent = backup.parent().map(|parent| parent.entries(&shared.repository));
+    let pairing = Pairing { parent, ahead: None, jobs, results: results.clone(), stop: shared.stop.clone() };
+    let listing = Listing::begin(&shared.data_dir, control)?;
+    let _pairing = on_a_thread(move || pairing.run(listing));
+    let frame_pages = if order.parent.is_some() { INCREMENTAL_FRAME_PAGES } else { FULL_FRAME_PAGES };
+    let readers: Vec<_> = (0..order.readers.clamp(1, MAX_READERS))
+        .map(|_| {
+            let storing = Storing::new(backup.packs(frame_pages), Arc::clone(shared));
+            let (waiting, results, stop) = (Arc::clone(&waiting), results.clone(), shared.stop.clone());
+            on_a_thread(move || read(storing, waiting, results, stop))
+        })
+        .collect();
+    drop((results, waiting));
+
+    let mut maps = backup.maps();
+    let (mut vanished, mut damaged) = (0, Vec::new());
+    let mut early: BTreeMap<u64, Outcome> = BTreeMap::new();
+    let (mut next, mut room) = (0, None);
+    let (mut beats, mut reports) = (beats(), tokio::time::interval(REPORT));
+    loop {
+        let result = tokio::select! {
+            result = came.recv() => result,
+            _ = beats.tick() => {
+                running.still().await?;
+                beat(backup).await;
+                continue;
+            }
+            _ = reports.tick() => {
+                progress.send_replace(shared.done.progress());
+                continue;
+            }
+        };
+        let Some(result) = result else { break };
+        let result = result?;
+        early.insert(result.number, result);
+        while let Some(Outcome { came, permit, .. }) = early.remove(&next) {
+            next += 1;
+            match came {
+                Came::Entry(entry) => maps.push(&entry).await?,
+                Came::Stored(Stored { entry, damaged: pages }) => {
+                    if !pages.is_empty() && damaged.len() < MAX_DAMAGED {
+                        let path = String::from_utf8_lossy(&entry.path).into_owned();
+                        tracing::warn!(path, pages = ?pages, "pages of the server are damaged");
+                        damaged.push(Damaged { path, pages });
+                    }
+                    maps.push(&entry).await?;
+                }
+                Came::Gone => vanished += 1,
+                Came::Control(found) => room = Some((maps.leave_room(&found.path).await?, found)),
+            }
+            drop(permit);
+        }
+    }
+    let mut packs = Vec::new();
+    for reader in readers {
+        packs.extend(reader.await??);
+    }
+    let Some((room, found)) = room else { return Err(TakeError::Stopped) };
+    let (bytes, control) = read_control(&shared.data_dir).await?;
+    running.judge(&control)?;
+    let mut last = backup.packs(frame_pages);
+    let mut file = last.file();
+    file.write(&bytes).await?;
+    let placed = file.finish().await?;
+    maps.fill(room, &Entry::file(found.path, found.mode, placed)).await?;
+    packs.push(last.finish().await?);
+    progress.send_replace(shared.done.progress());
+    Ok(Copied { packs, maps: maps.finish().await?, control, vanished, damaged })
+}
+
+/// Counts what there is, beside everything else.
+fn count(shared: &Arc<Shared>, control: &ControlFile) -> Result<(), TakeError> {
+    let listing = Listing::begin(&shared.data_dir, control)?;
+    let shared = Arc::clone(shared);
+    tokio::task::spawn_blocking(move || {
+        // What cannot be listed is told of by the listing that counts.
+        let sizes =
+            listing.take_while(|_| !shared.stop.is_wanted()).map_while(Result::ok).map(|found| found.size);
+        shared.done.total_bytes.store(sizes.sum(), Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+/// Gives each file the parent's entry of the same path, and a number in the order of paths.
+struct Pairing {
+    parent: Option<MapReader>,
+    /// The parent's next file.
+    ahead: Option<Entry>,
+    jobs: mpsc::Sender<Job>,
+    results: Results,
+    stop: Stop,
+}
+
+impl Pairing {
+    async fn run(mut self, listing: Listing) {
+        // Nobody listens any more when this fails.
+        if let Err(error) = self.pair(listing).await {
+            self.results.send(Err(error)).ok();
+        }
+    }
+
+    async fn pair(&mut self, listing: Listing) -> Result<(), TakeError> {
+        let window = Arc::new(Semaphore::new(WINDOW_KIB as usize));
+        for (number, found) in (0..).zip(listing) {
+            let found = found?;
+            let weight = (1 + found.size / BYTES_FOR_A_KIB).min(u64::from(WINDOW_KIB)) as u32;
+            let permit =
+                Arc::clone(&window).acquire_many_owned(weight).await.map_err(|_| TakeError::Stopped)?;
+            if self.stop.is_wanted() {
+                return Err(TakeError::Stopped);
+            }
+            let came = match &found.kind {
+                Kind::Directory => Came::Entry(Entry::directory(found.path, found.mode)),
+                Kind::Symlink(to) => Came::Entry(Entry::symlink(found.path, to.clone())),
+                Kind::File(Content::Control) => Came::Control(found),
+                Kind::File(_) => {
+                    let parent = self.parent_of(&found.path).await?;
+                    let job = Job { number, found, parent, permit };
+                    self.jobs.send(job).await.map_err(|_| TakeError::Stopped)?;
+                    continue;
+                }
+            };
+            self.results.send(Ok(Outcome { number, came, permit })).map_err(|_| TakeError::Stopped)?;
+        }
+        Ok(())
+    }
+
+    async fn parent_of(&mut self, path: &[u8]) -> Result<Option<Entry>, TakeError> {
+        let Some(parent) = &mut self.parent else { return Ok(None) };
+        while self.ahead.as_ref().is_none_or(|ahead| ahead.path.as_slice() < path) {
+            self.ahead = parent.next().await?;
+            if self.ahead.is_none() {
+                self.parent = None;
+                return Ok(None);
+            }
+        }
+        let file = self.ahead.take_if(|ahead| ahead.path == path);
+        Ok(file.filter(|file| file.kind == pgherd_backup::map::Kind::File))
+    }
+}
+
+/// One reader, until there are no more files.
+async fn read(
+    mut storing: Storing,
+    waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<Job>>>,
+    results: Results,
+    stop: Stop,
+) -> Result<Option<DurablePacks>, TakeError> {
+    loop {
+        let job = waiting.lock().await.recv().await;
+        if stop.is_wanted() {
+            return Ok(None);
+        }
+        let Some(Job { number, found, parent, permit }) = job else { break };
+        let result = match storing.store(found, parent.as_ref()).await {
+            Ok(Some(stored)) => Ok(Outcome { number, came: Came::Stored(stored), permit }),
+            Ok(None) => Ok(Outcome { number, came: Came::Gone, permit }),
+            Err(error) => Err(error),
+        };
+        let failed = result.is_err();
+        if results.send(result).is_err() || failed {
+            return Ok(None);
+        }
+    }
+    match storing.into_packs().finish().await {
+        Ok(packs) => Ok(Some(packs)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits until all WAL of the backup is in the archive. An archive that cannot be reached now may be later.
+async fn prove(
+    archive: &Archive,
+    timeline: Timeline,
+    (start, stop): (Lsn, Lsn),
+    deadline: Duration,
+    primary: Option<&Session>,
+) -> Result<ProvenWal, TakeError> {
+    let began = Instant::now();
+    let mut switched: Option<Instant> = None;
+    // What was there once is not asked for again until all is.
+    let mut from = start;
+    loop {
+        let last = match archive.prove(timeline, from, stop).await {
+            Ok(proof) if from == start => return Ok(proof),
+            Ok(_) => {
+                from = start;
+                continue;
+            }
+            Err(WalError::Missing { segment, from: at, place }) => {
+                from = at;
+                WalError::Missing { segment, from: at, place }
+            }
+            Err(error) => error,
+        };
+        if began.elapsed() >= deadline {
+            return Err(TakeError::WalIsMissing { stop, after: deadline, last });
+        }
+        // An idle primary would not complete the last segment for hours.
+        if let Some(primary) = primary
+            && switched.is_none_or(|at| at.elapsed() >= SWITCH_AGAIN)
+        {
+            switched = Some(Instant::now());
+            if let Err(error) = switch_wal(primary, STATEMENT).await {
+                tracing::warn!(%error, "the primary does not begin a new segment for a backup");
+            }
+        }
+        tokio::time::sleep(WAL_POLL).await;
+    }
+}
