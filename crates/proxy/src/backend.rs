@@ -26,6 +26,7 @@ use crate::session::SYNC_REP_WAIT;
 use crate::settings::{self, Found, Values};
 use crate::sql::{Effects, Ties};
 use crate::statements::{Known, UNKNOWN};
+use crate::timer::timeout;
 use crate::tls::{self, Attempt, Failed, NotConnected, may_try_again};
 use crate::world::nonce;
 
@@ -149,7 +150,7 @@ impl Backend {
                 }
             }
         };
-        let opened = tokio::time::timeout(CONNECT_WITHIN, opening).await;
+        let opened = timeout(CONNECT_WITHIN, opening).await;
         let (stream, welcome) = opened.map_err(|_| {
             NotIn::Unreachable(format!("it has not let anybody in for {} s", CONNECT_WITHIN.as_secs()))
         })??;
@@ -298,7 +299,7 @@ impl Backend {
             self.answer(expected).await
         };
         let late = || NotDone::Lost(format!("it has not answered for {} s", within.as_secs()));
-        tokio::time::timeout(within, asking).await.map_err(|_| late())?
+        timeout(within, asking).await.map_err(|_| late())?
     }
 
     async fn answer(&mut self, expected: TransactionStatus) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
@@ -375,7 +376,7 @@ impl Backend {
     pub(crate) async fn close(mut self) {
         let mut out = BytesMut::new();
         build::terminate(&mut out);
-        let goodbye = tokio::time::timeout(Duration::from_secs(1), self.stream.send(&mut out)).await;
+        let goodbye = timeout(Duration::from_secs(1), self.stream.send(&mut out)).await;
         if let Ok(Err(error)) = goodbye {
             tracing::debug!(%error, "a server was gone before it was told goodbye");
         }
@@ -410,7 +411,7 @@ pub(crate) async fn cancel(who: &Cancelable, tls: &dyn ServerTls) {
             other => other,
         }
     };
-    match tokio::time::timeout(CANCEL_WITHIN, asking).await {
+    match timeout(CANCEL_WITHIN, asking).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a cancel did not reach the server"),
         Err(_) => tracing::debug!("a cancel did not reach the server in time"),

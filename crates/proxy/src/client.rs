@@ -18,7 +18,7 @@ use pgherd_pgwire::startup::{Replication, Version};
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::backend::{Backend, NotDone, cancel};
 use crate::cancel::{Cancels, Ticket};
@@ -42,6 +42,7 @@ use crate::server::NotIn;
 use crate::session::{Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
+use crate::timer::{timeout, timeout_at};
 use crate::tls;
 use crate::watch::Overdue;
 use crate::world::{PoolMode, World, nonce};
@@ -244,7 +245,7 @@ async fn say(stream: &mut Stream, out: &mut BytesMut) {
         }
         std::io::Result::Ok(())
     };
-    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL_WITHIN, saying).await {
+    if let Ok(Err(error)) = timeout(FAREWELL_WITHIN, saying).await {
         tracing::debug!(%error, "a client may not have heard why it was closed");
     }
 }

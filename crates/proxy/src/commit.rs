@@ -32,6 +32,7 @@ use crate::net::Stream;
 use crate::routes::Role;
 use crate::session::Session;
 use crate::settings::Values;
+use crate::timer;
 use crate::world::World;
 
 /// What is not decided yet is asked again after this.
@@ -237,7 +238,7 @@ pub(crate) async fn look_up(
                 tracing::warn!(%sqlstate, message, "a server does not tell what became of a commit");
                 break;
             }
-            Ok(_) => tokio::time::sleep(AGAIN_AFTER).await,
+            Ok(_) => timer::sleep(AGAIN_AFTER).await,
             Err(NotDone::Lost(_)) => {}
         }
     }

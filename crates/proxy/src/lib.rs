@@ -50,6 +50,7 @@ mod share;
 pub mod sql;
 pub mod statements;
 pub mod succession;
+mod timer;
 pub mod tls;
 mod trial;
 mod verifiers;

@@ -27,6 +27,7 @@ use crate::own;
 use crate::pool::{Place, Worker};
 use crate::routes::{Role, Route};
 use crate::server::NotIn;
+use crate::timer::{sleep, timeout, timeout_at};
 use crate::world::World;
 
 /// A sample of the primary follows a write so soon, and takes all writes of that time along.
@@ -141,7 +142,7 @@ impl Positions {
                 let _next = taken.changed().await;
             }
         };
-        tokio::time::timeout_at(until, waiting).await.ok()
+        timeout_at(until, waiting).await.ok()
     }
 
     /// Which of these standbys is the first that is known to have replayed `needed`.
@@ -175,7 +176,7 @@ impl Positions {
                 any_of(any.collect()).await;
             }
         };
-        tokio::time::timeout_at(until, waiting).await.ok()
+        timeout_at(until, waiting).await.ok()
     }
 
     /// Does the server at the other end of a connection that was opened at `opened` show all up to `needed`?
@@ -204,7 +205,7 @@ impl Positions {
                 let _next = taken.changed().await;
             }
         };
-        tokio::time::timeout_at(until, waiting).await.is_ok()
+        timeout_at(until, waiting).await.is_ok()
     }
 
     fn standby(&self, name: &NodeName) -> Arc<Node> {
@@ -262,12 +263,12 @@ impl Node {
                     () = self.written.notified() => {
                         tokio::select! {
                             () = self.wanted.notified() => {}
-                            () = tokio::time::sleep(AFTER_WRITE) => {}
+                            () = sleep(AFTER_WRITE) => {}
                         }
                     }
                 }
             };
-            if tokio::time::timeout(IDLE, wanted).await.is_err() {
+            if timeout(IDLE, wanted).await.is_err() {
                 // Whoever comes from now on begins anew; one that came in this moment asks again when it has waited.
                 *locked(&self.is_asked) = false;
                 return;
@@ -275,12 +276,12 @@ impl Node {
             match take(&mut connection, role, world).await {
                 Ok(sample) => {
                     self.take(sample, most);
-                    tokio::time::sleep(BETWEEN).await;
+                    sleep(BETWEEN).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, ?role, "a position cannot be asked for");
                     connection = None;
-                    tokio::time::sleep(AGAIN_AFTER).await;
+                    sleep(AGAIN_AFTER).await;
                 }
             }
         }

@@ -4,15 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Runtime;
-use tokio::sync::{RwLock, watch};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{RwLock, oneshot, watch};
 
 use crate::client::{self, Door};
 use crate::clock;
@@ -24,6 +23,7 @@ use crate::pools::{Name, TICK};
 use crate::reload::Reload;
 use crate::routes::{Role, Route, Table};
 use crate::succession::{Elders, Inherited};
+use crate::timer;
 use crate::verifiers::{AuthQuery, Verifiers};
 use crate::world::{NoRandomness, Settings, World};
 
@@ -120,9 +120,9 @@ pub struct Proxy {
     /// As the herd wants it to be, and whether that is changed since there is a successor.
     wanted: Mutex<(Settings, bool)>,
     stop: watch::Sender<bool>,
-    /// Dropped, so that what keeps all in step ends.
-    stop_keeping: Option<mpsc::Sender<()>>,
-    threads: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    /// What keeps all in step, and what tells it to end by being dropped.
+    keeper: Option<(JoinHandle<()>, oneshot::Sender<()>)>,
 }
 
 impl Proxy {
@@ -150,9 +150,10 @@ impl Proxy {
         let Config { listen, workers, server_tls, auth_query } = config;
         let mut runtimes = Vec::new();
         for _ in 0..workers.max(1) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = Builder::new_current_thread().enable_io().build();
             runtimes.push(runtime.map_err(StartError::Worker)?);
         }
+        let keeping = Builder::new_current_thread().enable_time().build().map_err(StartError::Worker)?;
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<(std::net::TcpListener, Access)>> =
             runtimes.iter().map(|_| Vec::new()).collect();
@@ -189,23 +190,28 @@ impl Proxy {
         // Nobody has set it before.
         world.listening.get_or_init(|| addresses.clone());
         let stop = watch::Sender::new(false);
-        let mut threads = Vec::new();
+        let mut workers = Vec::new();
         for (number, (runtime, listeners)) in (0_u16..).zip(runtimes.into_iter().zip(listeners)) {
             let (world, stopped) = (Arc::clone(&world), stop.subscribe());
             let porter = Porter { doors: doors.subscribe(), gate: Arc::clone(&gate) };
+            let keeper = keeping.handle().clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker {number}"))
-                .spawn(move || work(&runtime, listeners, Worker(number), &world, &porter, stopped));
-            threads.push(thread.map_err(StartError::Worker)?);
+                .spawn(move || work(&runtime, &keeper, listeners, Worker(number), &world, &porter, stopped));
+            workers.push(thread.map_err(StartError::Worker)?);
         }
-        let (stop_keeping, stopped) = mpsc::channel();
+        let (stop_keeping, stopped) = oneshot::channel();
         let here = Arc::clone(&world);
         let keeper = std::thread::Builder::new().name("keeper".to_owned());
-        let keeper = keeper.spawn(move || keep_in_step(&here, &stopped));
-        threads.push(keeper.map_err(StartError::Worker)?);
+        let keeper = keeper.spawn(move || {
+            // A task of its own: timers go on whatever becomes of it.
+            keeping.spawn(keep_in_step(here));
+            // Its sender says nothing and is dropped.
+            keeping.block_on(stopped).ok();
+        });
+        let keeper = Some((keeper.map_err(StartError::Worker)?, stop_keeping));
         let listeners = Mutex::new(handed);
-        let stop_keeping = Some(stop_keeping);
-        Ok(Proxy { world, addresses, doors, gate, listeners, wanted, stop, stop_keeping, threads })
+        Ok(Proxy { world, addresses, doors, gate, listeners, wanted, stop, workers, keeper })
     }
 
     /// Of the listeners, in their order.
@@ -228,7 +234,7 @@ impl Proxy {
     /// ([`Table::draining`]), that is so from then on.
     pub async fn drained(&self) {
         while !self.world.pools.are_drained() {
-            tokio::time::sleep(LOOK_AT_DRAIN_EVERY).await;
+            timer::sleep(LOOK_AT_DRAIN_EVERY).await;
         }
     }
 
@@ -317,7 +323,7 @@ impl Proxy {
 
     pub(crate) async fn guests_gone(&self) {
         while self.guests() > 0 {
-            tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+            timer::sleep(LOOK_AT_GUESTS_EVERY).await;
         }
     }
 
@@ -341,7 +347,7 @@ impl Proxy {
     /// Until it is known where the primary is.
     pub async fn routed(&self) {
         while !matches!(self.world.fence.route(&Role::Primary), Route::To(..)) {
-            tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+            timer::sleep(LOOK_AT_GUESTS_EVERY).await;
         }
     }
 
@@ -354,11 +360,11 @@ impl Proxy {
                 self.world.pools.set_paused(&self.world, |paused| paused.all = true);
                 let given_back = async {
                     while !self.world.pools.have_none(None) {
-                        tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+                        timer::sleep(LOOK_AT_GUESTS_EVERY).await;
                     }
                 };
                 match within {
-                    Some(within) => drop(tokio::time::timeout(within, given_back).await),
+                    Some(within) => drop(timer::timeout(within, given_back).await),
                     None => given_back.await,
                 }
             }
@@ -371,10 +377,10 @@ impl Proxy {
             while self.clients() > 0 {
                 // Also those who have just come in.
                 self.world.roster.cards().iter().for_each(|card| card.dismiss());
-                tokio::time::sleep(LOOK_AT_GUESTS_EVERY).await;
+                timer::sleep(LOOK_AT_GUESTS_EVERY).await;
             }
         };
-        if tokio::time::timeout(FAREWELLS_WITHIN, farewells).await.is_err() {
+        if timer::timeout(FAREWELLS_WITHIN, farewells).await.is_err() {
             tracing::info!(clients = self.clients(), "not everybody has taken the farewell");
         }
     }
@@ -406,11 +412,16 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.stop.send_replace(true);
-        self.stop_keeping = None;
-        for thread in self.threads.drain(..) {
+        let ended = |thread: JoinHandle<()>| {
             if thread.join().is_err() {
                 tracing::error!("a worker has ended by a fault");
             }
+        };
+        self.workers.drain(..).for_each(ended);
+        // Last, since whatever waits on a worker waits there.
+        if let Some((thread, stop)) = self.keeper.take() {
+            drop(stop);
+            ended(thread);
         }
     }
 }
@@ -458,12 +469,14 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 fn work(
     runtime: &Runtime,
+    keeper: &Handle,
     listeners: Vec<(std::net::TcpListener, Access)>,
     worker: Worker,
     world: &Arc<World>,
     porter: &Porter,
     mut stopped: watch::Receiver<bool>,
 ) {
+    timer::keep_at(keeper);
     runtime.block_on(async {
         for (listener, access) in listeners {
             match TcpListener::from_std(listener) {
@@ -510,7 +523,7 @@ async fn accept_while_open(
             Ok((stream, from)) => welcome(stream, from, door, world),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a client");
-                tokio::time::sleep(BREATH).await;
+                timer::sleep(BREATH).await;
             }
         }
     }
@@ -557,12 +570,13 @@ impl Drop for Here {
 
 /// Ends what has waited too long, and notices when a route has run out.
 ///
-/// On a thread of its own: a worker without timers waits for its sockets without one, and the kernel need not set one up and take
-/// it away each time.
-fn keep_in_step(world: &Arc<World>, stopped: &mpsc::Receiver<()>) {
+/// On a thread of its own, where all timers of the workers are, too: a worker without timers waits for its sockets without one, and
+/// the kernel need not set one up and take it away each time.
+async fn keep_in_step(world: Arc<World>) {
     let mut was_known = false;
     let mut period_ends = clock::now() + STATS_PERIOD;
-    while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+    loop {
+        timer::sleep(TICK).await;
         if clock::now() >= period_ends {
             period_ends = clock::now() + STATS_PERIOD;
             world.ledger.tidy();
@@ -573,10 +587,10 @@ fn keep_in_step(world: &Arc<World>, stopped: &mpsc::Receiver<()>) {
         if was_known != known || ran_out {
             // Sessions count by themselves how long they have waited.
             world.fence.look_again();
-            world.pools.rerouted(world);
+            world.pools.rerouted(&world);
         }
         was_known = known;
-        world.pools.tick(world);
+        world.pools.tick(&world);
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_core::types::{Instant, NodeName};
-use tokio::time::timeout_at;
 
 use crate::client::Wants;
 use crate::pool::ClientId;
 use crate::pools::{Lent, NotLent, OnePool};
 use crate::routes::Role;
 use crate::server::NotIn;
+use crate::timer::timeout_at;
 use crate::world::World;
 
 /// How long a standby may let a client wait for a connection until another one is tried.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use crate::timer::timeout;
+
 /// Operators who wait at a time.
 const MOST: usize = 16;
 /// For so long one waits for the outcome: agents that do not answer are given up before.
@@ -41,7 +43,7 @@ impl Reloads {
     pub(crate) async fn ask(&self) -> Option<Result<(), String>> {
         let (sender, answer) = oneshot::channel();
         self.wanted.try_send(Reload(sender)).ok()?;
-        tokio::time::timeout(WITHIN, answer).await.ok()?.ok()
+        timeout(WITHIN, answer).await.ok()?.ok()
     }
 
     pub(crate) async fn next(&self) -> Reload {

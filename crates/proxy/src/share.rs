@@ -36,6 +36,7 @@ use crate::session::{Loan, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::sql::{self, Effects, Ties, Unmovable};
 use crate::statements::Known;
+use crate::timer::timeout;
 use crate::trial::Outcome;
 use crate::watch::Overdue;
 use crate::world::World;
@@ -121,7 +122,7 @@ pub(crate) async fn share(
             None => asking.await,
             // In a box, so that only those carry it who are waited for with a watch in hand.
             Some(within) => {
-                Box::pin(tokio::time::timeout(within, asking)).await.map_err(|_| overdue.farewell())?
+                Box::pin(timeout(within, asking)).await.map_err(|_| overdue.farewell())?
             }
         };
         if !is_asked {

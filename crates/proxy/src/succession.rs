@@ -33,9 +33,9 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use crate::proxy::{Access, Ending, Proxy};
+use crate::timer::{sleep, timeout};
 
 mod place;
 mod wire;
@@ -503,7 +503,7 @@ async fn answer_all(socket: UnixListener, inner: Arc<Inner>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "another process of this proxy cannot be heard");
-                tokio::time::sleep(WORD_WITHIN).await;
+                sleep(WORD_WITHIN).await;
             }
         }
     }

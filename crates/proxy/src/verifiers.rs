@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgherd_pgwire::scram::Verifier;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::backend::Backend;
 use crate::own;
 use crate::pool::Place;
 use crate::routes::{Hold, Role, Route, Target};
 use crate::server::NotIn;
+use crate::timer::{sleep_until, timeout_at};
 use crate::world::{NoRandomness, World, random};
 
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -80,7 +81,7 @@ impl Verifiers {
             }
             // A new route is tried at once.
             tokio::select! {
-                () = tokio::time::sleep_until(retry) => {}
+                () = sleep_until(retry) => {}
                 _ = changes.changed() => {}
             }
         };

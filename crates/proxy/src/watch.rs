@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::session::{Doing, Session};
+use crate::timer::{Sleep, sleep_until};
 use crate::world::Timeouts;
 
 /// What has lasted too long.

@@ -83,6 +83,22 @@ const BANS: &[Ban] = &[
         why: "a test waits for a condition with a deadline; where a pause is meant, the line above says why: // sleep: …",
     },
     Ban {
+        words: &[
+            "tokio::time::sleep",
+            "tokio::time::sleep_until",
+            "tokio::time::timeout",
+            "tokio::time::timeout_at",
+            "tokio::time::interval",
+            "tokio::time::interval_at",
+            // Nobody needs anything else of it but Instant.
+            "tokio::time::{",
+        ],
+        within: &["crates/proxy/src/"],
+        except: &["crates/proxy/src/timer.rs"],
+        code: Code::Shipped,
+        why: "the runtimes of the proxy's workers have no timers, and these panic there; crate::timer has the same",
+    },
+    Ban {
         words: &["#[ignore]", "#[should_panic]"],
         within: &[""],
         except: &[],
@@ -164,6 +180,10 @@ mod tests {
             ("crates/agent/src/a.rs", "tokio::time::sleep(x).await;", 0),
             ("crates/agent/tests/it/main.rs", "tokio::time::sleep(x).await;", 1),
             ("crates/agent/src/a.rs", "#[cfg(test)] mod tests { fn t() { std::thread::sleep(x); } }", 1),
+            ("crates/proxy/src/a.rs", "tokio::time::timeout(x, y); tokio::time::sleep(x);", 2),
+            ("crates/proxy/src/a.rs", "use tokio::time::{Instant, timeout};", 1),
+            ("crates/proxy/src/a.rs", "use tokio::time::Instant; timer::sleep(x);", 0),
+            ("crates/proxy/src/timer.rs", "tokio::time::timeout(x, y)", 0),
             ("testkit/src/net.rs", "std::thread::sleep(x);", 1),
             ("testkit/src/net.rs", "// sleep: between two polls\nstd::thread::sleep(x);", 0),
             ("testkit/src/net.rs", "std::thread::sleep(x); // sleep: the fault itself", 0),

@@ -13,6 +13,7 @@ use super::table::{Table, Value};
 use super::{DATABASES, Reply};
 use crate::nodes;
 use crate::pool::ClientId;
+use crate::timer::sleep;
 use crate::world::World;
 
 /// How often it is looked whether something is over that a command waits for.
@@ -133,7 +134,7 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
 
 async fn wait(over: impl Fn() -> bool) {
     while !over() {
-        tokio::time::sleep(LOOK_EVERY).await;
+        sleep(LOOK_EVERY).await;
     }
 }
 

@@ -20,6 +20,7 @@ use crate::counts::NoEntry;
 use crate::login::Asked;
 use crate::net::Stream;
 use crate::roster::Card;
+use crate::timer::timeout;
 use crate::world::{ConsoleAccess, World};
 
 /// Conversations at a time: people, and programs that look every few seconds.
@@ -155,5 +156,5 @@ async fn dismissed(card: &Card) {
 }
 
 async fn sent(stream: &mut Stream, out: &mut BytesMut) -> bool {
-    matches!(tokio::time::timeout(TAKE_WITHIN, stream.send(out)).await, Ok(Ok(())))
+    matches!(timeout(TAKE_WITHIN, stream.send(out)).await, Ok(Ok(())))
 }

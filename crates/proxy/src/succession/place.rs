@@ -18,9 +18,10 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 
 use super::wire::{Link, Word};
+use crate::timer::{sleep, timeout};
 use crate::world::{NoRandomness, random};
 
 const SUFFIX: &str = ".sock";
