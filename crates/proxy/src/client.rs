@@ -550,10 +550,10 @@ impl From<NotBegun> for Farewell {
     }
 }
 
-/// Brings a server to what its client has set.
+/// Brings a server to what its client has set. Most often that is there already.
 pub(crate) async fn begin(
     pool: &Arc<OnePool>,
-    mut lent: Lent,
+    lent: Lent,
     settings: &Arc<Values>,
     forgets_sequences: bool,
     world: &Arc<World>,
@@ -561,6 +561,16 @@ pub(crate) async fn begin(
     if !forgets_sequences && lent.backend.is_like(settings) {
         return Ok(lent);
     }
+    Box::pin(bring(pool, lent, settings, forgets_sequences, world)).await
+}
+
+async fn bring(
+    pool: &Arc<OnePool>,
+    mut lent: Lent,
+    settings: &Arc<Values>,
+    forgets_sequences: bool,
+    world: &Arc<World>,
+) -> Result<Lent, NotBegun> {
     match lent.backend.become_like(settings, forgets_sequences).await {
         Ok(()) => Ok(lent),
         Err(NotDone::Refused { sqlstate, message }) => {

@@ -5,7 +5,7 @@
 //!
 //! Hazard: a connection that is lent twice, or lost while it is on its way to a client who has just left.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -80,7 +80,7 @@ impl std::fmt::Debug for OnePool {
 
 struct State {
     pool: Pool,
-    idle: BTreeMap<ServerId, Box<Backend>>,
+    idle: Idle,
     /// Of all that are open, whoever has them.
     cards: HashMap<ServerId, Arc<ServerCard>>,
     waiting: HashMap<ClientId, oneshot::Sender<Granted>>,
@@ -108,6 +108,28 @@ pub(crate) enum NotLent {
 pub(crate) struct Lent {
     pub(crate) server: ServerId,
     pub(crate) backend: Box<Backend>,
+}
+
+/// Servers that nobody has, in the order in which they were laid down: the pool lends the newest, which is found at once, and
+/// nothing is allocated for one that comes and goes with each transaction.
+#[derive(Default)]
+struct Idle(Vec<(ServerId, Box<Backend>)>);
+
+impl Idle {
+    fn insert(&mut self, server: ServerId, backend: Box<Backend>) {
+        self.0.push((server, backend));
+    }
+
+    fn remove(&mut self, server: ServerId) -> Option<Box<Backend>> {
+        let at = self.0.iter().rposition(|(known, _)| *known == server)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Those that have said something, or are gone.
+    fn dead(&self) -> Vec<ServerId> {
+        let dead = self.0.iter().filter(|(_, backend)| !backend.stream.is_quiet());
+        dead.map(|(server, _)| *server).collect()
+    }
 }
 
 impl State {
@@ -156,7 +178,7 @@ impl Pools {
             }
             let state = State {
                 pool,
-                idle: BTreeMap::new(),
+                idle: Idle::default(),
                 cards: HashMap::new(),
                 waiting: HashMap::new(),
                 resting: HashSet::new(),
@@ -213,14 +235,9 @@ impl Pools {
     pub(crate) fn tick(&self, world: &Arc<World>) {
         for pool in self.every() {
             let mut state = pool.state();
-            let dead: Vec<ServerId> = state
-                .idle
-                .iter()
-                .filter(|(_, backend)| !backend.stream.is_quiet())
-                .map(|(server, _)| *server)
-                .collect();
+            let dead = state.idle.dead();
             for server in dead {
-                state.idle.remove(&server);
+                state.idle.remove(server);
                 state.closed(server);
             }
             state.pool.tick(clock::now());
@@ -337,7 +354,7 @@ impl OnePool {
             loop {
                 match state.pool.request(client, worker, since) {
                     Answer::Lent { server, .. } => {
-                        let Some(backend) = state.idle.remove(&server) else { continue };
+                        let Some(backend) = state.idle.remove(server) else { continue };
                         let was_just_used = since.since(backend.rests_since) < QUIET_FOR;
                         if was_just_used || backend.stream.is_quiet() {
                             self.act(state, world);
@@ -411,7 +428,7 @@ impl OnePool {
         while let Some(order) = state.pool.poll() {
             match order {
                 Order::Lend { client, server, .. } => {
-                    let Some(backend) = state.idle.remove(&server) else { continue };
+                    let Some(backend) = state.idle.remove(server) else { continue };
                     let lent = Ok(Lent { server, backend });
                     let refused = match state.waiting.remove(&client) {
                         Some(sender) => sender.send(lent).err(),
@@ -437,7 +454,7 @@ impl OnePool {
                     world.spawn_at(worker, async move { pool.open(server, keys, &here).await });
                 }
                 Order::Close { server, worker, why } => {
-                    let Some(backend) = state.idle.remove(&server) else { continue };
+                    let Some(backend) = state.idle.remove(server) else { continue };
                     tracing::debug!(?why, pid = backend.welcome.pid, "closes a server");
                     let (pool, here) = (Arc::clone(self), Arc::clone(world));
                     world.spawn_at(worker, async move {

@@ -308,7 +308,7 @@ pub(crate) async fn relay(
         match moved.await {
             Some(end) => break end,
             None => {
-                if let Err(end) = mark(server, session, link).await {
+                if let Err(end) = Box::pin(mark(server, session, link)).await {
                     break end;
                 }
             }

@@ -121,9 +121,7 @@ pub(crate) async fn share(
         let is_asked = match within {
             None => asking.await,
             // In a box, so that only those carry it who are waited for with a watch in hand.
-            Some(within) => {
-                Box::pin(timeout(within, asking)).await.map_err(|_| overdue.farewell())?
-            }
+            Some(within) => Box::pin(timeout(within, asking)).await.map_err(|_| overdue.farewell())?,
         };
         if !is_asked {
             return Ok(if wants.card.is_dismissed() { Left::Dismissed } else { Left::ByItself });
@@ -142,7 +140,8 @@ pub(crate) async fn share(
         if link.answer(|unread, answers| session.answer_without_server(unread, answers)) {
             continue;
         }
-        // In a box, so that a client between transactions does not carry what one takes.
+        // In a box, so that a client between transactions does not carry what one takes. It is made for each of them: what few
+        // transactions take is in boxes of its own, and this one small.
         let done = Box::pin(sharing.transaction(stream, &mut session, &mut link)).await;
         match done {
             Ok(None) => {}
@@ -261,7 +260,7 @@ impl Sharing<'_> {
                 let lost = session.lost();
                 let farewell = end.farewell(lost, session, &lent.backend.place);
                 self.take_back(&pool, lent, &end);
-                return self.repeat(stream, session, link, lost, farewell).await;
+                return Box::pin(self.repeat(stream, session, link, lost, farewell)).await;
             }
             link.forget_first();
             return self.finish(end, &pool, lent, session, &held).await;
@@ -374,7 +373,7 @@ impl Sharing<'_> {
             }
             // What was tied to it is let go; what nobody knows goes with the connection.
             End::ClientLeft if session.is_clean() && held.unmovable.is_none() => {
-                leave(pool, lent, true, self.world).await;
+                Box::pin(leave(pool, lent, true, self.world)).await;
             }
             end => give_up(pool, lent, &end, self.world),
         }
@@ -403,7 +402,11 @@ impl Sharing<'_> {
             if !matches!(end, End::Over) {
                 break end;
             }
-            let settled = self.settle(backend, session, held).await;
+            let effects = session.take_effects();
+            let settled = match effects.is_none() {
+                true => Ok(held.is_nothing()),
+                false => Box::pin(self.settle(effects, backend, session, held)).await,
+            };
             let overheard = backend.overheard.split();
             link.say(|to| to.extend_from_slice(&overheard));
             match settled {
@@ -429,12 +432,12 @@ impl Sharing<'_> {
     /// `reads`: what comes next may be read from a standby.
     async fn find(&self, reads: bool) -> Result<(Arc<OnePool>, Lent), Farewell> {
         if self.wants.access() == Access::ReadOnly {
-            return self.wants.find(self.world).await;
+            return Box::pin(self.wants.find(self.world)).await;
         }
         if reads {
             let since = self.world.settings.load().reads.your_writes.then_some(self.wrote);
             // The primary says why, if it does not let this client in either.
-            if let Ok(Some(found)) = find_reader(self.wants, since, self.world).await {
+            if let Ok(Some(found)) = Box::pin(find_reader(self.wants, since, self.world)).await {
                 return Ok(found);
             }
         }
@@ -493,7 +496,7 @@ impl Sharing<'_> {
     async fn give_back(&self, pool: &Arc<OnePool>, mut lent: Lent) {
         let database = self.wants.names().0;
         if self.wants.splits() && pool.is_of_the_primary() && self.world.catalog.functions(database).1 {
-            match self.world.catalog.ask(database, &mut lent.backend).await {
+            match Box::pin(self.world.catalog.ask(database, &mut lent.backend)).await {
                 Ok(()) => {}
                 Err(NotDone::Lost(why)) => {
                     tracing::info!(why, database, "a server was lost while it was asked for its functions");
@@ -530,17 +533,14 @@ impl Sharing<'_> {
         }
     }
 
-    /// A transaction is over. `false`: something in the server cannot move.
+    /// A transaction is over that may have left something. `false`: something in the server cannot move.
     async fn settle(
         &mut self,
+        effects: Effects,
         backend: &mut Backend,
         session: &mut Session,
         held: &mut Held,
     ) -> Result<bool, End> {
-        let effects = session.take_effects();
-        if effects.is_none() {
-            return Ok(held.is_nothing());
-        }
         self.recalls_sequences |= effects.recalls_sequences;
         held.unmovable = held.unmovable.or(effects.unmovable);
         held.effects.absorb(&effects);
