@@ -168,22 +168,47 @@ const WORDS: [&str; 7] = ["set_config", "advisory", "temp", "hold", "setseed", "
 /// The longest of them, less one: so much of a piece may be the beginning of a word.
 pub const WORD_OVERLAP_BYTES: usize = 9;
 
-static SEARCH: LazyLock<DFA> = LazyLock::new(|| {
-    DFA::builder()
+/// For each state of the search, the state behind each byte: [`FOUND`] behind the last one of a word. The first one is where
+/// a search begins.
+type Steps = Vec<[u8; 256]>;
+const FOUND: u8 = u8::MAX;
+
+/// Every text is searched, by one step for each of its bytes: an automaton of the library is walked through once, and what a
+/// search could be asked for besides is left behind.
+static SEARCH: LazyLock<Steps> = LazyLock::new(|| {
+    let words = DFA::builder()
         .ascii_case_insensitive(true)
         .start_kind(StartKind::Unanchored)
         .build(WORDS)
-        .expect("seven short words")
+        .expect("seven short words");
+    let mut states = vec![words.start_state(Anchored::No).expect("it is built for this")];
+    let mut steps = Steps::new();
+    while let Some(state) = states.get(steps.len()).copied() {
+        steps.push(std::array::from_fn(|byte| {
+            let next = words.next_state(Anchored::No, state, byte as u8);
+            if words.is_match(next) {
+                return FOUND;
+            }
+            let known = states.iter().position(|state| *state == next).unwrap_or(states.len());
+            if known == states.len() {
+                states.push(next);
+            }
+            u8::try_from(known)
+                .ok()
+                .filter(|known| *known != FOUND)
+                .expect("a state for each of their letters")
+        }));
+    }
+    steps
 });
 
-/// Is one of [`WORDS`] in it? Every text is searched: so this is the automaton alone, without all that a search could be asked
-/// for besides.
+/// Is one of [`WORDS`] in it?
 fn has_word(text: &[u8]) -> bool {
-    let words = &*SEARCH;
-    let mut state = words.start_state(Anchored::No).expect("it is built for this");
+    let steps = &**SEARCH;
+    let mut state = 0;
     text.iter().any(|byte| {
-        state = words.next_state(Anchored::No, state, *byte);
-        words.is_special(state) && words.is_match(state)
+        state = steps[usize::from(state)][usize::from(*byte)];
+        state == FOUND
     })
 }
 

@@ -176,6 +176,21 @@ fn what_ends_a_transaction_is_known_by_its_first_word() {
     }
 }
 
+/// Whole words, and what they are made of.
+const PIECES: &str = "set|_|config|Set_Con|fig|adv|isory|te|mp|TEMP|hol|d|ho|setse|ed|last|val|VAL|curr|lastcurrval|s| |\u{e9}";
+
+proptest! {
+    /// By the table of steps as by looking at each place.
+    #[test]
+    fn a_word_is_found_wherever_it_stands(
+        pieces in proptest::collection::vec(proptest::sample::select(PIECES.split('|').collect::<Vec<_>>()), 0..12)
+    ) {
+        let text = pieces.concat();
+        let stands = WORDS.iter().any(|word| contains_word(text.as_bytes(), word.as_bytes()));
+        prop_assert_eq!(has_word(text.as_bytes()), stands, "{}", text);
+    }
+}
+
 proptest! {
     /// Any bytes are read to an end, whatever they are.
     #[test]
