@@ -2,6 +2,7 @@
 //!
 //! `in_front_of LISTEN SERVER [WORKERS [POOL_SIZE [MODE]]]`, such as `127.0.0.1:26432 127.0.0.1:5432 1 20 session`. SERVER may
 //! be `unix:/directory:5432`; MODE is `session`, `transaction` or `statement`. The server must let role `pgherd_proxy` into database `postgres` without a password.
+//! SIGTERM ends it, and returns from `main`: whoever profiles it finds what is written then.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use pgherd_core::types::{Instant, Term};
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::routes::{Table, Target};
 use pgherd_proxy::{Access, AuthQuery, Config, InClear, PoolMode, Pooling, Proxy, Settings};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// As in the program that is shipped.
 #[global_allocator]
@@ -48,6 +50,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         server_tls: Arc::new(InClear),
         auth_query,
     };
+    let waiting = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut told_to_end = waiting.block_on(async { signal(SignalKind::terminate()) })?;
     let proxy = Proxy::start(config, settings)?;
     let target = Target { node: "only".parse()?, address, port, socket_dir };
     let valid_until = Instant::from_boot(Duration::from_secs(u64::from(u32::MAX)));
@@ -60,7 +64,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         draining: None,
         valid_until,
     });
-    loop {
-        std::thread::park();
-    }
+    waiting.block_on(told_to_end.recv());
+    Ok(())
 }

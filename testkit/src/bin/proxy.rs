@@ -25,6 +25,8 @@ const USER: &str = "postgres";
 const PASSWORD: &str = "bench";
 const PROTOCOLS: [&str; 3] = ["simple", "extended", "prepared"];
 const SOON: Duration = Duration::from_secs(20);
+/// Whoever is told to end and has not by then is killed.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 /// So many clients log in at once: none of them waits for so long that it is refused.
 const AT_ONCE: usize = 64;
 
@@ -61,6 +63,9 @@ struct Arguments {
     /// So many clients come in, stay, and do nothing; descriptors limit them
     #[arg(long, value_name = "CLIENTS", default_value_t = 0)]
     idle: usize,
+    /// Without its peers, for a profile
+    #[arg(long)]
+    alone: bool,
     /// Directory of PostgreSQL's programs [default: Debian's newest]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -145,6 +150,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         // Children of a parent that is killed would stay.
         let children = family(self.0.id()).into_iter().filter(|pid| *pid != self.0.id()).collect::<Vec<_>>();
+        // One that is profiled writes what it has counted when it ends by itself.
+        if let Some(pid) = rustix::process::Pid::from_raw(self.0.id() as i32) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        }
+        let began = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && began.elapsed() < LAST_WORDS_WITHIN {
+            // sleep: between two looks.
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.0.kill().ok();
         for child in children.into_iter().filter_map(|pid| rustix::process::Pid::from_raw(pid as i32)) {
             rustix::process::kill_process(child, rustix::process::Signal::KILL).ok();
@@ -247,8 +261,8 @@ impl Scene {
     }
 
     fn subjects(&self, arguments: &Arguments) -> Vec<Subject> {
-        let mut subjects =
-            vec![Subject { name: "direct", port: self.port, process: None, holds_many: false }];
+        let direct = Subject { name: "direct", port: self.port, process: None, holds_many: false };
+        let mut subjects = if arguments.alone { Vec::new() } else { vec![direct] };
         // Where the checkout lies only its owner may be able to go.
         let program = self.dir.path().join("in_front_of");
         std::fs::copy(&arguments.proxy, &program).expect("the proxy's program is there");
@@ -266,6 +280,9 @@ impl Scene {
             command.args([&format!("127.0.0.1:{port}"), server, &arguments.workers.to_string()]);
             command.args([pool_size.as_str(), pool]);
             subjects.extend(started(name, port, command));
+        }
+        if arguments.alone {
+            return subjects;
         }
         let port = free_port();
         let users = self.write("users.txt", "\"bench\" \"bench\"\n");
