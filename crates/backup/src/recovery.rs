@@ -19,7 +19,7 @@ use pgherd_core::types::{Lsn, Timeline};
 use crate::document::ReadError;
 use crate::name::BackupId;
 use crate::wal::records::{Landmark, Record, Records};
-use crate::wal::{Archive, BackupRange, Fork, Gap, History, Inventory, WalError};
+use crate::wal::{Archive, BackupRange, Fetched, Fork, Gap, History, Inventory, WalError, candidates};
 
 /// Segments that are read ahead while one is looked at.
 const AHEAD: usize = 4;
@@ -418,20 +418,38 @@ pub async fn walk(
     let mut contents = futures_util::stream::iter(files.present.iter().copied())
         .map(|file| async move { (file, archive.segment(file.segment).await) })
         .buffered(AHEAD);
-    let mut broke = false;
+    let (mut broke, mut ended) = (false, false);
     let mut end = from;
-    while let Some((file, content)) = contents.next().await {
-        let content = content?;
-        let ended = records.read(&content, |record| {
+    let mut read = |content: &[u8], until: Option<Lsn>| {
+        let over = records.read(content, |record| {
             // In a file of an older timeline what is behind the fork is of a line that was left.
-            if broke || file.until.is_some_and(|until| record.start >= until) {
+            if broke || until.is_some_and(|until| record.start >= until) {
                 return;
             }
             end = record.end;
             broke = each(record, record.landmark()).is_break();
         });
-        if broke || ended.is_some() {
+        broke || over.is_some()
+    };
+    while let Some((file, content)) = contents.next().await {
+        ended = read(&content?, file.until);
+        if ended {
             break;
+        }
+    }
+    // Behind the last whole file there may be the beginning of the next one.
+    let last = files.present.last();
+    if !ended && files.gap.is_none() && last.is_none_or(|file| file.until.is_none()) {
+        let number = last.map_or(segments.number(from), |file| file.segment.number + 1);
+        for file in candidates(history, segments, number) {
+            match archive.fetch(file.segment).await {
+                Ok(Fetched::Whole(content) | Fetched::Beginning { content, .. }) => {
+                    read(&content, file.until);
+                    break;
+                }
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     let timeline = history.timeline_at(Lsn(end.0.saturating_sub(1)));

@@ -37,6 +37,7 @@ pub use piece::Piece;
 #[cfg(test)]
 pub(crate) use segment::header as segment_header;
 pub use segment::{Segment, SegmentError, Segments};
+pub(crate) use window::candidates;
 pub use window::{ArchivedFile, BackupRange, Files, Gap, Inventory, Reach, Window, window};
 
 /// The header of a segment's first page.

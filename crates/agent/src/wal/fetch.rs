@@ -8,7 +8,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use pgherd_backup::wal::{Archive, Segment};
+use pgherd_backup::wal::{Archive, Fetched as Archived, Segment};
 
 use super::spool::Spool;
 use super::{FileError, FileName};
@@ -49,8 +49,9 @@ pub(super) async fn fetch(
     let spool = Spool::of(data_dir);
     let file = archive.segments().file_name(segment);
     if !spool.take(&file, to)? {
-        match archive.segment(segment).await {
-            Ok(content) => put(to, &content)?,
+        match archive.fetch(segment).await {
+            // Of the last one there may be a beginning, at whose end recovery ends.
+            Ok(Archived::Whole(content) | Archived::Beginning { content, .. }) => put(to, &content)?,
             Err(error) if error.is_absent() => {
                 spool.remove();
                 return Ok(Fetched::Absent);
@@ -83,6 +84,7 @@ pub(super) async fn fill(archive: &Archive, data_dir: &Path, first: &str) -> Res
     let wanted = wanted.filter(|segment| !spool.has(&segments.file_name(*segment)));
     let at_once = AT_ONCE.min(ahead(archive) as usize);
     let contents = futures_util::stream::iter(wanted)
+        // Whole ones only: what there is of the last one grows.
         .map(|segment| async move { (segment, archive.segment(segment).await) })
         .buffered(at_once)
         .map(|(segment, content)| match content {

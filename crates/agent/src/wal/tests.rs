@@ -4,6 +4,7 @@ use std::fs;
 
 use jiff::Timestamp;
 use pgherd_backup::format::Repository;
+use pgherd_backup::receive::Object;
 use pgherd_backup::store::Store;
 use pgherd_core::types::SystemId;
 
@@ -158,6 +159,25 @@ async fn a_list_shows_holes_as_the_beginning_of_another_run() {
         segments,
     };
     assert_eq!(files.runs().await.unwrap(), [run(3, 5, 3), run(7, 7, 1)]);
+}
+
+#[tokio::test]
+async fn the_beginning_of_the_last_segment_is_fetched_and_never_ahead() {
+    let scene = Scene::new().await;
+    scene.push(&scene.name(3), &scene.content(3)).await.unwrap();
+    let (segment, beginning) =
+        (Segment { timeline: Timeline(1), number: 4 }, scene.content(4)[..9000].to_vec());
+    let piece = Object::Piece { segment, from: 0, content: beginning.clone().into() };
+    scene.archive.put(&piece).await.unwrap();
+    assert!(scene.fill(3).await);
+    assert_eq!(scene.spooled(), [scene.name(3)], "what there is of the last one grows");
+    assert!(matches!(scene.fetch(&scene.name(4)).await.unwrap(), Fetched::Found { .. }));
+    let mut padded = beginning;
+    padded.resize(SEGMENT_BYTES as usize, 0);
+    assert_eq!(fs::read(scene.at("RECOVERYXLOG")).unwrap(), padded);
+    // Something is behind it: now it is a hole, and not the end.
+    scene.push(&scene.name(5), &scene.content(5)).await.unwrap();
+    assert_eq!(scene.fetch(&scene.name(4)).await.unwrap(), Fetched::Absent);
 }
 
 #[tokio::test]

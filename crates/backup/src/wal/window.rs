@@ -102,22 +102,14 @@ impl Inventory {
         let numbers = self.numbers(history, first);
         let Some(last) = numbers.last().copied() else { return files };
         for number in first..=last {
-            let (begin, end) = (self.segments.position(number), self.segments.position(number + 1));
-            let mut legs: Vec<super::history::Leg> = history
-                .legs()
-                .filter(|leg| leg.begin < end && leg.end.is_none_or(|until| until > begin))
-                .collect();
-            // As PostgreSQL does: the newest timeline's file has what the older ones wrote in this segment, too.
-            legs.reverse();
-            let segment = |leg: &super::history::Leg| Segment { timeline: leg.timeline, number };
-            let there = legs.iter().position(|leg| self.has(segment(leg)));
+            let candidates = candidates(history, self.segments, number);
+            let there = candidates.iter().position(|file| self.has(file.segment));
             let missing_from = match there {
                 Some(at) => {
-                    let until = legs[at].end.filter(|_| at > 0);
-                    files.present.push(ArchivedFile { segment: segment(&legs[at]), until });
-                    until
+                    files.present.push(candidates[at]);
+                    candidates[at].until
                 }
-                None => Some(begin),
+                None => Some(self.segments.position(number)),
             };
             if let Some(from) = missing_from {
                 // At the end it is no hole: nothing is behind it.
@@ -151,6 +143,20 @@ pub struct ArchivedFile {
     pub segment: Segment,
     /// Where its line of history was left, if what is behind that is in another file.
     pub until: Option<Lsn>,
+}
+
+/// Which files can have a segment of a line of history, the one that has most first: as PostgreSQL does, since a newer timeline's
+/// file has what the older ones wrote in the same segment, too.
+pub(crate) fn candidates(history: &History, segments: Segments, number: u64) -> Vec<ArchivedFile> {
+    let (begin, end) = (segments.position(number), segments.position(number + 1));
+    let in_it = |leg: &super::history::Leg| leg.begin < end && leg.end.is_none_or(|until| until > begin);
+    let mut legs: Vec<super::history::Leg> = history.legs().filter(in_it).collect();
+    legs.reverse();
+    let file = |(at, leg): (usize, &super::history::Leg)| {
+        let segment = Segment { timeline: leg.timeline, number };
+        ArchivedFile { segment, until: leg.end.filter(|_| at > 0) }
+    };
+    legs.iter().enumerate().map(file).collect()
 }
 
 /// What counts of a backup.

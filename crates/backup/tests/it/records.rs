@@ -9,8 +9,7 @@ use pgherd_backup::wal::Segments;
 use pgherd_backup::wal::records::{Ended, Landmark, Records};
 use pgherd_core::types::{Lsn, SystemId};
 
-use crate::server::{Server, as_user, programs};
-use crate::sql;
+use crate::server::{Server, as_user, programs, sql};
 
 const SEGMENT_BYTES: u32 = 16 << 20;
 

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use pgherd_backup::format::Repository;
 use pgherd_backup::name::BackupId;
+use pgherd_backup::receive::Object;
 use pgherd_backup::recovery::{self, Line, Plan, Refusal, Sources, Target};
 use pgherd_backup::store::Store;
 use pgherd_backup::wal::{Archive, BackupRange, Inventory, Segments};
 use pgherd_core::types::{Lsn, SystemId, Timeline};
 
-use crate::server::{Server, as_user, programs};
-use crate::sql;
+use crate::server::{Server, as_user, programs, sql};
 
 const SEGMENT_BYTES: u32 = 16 << 20;
 const SOON: Duration = Duration::from_secs(60);
@@ -109,6 +109,23 @@ impl Scene {
             }
             fs::copy(&path, self.files.join(&name)).unwrap();
         }
+    }
+
+    /// What there is of the segment that is being written, as a stream archives it.
+    async fn archive_beginning(&self, server: &Server) {
+        let flushed: Lsn = sql(server, "SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        let name = sql(server, "SELECT pg_walfile_name(pg_current_wal_flush_lsn())");
+        let segment = self.archive.segments().parse(&name).unwrap();
+        let mut content = fs::read(server.data_dir().join("pg_wal").join(&name)).unwrap();
+        let bytes = (flushed.0 - self.archive.segments().start(segment).0) as usize;
+        let (one, other) = (bytes / 2, bytes);
+        for (from, to) in [(0, one), (one, other)] {
+            let content = content[from..to].to_vec().into();
+            let from = from as u32;
+            self.archive.put(&Object::Piece { segment, from, content }).await.unwrap();
+        }
+        content[bytes..].fill(0);
+        fs::write(self.files.join(&name), content).unwrap();
     }
 
     async fn plan(&self, target: &Target, line: Line, backup: Option<BackupId>) -> Result<Plan, Refusal> {
@@ -277,6 +294,34 @@ fn case_22_a_recovery_ends_where_the_plan_says_for_every_kind_of_target() {
             }
             let refusal = refused(Target::Lsn { at: Lsn(mark.0 + (1 << 40)), inclusive: true }).await;
             assert!(matches!(refusal, Refusal::AfterEnd { .. }), "{refusal}");
+        });
+    });
+}
+
+#[test]
+fn what_came_of_a_segment_that_is_not_complete_is_recovered_and_planned() {
+    as_user("recovering::what_came_of_a_segment_that_is_not_complete_is_recovered_and_planned", &[], || {
+        block_on(async {
+            let server = Server::start();
+            sql(&server, "CREATE TABLE ledger (n serial PRIMARY KEY, xid bigint)");
+            let mut scene = Scene::begin(&server).await;
+            scene.back_up(&server, 1);
+            write(&server, 3);
+            let end = switch(&server);
+            scene.archive(&server.data_dir().join("pg_wal"), &end).await;
+            let whole = both(&scene, Target::Latest, Line::Latest).await.unwrap();
+            let since = write(&server, 3);
+            scene.archive_beginning(&server).await;
+            assert!(since[0] > whole);
+            assert_eq!(both(&scene, Target::Latest, Line::Latest).await, Some(since[2]));
+            let target = Target::Xid { xid: since[0], inclusive: true };
+            assert_eq!(both(&scene, target, Line::Latest).await, Some(since[0]));
+            let later = Target::Time { at: Timestamp::now(), inclusive: true };
+            let refusal = scene.plan(&later, Line::Latest, None).await.unwrap_err();
+            assert!(
+                matches!(&refusal, Refusal::AfterEnd { last: Some(last), .. } if last.xid == since[2]),
+                "{refusal}"
+            );
         });
     });
 }

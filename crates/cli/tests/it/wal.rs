@@ -7,21 +7,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::run::PGHERD;
-use crate::server::{Server, as_user, programs};
+use crate::server::{Server, as_user, programs, sql};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Names the program to whom the build directory is closed.
 const PROGRAM: &str = "PGHERD_TEST_PROGRAM";
-
-fn sql(server: &Server, script: &str) -> String {
-    let output = Command::new(programs().join("psql"))
-        .args(["-h", "127.0.0.1", "-U", "postgres", "-XAtq", "-v", "ON_ERROR_STOP=1", "-p"])
-        .args([&server.port.to_string(), "-c", script, "postgres"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let began = Instant::now();

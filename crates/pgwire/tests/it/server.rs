@@ -202,6 +202,18 @@ impl Server {
     }
 }
 
+/// What `psql` prints. Several statements are one transaction.
+#[allow(dead_code, reason = "not every crate that includes this file asks by psql")]
+pub(crate) fn sql(server: &Server, script: &str) -> String {
+    let output = Command::new(programs().join("psql"))
+        .args(["-h", "127.0.0.1", "-U", USER, "-XAtq", "-v", "ON_ERROR_STOP=1", "-p"])
+        .args([&server.port.to_string(), "-c", script, "postgres"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
