@@ -27,6 +27,8 @@ pub enum RepositoryError {
     NoSecret { path: PathBuf, source: SecretError },
     #[error("{0}")]
     File(Findings),
+    #[error("there is no directory {path}")]
+    NoDirectory { path: PathBuf },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -74,8 +76,14 @@ pub async fn create(file: &Path) -> Result<Made, RepositoryError> {
 fn place(path: &Path) -> Result<(Store, Option<Secret>), RepositoryError> {
     let text = read(path)?;
     let file = RepositoryFile::read(&path.display().to_string(), &text).map_err(RepositoryError::File)?;
+    let secret = match file.secret {
+        None => None,
+        Some(SecretFile::Passphrase(path)) => Some(secret(&path, Secret::passphrase)?),
+        Some(SecretFile::Key(path)) => Some(secret(&path, Secret::key)?),
+    };
     let store = match file.location {
-        Location::Directory(directory) => Store::directory(directory),
+        Location::Directory(path) if !path.is_dir() => return Err(RepositoryError::NoDirectory { path }),
+        Location::Directory(path) => Store::directory(path),
         Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {
             let line = |file: Option<PathBuf>| file.map(|file| read_secret(&file)).transpose();
             let (access_key, secret_key) = (line(access_key_file)?, line(secret_key_file)?);
@@ -83,11 +91,6 @@ fn place(path: &Path) -> Result<(Store, Option<Secret>), RepositoryError> {
             let (access_key, secret_key) = (trimmed(access_key), trimmed(secret_key));
             Store::s3(&url, Credentials { access_key, secret_key, region, endpoint, allow_http })?
         }
-    };
-    let secret = match file.secret {
-        None => None,
-        Some(SecretFile::Passphrase(path)) => Some(secret(&path, Secret::passphrase)?),
-        Some(SecretFile::Key(path)) => Some(secret(&path, Secret::key)?),
     };
     Ok((store, secret))
 }
@@ -134,7 +137,11 @@ mod tests {
         let refused = create(&file).await.unwrap_err();
         assert!(refused.hint().is_some_and(|hint| hint.starts_with("chmod 600")), "{refused}");
         write(&at("secret"), "correct horse battery\n", 0o600);
-        assert!(matches!(create(&file).await, Err(RepositoryError::Open(_))), "the directory must be there");
+        let refused = create(&file).await.unwrap_err();
+        assert!(
+            matches!(&refused, RepositoryError::NoDirectory { path } if *path == at("objects")),
+            "{refused}"
+        );
         std::fs::create_dir(at("objects")).unwrap();
         let refused = open(&file).await.unwrap_err();
         assert!(matches!(refused, RepositoryError::Open(OpenError::NoRepository { .. })), "{refused}");

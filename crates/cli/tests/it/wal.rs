@@ -97,7 +97,7 @@ fn as_root_a_server_archives_and_a_copy_recovers_with_commands_alone() {
             .unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert!(!ended.status.success() && said.contains("FATAL"), "{said}");
-        assert!(said.contains("there is no repository in"), "the command says why: {said}");
+        assert!(said.contains("there is no directory"), "the command says why: {said}");
         fs::rename(at("unmounted"), at("objects")).unwrap();
 
         let copy =
