@@ -165,15 +165,11 @@ pub enum Pushed {
 
 async fn push(archive: &Archive, file: &Path) -> Result<Pushed, FileError> {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let kind = FileName::parse(name, archive.segments())?;
-    if kind == FileName::Backup {
-        return Ok(Pushed::NotNeeded);
-    }
-    let content = std::fs::read(file).map_err(FileError::file("read", file))?;
-    let archived = match kind {
-        FileName::Segment(segment) => archive.put_segment(segment, &content).await?,
-        FileName::Partial(segment) => archive.put_partial(segment, &content).await?,
-        FileName::History(timeline) => archive.put_history(timeline, &content).await?,
+    let read = || std::fs::read(file).map_err(FileError::file("read", file));
+    let archived = match FileName::parse(name, archive.segments())? {
+        FileName::Segment(segment) => archive.put_segment(segment, &read()?).await?,
+        FileName::Partial(segment) => archive.put_partial(segment, &read()?).await?,
+        FileName::History(timeline) => archive.put_history(timeline, &read()?).await?,
         FileName::Backup => return Ok(Pushed::NotNeeded),
     };
     Ok(match archived {

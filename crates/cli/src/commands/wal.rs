@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::{Args, Subcommand};
-use pgherd_agent::wal::{Fetched, FileError, Files, Pushed};
+use pgherd_agent::wal::{Fetched, FileError, Files};
 use serde_json::json;
 
 use crate::args::Global;
@@ -114,9 +114,8 @@ pub(crate) async fn run(args: WalArgs, global: &Global) -> Result<(), Failure> {
 async fn push(of: &Of, file: &Path) -> Result<(), Failure> {
     // PostgreSQL runs it in the data directory, and gives a path from there.
     let file = of.data_dir.join(file);
-    match of.files().await.map_err(failed)?.push(&file).await.map_err(failed)? {
-        Pushed::Created | Pushed::Same | Pushed::NotNeeded => Ok(()),
-    }
+    // Whether it was there already is all the same to PostgreSQL.
+    of.files().await.map_err(failed)?.push(&file).await.map(|_| ()).map_err(failed)
 }
 
 /// Whether it was there.
