@@ -400,7 +400,12 @@ impl Herd {
             listen: vec![(at(port), Access::ReadWrite), (at(read_port), Access::ReadOnly)],
             workers: u16::try_from(cores).unwrap_or(u16::MAX),
             server_tls: Arc::clone(&self.certificates.to_nodes) as Arc<dyn ServerTls>,
-            auth_query: AuthQuery { user: roles::PROXY.to_owned(), database: "postgres".to_owned() },
+            auth_query: AuthQuery {
+                user: roles::PROXY.to_owned(),
+                database: "postgres".to_owned(),
+                // It has a password that nobody but the herd knows.
+                secret_of: Some(roles::MONITOR.to_owned()),
+            },
         };
         Ok(match heritage {
             Some(heritage) => Proxy::succeed(config, settings, std::mem::take(&mut heritage.listeners))?,

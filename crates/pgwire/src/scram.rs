@@ -136,7 +136,7 @@ impl Verifier {
     }
 
     /// For a user who does not exist or has no such password: the exchange looks like any other one, always with the same
-    /// salt for the same user, and no proof is right. `secret` is the proxy's own, and lasts as long as it does.
+    /// salt for the same user and `secret`, and no proof is right.
     pub fn of_nobody(user: &str, secret: &[u8; KEY_BYTES]) -> Verifier {
         let secret = Key(*secret);
         let mut salt = secret.hmac(&format!("salt of {user}")).to_vec();
@@ -145,6 +145,13 @@ impl Verifier {
         let stored = Key(secret.hmac(&format!("stored key of {user}")));
         let server = Key(secret.hmac(&format!("server key of {user}")));
         Verifier { salt, iterations: ITERATIONS, stored, server }
+    }
+
+    /// A secret for [`Verifier::of_nobody`] from what is stored of somebody's password: whoever knows that may know who exists.
+    pub fn secret_from(stored: &str) -> [u8; KEY_BYTES] {
+        let key = Key(array(digest::digest(&digest::SHA256, stored.as_bytes()).as_ref())
+            .expect("SHA-256 gives 32 bytes"));
+        key.hmac("of those who do not exist")
     }
 }
 

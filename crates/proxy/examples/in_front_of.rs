@@ -43,7 +43,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         other => return Err(format!("no such mode: {other}").into()),
     });
     settings.max_clients = 100_000;
-    let auth_query = AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() };
+    let auth_query =
+        AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned(), secret_of: None };
     let config = Config {
         listen: vec![(listen.parse()?, Access::ReadWrite)],
         workers,

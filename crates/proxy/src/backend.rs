@@ -208,7 +208,7 @@ impl Backend {
             return Ok(Found { server, client, ties: Ties::NONE });
         };
         let names = settings::names(&effects.changed, &self.settings);
-        let rows = self.values(question.as_bytes(), names.as_deref(), CLEAN_WITHIN).await?;
+        let rows = self.values(question.as_bytes(), &[names.as_deref()], CLEAN_WITHIN).await?;
         // A value in another encoding could not be set again as it was.
         let rows = rows.into_iter().flatten().map(String::from_utf8);
         let rows: Vec<String> = rows.collect::<Result<_, _>>().map_err(|_| NotDone::Refused {
@@ -255,15 +255,16 @@ impl Backend {
         self.settings.is_empty() && self.known.is_empty()
     }
 
-    /// The rows of a query that takes one value, of which each has one.
+    /// The rows of a query that takes these values; each row has one.
     pub(crate) async fn values(
         &mut self,
         query: &[u8],
-        value: Option<&str>,
+        values: &[Option<&str>],
         within: Duration,
     ) -> Result<Vec<Option<Vec<u8>>>, NotDone> {
         let mut out = BytesMut::new();
-        call(&mut out, query, &[value.map(str::as_bytes)])?;
+        let values: Vec<Option<&[u8]>> = values.iter().map(|value| value.map(str::as_bytes)).collect();
+        call(&mut out, query, &values)?;
         build::sync(&mut out);
         self.ask(&mut out, within).await
     }
@@ -458,7 +459,7 @@ pub(crate) mod tests {
             while theirs.write_all(&answer).await.is_ok() {}
         });
         let mut backend = backend(Stream::Unix(ours));
-        let answered = backend.values(b"SELECT 1", None, Duration::from_secs(20)).await;
+        let answered = backend.values(b"SELECT 1", &[], Duration::from_secs(20)).await;
         drop(backend);
         speaking.await.unwrap();
         answered

@@ -158,7 +158,7 @@ mod tests {
     use crate::world::{Settings, World};
 
     fn world() -> Arc<World> {
-        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned() };
+        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned(), secret_of: None };
         let verifiers = Verifiers::new(query).unwrap();
         Arc::new(World::new(Settings::new(Hba::default()), Arc::new(InClear), verifiers, Vec::new()))
     }

@@ -49,7 +49,7 @@ impl Catalog {
         };
         // Meanwhile nobody else asks.
         keep(None);
-        let rows = backend.values(FUNCTIONS_QUERY, None, ANSWER_WITHIN).await?;
+        let rows = backend.values(FUNCTIONS_QUERY, &[None], ANSWER_WITHIN).await?;
         keep(Some(rows.into_iter().flatten().collect()));
         Ok(())
     }

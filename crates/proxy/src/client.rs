@@ -963,7 +963,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
-        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned() };
+        let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned(), secret_of: None };
         let settings = Settings::new(Hba::default());
         let verifiers = Verifiers::new(query).unwrap();
         let world = Arc::new(World::new(settings, Arc::new(InClear), verifiers, Vec::new()));

@@ -179,7 +179,7 @@ pub(crate) async fn outcome(
     if let Some(outcome) = by_history(mark, term, fork) {
         return Ok(outcome);
     }
-    let rows = match backend.values(STATUS, Some(&mark.number), within).await {
+    let rows = match backend.values(STATUS, &[Some(&mark.number)], within).await {
         Ok(rows) => rows,
         // "transaction ID … is in the future": nothing of it has come here, its commit least of all.
         Err(NotDone::Refused { sqlstate: SqlState::INVALID_PARAMETER_VALUE, .. }) if term != mark.term => {

@@ -23,7 +23,7 @@ pub(crate) async fn connect(
     if let Some(known) = known.filter(|known| known.place == place && known.stream.is_quiet()) {
         return Ok(known);
     }
-    let AuthQuery { user, database } = world.verifiers.query().clone();
+    let AuthQuery { user, database, .. } = world.verifiers.query().clone();
     // Whatever is set for the role or the database, its operators are PostgreSQL's.
     let parameters = [("application_name", "pgherd proxy"), ("search_path", "pg_catalog")];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();

@@ -299,7 +299,7 @@ async fn take(connection: &mut Option<Backend>, role: &Role, world: &Arc<World>)
         Role::Primary => b"SELECT pg_current_wal_insert_lsn()::text LIMIT $1::int8",
         Role::Standby(_) => b"SELECT pg_last_wal_replay_lsn()::text LIMIT $1::int8",
     };
-    let rows = backend.values(query, None, ANSWER_WITHIN).await?;
+    let rows = backend.values(query, &[None], ANSWER_WITHIN).await?;
     let text = rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok());
     let lsn = text.as_deref().and_then(|text| text.parse::<Lsn>().ok());
     let lsn = lsn.ok_or_else(|| NotIn::Unreachable("it has no position".to_owned()))?;

@@ -607,7 +607,11 @@ mod tests {
             listen: vec![(address, Access::ReadWrite)],
             workers: 2,
             server_tls: Arc::new(InClear),
-            auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+            auth_query: AuthQuery {
+                user: "pgherd_proxy".to_owned(),
+                database: "postgres".to_owned(),
+                secret_of: None,
+            },
         };
         Proxy::start(config, Settings::new(Hba::default()))
     }

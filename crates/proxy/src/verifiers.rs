@@ -27,22 +27,38 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 /// Names that were asked for and are forgotten together: strangers must not fill the memory.
 const MAX_KNOWN: usize = 10_000;
 const ASK_WITHIN: Duration = Duration::from_secs(5);
-const QUERY: &[u8] = b"SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin \
-     AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now())";
+/// Two rows: of the user, and of the one whose verifier is the secret. In one query, so that it takes as long for those who do not exist.
+const QUERY: &[u8] =
+    b"VALUES ((SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin \
+     AND (rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now()))), \
+     ((SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = $2))";
 
 /// As whom and where it is asked.
 #[derive(Clone, Debug)]
 pub struct AuthQuery {
     pub user: String,
     pub database: String,
+    /// A role with a password. Its verifier, which whoever knows may know who exists, is what proxies in front of the same servers,
+    /// and all processes of each, have in common: users who do not exist have the same salt with all of them, as those who do.
+    /// `None`, or one without: a salt for each process.
+    pub secret_of: Option<String>,
 }
 
 pub(crate) struct Verifiers {
     query: AuthQuery,
-    known: Mutex<HashMap<String, (Option<Verifier>, Instant)>>,
+    known: Mutex<HashMap<String, (Verifier, Instant)>>,
     connection: tokio::sync::Mutex<Option<Backend>>,
-    /// Makes the verifiers of those who do not exist.
-    secret: [u8; 32],
+    /// Makes the verifiers of those who do not exist, where no role's verifier does.
+    own_secret: [u8; 32],
+}
+
+/// What a server stores.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Stored {
+    /// For the user, if that may log in.
+    verifier: Option<String>,
+    /// For the role whose verifier is the secret.
+    secret: Option<String>,
 }
 
 impl Verifiers {
@@ -51,7 +67,7 @@ impl Verifiers {
             query,
             known: Mutex::default(),
             connection: tokio::sync::Mutex::default(),
-            secret: random()?,
+            own_secret: random()?,
         })
     }
 
@@ -63,13 +79,13 @@ impl Verifiers {
     /// Of this user, or of nobody. Waits for a primary as long as clients may, and no longer than `until`.
     pub(crate) async fn of(&self, user: &str, until: Instant, world: &Arc<World>) -> Result<Verifier, NotIn> {
         let until = until.min(Instant::now() + world.settings.load().limits.hold);
-        let found = loop {
+        loop {
             if let Some(known) = self.known(user) {
-                break known;
+                return Ok(known);
             }
             let mut changes = world.fence.subscribe();
             let failed = match timeout_at(until, self.ask(user, world)).await {
-                Ok(Ok(found)) => break found,
+                Ok(Ok(found)) => return Ok(found),
                 Ok(Err(error)) if !error.passes() => return Err(error),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(NotIn::Unreachable("no server has answered in time".to_owned())),
@@ -84,8 +100,7 @@ impl Verifiers {
                 () = sleep_until(retry) => {}
                 _ = changes.changed() => {}
             }
-        };
-        Ok(found.unwrap_or_else(|| Verifier::of_nobody(user, &self.secret)))
+        }
     }
 
     /// The next one who comes asks again: a password was changed.
@@ -100,12 +115,12 @@ impl Verifiers {
         }
     }
 
-    fn known(&self, user: &str) -> Option<Option<Verifier>> {
+    fn known(&self, user: &str) -> Option<Verifier> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(user).filter(|(_, asked)| asked.elapsed() < GOOD_FOR).map(|(verifier, _)| verifier.clone())
     }
 
-    async fn ask(&self, user: &str, world: &Arc<World>) -> Result<Option<Verifier>, NotIn> {
+    async fn ask(&self, user: &str, world: &Arc<World>) -> Result<Verifier, NotIn> {
         let mut connection = self.connection.lock().await;
         // Somebody else may have asked while this one waited.
         if let Some(known) = self.known(user) {
@@ -114,16 +129,20 @@ impl Verifiers {
         let asked = Instant::now();
         let stored = match world.fence.route(&Role::Primary) {
             Route::To(place, target) => stored(&mut connection, place, target, user, world).await?,
-            Route::Hold(Hold::OutOfDate) => Some(self.ask_standbys(&mut connection, user, world).await?),
+            Route::Hold(Hold::OutOfDate) => self.ask_standbys(&mut connection, user, world).await?,
             Route::Hold(_) => return Err(NotIn::Unreachable("there is no primary at the moment".to_owned())),
         };
-        let verifier = stored.as_deref().and_then(Verifier::parse);
-        if stored.is_some() && verifier.is_none() {
+        let verifier = stored.verifier.as_deref().and_then(Verifier::parse);
+        if stored.verifier.is_some() && verifier.is_none() {
             tracing::warn!(
                 user,
                 "has a password that is not stored for SCRAM, and cannot come in through a proxy"
             );
         }
+        let verifier = verifier.unwrap_or_else(|| {
+            let shared = stored.secret.as_deref().map(Verifier::secret_from);
+            Verifier::of_nobody(user, shared.as_ref().unwrap_or(&self.own_secret))
+        });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
@@ -138,12 +157,12 @@ impl Verifiers {
         connection: &mut Option<Backend>,
         user: &str,
         world: &Arc<World>,
-    ) -> Result<String, NotIn> {
+    ) -> Result<Stored, NotIn> {
         for (standby, _) in world.fence.standbys() {
             let Route::To(place, target) = world.fence.route(&Role::Standby(standby)) else { continue };
             match stored(connection, place, target, user, world).await {
-                Ok(Some(stored)) => return Ok(stored),
-                Ok(None) => {}
+                Ok(stored) if stored.verifier.is_some() => return Ok(stored),
+                Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "a standby cannot be asked for a verifier"),
             }
         }
@@ -151,16 +170,17 @@ impl Verifiers {
     }
 }
 
-/// What a server stores for this user, if that may log in.
 async fn stored(
     connection: &mut Option<Backend>,
     place: Place,
     target: Target,
     user: &str,
     world: &Arc<World>,
-) -> Result<Option<String>, NotIn> {
+) -> Result<Stored, NotIn> {
     let mut backend = own::connect(connection.take(), place, target, world).await?;
-    let rows = backend.values(QUERY, Some(user), ASK_WITHIN).await?;
+    let secret_of = world.verifiers.query.secret_of.as_deref();
+    let rows = backend.values(QUERY, &[Some(user), secret_of], ASK_WITHIN).await?;
     *connection = Some(backend);
-    Ok(rows.into_iter().next().flatten().and_then(|text| String::from_utf8(text).ok()))
+    let mut texts = rows.into_iter().map(|row| row.and_then(|text| String::from_utf8(text).ok()));
+    Ok(Stored { verifier: texts.next().flatten(), secret: texts.next().flatten() })
 }

@@ -200,6 +200,14 @@ fn nobody_looks_like_somebody() {
 }
 
 #[test]
+fn whoever_shares_a_verifier_shares_what_nobody_has() {
+    let [one, same, other] =
+        ["SCRAM-SHA-256$x", "SCRAM-SHA-256$x", "SCRAM-SHA-256$y"].map(Verifier::secret_from);
+    assert_eq!(Verifier::of_nobody("ghost", &one), Verifier::of_nobody("ghost", &same));
+    assert_ne!(Verifier::of_nobody("ghost", &one).salt, Verifier::of_nobody("ghost", &other).salt);
+}
+
+#[test]
 fn verifiers_as_postgresql_stores_them() {
     let key = BASE64.encode([1; KEY_BYTES]);
     let right = format!("SCRAM-SHA-256$4096:{}${key}:{key}", rfc_7677::SALT);

@@ -266,7 +266,7 @@ fn any_bytes_are_answered_or_refused() {
 }
 
 fn world() -> std::sync::Arc<World> {
-    let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned() };
+    let query = AuthQuery { user: "proxy".to_owned(), database: "postgres".to_owned(), secret_of: None };
     let verifiers = Verifiers::new(query).unwrap();
     let world =
         World::new(Settings::new(Hba::default()), std::sync::Arc::new(InClear), verifiers, Vec::new());

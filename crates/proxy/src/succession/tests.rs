@@ -16,7 +16,11 @@ fn config(workers: u16) -> Config {
         listen: vec![((Ipv4Addr::LOCALHOST, 0).into(), Access::ReadWrite)],
         workers,
         server_tls: Arc::new(InClear),
-        auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+        auth_query: AuthQuery {
+            user: "pgherd_proxy".to_owned(),
+            database: "postgres".to_owned(),
+            secret_of: None,
+        },
     }
 }
 

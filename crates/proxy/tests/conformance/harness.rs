@@ -156,7 +156,11 @@ impl Stand {
                 listen: vec![(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), Access::ReadWrite)],
                 workers: 2,
                 server_tls: Arc::new(InClear),
-                auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+                auth_query: AuthQuery {
+                    user: "pgherd_proxy".to_owned(),
+                    database: "postgres".to_owned(),
+                    secret_of: None,
+                },
             };
             let mut settings =
                 Settings::new(Hba::parse(["host all all 127.0.0.1/32 scram-sha-256"]).unwrap());

@@ -93,6 +93,22 @@ impl ServerTls for Trusts {
     }
 }
 
+/// Of every proxy in front of the server.
+pub(crate) fn config(trusts: &Arc<Trusts>) -> Config {
+    Config {
+        listen: [Access::ReadWrite, Access::ReadOnly]
+            .map(|access| (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), access))
+            .to_vec(),
+        workers: 2,
+        server_tls: Arc::clone(trusts) as Arc<dyn ServerTls>,
+        auth_query: AuthQuery {
+            user: "pgherd_proxy".to_owned(),
+            database: "postgres".to_owned(),
+            secret_of: Some("monitor".to_owned()),
+        },
+    }
+}
+
 impl Scene {
     async fn new() -> Scene {
         let server = Server::start();
@@ -106,6 +122,7 @@ impl Scene {
                  CREATE ROLE nologin NOLOGIN PASSWORD '{PASSWORD}';\
                  CREATE ROLE carol LOGIN PASSWORD '{PASSWORD}'; GRANT carol TO alice;\
                  CREATE ROLE dave LOGIN PASSWORD '{PASSWORD}';\
+                 CREATE ROLE monitor LOGIN PASSWORD 'nobody knows';\
                  CREATE ROLE pgherd_proxy LOGIN;\
                  GRANT SELECT (rolname, rolcanlogin, rolvaliduntil, rolpassword) ON pg_catalog.pg_authid TO pgherd_proxy"
             ))
@@ -120,15 +137,7 @@ impl Scene {
         );
         admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
         let trusts = Arc::new(Trusts::default());
-        let config = Config {
-            listen: [Access::ReadWrite, Access::ReadOnly]
-                .map(|access| (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), access))
-                .to_vec(),
-            workers: 2,
-            server_tls: Arc::clone(&trusts) as Arc<dyn ServerTls>,
-            auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
-        };
-        let proxy = Proxy::start(config, settings()).unwrap();
+        let proxy = Proxy::start(config(&trusts), settings()).unwrap();
         let scene = Scene { proxy, trusts, server };
         scene.route(1, "a");
         scene

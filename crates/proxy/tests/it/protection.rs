@@ -1,8 +1,9 @@
 //! What others do to a proxy while its clients want to be served.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use std::time::{Duration, Instant as Moment};
 use bytes::BytesMut;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::startup::Version;
+use pgherd_proxy::Proxy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::Client;
 
-use crate::harness::{SOON, Scene, connect, one, settings, story, told, until};
+use crate::harness::{SOON, Scene, config, connect, one, settings, story, told, until};
 
 /// A client that asks again and again, and how long it waited at most.
 struct Steady {
@@ -231,5 +233,53 @@ story! {
         let admin = scene.admin().await;
         let there = format!("SELECT count(*)::text FROM pg_stat_activity WHERE pid = {backend}");
         until("it was closed", async || one(&admin, &there).await == "0").await;
+    }
+}
+
+/// The salt that somebody is shown who would prove a password as this user.
+fn salt(address: SocketAddr, user: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(&startup(user))?;
+    let mut said = |expected: &[u8]| {
+        let mut header = [0; 5];
+        stream.read_exact(&mut header)?;
+        let [kind, length @ ..] = header;
+        assert_eq!(kind, b'R');
+        let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+        stream.read_exact(&mut body)?;
+        stream.write_all(expected)?;
+        io::Result::Ok(String::from_utf8_lossy(&body).into_owned())
+    };
+    let mut first = BytesMut::new();
+    build::sasl_initial_response(&mut first, "SCRAM-SHA-256", Some(b"n,,n=,r=abc")).unwrap();
+    said(&first)?;
+    let challenge = said(b"")?;
+    Ok(challenge.split(',').find_map(|part| part.strip_prefix("s=")).unwrap().to_owned())
+}
+
+story! {
+    async fn whoever_does_not_exist_has_one_salt_with_all_proxies_as_those_who_do(scene) {
+        let other = Proxy::start(config(&scene.trusts), settings()).unwrap();
+        assert!(other.learn(scene.table(1, Some("a"))));
+        let addresses = [scene.proxy.addresses()[0], other.addresses()[0]];
+        let salts = tokio::task::spawn_blocking(move || {
+            ["alice", "ghost", "shade", "nologin"].map(|user| addresses.map(|address| salt(address, user).unwrap()))
+        });
+        let salts = salts.await.unwrap();
+        for [one, other] in &salts {
+            assert_eq!(one, other, "{salts:?}");
+        }
+        let all: BTreeSet<&String> = salts.iter().flatten().collect();
+        assert_eq!(all.len(), salts.len(), "each user has another one");
+        // Nor does it depend on whom the proxies trust or where they are, but on a secret of the servers.
+        let admin = scene.admin().await;
+        admin.batch_execute("ALTER ROLE monitor PASSWORD 'another one'").await.unwrap();
+        let address = addresses[0];
+        until("what was known is asked again", async || {
+            let now = tokio::task::spawn_blocking(move || salt(address, "ghost").unwrap());
+            now.await.unwrap() != salts[1][0]
+        })
+        .await;
     }
 }

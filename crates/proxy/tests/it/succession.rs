@@ -61,7 +61,11 @@ async fn be_a_process(dir: &Path) -> Result<String, Box<dyn std::error::Error>> 
         listen: listen.to_vec(),
         workers: 2,
         server_tls: Arc::new(InClear),
-        auth_query: AuthQuery { user: "pgherd_proxy".to_owned(), database: "postgres".to_owned() },
+        auth_query: AuthQuery {
+            user: "pgherd_proxy".to_owned(),
+            database: "postgres".to_owned(),
+            secret_of: None,
+        },
     };
     let (proxy, heritage) = if how == "takes over" {
         let mut heritage = turn.inherit().await?;
