@@ -1,7 +1,7 @@
 //! Cancel requests: who a key belongs to, and what of it is being done where.
 //!
 //! A client gets a number and a key of the proxy's own, and its cancel goes to whatever server is its own at that moment,
-//! or nowhere. While one is on its way the server is not given to anybody else, so that it cannot hit another client's
+//! or nowhere; at the console, to the command that waits there. While one is on its way the server is not given to anybody else, so that it cannot hit another client's
 //! statement (pgbouncer issue 38).
 //!
 //! Hazard: a key that can be guessed lets anybody cancel.
@@ -31,9 +31,17 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Has {
-    server: Option<Arc<Cancelable>>,
+    work: Option<Work>,
     /// Cancels that are on their way to it, or to the former one, which stays this client's as long as there are any.
     on_their_way: u32,
+}
+
+/// What a cancel is about.
+#[derive(Clone, Debug)]
+enum Work {
+    At(Arc<Cancelable>),
+    /// A command of the console, which hears of it.
+    Here(Arc<Notify>),
 }
 
 impl Slot {
@@ -76,7 +84,7 @@ impl Ticket {
     pub(crate) async fn has(&self, server: Option<&Arc<Cancelable>>) {
         let mut on_their_way = {
             let mut has = self.slot.has();
-            has.server = server.cloned();
+            has.work = server.cloned().map(Work::At);
             has.on_their_way
         };
         // Most often there are none.
@@ -84,6 +92,13 @@ impl Ticket {
             self.slot.arrived.notified().await;
             on_their_way = self.slot.has().on_their_way;
         }
+    }
+}
+
+impl Ticket {
+    /// From now on its client waits for a command of the console, and a cancel is told to it; `None`: for nothing.
+    pub(crate) fn waits_for(&self, command: Option<&Arc<Notify>>) {
+        self.slot.has().work = command.cloned().map(Work::Here);
     }
 }
 
@@ -127,9 +142,17 @@ impl Cancels {
         };
         let (server, _arrives) = {
             let mut has = slot.has();
-            let Some(server) = has.server.clone() else { return true };
-            has.on_their_way += 1;
-            (server, OnItsWay(&slot))
+            match has.work.clone() {
+                None => return true,
+                Some(Work::Here(command)) => {
+                    command.notify_one();
+                    return true;
+                }
+                Some(Work::At(server)) => {
+                    has.on_their_way += 1;
+                    (server, OnItsWay(&slot))
+                }
+            }
         };
         backend::cancel(&server, tls).await;
         true

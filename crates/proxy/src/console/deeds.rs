@@ -132,6 +132,25 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
     Ok(Reply::default())
 }
 
+/// Its client has asked for that while it waited. A pause that nobody has yet is taken back, as PgBouncer does.
+pub(super) fn cancel(command: &Command, by: &str, world: &Arc<World>) -> Refused {
+    let hint = match command {
+        Command::Pause(name) => {
+            tracing::info!(by, ?command, "was canceled, and is taken back");
+            world.pools.set_paused(world, |paused| match name {
+                Some(name) => drop(paused.databases.remove(name)),
+                None => paused.all = false,
+            });
+            "What it has paused goes on."
+        }
+        Command::WaitClose(_) => "Servers are replaced nevertheless, each when it is given back.",
+        Command::Reload => "What has changed is taken over nevertheless.",
+        _ => "What it has done stays done.",
+    };
+    // In PostgreSQL's words.
+    refused(b"57014", "canceling statement due to user request".to_owned(), hint)
+}
+
 async fn wait(over: impl Fn() -> bool) {
     while !over() {
         sleep(LOOK_EVERY).await;

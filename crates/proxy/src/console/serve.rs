@@ -12,6 +12,7 @@ use bytes::{Buf, BytesMut};
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::message::{Key, TransactionStatus};
+use tokio::sync::Notify;
 
 use super::{Console, DATABASES, Refused, SERVER_VERSION, Step, deeds};
 use crate::cancel::Ticket;
@@ -88,7 +89,7 @@ pub(crate) async fn serve(
     }
     build::backend_key_data(out, ticket.pid, Key::new(ticket.key()).map_err(|error| fault(&error))?);
     build::ready_for_query(out, TransactionStatus::Idle);
-    let left = talk(stream, out, Console::new(acts), user, card, world).await;
+    let left = talk(stream, out, Console::new(acts), user, ticket, card, world).await;
     drop(seat);
     left
 }
@@ -98,6 +99,7 @@ async fn talk(
     out: &mut BytesMut,
     mut console: Console,
     user: &str,
+    ticket: &Ticket,
     card: &Card,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
@@ -116,11 +118,19 @@ async fn talk(
             Step::Perform(command) => {
                 let outcome = match may_act(&world.settings.load().console, user) {
                     Some(acts) if acts || !command.acts() => {
-                        tokio::select! {
+                        // Another one for each, so that a cancel that comes late is of no other command.
+                        let canceled = Arc::new(Notify::new());
+                        ticket.waits_for(Some(&canceled));
+                        let outcome = tokio::select! {
+                            // What is canceled has begun, and has not ended.
+                            biased;
                             outcome = deeds::perform(&command, user, world) => outcome,
+                            () = canceled.notified() => Err(deeds::cancel(&command, user, world)),
                             // What was begun holds on: whoever comes next may end it.
                             left = gone(stream, card) => return Ok(left),
-                        }
+                        };
+                        ticket.waits_for(None);
+                        outcome
                     }
                     _ => Err(Refused::new(b"42501", format!("permission denied for {}", command.tag()))
                         .hint("The herd file has changed who may do that.")),

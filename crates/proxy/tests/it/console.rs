@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_proxy::Settings;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::harness::{
     PASSWORD, SOON, Scene, connect, connect_and_watch, last_word, one, settings, story, told, until,
@@ -168,6 +168,49 @@ story! {
         newcomer.await.unwrap().unwrap();
         assert_eq!(refused(&console, "RESUME mall").await, "55000");
         one(&busy, "SELECT 1").await;
+    }
+}
+
+story! {
+    async fn a_command_that_waits_can_be_canceled_and_a_pause_is_taken_back(scene) {
+        let console = scene.console().await;
+        let (busy, idle) = (scene.mall().await, scene.mall().await);
+        let cancel = console.cancel_token();
+        // Until it is over, since a cancel may come before the command waits.
+        let canceled = async |text: &str| {
+            let is_over = std::cell::Cell::new(false);
+            let waiting = async {
+                let outcome = tokio::time::timeout(SOON, console.simple_query(text)).await.expect("in time");
+                is_over.set(true);
+                outcome.unwrap_err()
+            };
+            let canceling = async {
+                while !is_over.get() {
+                    cancel.cancel_query(NoTls).await.unwrap();
+                }
+            };
+            let (error, ()) = tokio::join!(waiting, canceling);
+            assert_eq!(told(&error), ("57014".to_owned(), "canceling statement due to user request".to_owned()));
+            error.as_db_error().unwrap().hint().unwrap().to_owned()
+        };
+        let paused = async || column(&console, "SHOW DATABASES", "paused").await.contains(&"1".to_owned());
+        busy.batch_execute("BEGIN; SELECT 1").await.unwrap();
+        for text in ["PAUSE mall", "PAUSE"] {
+            assert_eq!(canceled(text).await, "What it has paused goes on.");
+            assert!(!paused().await, "{text}");
+            assert_eq!(one(&idle, "SELECT 'open'").await, "open");
+        }
+        say(&console, "RECONNECT mall").await;
+        assert!(canceled("WAIT_CLOSE mall").await.contains("when it is given back"));
+        // Where nothing waits nothing is canceled, now or later.
+        busy.batch_execute("COMMIT").await.unwrap();
+        cancel.cancel_query(NoTls).await.unwrap();
+        say(&console, "WAIT_CLOSE mall").await;
+        say(&console, "PAUSE mall").await;
+        // It is over, and so it holds.
+        cancel.cancel_query(NoTls).await.unwrap();
+        assert!(paused().await);
+        say(&console, "RESUME mall").await;
     }
 }
 
@@ -475,7 +518,7 @@ story! {
         assert_eq!(how, pgherd_proxy::Ending::AfterClients);
         let left = async {
             until("nobody is let in", async || {
-                tokio_postgres::connect(&scene.conninfo("alice", ""), tokio_postgres::NoTls).await.is_err()
+                tokio_postgres::connect(&scene.conninfo("alice", ""), NoTls).await.is_err()
             })
             .await;
             assert_eq!(one(&patient, "SELECT 1").await, "1", "it stays as long as it likes");
