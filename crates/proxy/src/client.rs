@@ -493,6 +493,9 @@ async fn keep(
     let startup = Arc::new(wants.settings(startup, &lent.backend));
     let lent = begin(&pool, lent, &startup.for_server(), false, world).await?;
     let Lent { server, mut backend } = lent;
+    if let Some(card) = &backend.card {
+        card.statements.forget();
+    }
     let mut session = Session::new();
     session.hide_warnings(startup.hides_warnings());
     let mut link = Link::asking(&wants.card, world);

@@ -235,7 +235,7 @@ impl Meter {
         let Tally { queries, transactions, .. } = session.tally();
         let (queries, transactions) = (queries - self.told.queries, transactions - self.told.transactions);
         if queries > 0 || self.received_bytes + self.sent_bytes > LARGE_BYTES {
-            self.add(session, now, transactions, server);
+            self.add(session, now, transactions, client, server);
         }
         if session.is_idle() {
             (self.transaction, self.query) = (None, None);
@@ -253,16 +253,33 @@ impl Meter {
     }
 
     /// What is left, when a client has its server no more.
-    pub(crate) fn finish(&mut self, session: &Session, now: Instant, server: Option<&ServerCard>) {
+    pub(crate) fn finish(
+        &mut self,
+        session: &Session,
+        now: Instant,
+        client: Option<&Card>,
+        server: Option<&ServerCard>,
+    ) {
         let transactions = session.tally().transactions - self.told.transactions;
         // Most often its last answer was counted when it came.
         if self.received_bytes + self.sent_bytes > 0 || *session.tally() != self.told {
-            self.add(session, now, transactions, server);
+            self.add(session, now, transactions, client, server);
         }
         (self.transaction, self.query) = (None, None);
     }
 
-    fn add(&mut self, session: &Session, now: Instant, transactions: u64, server: Option<&ServerCard>) {
+    fn add(
+        &mut self,
+        session: &Session,
+        now: Instant,
+        transactions: u64,
+        client: Option<&Card>,
+        server: Option<&ServerCard>,
+    ) {
+        if let (Some((names, known)), Some(client), Some(server)) = (session.statements(), client, server) {
+            client.statements.set(names);
+            server.statements.set(known);
+        }
         let tally = *session.tally();
         let told = std::mem::replace(&mut self.told, tally);
         let (received_bytes, sent_bytes) =

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::counts::Counts;
 use crate::fence::Admission;
 use crate::pool::{self, Answer, ClientId, Limits, Order, Place, Pool, Refusal, ServerId, Use, Worker};
-use crate::roster::ServerCard;
+use crate::roster::{ServerCard, Statements};
 use crate::routes::{Role, Route};
 use crate::server::NotIn;
 use crate::world::World;
@@ -137,8 +137,7 @@ impl State {
     fn take_back(&mut self, mut lent: Lent, reusable: bool) {
         let now = clock::now();
         if let Some(card) = &lent.backend.card {
-            let statements = u32::try_from(lent.backend.known.len()).unwrap_or(u32::MAX);
-            card.statements.store(statements, Ordering::Relaxed);
+            card.statements.set(lent.backend.known.len());
         }
         lent.backend.rests_since = now;
         self.idle.insert(lent.server, lent.backend);
@@ -469,6 +468,8 @@ impl OnePool {
     fn card(&self, backend: &Backend, world: &World) -> Arc<ServerCard> {
         self.counts.opened();
         let addresses = backend.stream.addresses();
+        let statements = Statements::default();
+        statements.set(0);
         Arc::new(ServerCard {
             number: world.roster.next_server.fetch_add(1, Ordering::Relaxed) + 1,
             place: backend.place.clone(),
@@ -477,7 +478,7 @@ impl OnePool {
             is_encrypted: backend.stream.is_encrypted(),
             pid: backend.welcome.pid,
             opened_at: SystemTime::now(),
-            statements: Default::default(),
+            statements,
             counts: Arc::clone(&self.counts),
             node_counts: world.ledger.of_node(&backend.place.node),
         })

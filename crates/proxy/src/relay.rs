@@ -315,7 +315,7 @@ pub(crate) async fn relay(
         }
     };
     link.count_moved();
-    link.meter.finish(session, admission.looked_at(), admission.card());
+    link.meter.finish(session, admission.looked_at(), link.card.as_deref(), admission.card());
     end
 }
 

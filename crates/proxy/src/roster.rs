@@ -37,8 +37,41 @@ pub(crate) struct Card {
     /// Why it keeps its server, and since when.
     pins: AtomicU32,
     pinned_us: AtomicU64,
+    /// That it has prepared under a name.
+    pub(crate) statements: Statements,
     dismissed: AtomicBool,
     task: OnceLock<Waker>,
+}
+
+/// How many prepared statements somebody has, by the protocol. Nobody knows of a session that has a server of its own: what it says
+/// is passed on unread.
+#[derive(Debug)]
+pub(crate) struct Statements(AtomicU32);
+
+impl Statements {
+    const UNKNOWN: u32 = u32::MAX;
+
+    pub(crate) fn set(&self, number: usize) {
+        let number = u32::try_from(number).unwrap_or(Self::UNKNOWN - 1);
+        // Most often it is the same, and nobody else has to hear of it.
+        if self.0.load(Ordering::Relaxed) != number {
+            self.0.store(number, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn forget(&self) {
+        self.0.store(Self::UNKNOWN, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|number| *number != Self::UNKNOWN)
+    }
+}
+
+impl Default for Statements {
+    fn default() -> Statements {
+        Statements(AtomicU32::new(Self::UNKNOWN))
+    }
 }
 
 impl Card {
@@ -106,8 +139,8 @@ pub(crate) struct ServerCard {
     pub(crate) is_encrypted: bool,
     pub(crate) pid: u32,
     pub(crate) opened_at: SystemTime,
-    /// When it was given back last, and the statements that were prepared in it then.
-    pub(crate) statements: AtomicU32,
+    /// That are prepared in it.
+    pub(crate) statements: Statements,
     pub(crate) counts: Arc<Counts>,
     pub(crate) node_counts: Arc<NodeCounts>,
 }
@@ -166,6 +199,7 @@ impl Roster {
             asked_us: AtomicU64::new(0),
             pins: AtomicU32::new(0),
             pinned_us: AtomicU64::new(0),
+            statements: Statements::default(),
             dismissed: AtomicBool::new(false),
             task: OnceLock::new(),
         };
@@ -255,6 +289,6 @@ mod tests {
     /// What a client costs that says nothing, besides its session: docs/concepts/console.md says so.
     #[test]
     fn a_card_is_small() {
-        assert_eq!((size_of::<Card>(), size_of::<crate::counts::Meter>()), (184, 88));
+        assert_eq!((size_of::<Card>(), size_of::<crate::counts::Meter>()), (192, 88));
     }
 }

@@ -108,6 +108,7 @@ pub(crate) async fn share(
         return Ok(Left::ByItself);
     }
     let mut session = Session::sharing(mode, Arc::clone(&world.statements));
+    wants.card.statements.set(0);
     session.hide_warnings(sharing.settings.hides_warnings());
     let mut link = Link::asking(&wants.card, world);
     link.watch(world.settings.load().timeouts);

@@ -334,6 +334,10 @@ impl Names {
         self.by_name.is_empty()
     }
 
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     pub fn unnamed(&self) -> &Unnamed {
         &self.unnamed
     }

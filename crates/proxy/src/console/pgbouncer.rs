@@ -309,8 +309,7 @@ fn client_row(seen: &Seen, client: &Linked<'_>, state: &str) -> Vec<Value> {
         ZERO,
         tls(card.is_encrypted),
         (*card.application_name).into(),
-        // A session keeps them to itself.
-        Value::Null,
+        card.statements.get().into(),
         card.id.0.into(),
     ]
 }
@@ -379,7 +378,7 @@ fn server_row(
         card.map(|card| card.pid).into(),
         tls(card.is_some_and(|card| card.is_encrypted)),
         client.map_or("", |client| &client.application_name).into(),
-        card.map(|card| card.statements.load(std::sync::atomic::Ordering::Relaxed)).into(),
+        card.and_then(|card| card.statements.get()).into(),
         card.map(|card| card.number).into(),
     ]
 }

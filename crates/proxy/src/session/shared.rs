@@ -133,6 +133,11 @@ impl Session {
         Session { shared: Some(Box::new(shared)), ..Session::new() }
     }
 
+    /// How many prepared statements the client has, and the server that it has now; `None`: nobody reads them.
+    pub fn statements(&self) -> Option<(usize, usize)> {
+        self.shared.as_ref().map(|shared| (shared.names.len(), shared.loan.known.len()))
+    }
+
     /// What can be answered without a server, of a client that has none: what begins a transaction, which the first statement
     /// takes along, and what ends one in which there was none. How much of `unread` that was; `None`: it needs a server.
     pub fn answer_without_server(&mut self, unread: &[u8], answers: &mut BytesMut) -> Option<usize> {

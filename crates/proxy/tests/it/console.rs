@@ -129,6 +129,52 @@ story! {
 }
 
 story! {
+    async fn it_counts_what_is_prepared_at_clients_and_at_servers(scene) {
+        let console = scene.console().await;
+        let counted = async |of: &str| column(&console, &format!("SHOW {of}"), "prepared_statements").await;
+        // Until the drivers' own messages, which they send by themselves, have come.
+        let shows = async |of: &str, wanted: &[&str]| {
+            until("it is counted", async || {
+                let mut counted = counted(of).await;
+                counted.sort();
+                counted == wanted
+            })
+            .await;
+        };
+        let (one_client, other) = (scene.mall().await, scene.mall().await);
+        shows("CLIENTS", &["0", "0"]).await;
+        shows("SERVERS", &["0"]).await;
+        let same = "SELECT 1 + 1";
+        let prepared = one_client.prepare(same).await.unwrap();
+        let further = one_client.prepare("SELECT 1 + 2").await.unwrap();
+        let shared = other.prepare(same).await.unwrap();
+        // In a transaction, too, which has its server still.
+        one_client.batch_execute("BEGIN").await.unwrap();
+        one_client.query(&prepared, &[]).await.unwrap();
+        shows("CLIENTS", &["1", "2"]).await;
+        shows("SERVERS", &["2"]).await;
+        let third = one_client.prepare("SELECT 1 + 3").await.unwrap();
+        shows("CLIENTS", &["1", "3"]).await;
+        shows("SERVERS", &["3"]).await;
+        one_client.batch_execute("COMMIT").await.unwrap();
+        // A client gives its names back; servers keep what they have.
+        drop((prepared, further, third));
+        one(&one_client, "SELECT 1").await;
+        shows("CLIENTS", &["0", "1"]).await;
+        shows("SERVERS", &["3"]).await;
+        drop(shared);
+        // What a session with a server of its own says nobody reads.
+        let own = scene.alice().await;
+        drop((one_client, other));
+        own.query(same, &[]).await.unwrap();
+        shows("CLIENTS", &["NULL"]).await;
+        shows("SERVERS", &["3", "NULL"]).await;
+        drop(own);
+        shows("SERVERS", &["0", "3"]).await;
+    }
+}
+
+story! {
     async fn a_pause_lets_what_is_under_way_end_and_holds_what_is_new(scene) {
         let console = scene.console().await;
         let (busy, idle) = (scene.mall().await, scene.mall().await);
