@@ -88,6 +88,14 @@ story! {
         client.batch_execute("BEGIN").await.unwrap();
         assert_eq!(one(&client, PORT).await, primary);
         client.batch_execute("COMMIT").await.unwrap();
+        // Also one that says that it only reads: it may say otherwise, and do what only the primary does.
+        for begin in ["BEGIN READ ONLY", "START TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"] {
+            client.batch_execute(begin).await.unwrap();
+            client.batch_execute("SET TRANSACTION READ WRITE; LISTEN something").await.unwrap();
+            assert_eq!(one(&client, "SELECT more()::text").await, "3");
+            assert_eq!(one(&client, PORT).await, primary, "{begin}");
+            client.batch_execute("ROLLBACK").await.unwrap();
+        }
         // A statement that has a name is prepared where it is wanted.
         let named = client.prepare("SELECT current_setting('port') FROM t WHERE id = $1").await.unwrap();
         for _ in 0..3 {
