@@ -71,6 +71,7 @@ pub struct Layout {
     witnesses: Vec<String>,
     times: Vec<String>,
     cluster: Vec<String>,
+    proxy: Vec<String>,
     parameters: Vec<String>,
     volumes: Vec<(String, Place, Medium, u64)>,
     vip: bool,
@@ -107,6 +108,12 @@ impl Layout {
     /// A line of `[[cluster]]`, such as `needed = 2`.
     pub fn with_cluster(mut self, line: &str) -> Layout {
         self.cluster.push(line.to_owned());
+        self
+    }
+
+    /// A line of `[proxy]`, such as `commit_check = true`.
+    pub fn with_proxy(mut self, line: &str) -> Layout {
+        self.proxy.push(line.to_owned());
         self
     }
 
@@ -183,6 +190,8 @@ impl Layout {
         line(&format!("bin_dir = \"{}\"", bin_dir().display()));
         line(&format!("hba = [\"host all all {} scram-sha-256\"]", net.subnet()));
         line(&format!("parameters = {{ {} }}", self.parameters.join(", ")));
+        line("\n[proxy]");
+        self.proxy.iter().for_each(|setting| line(setting));
         for witness in &self.witnesses {
             line("\n[[witness]]");
             line(&format!("name = \"{witness}\"\nhost = \"{}\"", net.host(witness).address()));
@@ -278,6 +287,7 @@ impl Herd {
             witnesses: Vec::new(),
             times: Vec::new(),
             cluster: Vec::new(),
+            proxy: Vec::new(),
             parameters: Vec::new(),
             volumes: Vec::new(),
             vip: false,

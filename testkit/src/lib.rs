@@ -48,7 +48,7 @@ pub mod workload;
 
 pub use alone::alone;
 pub use checker::Verdict;
-pub use connection::{Login, Session};
+pub use connection::{Answer, Cause, Login, Session};
 pub use herd::Herd;
 pub use history::History;
 pub use net::{CLIENT, Host, Net};

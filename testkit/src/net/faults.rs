@@ -170,6 +170,12 @@ impl Net {
         self.both_ways(&[(a, b)], Some(port), Effect::Refuse(Refusal::Drop))
     }
 
+    /// No TCP from `from` to `to` that has `port` at either end; what `to` sends arrives, without an answer.
+    #[track_caller]
+    pub fn cut_port_one_way(&self, from: &str, to: &str, port: u16) -> FaultId {
+        self.inject(vec![self.block(from, to, Some(port), Effect::Refuse(Refusal::Drop))])
+    }
+
     /// `host` neither hears anybody, the client included, nor is heard. No reset, no error.
     #[track_caller]
     pub fn isolate(&self, host: &str) -> FaultId {

@@ -10,6 +10,7 @@
 //!
 //! Stories whose name begins with a number replay that scenario of the black-box list.
 
+mod commits;
 mod cut_off;
 mod frozen;
 mod killed;

@@ -111,6 +111,18 @@ fn a_cut_port_stops_that_port_only_whoever_connected() {
 }
 
 #[test]
+fn a_port_that_is_cut_one_way_takes_what_nobody_answers() {
+    let net = Net::new(&["a", "b"]);
+    let (a, b) = (net.host("a"), net.host("b"));
+    let (database, api) = (listen(b, 5432), listen(b, 8009));
+    let (to_database, from_database) = connection(a, &database);
+    net.cut_port_one_way("a", "b", 5432);
+    assert!(!arrives(&to_database, &from_database), "requests arrive");
+    assert!(arrives(&from_database, &to_database), "what the server sends by itself does not");
+    assert!(connect(a, &database).is_err() && connect(a, &api).is_ok());
+}
+
+#[test]
 fn a_reset_is_an_answer_and_a_drop_is_none() {
     let net = Net::new(&["a", "b"]);
     let listener = listen(net.host("b"), 5432);
