@@ -15,11 +15,12 @@ SIM_SCHEDULES_FULL ?= 50000
 FUZZ_EXECUTIONS ?= 10000000
 FUZZ_EXECUTIONS_FULL ?= 1000000
 
-.PHONY: help up down build test test-full fuzz verify fix packages packages-for-tests
+.PHONY: help up down build dist test test-full fuzz verify fix packages packages-for-tests
 
 help:
 	@echo 'make up         a herd of three PostgreSQL nodes on this machine (ARGS=--detach leaves it running)'
 	@echo 'make down       stop it (ARGS=--delete removes it, and asks first)'
+	@echo 'make dist       the program as it is to be shipped, built twice; says where it is'
 	@echo 'make test       verify, simulate and run the tests; at most 25 minutes once compiled'
 	@echo 'make test-full  everything there is; goes on where it was interrupted'
 	@echo 'make fuzz       bytes of every kind for the proxy; half an hour (FUZZ_EXECUTIONS=1000000 is shorter)'
@@ -33,6 +34,9 @@ down: build
 
 build:
 	@cargo build --locked -p pgherd
+
+dist: packages
+	@bash bench/profiled
 
 packages:
 	@bash .ci/packages up
