@@ -13,7 +13,7 @@ use pgherd_core::ha::{self, Decision, lease, suspicion};
 use pgherd_core::observation as seen;
 use pgherd_core::observation::{Local, Observation, Report, StoreView};
 use pgherd_core::reason::Reason;
-use pgherd_core::record::{Cause, Proposal};
+use pgherd_core::record::{BackupEnd, BackupOutcome, Cause, Proposal};
 use pgherd_core::types::{Instant, Member, Term};
 
 use crate::breakage::{self, Breakage};
@@ -24,6 +24,8 @@ use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, is_propos
 
 /// Crashes further back do not count towards the poison rule.
 const CRASH_WINDOW: Time = 600 * SECOND;
+/// Base backups that fall due in one run.
+const BACKUPS: u64 = 3;
 /// Reports to the other agents.
 const REPORT_EVERY: (Time, Time) = (280 * MS, 340 * MS);
 
@@ -115,6 +117,7 @@ impl World {
             return;
         }
         self.look(node);
+        self.look_at_repository(node);
         let now = self.nodes[node].clock.local(self.now);
         let crashes = self.crashes.iter().filter(|at| self.now - **at < CRASH_WINDOW).count();
         let spec = Rc::clone(&self.spec);
@@ -151,6 +154,23 @@ impl World {
         }
         addresses::decided(self, node, decision.address, now);
         self.act(node, decision, now);
+    }
+
+    /// A repository that is always there; base backups take no time, and some are wanted.
+    fn look_at_repository(&mut self, node: usize) {
+        let Node { name, agent, view, .. } = &mut self.nodes[node];
+        let archive = view.as_ref().and_then(|(record, _)| record.archive.as_ref());
+        agent.local.archive = archive.filter(|_| agent.duties.archive).map(|archive| seen::ArchiveView {
+            repository: Some("repository".to_owned()),
+            streams: true,
+            backup_is_due: archive.begun < BACKUPS,
+            after: archive.ended.as_ref().map_or(0, |end| end.number),
+        });
+        if let Some(number) = agent.duties.backup {
+            let outcome = BackupOutcome::Complete { id: number.to_string() };
+            let end = BackupEnd { number, node: name.clone(), unix_seconds: None, outcome };
+            agent.local.backup_ended = Some(end);
+        }
     }
 
     fn act(&mut self, node: usize, decision: Decision, now: Instant) {

@@ -54,7 +54,7 @@ impl Coverage {
     }
 }
 
-/// Every kind of action and of proposal.
+/// Every kind of action and of proposal, but for a person's wish for a base backup.
 pub const KINDS: &[&str] = &[
     "Found",
     "Founded",
@@ -72,6 +72,10 @@ pub const KINDS: &[&str] = &[
     "FinishRule",
     "Bar",
     "Switchover",
+    "OwnArchive",
+    "UseRepository",
+    "BeginBackup",
+    "EndBackup",
     "BecomeMember",
     "Adopt",
     "InitDb",
@@ -112,6 +116,11 @@ pub fn kind(action: &Action) -> &'static str {
             Proposal::FinishRule { .. } => "FinishRule",
             Proposal::Bar { .. } => "Bar",
             Proposal::Switchover { .. } => "Switchover",
+            Proposal::OwnArchive { .. } => "OwnArchive",
+            Proposal::UseRepository { .. } => "UseRepository",
+            Proposal::AskForBackup => "AskForBackup",
+            Proposal::BeginBackup { .. } => "BeginBackup",
+            Proposal::EndBackup { .. } => "EndBackup",
         },
         Action::BecomeMember { .. } => "BecomeMember",
         Action::Adopt { .. } => "Adopt",

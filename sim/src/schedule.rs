@@ -7,7 +7,10 @@ use std::time::Duration;
 use pgherd_core::durability;
 use pgherd_core::ha::election::{self, Tally, Waiting};
 use pgherd_core::record::{Cause, Position, Proposal, Record, Rule, Standing, Vote};
-use pgherd_core::spec::{ClusterSpec, Durability, NodeSpec, PostgresSource, PostgresSpec, Times};
+use pgherd_core::spec::backup::Location;
+use pgherd_core::spec::{
+    BackupSpec, ClusterSpec, Durability, NodeSpec, PostgresSource, PostgresSpec, RepositorySpec, Times,
+};
 use pgherd_core::types::{Incarnation, Lsn, Member, NodeName, SystemId, Term, Timeline};
 
 use crate::breakage::Breakage;
@@ -122,7 +125,10 @@ pub fn draw(seed: u64) -> World {
     }
     let from_nothing = random.once_in(10);
     let client_every = random.between(40 * MS, 160 * MS);
-    let mut world = World::new(random, times, cluster_spec(nodes, durability), witness);
+    let mut spec = cluster_spec(nodes, durability);
+    // By what was drawn for something else, so that the same seed goes on to mean the same cluster.
+    spec.backup = client_every.is_multiple_of(2).then(repository);
+    let mut world = World::new(random, times, spec, witness);
     world.clients.every = client_every;
     for node in 0..world.nodes.len() {
         world.nodes[node].clock = Clock {
@@ -159,7 +165,12 @@ pub fn cluster_spec(nodes: Vec<NodeSpec>, durability: Durability) -> ClusterSpec
         databases: Vec::new(),
         proxy: None,
         vip: None,
+        backup: None,
     }
+}
+
+fn repository() -> BackupSpec {
+    BackupSpec::new(RepositorySpec { location: Location::Directory("/backups".into()), secret: None })
 }
 
 /// A cluster that has been well for a while: the first node leads term 1 on timeline 2, all others stream.

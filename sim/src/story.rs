@@ -2,7 +2,7 @@
 
 use pgherd_core::action::Action;
 use pgherd_core::observation::SyncList;
-use pgherd_core::record::{Proposal, Standing};
+use pgherd_core::record::{BackupOutcome, Proposal, Standing};
 
 pub fn list(list: &SyncList) -> String {
     if list.needed == 0 {
@@ -49,6 +49,17 @@ pub fn proposal(proposal: &Proposal) -> String {
             None => format!("switchover of term {} is ordered", order.term),
         },
         Proposal::Switchover { order: None } => "the switchover is cancelled".to_owned(),
+        Proposal::OwnArchive { archive: Some((place, owner)), .. } => {
+            format!("{owner} owns the archive at {place}")
+        }
+        Proposal::OwnArchive { archive: None, .. } => "there is no archive any more".to_owned(),
+        Proposal::UseRepository { repository, .. } => format!("the repository is {repository}"),
+        Proposal::AskForBackup => "a base backup is asked for".to_owned(),
+        Proposal::BeginBackup { node, .. } => format!("a base backup of {node} begins"),
+        Proposal::EndBackup { end } => match &end.outcome {
+            BackupOutcome::Complete { id } => format!("base backup {id} of {} is complete", end.node),
+            BackupOutcome::Failed { why } => format!("the base backup of {} has failed: {why}", end.node),
+        },
     }
 }
 

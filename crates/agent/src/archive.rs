@@ -30,6 +30,7 @@ use crate::causes;
 use crate::clock;
 
 mod lag;
+pub(crate) mod owner;
 
 use lag::Lag;
 

@@ -16,7 +16,9 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
+use pgherd_api::change::{
+    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+};
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
     RenewAnswer, RenewRequest, Token, TokenRequest,
@@ -184,6 +186,10 @@ impl Backend for AgentBackend {
 
     async fn switchover(&self, operator: &OperatorName, request: SwitchoverRequest) -> Answer<Change> {
         self.begin_switchover(operator, request).await
+    }
+
+    async fn backup(&self, operator: &OperatorName, request: BackupRequest) -> Answer<BackupAsked> {
+        self.ask_for_backup(operator, request).await
     }
 
     async fn switchover_cancel(

@@ -36,7 +36,7 @@ use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
 use crate::transport::OverApi;
 use crate::vip::Keeper;
-use crate::{duties, fence, paths, slots, tending, wire};
+use crate::{archive, backups, duties, fence, paths, slots, tending, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -175,6 +175,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     let me = identity.node.clone();
     remember_spec(&file.state_dir, &stored.spec);
     keep_passfile(&file.state_dir, &stored.spec, &secrets);
+    keep_repository_file(&file.state_dir, &stored.spec, &own_cluster(&stored.spec, &me));
     let cluster = own_cluster(&stored.spec, &me);
     let durable = DurableFile::open(&file.state_dir)?;
 
@@ -217,6 +218,9 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         fence_armed: None,
         pending_restart: None,
         vip: Default::default(),
+        archive: None,
+        backing_up: None,
+        backup_ended: None,
         memory: Memory::default(),
         decision: None,
         reason_since: None,
@@ -249,10 +253,18 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         keeper,
     });
 
+    let (cluster_of_slots, cluster_of_archive, node_of_archive) =
+        (cluster.clone(), cluster.clone(), me.clone());
     let order: Vec<NodeName> = stored.spec.agents().map(|(name, _, _)| name.clone()).collect();
     let tasks = [
         tokio::spawn(main_loop.run()),
-        tokio::spawn(follow_store(view, spec_sender, file.state_dir.clone(), sender.clone())),
+        tokio::spawn(follow_store(
+            view,
+            spec_sender,
+            file.state_dir.clone(),
+            cluster.clone(),
+            sender.clone(),
+        )),
         tokio::spawn(peers.gossip(spec.clone(), own_gossip, sender.clone())),
         tokio::spawn(duties::confirm(
             store.clone(),
@@ -272,6 +284,28 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         tasks.push(tokio::spawn(duties::drain(proxies, duties.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::proxy_role(server.clone(), duties.clone())));
         tasks.push(tokio::spawn(slots::keep(server.clone(), duties.clone(), sender.clone())));
+        tasks.push(tokio::spawn(slots::keep_archive(
+            server.clone(),
+            spec.clone(),
+            cluster_of_slots,
+            sender.clone(),
+        )));
+        tasks.push(tokio::spawn(archive::owner::own(archive::owner::Owner {
+            server: server.clone(),
+            cluster: cluster_of_archive.clone(),
+            node: node_of_archive.clone(),
+            assigned: duties.clone(),
+            spec: spec.clone(),
+            events: sender.clone(),
+        })));
+        tasks.push(tokio::spawn(backups::duty::back_up(backups::duty::Duty {
+            server: server.clone(),
+            cluster: cluster_of_archive,
+            node: node_of_archive,
+            assigned: duties.clone(),
+            spec: spec.clone(),
+            events: sender.clone(),
+        })));
         tasks.push(tokio::spawn(duties::heartbeat(server, duties.clone(), spec.clone(), sender.clone())));
         tasks.push(tokio::spawn(duties::probe(remote, duties, spec, sender)));
     }
@@ -360,6 +394,7 @@ async fn follow_store(
     mut view: watch::Receiver<Snapshot>,
     spec: watch::Sender<Arc<HerdSpec>>,
     state_dir: PathBuf,
+    cluster: NodeName,
     events: mpsc::Sender<Event>,
 ) {
     loop {
@@ -368,6 +403,7 @@ async fn follow_store(
             && **spec.borrow() != stored.spec
         {
             remember_spec(&state_dir, &stored.spec);
+            keep_repository_file(&state_dir, &stored.spec, &cluster);
             spec.send_replace(Arc::new(stored.spec));
         }
         if events.send(Event::Store(snapshot)).await.is_err() || view.changed().await.is_err() {
@@ -394,6 +430,29 @@ fn remember_spec(state_dir: &Path, spec: &HerdSpec) {
 fn keep_passfile(state_dir: &Path, spec: &HerdSpec, secrets: &Secrets) {
     if let Err(error) = crate::local::passfile::keep(state_dir, spec, secrets) {
         tracing::warn!(%error, "cannot write the passfile for clients on this host");
+    }
+}
+
+/// For commands on this host that read the repository themselves, also while no agent runs: `wal fetch` of a copy that was restored, `restore`. It names
+/// files of secrets and has none.
+fn keep_repository_file(state_dir: &Path, spec: &HerdSpec, cluster: &NodeName) {
+    let path = state_dir.join(paths::REPOSITORY_FILE);
+    let backup = spec.cluster(cluster).and_then(|cluster| cluster.backup.as_ref());
+    let kept = match backup {
+        Some(backup) => {
+            let text = crate::files::repository::write(&backup.repository);
+            match fs::read_to_string(&path) {
+                Ok(there) if there == text => Ok(()),
+                _ => write_synced(&path, text.as_bytes(), 0o644),
+            }
+        }
+        None => match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    if let Err(error) = kept {
+        tracing::warn!(%error, path = %path.display(), "cannot keep the file of the repository");
     }
 }
 

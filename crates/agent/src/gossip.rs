@@ -76,6 +76,10 @@ pub(crate) struct Show {
     /// Whether the fence would stop PostgreSQL if this agent froze; `None` where there is none.
     pub(crate) fence_armed: Option<bool>,
     pub(crate) vip: VipShow,
+    /// What the owner of the archive knows of it.
+    pub(crate) archive: Option<ArchiveShow>,
+    /// The base backup that this node takes.
+    pub(crate) backup: Option<BackupShow>,
     /// Generation of the specification that this agent follows.
     pub(crate) spec_generation: u64,
     /// Of the program.
@@ -92,6 +96,39 @@ pub(crate) struct VipShow {
     pub(crate) trouble: Option<String>,
     /// Another station that says it has it.
     pub(crate) claimed_by: Option<String>,
+}
+
+/// The archive, by its owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ArchiveShow {
+    pub(crate) timeline: Option<Timeline>,
+    /// Up to where WAL is in the repository.
+    pub(crate) durable: Option<Lsn>,
+    /// All that the server had flushed so long ago is there; `None`: not known.
+    pub(crate) behind_ms: Option<u64>,
+    /// Why it does not go on.
+    pub(crate) trouble: Option<String>,
+    /// From when on, in seconds since 1970, any moment up to now can be restored.
+    pub(crate) window_from: Option<i64>,
+    /// The newest base backup that leads to the present,
+    pub(crate) newest: Option<String>,
+    /// and when that began.
+    pub(crate) newest_began: Option<i64>,
+    /// Base backups that are there.
+    pub(crate) backups: u32,
+    /// Missing WAL with something behind it.
+    pub(crate) gaps: Vec<String>,
+}
+
+/// How far a base backup is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BackupShow {
+    pub(crate) number: u64,
+    pub(crate) done_bytes: u64,
+    /// 0 while it is not known.
+    pub(crate) total_bytes: u64,
 }
 
 impl Gossip {

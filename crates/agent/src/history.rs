@@ -49,7 +49,13 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }
         | Proposal::Decide { .. }
-        | Proposal::ProposeRule { .. } => return None,
+        | Proposal::ProposeRule { .. }
+        // Base backups have their own list.
+        | Proposal::OwnArchive { .. }
+        | Proposal::UseRepository { .. }
+        | Proposal::AskForBackup
+        | Proposal::BeginBackup { .. }
+        | Proposal::EndBackup { .. } => return None,
     })
 }
 

@@ -37,6 +37,7 @@ mod peers;
 pub mod pki;
 pub mod proxy;
 pub mod repository;
+mod schedule;
 mod secrets;
 mod server;
 pub mod setup;

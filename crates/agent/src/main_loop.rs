@@ -13,16 +13,16 @@
 use std::time::Duration;
 
 use pgherd_core::action::{Action, Address, Duties};
-use pgherd_core::observation::{Busy, Durable, Postgres, SyncList};
-use pgherd_core::record::Proposal;
-use pgherd_core::types::{Instant, NodeName, Term};
+use pgherd_core::observation::{ArchiveView, Busy, Durable, Postgres, SyncList};
+use pgherd_core::record::{Archive, BackupEnd, Proposal};
+use pgherd_core::types::{Instant, NodeName, SystemId, Term};
 use pgherd_dcs::{Revision, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agreed;
 use crate::clock;
 use crate::execute::Executor;
-use crate::gossip::Gossip;
+use crate::gossip::{ArchiveShow, BackupShow, Gossip};
 use crate::guard::Guard;
 use crate::mind::{Deeds, Mind};
 use crate::vip::{Keeper, Wish};
@@ -66,12 +66,24 @@ pub(crate) enum Event {
     Done(Box<Done>),
     ProposalEnded(Box<Proposal>),
     Damage(Option<String>),
+    /// What the owner of the archive has seen; `None`: this node is not that any more.
+    Archive(Option<Box<ArchiveSeen>>),
+    /// How far the base backup is that this node takes.
+    BackingUp(Option<BackupShow>),
+    BackedUp(Box<BackupEnd>),
     /// Every proxy that follows this agent has said so of this drain.
     Drained(u64),
     /// An operator wants PostgreSQL stopped, for good or until this agent starts again.
     Stop,
     /// Somebody asks for the whole picture.
     Ask(oneshot::Sender<Box<Picture>>),
+}
+
+/// One look at the archive, by its owner.
+#[derive(Clone, Debug)]
+pub(crate) struct ArchiveSeen {
+    pub(crate) view: ArchiveView,
+    pub(crate) show: ArchiveShow,
 }
 
 /// One look at the local PostgreSQL.
@@ -154,6 +166,8 @@ pub(crate) struct Assigned {
     pub(crate) needed: u32,
     /// The number of the drain under way.
     pub(crate) drain: Option<u64>,
+    pub(crate) system: Option<SystemId>,
+    pub(crate) archive: Option<Archive>,
 }
 
 pub(crate) struct Wiring {
@@ -239,6 +253,9 @@ impl MainLoop {
             Event::Done(done) => self.done(*done),
             Event::ProposalEnded(proposal) => self.proposing.retain(|other| *other != *proposal),
             Event::Damage(damage) => self.mind.damage = damage,
+            Event::Archive(seen) => self.mind.archive = seen.map(|seen| *seen),
+            Event::BackingUp(show) => self.mind.backing_up = show,
+            Event::BackedUp(end) => self.mind.backup_ended = Some(*end),
             Event::Drained(drain) => {
                 if self.mind.drain == Some(drain) {
                     self.mind.drained_for = self.mind.record().map(|record| record.term);
@@ -393,6 +410,8 @@ impl MainLoop {
                 .and_then(|(record, _)| record.rules.as_ref())
                 .map_or(0, |rules| rules.target().needed),
             drain: self.mind.drain,
+            system: record.and_then(|(record, _)| record.system),
+            archive: record.and_then(|(record, _)| record.archive.clone()),
         };
         self.duties.send_if_modified(|before| {
             let changed = *before != assigned;

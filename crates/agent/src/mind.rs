@@ -11,12 +11,13 @@ use pgherd_core::ha::{Decision, Memory, decide, suspicion};
 use pgherd_core::observation::{
     Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
 };
-use pgherd_core::record::Record;
+use pgherd_core::record::{BackupEnd, Record};
 use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 use pgherd_dcs::Revision;
 
-use crate::gossip::{FailingProbe, Gossip, Is, Show, VipShow};
+use crate::gossip::{BackupShow, FailingProbe, Gossip, Is, Show, VipShow};
+use crate::main_loop::ArchiveSeen;
 
 /// A crash counts towards "three in ten minutes".
 const CRASH_WINDOW_S: u64 = 600;
@@ -69,6 +70,10 @@ pub(crate) struct Mind {
     pub(crate) pending_restart: Option<bool>,
     /// What has become of the address that moves with the gate, on this host.
     pub(crate) vip: crate::vip::State,
+    /// What the archive was when this node, as its owner, looked last.
+    pub(crate) archive: Option<ArchiveSeen>,
+    pub(crate) backing_up: Option<BackupShow>,
+    pub(crate) backup_ended: Option<BackupEnd>,
     pub(crate) memory: Memory,
     pub(crate) decision: Option<Decision>,
     pub(crate) reason_since: Option<Instant>,
@@ -168,6 +173,8 @@ impl Mind {
             gate_open: self.deeds.gate_open,
             checkpointed_for: self.deeds.checkpointed_for,
             drained_for: self.drained_for,
+            archive: self.archive.as_ref().map(|seen| seen.view.clone()),
+            backup_ended: self.backup_ended.clone(),
         }
     }
 
@@ -216,6 +223,8 @@ impl Mind {
                     trouble: self.vip.trouble.clone(),
                     claimed_by: self.vip.claimed_by.clone(),
                 },
+                archive: self.archive.as_ref().map(|seen| seen.show.clone()),
+                backup: self.backing_up.clone(),
                 spec_generation: self.spec_generation,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },

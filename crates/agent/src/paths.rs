@@ -3,6 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+/// In the state directory: where the repository of the node's cluster is, for commands on its host.
+pub const REPOSITORY_FILE: &str = "repository.toml";
+
 /// The kernel's `sun_path` has 108 bytes with its terminator.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The longest name that a socket of ours has: PostgreSQL's lock file for the highest port.

@@ -10,9 +10,11 @@ use jiff::Timestamp;
 use pgherd_backup::format::{OpenError, Repository};
 use pgherd_backup::keys::{Secret, SecretError};
 use pgherd_backup::store::{Credentials, Store, StoreError};
+use pgherd_core::spec::RepositorySpec;
+use pgherd_core::spec::backup::{Location, SecretFile};
 
 use crate::files::Findings;
-use crate::files::repository::{Location, RepositoryFile, SecretFile};
+use crate::files::repository::read as read_file;
 
 /// A file of a secret has one line.
 const MAX_SECRET_BYTES: u64 = 4096;
@@ -55,7 +57,12 @@ impl RepositoryError {
 
 /// Opens the repository that a file names.
 pub async fn open(file: &Path) -> Result<Repository, RepositoryError> {
-    let (store, secret) = place(file)?;
+    open_at(&named_in(file)?).await
+}
+
+/// Opens the repository that a herd file names.
+pub async fn open_at(spec: &RepositorySpec) -> Result<Repository, RepositoryError> {
+    let (store, secret) = place(spec)?;
     Ok(Repository::open(store, secret.as_ref()).await?)
 }
 
@@ -68,20 +75,27 @@ pub struct Made {
 
 /// Makes the repository that a file names, where there is none.
 pub async fn create(file: &Path) -> Result<Made, RepositoryError> {
-    let (store, secret) = place(file)?;
-    let made = Repository::create(store, secret.as_ref(), Timestamp::now()).await?;
+    let made = create_at(&named_in(file)?).await?;
     Ok(Made { place: made.store().place().to_owned(), encrypted: made.format().encrypted })
 }
 
-fn place(path: &Path) -> Result<(Store, Option<Secret>), RepositoryError> {
-    let text = read(path)?;
-    let file = RepositoryFile::read(&path.display().to_string(), &text).map_err(RepositoryError::File)?;
-    let secret = match file.secret {
+/// Makes the repository that a herd file names, where there is none.
+pub async fn create_at(spec: &RepositorySpec) -> Result<Repository, RepositoryError> {
+    let (store, secret) = place(spec)?;
+    Ok(Repository::create(store, secret.as_ref(), Timestamp::now()).await?)
+}
+
+fn named_in(file: &Path) -> Result<RepositorySpec, RepositoryError> {
+    read_file(&file.display().to_string(), &read(file)?).map_err(RepositoryError::File)
+}
+
+fn place(spec: &RepositorySpec) -> Result<(Store, Option<Secret>), RepositoryError> {
+    let secret = match &spec.secret {
         None => None,
-        Some(SecretFile::Passphrase(path)) => Some(secret(&path, Secret::passphrase)?),
-        Some(SecretFile::Key(path)) => Some(secret(&path, Secret::key)?),
+        Some(SecretFile::Passphrase(path)) => Some(secret(path, Secret::passphrase)?),
+        Some(SecretFile::Key(path)) => Some(secret(path, Secret::key)?),
     };
-    let store = match file.location {
+    let store = match spec.location.clone() {
         Location::Directory(path) if !path.is_dir() => return Err(RepositoryError::NoDirectory { path }),
         Location::Directory(path) => Store::directory(path),
         Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {

@@ -22,6 +22,7 @@ use pgherd_postgres::conf::{Settings, SyncNames, Upstream};
 use pgherd_postgres::hba::{Gate, Rules};
 use pgherd_postgres::observe::{Beat, Heart, Monitor, Probe, Target, View};
 use pgherd_postgres::process::{Found, StopMode};
+use pgherd_postgres::replication::Source;
 use pgherd_postgres::sql::{Session, TlsIdentity};
 use pgherd_postgres::wal::{Boundary, EndOfWal};
 use pgherd_postgres::{
@@ -31,6 +32,7 @@ use pgherd_postgres::{
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::agreed::{self, Secrets};
+use crate::backups::take;
 use crate::clock;
 use crate::files::agent::AgentFile;
 use crate::main_loop::{Event, Seen};
@@ -521,7 +523,47 @@ impl Server {
             return Ok(None);
         }
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-        Ok(Some(roles::ensure_proxy(&session, CONFIGURE_WITHIN).await?))
+        let proxy = roles::ensure_proxy(&session, CONFIGURE_WITHIN).await?;
+        let monitor = roles::ensure_switch_wal(&session, CONFIGURE_WITHIN).await?;
+        Ok(Some(proxy || monitor))
+    }
+
+    /// Where WAL is streamed from for the archive: this very server. A standby goes on to be one through failovers, and its WAL does not cost the primary.
+    pub(crate) async fn archive_source(&self, host: &str) -> Result<Source> {
+        let inner = self.inner()?;
+        let remote = inner.remote(&inner.node, (host, inner.instance.port), secrets::REPLICATION).await?;
+        Ok(Source::Remote(Box::new(remote)))
+    }
+
+    /// What a base backup of this server needs: a session here, and one on the primary, where that is another server.
+    pub(crate) async fn backup_source(
+        &self,
+        primary: Option<(&NodeName, &str, u16)>,
+    ) -> Result<take::Source> {
+        let inner = self.inner()?;
+        let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
+        let primary = match primary {
+            Some((node, host, port)) => {
+                let remote = inner.remote(node, (host, port), secrets::MONITOR).await?;
+                Some(Session::remote(&remote, SQL_WITHIN).await?)
+            }
+            None => None,
+        };
+        Ok(take::Source { data_dir: inner.instance.data_dir.clone(), session, primary })
+    }
+
+    /// The archive's slot, moved along to what is durable there; without `wanted` there is none.
+    pub(crate) async fn keep_archive_slot(&self, wanted: bool, durable: Option<Lsn>) -> Result<()> {
+        let inner = self.inner()?;
+        let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
+        if !wanted {
+            slots::drop_archive(&session, SQL_WITHIN).await?;
+        } else if slots::keep_archive(&session, durable, SQL_WITHIN).await? {
+            tracing::warn!(
+                "PostgreSQL has removed WAL that the archive had not got from here: more than max_slot_wal_keep_size"
+            );
+        }
+        Ok(())
     }
 
     pub(crate) async fn follow(

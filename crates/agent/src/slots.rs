@@ -6,9 +6,11 @@
 //!
 //! Hazard: a slot that is moved too far lets WAL go that its member lacks, which then must be copied anew.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_core::observation::Postgres;
+use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Lsn, Member, NodeName};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -49,6 +51,50 @@ pub(crate) async fn keep(
         failing = kept.is_err();
         tokio::time::sleep(KEEP_EVERY).await;
     }
+}
+
+/// Keeps the archive's slot on every server of a cluster that has a repository: whoever owns the archive next finds here the WAL that it has not got.
+pub(crate) async fn keep_archive(
+    server: Server,
+    spec: watch::Receiver<Arc<HerdSpec>>,
+    cluster: NodeName,
+    events: mpsc::Sender<Event>,
+) {
+    let (mut failing, mut gone) = (false, false);
+    loop {
+        tokio::time::sleep(KEEP_EVERY).await;
+        let wanted = spec.borrow().cluster(&cluster).is_some_and(|cluster| cluster.backup.is_some());
+        if !wanted && gone {
+            continue;
+        }
+        let (ask, answer) = oneshot::channel();
+        if events.send(Event::Ask(ask)).await.is_err() {
+            return;
+        }
+        let Ok(picture) = answer.await else { return };
+        if !matches!(picture.postgres, Postgres::Standby(_) | Postgres::Primary(_)) {
+            continue;
+        }
+        let kept = server.keep_archive_slot(wanted, archived(&picture)).await;
+        match (&kept, failing) {
+            (Err(error), false) => {
+                tracing::info!(error = %on_one_line(error), "cannot keep the slot of the archive");
+            }
+            (Ok(()), true) => tracing::info!("keeps the slot of the archive again"),
+            _ => {}
+        }
+        failing = kept.is_err();
+        gone = !wanted && kept.is_ok();
+    }
+}
+
+/// Up to where the WAL of the timeline that is followed here is in the archive, as its owner says.
+fn archived(picture: &Picture) -> Option<Lsn> {
+    let owner = &picture.record.as_ref()?.archive.as_ref()?.owner;
+    let others = picture.peers.iter().filter_map(|(_, _, says)| says.as_ref());
+    let says = std::iter::once(&picture.own).chain(others).find(|says| says.node == *owner)?;
+    let show = says.show.archive.as_ref()?;
+    show.durable.filter(|_| show.timeline == picture.postgres.copy().map(|copy| copy.timeline))
 }
 
 /// The members whose slots should be here, and up to where they have WAL. That counts only on the timeline that is

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_core::ha::election::{self, Tally, Waiting};
-use pgherd_core::record::{Record, Reign, Rule};
+use pgherd_core::record::{Archive, Record, Reign, Rule};
 use pgherd_core::spec::{ClusterSpec, NodeSpec};
 use pgherd_core::types::{Lsn, Member, NodeName};
 use pgherd_dcs::Health;
 
-use crate::gossip::{Gossip, Is};
+use crate::gossip::{ArchiveShow, Gossip, Is};
 use crate::main_loop::Picture;
 
 mod check;
@@ -157,6 +157,42 @@ impl<'a> Sight<'a> {
     fn degraded(&self) -> bool {
         let wanted = self.cluster().map_or(0, |cluster| cluster.durability.needed());
         self.rule().is_some_and(|rule| (rule.needed as usize) < wanted)
+    }
+
+    /// The archive, if it is that of the specification.
+    fn archive(&self) -> Option<&'a Archive> {
+        let wanted = self.cluster()?.backup.as_ref()?.repository.location.to_string();
+        self.record()?.archive.as_ref().filter(|archive| archive.place == wanted)
+    }
+
+    /// What its owner says of it.
+    fn archive_says(&self) -> Option<&'a ArchiveShow> {
+        self.seen(&self.archive()?.owner).says?.show.archive.as_ref()
+    }
+
+    /// From when to when any moment can be restored, in seconds since 1970.
+    fn recovery_window(&self) -> Option<(i64, i64)> {
+        let says = self.archive_says()?;
+        let behind = i64::try_from(says.behind_ms?.div_ceil(1000)).ok()?;
+        Some((says.window_from?, self.now.as_second().saturating_sub(behind).max(says.window_from?)))
+    }
+
+    /// Why WAL does not go on into the repository.
+    fn archive_trouble(&self) -> Option<String> {
+        let Some(archive) = self.archive() else {
+            self.cluster()?.backup.as_ref()?;
+            return Some("nobody streams WAL into the repository yet".to_owned());
+        };
+        let owner = &archive.owner;
+        match self.seen(owner) {
+            seen if !seen.is_heard() => {
+                Some(format!("{owner}, which streams WAL into it, {}", seen.silence()))
+            }
+            seen => match &seen.says?.show.archive {
+                None => Some(format!("{owner} does not stream WAL into it at the moment")),
+                Some(show) => show.trouble.as_ref().map(|trouble| format!("{owner}: {trouble}")),
+            },
+        }
     }
 
     /// The nodes that say they have this cluster's address.

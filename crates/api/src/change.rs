@@ -33,7 +33,20 @@ pub struct FailoverRequest {
     pub accept_data_loss: bool,
 }
 
-/// Answer to all of these, and to `GET /v1/changes/{request_id}`.
+/// `POST /v1/backups`: takes a base backup now, from the node that a scheduled one would be taken from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackupRequest {
+    pub cluster: Option<String>,
+}
+
+/// The base backup that was asked for. `GET /v1/status` tells how far it is, and how it ended, under this number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackupAsked {
+    pub cluster: String,
+    pub number: u64,
+}
+
+/// Answer to switchover and failover, and to `GET /v1/changes/{request_id}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     pub request_id: String,

@@ -374,6 +374,10 @@ impl Client {
         self.post(route::FAILOVER, request).await
     }
 
+    pub async fn backup(&self, request: &change::BackupRequest) -> Result<change::BackupAsked, CallError> {
+        self.post(route::BACKUP, request).await
+    }
+
     pub async fn change(&self, request_id: &str) -> Result<change::Change, CallError> {
         self.get(route::CHANGE.with(&escape(request_id))).await
     }

@@ -123,6 +123,8 @@ codes! {
         "try again; pgherd logs names who asks so much";
     StoreUnavailable = "PGH-STORE-UNAVAILABLE" Failed 503 "the store has no majority or cannot be reached",
         "pgherd status shows its members; if most are gone for good: pgherd store recover";
+    RepositoryMissing = "PGH-REPOSITORY-MISSING" Failed 409 "no repository is named",
+        "add [backup] to the herd file, then pgherd apply";
     Internal = "PGH-INTERNAL" Failed 500 "the agent met a condition that it does not know",
         "please report it with the output of pgherd logs";
 

@@ -171,8 +171,47 @@ pub struct Backup {
     pub recovery_window: Option<RecoveryWindow>,
     /// Name of the newest usable base backup.
     pub last: Option<String>,
-    /// How far the archive is behind the primary.
+    /// How far the archive is behind its server.
     pub wal_lag_seconds: Option<f64>,
+    /// Where the repository is.
+    pub repository: String,
+    /// The node that streams WAL into it; null while none does.
+    pub owner: Option<String>,
+    /// Base backups that are there; null while the owner is not heard.
+    pub backups: Option<u32>,
+    /// Null while none is taken.
+    pub running: Option<BackupRunning>,
+    /// The newest attempt that has ended; null before the first.
+    pub ended: Option<BackupEnded>,
+    /// WAL that is missing with something behind it: positions there cannot be restored.
+    pub gaps: Vec<String>,
+    /// Why WAL does not go on into the repository; null if it does.
+    pub trouble: Option<String>,
+}
+
+/// An attempt to take a base backup.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupEnded {
+    /// Attempts are counted.
+    pub number: u64,
+    pub node: String,
+    /// RFC 3339, by the clock of that node; null if it did not say so itself.
+    pub at: Option<String>,
+    /// Its name in the repository; null if it failed.
+    pub name: Option<String>,
+    /// Why it failed; null if it is complete.
+    pub failed: Option<String>,
+}
+
+/// A base backup under way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupRunning {
+    pub number: u64,
+    /// Whose server is copied.
+    pub node: String,
+    pub done_bytes: Option<u64>,
+    /// Null while it is not known.
+    pub total_bytes: Option<u64>,
 }
 
 /// RFC 3339 times.

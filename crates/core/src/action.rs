@@ -150,6 +150,10 @@ pub struct Duties {
     /// Keep a slot for every other member on this standby: one that is pointed here, now or after a promotion, finds
     /// the WAL that it lacks.
     pub keep_slots: bool,
+    /// Stream WAL into the cluster's repository, and see to what is there.
+    pub archive: bool,
+    /// Take the base backup of this number from the server here.
+    pub backup: Option<u64>,
     /// Tell the proxies to begin nothing on this primary, and see when nothing of theirs is left on it.
     pub drain: bool,
 }

@@ -15,6 +15,7 @@ use crate::record::{Cause, Proposal, Record, Rule};
 use crate::types::{Incarnation, Instant, Lsn, Member, NodeName, Term, Timeline};
 
 pub mod address;
+pub mod archive;
 pub mod bootstrap;
 pub mod election;
 pub mod lease;
@@ -56,6 +57,10 @@ pub struct Memory {
     /// The newest proof that this node held the open term, and the timeline it reigned on. It outlives the
     /// term where the incumbent wins again: nobody else reigned in between.
     pub proven: Option<(Timeline, Instant)>,
+    /// The owner of the archive is not fit for it, since when.
+    pub owner_unfit_since: Option<(NodeName, Instant)>,
+    /// Who takes the base backup of this number is not heard, since when.
+    pub backup_silent_since: Option<(u64, Instant)>,
     /// The incarnation that this node was enlisted with when the replica had first caught up. An earlier life of
     /// this agent may have used it for a copy of which nothing is left here.
     pub enlisted_before: Option<Incarnation>,
@@ -184,6 +189,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     if let Some(action) = voting::end(memory, now, seen, record) {
         decision.actions.push(action);
     }
+    for proposal in archive::decide(memory, now, seen, record) {
+        decision.actions.insert(0, Action::Propose(proposal));
+    }
     let health = health(seen, record).filter(|bar| !decision.actions.contains(bar));
     decision.actions.extend(health);
     decision.address = address::decide(memory, now, seen, record, &decision.actions);
@@ -218,6 +226,11 @@ fn holding(
         }
     }
     decision.duties.probe_holder = record.holder().is_some() && !holds;
+    // A server that ends waits for whoever streams from it to have everything, and a repository may be slow.
+    let stops = decision.actions.iter().any(|action| action.busy() == Some(Busy::Stop));
+    decision.duties.archive =
+        archive::is_owned(seen, record) && !stops && seen.local.busy != Some(Busy::Stop);
+    decision.duties.backup = archive::backup_here(seen, record);
     decision.duties.keep_slots = !holds && matches!(seen.local.postgres, Postgres::Standby(_));
     decision
 }
@@ -346,6 +359,7 @@ pub(crate) mod tests {
             databases: Vec::new(),
             proxy: None,
             vip: None,
+            backup: None,
         }
     }
 

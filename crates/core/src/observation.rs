@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ha::election;
-use crate::record::{Position, Record};
+use crate::record::{BackupEnd, Position, Record};
 use crate::spec::{ClusterSpec, Times};
 use crate::types::{Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
 
@@ -62,6 +62,23 @@ pub struct Local {
     /// Since [`Duties::drain`](crate::action::Duties::drain) was given in this term, every proxy that follows this node
     /// has said that no transaction of its clients is left here.
     pub drained_for: Option<Term>,
+    /// What this node has seen of the repository, as its owner.
+    pub archive: Option<ArchiveView>,
+    /// How the base backup came out that this node took last.
+    pub backup_ended: Option<BackupEnd>,
+}
+
+/// What the owner of the archive knows of the repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArchiveView {
+    /// Its identifier, once it has been opened.
+    pub repository: Option<String>,
+    /// WAL is on its way into it.
+    pub streams: bool,
+    /// A base backup is due by the schedule, or because there is none that leads to the present,
+    pub backup_is_due: bool,
+    /// as far as was seen after the end of the one with this number.
+    pub after: u64,
 }
 
 /// What this node's own disk remembers; it survives any crash.

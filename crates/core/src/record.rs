@@ -42,6 +42,9 @@ pub struct Record {
     pub nodes: BTreeMap<NodeName, NodeRecord>,
     pub last_incarnation: Incarnation,
     pub switchover: Option<Switchover>,
+    /// Who sees to the repository. A version that knows none reads a record without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
     pub events: Vec<Event>,
 }
 
@@ -297,6 +300,57 @@ pub struct Switchover {
     pub to: Option<NodeName>,
 }
 
+/// Who sees to the cluster's repository, and what is done there. Nothing of it is a duty of durability: a repository that is
+/// gone holds up no election.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    /// Where the repository is, as the specification says. At another place everything begins anew.
+    pub place: String,
+    /// The identifier of what is there, once somebody has seen it: WAL of one cluster is not scattered over several
+    /// repositories that have one name on different hosts.
+    pub repository: Option<String>,
+    /// Streams WAL into it, and says when a base backup is due.
+    pub owner: NodeName,
+    /// In which it was chosen.
+    pub term: Term,
+    /// Base backups that were begun; the newest has this number.
+    pub begun: u64,
+    /// Somebody has asked for a base backup that is not begun yet.
+    pub asked: bool,
+    pub backup: Option<Backup>,
+    /// How the newest one that has ended came out.
+    pub ended: Option<BackupEnd>,
+}
+
+/// A base backup under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    pub number: u64,
+    /// Whose server is copied, by its own agent.
+    pub node: NodeName,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupEnd {
+    pub number: u64,
+    pub node: NodeName,
+    /// By the clock of whoever took it; `None`: it was given up by others.
+    pub unix_seconds: Option<u64>,
+    pub outcome: BackupOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupOutcome {
+    /// It is in the repository under this name.
+    Complete {
+        id: String,
+    },
+    Failed {
+        why: String,
+    },
+}
+
 /// A line of `pgherd history`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -392,6 +446,25 @@ pub enum Proposal {
     Switchover {
         order: Option<Switchover>,
     },
+    /// Gives the repository at `place` an owner; `None`: the specification has no repository any more.
+    OwnArchive {
+        term: Term,
+        archive: Option<(String, NodeName)>,
+    },
+    /// The owner has seen which repository it is.
+    UseRepository {
+        owner: NodeName,
+        repository: String,
+    },
+    /// An operator wants a base backup.
+    AskForBackup,
+    BeginBackup {
+        owner: NodeName,
+        node: NodeName,
+    },
+    EndBackup {
+        end: BackupEnd,
+    },
 }
 
 impl Proposal {
@@ -437,6 +510,7 @@ impl Record {
             nodes: BTreeMap::new(),
             last_incarnation: Incarnation(0),
             switchover: None,
+            archive: None,
             events: Vec::new(),
         }
     }
@@ -551,6 +625,30 @@ impl Record {
                 next.nodes.get_mut(node).ok_or(Refusal::Stale)?.barred.clone_from(why);
             }
             Proposal::Switchover { order } => next.switchover.clone_from(order),
+            Proposal::OwnArchive { term, archive } => next.own_archive(*term, archive.as_ref())?,
+            Proposal::UseRepository { owner, repository } => {
+                let known = &mut next.archive_of(owner)?.repository;
+                if known.as_ref().is_some_and(|known| known != repository) {
+                    return Err(Refusal::Unsafe("the cluster's backups are in another repository"));
+                }
+                *known = Some(repository.clone());
+            }
+            Proposal::AskForBackup => next.archive.as_mut().ok_or(Refusal::Stale)?.asked = true,
+            Proposal::BeginBackup { owner, node } => {
+                let archive = next.archive_of(owner)?;
+                if archive.backup.is_some() {
+                    return Err(Refusal::Stale);
+                }
+                archive.begun += 1;
+                archive.asked = false;
+                archive.backup = Some(Backup { number: archive.begun, node: node.clone() });
+            }
+            Proposal::EndBackup { end } => {
+                let archive = next.archive.as_mut().ok_or(Refusal::Stale)?;
+                let is_it = |running: &mut Backup| running.number == end.number && running.node == end.node;
+                archive.backup.take_if(is_it).ok_or(Refusal::Stale)?;
+                archive.ended = Some(end.clone());
+            }
         }
         if next == *self { Err(Refusal::Stale) } else { Ok(next) }
     }
@@ -760,6 +858,41 @@ impl Record {
             return Err(Refusal::Stale);
         }
         self.reign.as_mut().ok_or(Refusal::Stale)
+    }
+
+    fn own_archive(&mut self, term: Term, archive: Option<&(String, NodeName)>) -> Result<(), Refusal> {
+        self.reign_of(term)?;
+        let Some((place, owner)) = archive else {
+            self.archive = None;
+            return Ok(());
+        };
+        match self.archive.as_mut().filter(|known| known.place == *place) {
+            Some(known) => {
+                if known.owner != *owner {
+                    (known.owner, known.term) = (owner.clone(), term);
+                }
+            }
+            None => {
+                // Numbers go on, so that the end of a backup at the former place ends none at this one.
+                let begun = self.archive.as_ref().map_or(0, |former| former.begun);
+                self.archive = Some(Archive {
+                    place: place.clone(),
+                    repository: None,
+                    owner: owner.clone(),
+                    term,
+                    begun,
+                    asked: false,
+                    backup: None,
+                    ended: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The archive, if `owner` is who sees to it: one that was replaced speaks too late.
+    fn archive_of(&mut self, owner: &NodeName) -> Result<&mut Archive, Refusal> {
+        self.archive.as_mut().filter(|archive| archive.owner == *owner).ok_or(Refusal::Stale)
     }
 
     fn propose_rule(&mut self, term: Term, rule: &Rule) -> Result<(), Refusal> {

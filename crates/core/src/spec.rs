@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::types::{Malformed, NodeName};
 
+pub mod backup;
 pub mod check;
 pub mod hba;
 mod nearest;
@@ -27,6 +28,7 @@ pub mod times;
 mod tls;
 pub mod vip;
 
+pub use backup::{BackupSpec, RepositorySpec};
 pub use check::{Place, SpecError, SpecWarning, Step};
 pub use nearest::nearest;
 pub use proxy::{OptionValue, Pool, ProxyOption, ProxySpec};
@@ -75,6 +77,9 @@ pub struct ClusterSpec {
     /// An address that moves with the gate. A version that knows none reads what has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vip: Option<VipSpec>,
+    /// Where WAL and base backups go. A version that knows no backups reads what has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupSpec>,
 }
 
 /// What an acknowledged commit has been through.
@@ -410,6 +415,7 @@ pub(crate) fn example() -> HerdSpec {
             databases: vec![DatabaseSpec { name: "testix".parse().unwrap(), owner: "app".parse().unwrap() }],
             proxy: None,
             vip: None,
+            backup: None,
         }],
         witnesses: vec![WitnessSpec {
             name: name("w"),

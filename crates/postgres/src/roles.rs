@@ -5,7 +5,7 @@
 //! | `postgres` | everything; only from this machine's socket, as the agent's own user |
 //! | `pgherd_replication` | stream WAL and clone |
 //! | `pgherd_rewind` | the four functions that `pg_rewind` calls |
-//! | `pgherd_monitor` | read statistics, end sessions, write a heartbeat message |
+//! | `pgherd_monitor` | read statistics, end sessions, write a heartbeat message, begin a new segment of WAL |
 //! | `pgherd_proxy` | read who may log in and by what verifier; only with a proxy's certificate |
 //!
 //! Passwords reach the server as SCRAM verifiers only, in a session that logs no statement and shows none in
@@ -31,6 +31,9 @@ pub const OWN: [&str; 5] = [SUPERUSER, REPLICATION, REWIND, MONITOR, PROXY];
 
 /// What a proxy has to know of a role before it lets a client in as that role.
 const LOGIN_COLUMNS: &str = "rolname, rolcanlogin, rolvaliduntil, rolpassword";
+
+/// A standby that is backed up waits for the last segment of its backup, which only the primary can begin anew.
+const SWITCH_WAL: &str = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() TO pgherd_monitor";
 
 /// The verifiers of pgherd's own roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +68,8 @@ pub async fn ensure_own(client: &Session, roles: &OwnRoles, deadline: Duration) 
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REWIND};\
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REWIND};\
          GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REWIND};\
-         GRANT pg_monitor, pg_signal_backend TO {MONITOR}"
+         GRANT pg_monitor, pg_signal_backend TO {MONITOR};\
+         {SWITCH_WAL}"
     );
     within("creating pgherd's roles", deadline, async {
         quiet(client).await?;
@@ -97,6 +101,23 @@ pub async fn ensure_proxy(client: &Session, deadline: Duration) -> Result<bool> 
         }
         quiet(client).await?;
         proxy(client).await.map(|()| true)
+    })
+    .await
+}
+
+/// Lets the monitor's role begin a new segment of WAL, in a herd that was made before there were backups. `client` is a superuser on the
+/// primary. `true` if it had to be granted.
+pub async fn ensure_switch_wal(client: &Session, deadline: Duration) -> Result<bool> {
+    let right = format!(
+        "SELECT pg_catalog.has_function_privilege('{MONITOR}', 'pg_catalog.pg_switch_wal()', 'EXECUTE')"
+    );
+    within("granting what backups need", deadline, async {
+        let row = client.query_one(&right, &[]).await.map_err(Error::sql("show the monitor's role"))?;
+        if row.get(0) {
+            return Ok(false);
+        }
+        quiet(client).await?;
+        run(client, "grant what backups need", SWITCH_WAL).await.map(|()| true)
     })
     .await
 }

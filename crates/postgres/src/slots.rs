@@ -97,7 +97,10 @@ fn member_of(slot: &str, nodes: &[NodeName]) -> Option<Member> {
 /// Creates a member's slot if it is missing. It keeps WAL from now on, before the member has ever connected, so that
 /// nothing is removed between its clone and its first connection. `true` if it was created.
 pub async fn ensure(session: &Session, member: &Member, deadline: Duration) -> Result<bool, SlotError> {
-    let name = slot_name(member);
+    create(session, &slot_name(member), deadline).await
+}
+
+async fn create(session: &Session, name: &str, deadline: Duration) -> Result<bool, SlotError> {
     within("creating a slot", deadline, async {
         let created = session
             .query_opt(
@@ -126,6 +129,10 @@ pub async fn drop(
     if member_of(name, nodes).is_none() {
         return Err(SlotError::Foreign { name: name.to_owned() });
     }
+    remove(session, name, deadline).await
+}
+
+async fn remove(session: &Session, name: &str, deadline: Duration) -> Result<bool, SlotError> {
     within("dropping a slot", deadline, async {
         let query = "SELECT active_pid, slot_type FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text::name";
         let found = session.query_opt(query, &[&name]).await.map_err(Error::sql("look for a slot"))?;
@@ -156,16 +163,19 @@ pub async fn advance(
     lsn: Lsn,
     deadline: Duration,
 ) -> Result<Lsn, SlotError> {
-    let name = slot_name(member);
+    move_along(session, &slot_name(member), lsn, deadline).await
+}
+
+async fn move_along(session: &Session, name: &str, lsn: Lsn, deadline: Duration) -> Result<Lsn, SlotError> {
     within("advancing a slot", deadline, async {
         let query = "SELECT active_pid, restart_lsn::text, \
                      CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
                           ELSE pg_catalog.pg_current_wal_flush_lsn() END::text \
                      FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text::name AND slot_type = 'physical'";
         let found = session.query_opt(query, &[&name]).await.map_err(Error::sql("look for a slot"))?;
-        let Some(row) = found else { return Err(SlotError::Missing { name: name.clone() }) };
+        let Some(row) = found else { return Err(SlotError::Missing { name: name.to_owned() }) };
         if let Some(pid) = row.get::<_, Option<i32>>(0) {
-            return Err(SlotError::Active { name: name.clone(), pid });
+            return Err(SlotError::Active { name: name.to_owned(), pid });
         }
         let at = |column| row.get::<_, Option<String>>(column).and_then(|lsn| lsn.parse::<Lsn>().ok());
         let (stands, here) = (at(1).unwrap_or_default(), at(2).unwrap_or_default());
@@ -228,6 +238,45 @@ pub async fn keep(
         }
     }
     Ok(())
+}
+
+/// The archive's own slot. No member can have this name: those end with a number.
+pub const ARCHIVE: &str = "pgherd_archive";
+
+/// Keeps the archive's slot on a server: it holds WAL for whoever streams into the repository from here next, and lets go of what is durable there
+/// (`durable`; `None`: not known, so it stays where it is). One that has lost its WAL (`max_slot_wal_keep_size`) is made anew, from
+/// now on: what it lost is a gap, and nothing here brings it back. `true`: that has happened.
+pub async fn keep_archive(
+    session: &Session,
+    durable: Option<Lsn>,
+    deadline: Duration,
+) -> Result<bool, SlotError> {
+    let here = list(session, &[], deadline).await?;
+    let Some(slot) = here.iter().find(|slot| slot.name == ARCHIVE) else {
+        create(session, ARCHIVE, deadline).await?;
+        return Ok(false);
+    };
+    if slot.active_pid.is_some() {
+        return Ok(false);
+    }
+    if slot.wal_status == Some(WalStatus::Lost) {
+        remove(session, ARCHIVE, deadline).await?;
+        create(session, ARCHIVE, deadline).await?;
+        return Ok(true);
+    }
+    if let Some(durable) = durable.filter(|durable| slot.restart_lsn.is_none_or(|stands| stands < *durable)) {
+        match move_along(session, ARCHIVE, durable, deadline).await {
+            // Whoever streams was faster.
+            Ok(_) | Err(SlotError::Active { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Drops the archive's slot, where nobody archives any more. `true` if it was there.
+pub async fn drop_archive(session: &Session, deadline: Duration) -> Result<bool, SlotError> {
+    remove(session, ARCHIVE, deadline).await
 }
 
 #[cfg(test)]

@@ -37,6 +37,19 @@ impl World {
     }
 }
 
+/// A standby sees to the repository, where there is one.
+fn archive_lacks(world: &World, holder: usize) -> Option<String> {
+    world.spec.backup.as_ref()?;
+    let Some(archive) = &world.store.record.archive else {
+        return Some("nobody owns the archive".to_owned());
+    };
+    let others = (0..world.nodes.len()).any(|node| node != holder && world.is_in_spec(node));
+    if others && archive.owner == world.nodes[holder].name {
+        return Some(format!("{} owns the archive beside being the primary", archive.owner));
+    }
+    archive.backup.as_ref().map(|backup| format!("base backup {} has no end", backup.number))
+}
+
 /// What is not yet as it should be.
 pub fn lacks(world: &World) -> Option<String> {
     let record = &world.store.record;
@@ -73,6 +86,9 @@ pub fn lacks(world: &World) -> Option<String> {
         if behind {
             return Some(format!("{name} lacks what was acknowledged"));
         }
+    }
+    if let Some(lack) = archive_lacks(world, holder) {
+        return Some(lack);
     }
     if world.clients.attempts < COMMITS_AT_LEAST {
         return Some("clients have hardly been there".to_owned());

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use pgherd_api::change::{
-    Change, ChangeKind, ChangeState, ChangeStep, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, ChangeStep, FailoverRequest,
+    SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::{Code, Error};
 use pgherd_core::record::{Proposal, Record, Switchover};
@@ -74,6 +75,37 @@ impl AgentBackend {
         };
         self.keep(change.clone());
         Ok(change)
+    }
+
+    pub(super) async fn ask_for_backup(
+        &self,
+        operator: &OperatorName,
+        request: BackupRequest,
+    ) -> Answer<BackupAsked> {
+        let picture = self.picture().await?;
+        let cluster = self.cluster(&picture, request.cluster.as_deref())?;
+        let named = picture.spec.cluster(&cluster).is_some_and(|cluster| cluster.backup.is_some());
+        if !named {
+            return Err(Error::new(
+                Code::RepositoryMissing,
+                "the herd file names no repository for this cluster",
+            )
+            .hinting("add [backup] with its repository to the file, then pgherd apply"));
+        }
+        let asked = match agreed::propose(&self.store, &cluster, &Proposal::AskForBackup, WITHIN).await {
+            Ok(agreed) => agreed.record,
+            // Somebody has asked already, or nobody owns the archive yet.
+            Err(agreed::AgreedError::Refused(_)) => {
+                self.picture().await?.record.unwrap_or_else(Record::empty)
+            }
+            Err(error) => return Err(refused(&error)),
+        };
+        let archive = asked.archive.filter(|archive| archive.asked).ok_or_else(|| {
+            Error::new(Code::NotReady, "no node streams WAL into the repository yet")
+                .hinting("pgherd status tells when one does")
+        })?;
+        tracing::info!(%operator, "a base backup was asked for");
+        Ok(BackupAsked { cluster: cluster.to_string(), number: archive.begun + 1 })
     }
 
     pub(super) async fn cancel_switchover(

@@ -8,20 +8,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
+use pgherd_core::spec::backup::Location;
 use pgherd_core::spec::check::Wrong;
 use pgherd_core::spec::parameters::ParameterError;
 use pgherd_core::spec::times::{Time, TimesError};
 use pgherd_core::spec::vip::Prefixed;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Place, Pool,
-    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, ProxyTls, SpecError, Step, Times, TlsMode, VipSpec,
-    WitnessSpec,
+    BackupSpec, ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Place, Pool,
+    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, ProxyTls, RepositorySpec, SpecError, Step, Times,
+    TlsMode, VipSpec, WitnessSpec,
 };
 use pgherd_core::types::NodeName;
 
 use super::agent::Listen;
 use super::finding::{Findings, Kind, Mistake};
 use super::reader::{Read, Reader, Section, Table};
+use super::repository;
+use crate::schedule::Schedule;
 
 mod keys;
 mod write;
@@ -98,6 +101,7 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
     let times = read_times(reader, top);
     let postgres = read_postgres(reader, top);
     let proxy = read_proxy(reader, top, &keys::PROXY, None);
+    let backup = read_backup(reader, top, &keys::BACKUP, None);
     let mut unreadable = 1;
 
     let mut witnesses = Vec::new();
@@ -137,9 +141,10 @@ fn read_herd(reader: &mut Reader<'_>, top: &Table<'_>) -> HerdSpec {
             databases.push(DatabaseSpec { name, owner });
         }
         let proxy = read_proxy(reader, &table, &keys::CLUSTER_PROXY, proxy.clone());
+        let backup = read_backup(reader, &table, &keys::CLUSTER_BACKUP, backup.clone());
         let vip = read_vip(reader, &table);
         let postgres = postgres.clone();
-        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy, vip });
+        clusters.push(ClusterSpec { name, durability, postgres, nodes, databases, proxy, vip, backup });
     }
     HerdSpec { format: Format, name, times, clusters, witnesses }
 }
@@ -187,6 +192,8 @@ fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
     PostgresSpec { source, parameters, hba: reader.texts(&table, "hba") }
 }
 
+/// More base backups than anybody keeps.
+const MOST_KEPT: u64 = 10_000;
 /// PostgreSQL itself does not know more of them: `MAX_BACKENDS` in `postmaster.h`.
 const MOST_SERVERS: u32 = 0x3_ffff;
 
@@ -326,6 +333,68 @@ fn read_pool(reader: &mut Reader<'_>, at: &Place, key: &str, text: &str) -> Opti
         reader.wrong_value(at, message, Some(hint));
     }
     pool
+}
+
+/// Over what holds for every cluster, if anything does; a repository is one thing, of which no part comes from elsewhere.
+fn read_backup(
+    reader: &mut Reader<'_>,
+    outer: &Table<'_>,
+    section: &'static Section,
+    general: Option<BackupSpec>,
+) -> Option<BackupSpec> {
+    let Read::Is(table) = reader.table(outer, "backup", section) else { return general };
+    let own = repository::says_where(reader, &table) || general.is_none();
+    let named = repository::read_keys(reader, &table);
+    let named = match (named, &general) {
+        (Some(named), _) => Some(named),
+        (None, Some(general)) if !own => Some(general.repository.clone()),
+        (None, _) => {
+            let at = table.at.key("repository");
+            if !reader.has(&at) {
+                let message = "nothing says where the repository is";
+                let mistake = Mistake::new(Kind::MissingKey, table.span.clone(), message);
+                let hint = "repository = \"file:///srv/backups\", or \"s3://bucket/folder\"";
+                reader.mistake(mistake.hint(hint));
+            }
+            None
+        }
+    };
+    // What cannot be read is told already, and so is what stands beside it.
+    let nowhere = || RepositorySpec { location: Location::Directory("/".into()), secret: None };
+    let mut backup = general.unwrap_or_else(|| BackupSpec::new(nowhere()));
+    let is_known = named.is_some();
+    backup.repository = named.unwrap_or_else(nowhere);
+    match reader.text(&table, "schedule") {
+        Read::Is(schedule) if schedule == "never" => backup.schedule = None,
+        Read::Is(schedule) => match Schedule::parse(&schedule) {
+            Ok(_) => backup.schedule = Some(schedule),
+            Err(error) => {
+                let hint = "\"0 2 * * *\" is two o'clock each night, in UTC; \"never\" takes none by itself";
+                let message = format!("\"{schedule}\" is no schedule: {error}");
+                reader.wrong_value(&table.at.key("schedule"), message, Some(hint.to_owned()));
+            }
+        },
+        Read::Absent | Read::Broken => {}
+    }
+    if let Read::Is(policy) = reader.parsed(&table, "retention") {
+        backup.retention.policy = Some(policy);
+    }
+    let mut count = |key: &str, to: &mut u32| {
+        if let Read::Is(number) = reader.whole(&table, key, 0, MOST_KEPT) {
+            *to = number as u32;
+        }
+    };
+    count("minimum_redundancy", &mut backup.retention.minimum_redundancy);
+    count("daily", &mut backup.retention.tiers.daily);
+    count("weekly", &mut backup.retention.tiers.weekly);
+    count("monthly", &mut backup.retention.tiers.monthly);
+    if let Read::Is(age) = reader.time(&table, "maximum_age", Some("never")) {
+        backup.maximum_age = age;
+    }
+    if let Read::Is(interval) = reader.time(&table, "archive_interval", Some("never")) {
+        backup.archive_interval = interval;
+    }
+    is_known.then_some(backup)
 }
 
 /// `None` also where a part of it could not be read.
@@ -493,7 +562,7 @@ mod tests {
     #[test]
     fn every_key_that_is_built_is_read() {
         let text = "[times]\n[postgres]\n[[witness]]\n[[cluster]]\n[[cluster.node]]\n[[cluster.database]]\n\
-                    [cluster.proxy]\n[cluster.vip]\n[proxy]\n";
+                    [cluster.proxy]\n[cluster.backup]\n[cluster.vip]\n[proxy]\n[backup]\n";
         let (mut reader, top) = Reader::parse(text);
         let top = reader.top(&top, &keys::TOP);
         read_herd(&mut reader, &top);

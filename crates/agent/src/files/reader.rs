@@ -18,7 +18,7 @@ use super::finding::{Findings, Kind, Mistake};
 pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// One key of a file: the definition from which reading, "did you mean" and the reference page come.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(super) name: &'static str,
     /// What it takes, for messages and the reference.

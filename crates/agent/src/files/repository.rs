@@ -3,159 +3,160 @@
 //!
 //! Hazard: secrets. They stand in files of their own, which the file names, and are never part of a command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use pgherd_core::spec::RepositorySpec;
+use pgherd_core::spec::backup::{FILE, Location, S3, SecretFile};
 
 use super::finding::{Findings, Kind, Mistake};
-use super::reader::{Read, Reader, Section, key};
+use super::reader::{Key, Read, Reader, Section, Table, key};
 
-/// Where objects are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
-    Directory(PathBuf),
-    S3 {
-        /// `s3://bucket/folder`.
-        url: String,
-        region: Option<String>,
-        endpoint: Option<String>,
-        allow_http: bool,
-        /// Files with the two parts of a key; without them the machine's own role is used.
-        access_key_file: Option<PathBuf>,
-        secret_key_file: Option<PathBuf>,
-    },
+pub(super) const NONE: &str = "none";
+
+/// The keys of a repository, which the herd file has, too.
+pub(super) const KEYS: [Key; 8] = [
+    key("repository", "a text", "\"s3://bucket/shop\"", "", "s3://bucket/folder, or file:///directory"),
+    key("region", "a text", "\"eu-central-1\"", "us-east-1", "of S3"),
+    key("endpoint", "a text", "\"https://minio.example:9000\"", NONE, "of a store that is not Amazon's"),
+    key("allow_http", "true or false", "true", "false", "whether the endpoint may be spoken to without TLS"),
+    key("access_key_file", "a path", "\"/etc/pgherd/s3.id\"", NONE, "a file with the name of the access key"),
+    key(
+        "secret_key_file",
+        "a path",
+        "\"/etc/pgherd/s3.key\"",
+        NONE,
+        "a file with its secret, for its owner only",
+    ),
+    key(
+        "passphrase_file",
+        "a path",
+        "\"/etc/pgherd/passphrase\"",
+        NONE,
+        "what encrypts it: one line, for its owner only",
+    ),
+    key(
+        "key_file",
+        "a path",
+        "\"/etc/pgherd/repository.key\"",
+        NONE,
+        "in place of a passphrase: 64 hexadecimal digits",
+    ),
+];
+
+static TOP: Section = Section { header: "", keys: &KEYS };
+
+/// Reads a repository file; `file` is its name for messages.
+pub fn read(file: &str, text: &str) -> Result<RepositorySpec, Findings> {
+    let (mut reader, top) = Reader::parse(text);
+    let top = reader.top(&top, &TOP);
+    let read = read_keys(&mut reader, &top);
+    match read {
+        Some(repository) if !reader.has_errors() => Ok(repository),
+        _ => Err(reader.finish(file)),
+    }
 }
 
-/// What opens an encrypted repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretFile {
-    Passphrase(PathBuf),
-    Key(PathBuf),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RepositoryFile {
-    pub location: Location,
-    /// Without one it is not encrypted.
-    pub secret: Option<SecretFile>,
-}
-
-const NONE: &str = "none";
-
-static TOP: Section = Section {
-    header: "",
-    keys: &[
-        key("repository", "a text", "\"s3://bucket/shop\"", "", "s3://bucket/folder, or file:///directory"),
-        key("region", "a text", "\"eu-central-1\"", "us-east-1", "of S3"),
-        key("endpoint", "a text", "\"https://minio.example:9000\"", NONE, "of a store that is not Amazon's"),
-        key(
-            "allow_http",
-            "true or false",
-            "true",
-            "false",
-            "whether the endpoint may be spoken to without TLS",
-        ),
-        key(
-            "access_key_file",
-            "a path",
-            "\"/etc/pgherd/s3.id\"",
-            NONE,
-            "a file with the name of the access key",
-        ),
-        key(
-            "secret_key_file",
-            "a path",
-            "\"/etc/pgherd/s3.key\"",
-            NONE,
-            "a file with its secret, for its owner only",
-        ),
-        key(
-            "passphrase_file",
-            "a path",
-            "\"/etc/pgherd/passphrase\"",
-            NONE,
-            "what encrypts it: one line, for its owner only",
-        ),
-        key(
-            "key_file",
-            "a path",
-            "\"/etc/pgherd/repository.key\"",
-            NONE,
-            "in place of a passphrase: 64 hexadecimal digits",
-        ),
-    ],
-};
-
-const FILE: &str = "file://";
-const S3: &str = "s3://";
-
-impl RepositoryFile {
-    /// Reads a repository file; `file` is its name for messages.
-    pub fn read(file: &str, text: &str) -> Result<RepositoryFile, Findings> {
-        let (mut reader, top) = Reader::parse(text);
-        let top = reader.top(&top, &TOP);
-        let path = |reader: &mut Reader<'_>, key: &str| reader.text(&top, key).some().map(PathBuf::from);
-        let url = reader.text(&top, "repository");
-        let region = reader.text(&top, "region").some();
-        let endpoint = reader.text(&top, "endpoint").some();
-        let allow_http = reader.switch(&top, "allow_http").or(false);
-        let access_key_file = path(&mut reader, "access_key_file");
-        let secret_key_file = path(&mut reader, "secret_key_file");
-        let passphrase_file = path(&mut reader, "passphrase_file");
-        let key_file = path(&mut reader, "key_file");
-        let mut rule = |key: &str, message: String, hint: &str| {
-            let span = reader.key_span_of(&top.at.key(key));
-            reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint(hint));
+/// The file; reading it back gives the same values.
+pub fn write(repository: &RepositorySpec) -> String {
+    let quoted = |text: &str| toml_edit::Value::from(text).to_string();
+    lines(repository).into_iter().fold(String::new(), |file, (key, value)| {
+        let value = match value {
+            Value::Text(text) => quoted(&text),
+            Value::Switch(on) => on.to_string(),
         };
-        if access_key_file.is_some() != secret_key_file.is_some() {
-            let (there, missing) = match access_key_file {
-                Some(_) => ("access_key_file", "secret_key_file"),
-                None => ("secret_key_file", "access_key_file"),
-            };
-            rule(there, format!("{there} is given without {missing}"), "a key has both parts");
+        file + &format!("{key} = {value}\n")
+    })
+}
+
+pub(super) enum Value {
+    Text(String),
+    Switch(bool),
+}
+
+/// What is not a default, in the order of the reference.
+pub(super) fn lines(repository: &RepositorySpec) -> Vec<(&'static str, Value)> {
+    let text = |path: &Path| Value::Text(path.display().to_string());
+    let mut lines = Vec::new();
+    match &repository.location {
+        Location::Directory(dir) => {
+            lines.push(("repository", Value::Text(format!("{FILE}{}", dir.display()))));
         }
-        if passphrase_file.is_some() && key_file.is_some() {
-            let message = "passphrase_file and key_file are both given".to_owned();
-            rule("key_file", message, "one of them opens the repository");
-        }
-        let location = match &url {
-            Read::Is(url) if url.starts_with(S3) => Some(Location::S3 {
-                url: url.clone(),
-                region,
-                endpoint,
-                allow_http,
-                access_key_file,
-                secret_key_file,
-            }),
-            Read::Is(url) if url.strip_prefix(FILE).is_some_and(|path| path.starts_with('/')) => {
-                for key in ["region", "endpoint", "allow_http", "access_key_file", "secret_key_file"] {
-                    if reader.has(&top.at.key(key)) {
-                        let span = reader.key_span_of(&top.at.key(key));
-                        let message = format!("\"{key}\" has no meaning for a directory");
-                        reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
-                    }
-                }
-                Some(Location::Directory(PathBuf::from(&url[FILE.len()..])))
-            }
-            Read::Is(url) => {
-                let hint = "repository = \"file:///srv/backups\", or \"s3://bucket/folder\"".to_owned();
-                reader.wrong_value(
-                    &top.at.key("repository"),
-                    format!("\"{url}\" is no place of a repository"),
-                    Some(hint),
-                );
-                None
-            }
-            Read::Absent | Read::Broken => None,
-        };
-        let secret = match (passphrase_file, key_file) {
-            (Some(file), _) => Some(SecretFile::Passphrase(file)),
-            (None, Some(file)) => Some(SecretFile::Key(file)),
-            (None, None) => None,
-        };
-        match location {
-            Some(location) if !reader.has_errors() => Ok(RepositoryFile { location, secret }),
-            _ => Err(reader.finish(file)),
+        Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {
+            lines.push(("repository", Value::Text(url.clone())));
+            lines.extend(region.clone().map(|region| ("region", Value::Text(region))));
+            lines.extend(endpoint.clone().map(|endpoint| ("endpoint", Value::Text(endpoint))));
+            lines.extend(allow_http.then_some(("allow_http", Value::Switch(true))));
+            lines.extend(access_key_file.as_deref().map(|file| ("access_key_file", text(file))));
+            lines.extend(secret_key_file.as_deref().map(|file| ("secret_key_file", text(file))));
         }
     }
+    match &repository.secret {
+        Some(SecretFile::Passphrase(file)) => lines.push(("passphrase_file", text(file))),
+        Some(SecretFile::Key(file)) => lines.push(("key_file", text(file))),
+        None => {}
+    }
+    lines
+}
+
+/// Keys that say where a repository is; they mean nothing without the place itself.
+pub(super) fn says_where(reader: &Reader<'_>, table: &Table<'_>) -> bool {
+    KEYS.iter().any(|key| reader.has(&table.at.key(key.name)))
+}
+
+/// The repository that the keys of a table say; `None` if they cannot be read, which has been told then.
+pub(super) fn read_keys(reader: &mut Reader<'_>, table: &Table<'_>) -> Option<RepositorySpec> {
+    let path = |reader: &mut Reader<'_>, key: &str| reader.text(table, key).some().map(PathBuf::from);
+    let url = reader.text(table, "repository");
+    let region = reader.text(table, "region").some();
+    let endpoint = reader.text(table, "endpoint").some();
+    let allow_http = reader.switch(table, "allow_http").or(false);
+    let access_key_file = path(reader, "access_key_file");
+    let secret_key_file = path(reader, "secret_key_file");
+    let passphrase_file = path(reader, "passphrase_file");
+    let key_file = path(reader, "key_file");
+    let mut rule = |key: &str, message: String, hint: &str| {
+        let span = reader.key_span_of(&table.at.key(key));
+        reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint(hint));
+    };
+    if access_key_file.is_some() != secret_key_file.is_some() {
+        let (there, missing) = match access_key_file {
+            Some(_) => ("access_key_file", "secret_key_file"),
+            None => ("secret_key_file", "access_key_file"),
+        };
+        rule(there, format!("{there} is given without {missing}"), "a key has both parts");
+    }
+    if passphrase_file.is_some() && key_file.is_some() {
+        let message = "passphrase_file and key_file are both given".to_owned();
+        rule("key_file", message, "one of them opens the repository");
+    }
+    let secret = match (passphrase_file, key_file) {
+        (Some(file), _) => Some(SecretFile::Passphrase(file)),
+        (None, Some(file)) => Some(SecretFile::Key(file)),
+        (None, None) => None,
+    };
+    let location = match url {
+        Read::Is(url) if url.starts_with(S3) => {
+            Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file }
+        }
+        Read::Is(url) if url.strip_prefix(FILE).is_some_and(|path| path.starts_with('/')) => {
+            for key in ["region", "endpoint", "allow_http", "access_key_file", "secret_key_file"] {
+                if reader.has(&table.at.key(key)) {
+                    let span = reader.key_span_of(&table.at.key(key));
+                    let message = format!("\"{key}\" has no meaning for a directory");
+                    reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
+                }
+            }
+            Location::Directory(PathBuf::from(&url[FILE.len()..]))
+        }
+        Read::Is(url) => {
+            let hint = "repository = \"file:///srv/backups\", or \"s3://bucket/folder\"".to_owned();
+            let at = table.at.key("repository");
+            reader.wrong_value(&at, format!("\"{url}\" is no place of a repository"), Some(hint));
+            return None;
+        }
+        Read::Absent | Read::Broken => return None,
+    };
+    Some(RepositorySpec { location, secret })
 }
 
 #[cfg(test)]
@@ -163,24 +164,43 @@ mod tests {
     use super::*;
 
     fn wrong(text: &str) -> String {
-        RepositoryFile::read("repository.toml", text).unwrap_err().to_string()
+        read("repository.toml", text).unwrap_err().to_string()
     }
 
     #[test]
     fn a_directory_and_a_bucket() {
-        let read =
-            RepositoryFile::read("r", "repository = \"file:///srv/backups\"\nkey_file = \"/k\"\n").unwrap();
-        assert_eq!(read.location, Location::Directory("/srv/backups".into()));
-        assert_eq!(read.secret, Some(SecretFile::Key("/k".into())));
+        let found = read("r", "repository = \"file:///srv/backups\"\nkey_file = \"/k\"\n").unwrap();
+        assert_eq!(found.location, Location::Directory("/srv/backups".into()));
+        assert_eq!(found.secret, Some(SecretFile::Key("/k".into())));
         let text = "repository = \"s3://b/f\"\nendpoint = \"http://127.0.0.1:1\"\nallow_http = true\n\
                     access_key_file = \"/a\"\nsecret_key_file = \"/s\"\n";
         let Location::S3 { url, endpoint, allow_http, secret_key_file, .. } =
-            RepositoryFile::read("r", text).unwrap().location
+            read("r", text).unwrap().location
         else {
             panic!("a bucket");
         };
         assert_eq!((url.as_str(), allow_http), ("s3://b/f", true));
         assert_eq!((endpoint.as_deref(), secret_key_file), (Some("http://127.0.0.1:1"), Some("/s".into())));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let s3 = Location::S3 {
+            url: "s3://b/f".to_owned(),
+            region: Some("eu".to_owned()),
+            endpoint: Some("http://127.0.0.1:1".to_owned()),
+            allow_http: true,
+            access_key_file: Some("/a \"b\"".into()),
+            secret_key_file: Some("/s".into()),
+        };
+        for (location, secret) in [
+            (Location::Directory("/srv/back ups".into()), None),
+            (Location::Directory("/srv".into()), Some(SecretFile::Key("/k".into()))),
+            (s3, Some(SecretFile::Passphrase("/p".into()))),
+        ] {
+            let repository = RepositorySpec { location, secret };
+            assert_eq!(read("r", &write(&repository)).unwrap(), repository);
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
+use pgherd_api::change::{
+    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+};
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
     RenewAnswer, RenewRequest, Token, TokenRequest,
@@ -59,6 +61,12 @@ pub trait Backend: Send + Sync + 'static {
         operator: &OperatorName,
         request: FailoverRequest,
     ) -> impl Future<Output = Answer<Change>> + Send;
+    /// Asks for a base backup; the one that waits already is as good.
+    fn backup(
+        &self,
+        operator: &OperatorName,
+        request: BackupRequest,
+    ) -> impl Future<Output = Answer<BackupAsked>> + Send;
     fn change(&self, request_id: String) -> impl Future<Output = Answer<Change>> + Send;
 
     fn logs(&self, query: LogsQuery) -> impl Future<Output = Answer<BoxStream<'static, LogLine>>> + Send;

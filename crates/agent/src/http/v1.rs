@@ -9,7 +9,9 @@ use axum::handler::Handler;
 use axum::http::Response;
 use axum::middleware;
 use axum::routing::{MethodRouter, get, post};
-use pgherd_api::change::{Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest};
+use pgherd_api::change::{
+    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+};
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
     RenewAnswer, RenewRequest, Token, TokenRequest,
@@ -78,6 +80,7 @@ impl Api {
         let router = add(router, route::PLAN, plan::<B>);
         let router = add(router, route::APPLY, apply::<B>);
         let router = add(router, route::SWITCHOVER, switchover::<B>);
+        let router = add(router, route::BACKUP, backup::<B>);
         let router = add(router, route::SWITCHOVER_CANCEL, switchover_cancel::<B>);
         let router = add(router, route::FAILOVER, failover::<B>);
         let router = add(router, route::TOKEN_CREATE, token_create::<B>);
@@ -235,6 +238,14 @@ async fn switchover<B: Backend>(
 ) -> Reply<Change> {
     let what = format!("switchover {} to {:?}", request.request_id, request.to);
     audited(&operator, &what, shared.backend.switchover(&operator, request).await)
+}
+
+async fn backup<B: Backend>(
+    ByOperator(operator): ByOperator,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<BackupRequest>,
+) -> Reply<BackupAsked> {
+    audited(&operator, "base backup", shared.backend.backup(&operator, request).await)
 }
 
 async fn switchover_cancel<B: Backend>(

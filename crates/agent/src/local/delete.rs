@@ -14,12 +14,12 @@ use super::proxy::COMMAND;
 use crate::paths;
 
 /// Of a herd's directory, beside one directory per node.
-const OF_HERD: [&str; 9] =
-    ["herd.toml", "ports.json", "pgpass", "ca.pem", "bin", "lock", "run", "log", "proxy"];
+const OF_HERD: [&str; 10] =
+    ["herd.toml", "ports.json", "pgpass", "ca.pem", "bin", "lock", "run", "log", "proxy", "backups"];
 /// Of the proxy's directory.
 const OF_PROXY: [&str; 4] = ["proxy.toml", "pki", "run", "log"];
 /// Of a node's directory: what its agent keeps.
-const OF_NODE: [&str; 13] = [
+const OF_NODE: [&str; 14] = [
     "agent.toml",
     "data",
     "raft",
@@ -31,6 +31,7 @@ const OF_NODE: [&str; 13] = [
     "node.json",
     "spec.json",
     "pgpass",
+    paths::REPOSITORY_FILE,
     "init.unfinished",
     "join.key",
 ];
@@ -44,6 +45,8 @@ pub struct Remains {
     /// Directories of nodes, whose data cannot be had back.
     pub nodes: Vec<PathBuf>,
     pub bytes: u64,
+    /// Whether base backups and WAL are among it.
+    pub backups: bool,
 }
 
 /// Looks at what a removal would remove, and refuses where there is something that pgherd did not make.
@@ -66,7 +69,12 @@ pub fn remains(home: &Home) -> Result<Option<Remains>, LocalError> {
     if !unknown.is_empty() {
         return Err(LocalError::Unknown { dir: home.dir().to_owned(), names: unknown });
     }
-    Ok(Some(Remains { home: home.clone(), bytes: size_of(home.dir()), nodes }))
+    Ok(Some(Remains {
+        home: home.clone(),
+        bytes: size_of(home.dir()),
+        backups: home.backups_dir().is_dir(),
+        nodes,
+    }))
 }
 
 impl Remains {

@@ -1,10 +1,12 @@
 //! Which herd lives here: the one that `up` makes by itself, or a herd file with its hosts mapped to this one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use pgherd_core::retention::{Policy, Unit};
+use pgherd_core::spec::backup::Location;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource, PostgresSpec,
-    ProxySpec, Times,
+    BackupSpec, ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, PostgresSource,
+    PostgresSpec, ProxySpec, RepositorySpec, Times,
 };
 use pgherd_core::types::NodeName;
 use pgherd_postgres::installation::Installation;
@@ -27,12 +29,16 @@ const HBA: [&str; 3] = [
 ];
 
 /// Three nodes with the newest PostgreSQL of this machine, a database and its owner.
-pub(super) async fn default_spec() -> Result<HerdSpec, LocalError> {
+/// Its repository is in `backups`.
+pub(super) async fn default_spec(backups: PathBuf) -> Result<HerdSpec, LocalError> {
     let installation = Installation::newest().await?;
-    Ok(of_version(installation.version.major))
+    Ok(of_version(installation.version.major, backups))
 }
 
-fn of_version(major: u16) -> HerdSpec {
+fn of_version(major: u16, backups: PathBuf) -> HerdSpec {
+    let repository = RepositorySpec { location: Location::Directory(backups), secret: None };
+    let mut backup = BackupSpec::new(repository);
+    backup.retention.policy = Some(Policy::Window { count: 7, unit: Unit::Days });
     let name = |text: &str| text.parse::<NodeName>().expect("a lower-case word is a name");
     let sql_name = || DATABASE.parse().expect("a lower-case word is a name");
     HerdSpec {
@@ -53,6 +59,7 @@ fn of_version(major: u16) -> HerdSpec {
             // Nobody else can log in to a herd that is somebody's own.
             proxy: Some(ProxySpec { console_admins: [DATABASE.to_owned()].into(), ..ProxySpec::default() }),
             vip: None,
+            backup: Some(backup),
         }],
         witnesses: Vec::new(),
     }
@@ -118,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_herd_that_up_makes_is_valid_once_it_has_ports() {
-        let spec = of_version(15);
+        let spec = of_version(15, "/var/lib/pgherd/backups".into());
         assert!(!spec.check().is_empty(), "three nodes on one host need ports of their own");
         let nodes: Vec<NodeName> = spec.agents().map(|(name, _, _)| name.clone()).collect();
         let (ports, _claim) = Ports::choose(&nodes).unwrap();
@@ -130,7 +137,7 @@ mod tests {
 
     #[test]
     fn hosts_of_a_file_are_mapped_and_nothing_else_is() {
-        let mut spec = of_version(15);
+        let mut spec = of_version(15, "/var/lib/pgherd/backups".into());
         let (address, interface) = ("192.168.122.10/24".parse().unwrap(), "eth0".to_owned());
         spec.clusters[0].vip = Some(pgherd_core::spec::VipSpec { address, interface });
         spec.clusters[0].nodes[1].host = "192.168.122.198".to_owned();

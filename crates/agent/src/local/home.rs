@@ -7,6 +7,7 @@
 //!   pgpass  ca.pem      what clients need
 //!   bin/pgherd-<hash>   the program that the agents run, so that a new build does not change it under them
 //!   lock  run/  log/    of the supervisor
+//!   backups/            the repository of a herd that `up` made by itself, the agents' user's
 //!   proxy/              of its proxy, the agents' user's: its file, certificates and log
 //!   a/  b/  c/          one per node, the agents' user's: agent file, data, store, certificates, logs
 //! ```
@@ -147,6 +148,16 @@ impl Home {
         let dir = self.node_dir(node);
         make_dir(&dir, 0o700)?;
         give_to(&dir, account)
+    }
+
+    /// Where WAL and base backups go, in a herd that `up` made by itself.
+    pub(super) fn backups_dir(&self) -> PathBuf {
+        self.dir.join("backups")
+    }
+
+    pub(super) fn make_backups(&self, account: Option<&Account>) -> Result<(), LocalError> {
+        make_dir(&self.backups_dir(), 0o700)?;
+        give_to(&self.backups_dir(), account)
     }
 
     /// Makes the proxy's directories, for the user that agents run as too.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use pgherd_api::spec::PlanRequest;
 use pgherd_api::{Client, Status};
-use pgherd_core::spec::HerdSpec;
+use pgherd_core::spec::backup::Location;
+use pgherd_core::spec::{ClusterSpec, HerdSpec};
 use pgherd_core::types::NodeName;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -96,7 +97,7 @@ impl Supervisor {
         let spec = match (&options.herd_file, home.herd_file()) {
             (Some(file), _) => herd::read(file)?,
             (None, file) if file.is_file() => herd::read(&file)?,
-            (None, _) => herd::default_spec().await?,
+            (None, _) => herd::default_spec(home.backups_dir()).await?,
         };
         herd::must_have_postgres(&spec).await
     }
@@ -239,6 +240,13 @@ impl Supervisor {
         for node in &nodes {
             agents.make_place(node)?;
         }
+        let here = Location::Directory(agents.home.backups_dir());
+        let is_here = |cluster: &ClusterSpec| {
+            cluster.backup.as_ref().is_some_and(|backup| backup.repository.location == here)
+        };
+        if spec.clusters.iter().any(is_here) {
+            agents.home.make_backups(agents.account.as_ref())?;
+        }
         Ok(Settled { agents, nodes, _claim: claim })
     }
 
@@ -264,7 +272,7 @@ impl Supervisor {
         let given = self.options.herd_file.clone().or_else(|| own.is_file().then(|| own.clone()));
         let spec = match &given {
             Some(file) => herd::read(file)?,
-            None => herd::default_spec().await?,
+            None => herd::default_spec(self.home.backups_dir()).await?,
         };
         let nodes: Vec<NodeName> = spec.agents().map(|(name, _, _)| name.clone()).collect();
         let (ports, claim) = Ports::choose(&nodes)?;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pgherd_api::report::{CheckItem, CheckReport, CheckState};
 use pgherd_api::status::State;
+use pgherd_core::record::BackupOutcome;
 use pgherd_core::spec::check::Doubt;
+use pgherd_core::spec::times::Span;
 use pgherd_core::spec::{ClusterSpec, NodeSpec, TlsMode};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::MemberHealth;
@@ -22,6 +24,8 @@ const LAG_CRITICAL_BYTES: u64 = 1 << 30;
 /// Reads from a standby that shows the world as it was so long ago surprise people.
 const REPLAY_WARNING: Duration = Duration::from_secs(60);
 const REPLAY_CRITICAL: Duration = Duration::from_secs(600);
+/// An archive that is further behind than this, or than three of its intervals.
+const ARCHIVE_LATE: Duration = Duration::from_secs(30);
 /// It is renewed when a third of its life is left, so this means that renewing has failed for years.
 const CERTIFICATE_WARNING_S: i64 = 30 * 86_400;
 const CERTIFICATE_CRITICAL_S: i64 = 7 * 86_400;
@@ -73,6 +77,7 @@ pub(crate) fn check(sight: &Sight<'_>) -> CheckReport {
         redundancy(sight, cluster, &mut report);
         fence(sight, &mut report);
         vip(sight, cluster, &mut report);
+        archive(sight, cluster, &mut report);
         proxy_servers(cluster, &mut report);
         for node in &cluster.nodes {
             one_node(sight, node, &mut report);
@@ -375,6 +380,79 @@ fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
             report.add("vip-here", Some(&node.name), state, why);
             report.hinting(
                 "pgherd logs of that node says since when; clients reach the primary by its own address",
+            );
+        }
+    }
+}
+
+/// Whether WAL reaches the repository, and whether there is a base backup to begin with.
+fn archive(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
+    let Some(wanted) = &cluster.backup else { return };
+    let owner = sight.archive().map(|archive| &archive.owner);
+    let says = sight.archive_says();
+    let behind = says.and_then(|says| says.behind_ms).map(Duration::from_millis);
+    let late = behind
+        .is_none_or(|behind| behind > ARCHIVE_LATE.max(wanted.archive_interval.unwrap_or_default() * 3));
+    match (sight.archive_trouble(), behind) {
+        (Some(trouble), _) => {
+            // A moment without an owner is part of each failover.
+            let state = if late && owner.is_some() { CheckState::Critical } else { CheckState::Warning };
+            report.add("archive", owner, state, trouble);
+            report.hinting(
+                "pgherd logs of that node says more; WAL is kept by its slot, up to max_slot_wal_keep_size",
+            );
+        }
+        (None, Some(behind)) if late && wanted.archive_interval.is_some() => {
+            let message = format!("the repository is {} behind", span(behind));
+            report.add("archive", owner, CheckState::Warning, message);
+        }
+        (None, _) => report.add("archive", owner, CheckState::Ok, "WAL goes into the repository"),
+    }
+    let Some(says) = says else { return };
+    if let [first, ..] = says.gaps.as_slice() {
+        let message = format!("WAL is missing in the repository: {first}");
+        report.add("archive-gaps", None, CheckState::Warning, message);
+        report.hinting("moments in it cannot be restored; pgherd backup list shows from when on all can be");
+    }
+    let age = says.newest_began.map(|began| {
+        Duration::from_secs(u64::try_from(sight.now.as_second().saturating_sub(began)).unwrap_or(0))
+    });
+    let failed = sight.archive().and_then(|archive| match &archive.ended.as_ref()?.outcome {
+        BackupOutcome::Failed { why } => Some(why),
+        BackupOutcome::Complete { .. } => None,
+    });
+    match (age, failed, wanted.maximum_age) {
+        (None, None, _) => {
+            report.add("backup", None, CheckState::Warning, "there is no base backup yet");
+            report.hinting("the first one is taken by itself as soon as WAL goes into the repository");
+        }
+        (None, Some(why), _) => {
+            let message = format!("there is no base backup, and the last attempt has failed: {why}");
+            report.add("backup", None, CheckState::Critical, message);
+        }
+        (Some(age), _, Some(maximum)) if age > maximum => {
+            let message = format!(
+                "the newest base backup is {} old, more than maximum_age ({})",
+                span(age),
+                Span(maximum)
+            );
+            report.add("backup", None, CheckState::Warning, message);
+            report.hinting("pgherd backup create takes one now");
+        }
+        (Some(_), Some(why), _) => {
+            report.add(
+                "backup",
+                None,
+                CheckState::Warning,
+                format!("the last attempt at a base backup has failed: {why}"),
+            );
+        }
+        (Some(age), None, _) => {
+            report.add(
+                "backup",
+                None,
+                CheckState::Ok,
+                format!("the newest base backup is {} old", span(age)),
             );
         }
     }

@@ -1,9 +1,10 @@
 //! `pgherd status`: the contract in [`pgherd_api::status`], field by field.
 
 use pgherd_api::status::{
-    Cluster, Durability, DurabilityMode, Gate, Member, Role, State, Status, Store, StoreKind, StoreMember,
-    Sync, Vip,
+    Backup, BackupEnded, BackupRunning, Cluster, Durability, DurabilityMode, Gate, Member, RecoveryWindow,
+    Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
 };
+use pgherd_core::record::{BackupEnd, BackupOutcome};
 use pgherd_core::spec::{self, ClusterSpec, NodeSpec, WitnessSpec};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::{Kind, MemberHealth};
@@ -55,9 +56,52 @@ fn cluster(sight: &Sight<'_>, spec: &ClusterSpec, witnesses: &[WitnessSpec]) -> 
         gate: if ours && sight.gate_open() { Gate::Open } else { Gate::Closed },
         durability: durability(sight, spec, ours),
         members: nodes.chain(witnesses.iter().map(|of| witness(sight, of))).collect(),
-        backup: None,
+        backup: spec.backup.as_ref().filter(|_| ours).map(|wanted| backup(sight, wanted)),
         vip: spec.vip.as_ref().map(|wanted| vip(sight, spec, wanted)),
     }
+}
+
+fn backup(sight: &Sight<'_>, wanted: &spec::BackupSpec) -> Backup {
+    let archive = sight.archive();
+    let says = sight.archive_says();
+    let running = archive.and_then(|archive| archive.backup.as_ref()).map(|running| {
+        let show = sight.seen(&running.node).says.and_then(|says| says.show.backup.as_ref());
+        let show = show.filter(|show| show.number == running.number);
+        BackupRunning {
+            number: running.number,
+            node: running.node.to_string(),
+            done_bytes: show.map(|show| show.done_bytes),
+            total_bytes: show.map(|show| show.total_bytes).filter(|total| *total > 0),
+        }
+    });
+    Backup {
+        recovery_window: sight
+            .recovery_window()
+            .map(|(from, to)| RecoveryWindow { from: moment(from), to: moment(to) }),
+        last: says.and_then(|says| says.newest.clone()),
+        wal_lag_seconds: says.and_then(|says| says.behind_ms).map(|ms| ms as f64 / 1000.0),
+        repository: wanted.repository.location.to_string(),
+        owner: archive.map(|archive| archive.owner.to_string()),
+        backups: says.map(|says| says.backups),
+        running,
+        ended: archive.and_then(|archive| archive.ended.as_ref()).map(ended),
+        gaps: says.map_or_else(Vec::new, |says| says.gaps.clone()),
+        trouble: sight.archive_trouble(),
+    }
+}
+
+fn ended(end: &BackupEnd) -> BackupEnded {
+    let (name, failed) = match &end.outcome {
+        BackupOutcome::Complete { id } => (Some(id.clone()), None),
+        BackupOutcome::Failed { why } => (None, Some(why.clone())),
+    };
+    let at = end.unix_seconds.and_then(|at| i64::try_from(at).ok()).map(moment);
+    BackupEnded { number: end.number, node: end.node.to_string(), at, name, failed }
+}
+
+/// RFC 3339, to the second.
+fn moment(unix_seconds: i64) -> String {
+    jiff::Timestamp::from_second(unix_seconds).map_or_else(|_| unix_seconds.to_string(), |at| at.to_string())
 }
 
 fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, wanted: &spec::VipSpec) -> Vip {

@@ -8,14 +8,16 @@ use pgherd_api::report::CheckState;
 use pgherd_api::status::{Gate, Role, State, Sync};
 use pgherd_core::observation::{Copy, Postgres, Primary, Standby};
 use pgherd_core::record::{
-    Cause, Election, Line, NodeRecord, Position, Record, Reign, Rule, Rules, Standing, Switchover, Vote,
+    Archive, Backup, BackupEnd, BackupOutcome, Cause, Election, Line, NodeRecord, Position, Record, Reign,
+    Rule, Rules, Standing, Switchover, Vote,
 };
-use pgherd_core::spec::{OptionValue, ProxyOption, ProxySpec, ProxyTls, TlsMode};
+use pgherd_core::spec::backup::Location;
+use pgherd_core::spec::{BackupSpec, OptionValue, ProxyOption, ProxySpec, ProxyTls, RepositorySpec, TlsMode};
 use pgherd_core::types::{Instant, Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_dcs::{Health, Kind, MemberHealth};
 
 use super::*;
-use crate::gossip::Show;
+use crate::gossip::{ArchiveShow, BackupShow, Show};
 use crate::mind::Deeds;
 
 const HERD: &str = r#"
@@ -435,6 +437,86 @@ fn a_barred_node_and_a_pending_restart() {
     assert_eq!(checks["health b"], (CheckState::Critical, "barred: a checksum failed".to_owned()));
     assert_eq!(checks["restart c"].0, CheckState::Warning);
     assert!(explain(&moment.sight()).nodes[1].hint.as_ref().unwrap().ends_with("pgherd reinit b"));
+}
+
+#[test]
+fn what_can_be_restored_and_why_wal_does_not_arrive() {
+    let mut moment = Moment::of_peace();
+    let backup = |moment: &Moment| status(&moment.sight()).clusters[0].backup.clone();
+    assert_eq!(backup(&moment), None);
+    assert!(!moment.checks().contains_key("archive"), "the file names no repository");
+
+    let location = Location::Directory("/backups".into());
+    let mut wanted = BackupSpec::new(RepositorySpec { location, secret: None });
+    wanted.maximum_age = Some(Duration::from_secs(3600));
+    moment.picture.spec.clusters[0].backup = Some(wanted);
+    let shown = backup(&moment).unwrap();
+    assert_eq!((shown.repository.as_str(), shown.owner, shown.backups), ("file:///backups", None, None));
+    assert_eq!(shown.trouble.as_deref(), Some("nobody streams WAL into the repository yet"));
+    assert_eq!(moment.checks()["archive"].0, CheckState::Warning);
+
+    let archive = Archive {
+        place: "file:///backups".to_owned(),
+        repository: None,
+        owner: name("b"),
+        term: Term(4),
+        begun: 2,
+        asked: false,
+        backup: Some(Backup { number: 2, node: name("c") }),
+        ended: None,
+    };
+    moment.picture.record.as_mut().unwrap().archive = Some(archive.clone());
+    assert_eq!(backup(&moment).unwrap().trouble.unwrap(), "b does not stream WAL into it at the moment");
+    let began = now().as_second() - 600;
+    moment.says("b").show.archive = Some(ArchiveShow {
+        behind_ms: Some(1400),
+        window_from: Some(began + 60),
+        newest: Some("20261120T204454".to_owned()),
+        newest_began: Some(began),
+        backups: 1,
+        ..ArchiveShow::default()
+    });
+    moment.says("c").show.backup = Some(BackupShow { number: 2, done_bytes: 7, total_bytes: 0 });
+    let shown = backup(&moment).unwrap();
+    let window = shown.recovery_window.unwrap();
+    assert_eq!((window.from.as_str(), window.to.as_str()), ("2026-11-20T20:45:54Z", "2026-11-20T20:54:52Z"));
+    assert_eq!((shown.trouble, shown.wal_lag_seconds, shown.backups), (None, Some(1.4), Some(1)));
+    let running = shown.running.unwrap();
+    assert_eq!((running.node.as_str(), running.done_bytes, running.total_bytes), ("c", Some(7), None));
+    assert_eq!(moment.checks()["archive b"].0, CheckState::Ok);
+    assert_eq!(
+        moment.checks()["backup"],
+        (CheckState::Ok, "the newest base backup is 10 min old".to_owned())
+    );
+
+    // It is old, the next attempt has failed, WAL has a hole, and its owner cannot write.
+    let says = moment.says("b").show.archive.as_mut().unwrap();
+    says.newest_began = Some(now().as_second() - 7200);
+    says.gaps = vec!["timeline 3, 0/3000000 to 0/4000000".to_owned()];
+    (says.trouble, says.behind_ms) = (Some("no space left on device".to_owned()), Some(60_000));
+    assert_eq!(moment.checks()["archive b"].0, CheckState::Critical);
+    assert_eq!(moment.checks()["archive-gaps"].0, CheckState::Warning);
+    assert!(
+        moment.checks()["backup"].1.contains("more than maximum_age (1h)"),
+        "{:?}",
+        moment.checks()["backup"]
+    );
+    let outcome = BackupOutcome::Failed { why: "no space".to_owned() };
+    let ended = Some(BackupEnd { number: 2, node: name("c"), unix_seconds: Some(0), outcome });
+    moment.picture.record.as_mut().unwrap().archive = Some(Archive { backup: None, ended, ..archive });
+    let ended = backup(&moment).unwrap().ended.unwrap();
+    assert_eq!(
+        (ended.number, ended.at.as_deref(), ended.failed.as_deref()),
+        (2, Some("1970-01-01T00:00:00Z"), Some("no space"))
+    );
+    moment.says("b").show.archive.as_mut().unwrap().newest_began = None;
+    assert_eq!(moment.checks()["backup"].0, CheckState::Critical);
+
+    // What it said once is not the present when it has fallen silent.
+    moment.silence("b", 12);
+    let shown = backup(&moment).unwrap();
+    assert_eq!((shown.recovery_window, shown.wal_lag_seconds), (None, None));
+    assert!(shown.trouble.unwrap().starts_with("b, which streams WAL into it, has not been heard"));
 }
 
 #[test]

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use pgherd_agent::files::agent::AgentFile;
 use pgherd_agent::files::herd;
+use pgherd_core::retention::{Policy, Retention, Tiers, Unit};
+use pgherd_core::spec::backup::{Location, SecretFile};
 use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
 use pgherd_core::spec::{
-    ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Pool, PostgresSource,
-    PostgresSpec, ProxyOption, ProxySpec, ProxyTls, Times, TlsMode, VipSpec, WitnessSpec,
+    BackupSpec, ClusterSpec, DatabaseSpec, Durability, Format, HerdSpec, NodeSpec, OptionValue, Pool,
+    PostgresSource, PostgresSpec, ProxyOption, ProxySpec, ProxyTls, RepositorySpec, Times, TlsMode, VipSpec,
+    WitnessSpec,
 };
 use proptest::prelude::*;
 
@@ -169,8 +172,8 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
             },
         ),
     );
-    (times, nodes, parameters, durability, source, hba, proxy, prop::bool::ANY).prop_map(
-        |(times, nodes, parameters, durability, source, hba, proxy, more)| HerdSpec {
+    (times, nodes, parameters, durability, source, hba, proxy, prop::option::of(backup()), prop::bool::ANY)
+        .prop_map(|(times, nodes, parameters, durability, source, hba, proxy, backup, more)| HerdSpec {
             format: Format,
             name: "shop".parse().unwrap(),
             times,
@@ -189,6 +192,7 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
                     Vec::new()
                 },
                 proxy,
+                backup,
                 vip: more.then(|| VipSpec {
                     address: "192.0.2.200/24".parse().unwrap(),
                     interface: "bond0.7".to_owned(),
@@ -203,6 +207,43 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
             } else {
                 Vec::new()
             },
+        })
+}
+
+fn backup() -> impl Strategy<Value = BackupSpec> {
+    let s3 = |endpoint: Option<&str>| Location::S3 {
+        url: "s3://bucket/a \"b\"".to_owned(),
+        region: endpoint.map(|_| "eu-central-1".to_owned()),
+        endpoint: endpoint.map(str::to_owned),
+        allow_http: endpoint.is_some(),
+        access_key_file: endpoint.map(|_| "/etc/id".into()),
+        secret_key_file: endpoint.map(|_| "/etc/key".into()),
+    };
+    let location = prop_oneof![
+        Just(Location::Directory("/srv/back ups".into())),
+        Just(s3(None)),
+        Just(s3(Some("http://127.0.0.1:9000"))),
+    ];
+    let secret = prop::option::of(prop_oneof![
+        Just(SecretFile::Passphrase("/etc/pass".into())),
+        Just(SecretFile::Key("/etc/key".into())),
+    ]);
+    let policy = prop::option::of(prop_oneof![
+        (1u32..9).prop_map(Policy::Redundancy),
+        (1u32..9).prop_map(|count| Policy::Window { count, unit: Unit::Weeks }),
+    ]);
+    let times = (prop::option::of(1u64..1000), prop::option::of(100u64..10_000));
+    (location, secret, policy, prop::bool::ANY, 0u32..3, times).prop_map(
+        |(location, secret, policy, scheduled, count, (age_h, interval_ms))| BackupSpec {
+            repository: RepositorySpec { location, secret },
+            schedule: scheduled.then(|| "*/5 1-3 * * mon".to_owned()),
+            retention: Retention {
+                policy,
+                minimum_redundancy: count,
+                tiers: Tiers { daily: count, weekly: 0, monthly: count * 2 },
+            },
+            maximum_age: age_h.map(|hours| Duration::from_secs(hours * 3600)),
+            archive_interval: interval_ms.map(Duration::from_millis),
         },
     )
 }

@@ -12,7 +12,8 @@ use pgherd_agent::http::backend::{Answer, Backend};
 use pgherd_agent::http::health::{HealthView, Postgres};
 use pgherd_agent::pki::OperatorName;
 use pgherd_api::change::{
-    Change, ChangeKind, ChangeState, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, FailoverRequest, SwitchoverCancelRequest,
+    SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -112,6 +113,10 @@ impl Backend for Fake {
     async fn switchover(&self, operator: &OperatorName, request: SwitchoverRequest) -> Answer<Change> {
         self.note(format!("{operator}: switchover"));
         Ok(self.change(request.request_id, ChangeKind::Switchover))
+    }
+
+    async fn backup(&self, _: &OperatorName, _: BackupRequest) -> Answer<BackupAsked> {
+        Ok(BackupAsked { cluster: "main".to_owned(), number: 1 })
     }
 
     async fn switchover_cancel(&self, operator: &OperatorName, _: SwitchoverCancelRequest) -> Answer<Change> {

@@ -53,9 +53,10 @@ pub(crate) fn run(args: DownArgs, global: &Global) -> Result<(), Failure> {
 
 fn ask(home: &Home, found: &Remains, yes: bool) -> Result<(), Failure> {
     let what = format!(
-        "stops the herd in {} and removes it: {} with their data, {} in all. This cannot be taken back",
+        "stops the herd in {} and removes it: {} with their data{}, {} in all. This cannot be taken back",
         home.dir().display(),
         counted(found.nodes.len(), "node", "nodes"),
+        if found.backups { " and all their backups" } else { "" },
         bytes(found.bytes)
     );
     confirm(&what, "Remove it?", yes)

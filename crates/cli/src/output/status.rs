@@ -201,7 +201,24 @@ fn backup(backup: &Backup) -> String {
         backup.last.as_deref().map_or(String::new(), |last| format!(", newest base backup {}", plain(last)));
     let lag =
         backup.wal_lag_seconds.map_or(String::new(), |lag| format!(", the archive is {lag:.1} s behind"));
-    format!("backup  {window}{last}{lag}")
+    let mut text = format!("backup  {window}{last}{lag}");
+    if let Some(running) = &backup.running {
+        let done = match (running.done_bytes, running.total_bytes) {
+            (Some(done), Some(total)) => format!(", {} of {}", bytes(done), bytes(total)),
+            _ => String::new(),
+        };
+        text.push_str(&format!("\n        a base backup of {} is under way{done}", plain(&running.node)));
+    }
+    if let Some(trouble) = &backup.trouble {
+        text.push_str(&format!("\n        {}", plain(trouble)));
+    }
+    if let Some(failed) = backup.ended.as_ref().and_then(|ended| ended.failed.as_ref()) {
+        text.push_str(&format!("\n        the last attempt at a base backup failed: {}", plain(failed)));
+    }
+    for gap in &backup.gaps {
+        text.push_str(&format!("\n        WAL is missing: {}", plain(gap)));
+    }
+    text
 }
 
 pub(crate) fn role_text(role: Role) -> &'static str {

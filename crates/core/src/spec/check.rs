@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
+use super::backup::{self, Location, RepositorySpec, SecretFile};
 use super::hba::{HbaError, HbaLine};
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
 use super::times::{Span, TimesError};
@@ -123,6 +125,8 @@ pub enum Wrong {
     VipOnLoopback { host: String },
     VipOnOneHost { host: String },
     VipNeedsLease { lease: Duration, least: Duration },
+    ArchiveInterval { interval: Duration },
+    ScheduleFields { fields: usize },
 }
 
 impl fmt::Display for Wrong {
@@ -221,6 +225,19 @@ impl fmt::Display for Wrong {
             Wrong::VipOnOneHost { host } => {
                 write!(f, "all nodes are on {host}, and an address that moves needs hosts to move between")
             }
+            Wrong::ArchiveInterval { interval } => write!(
+                f,
+                "archive_interval is {} to {}, not {}",
+                Span(backup::SHORTEST_ARCHIVE_INTERVAL),
+                Span(backup::LONGEST_ARCHIVE_INTERVAL),
+                Span(*interval)
+            ),
+            Wrong::ScheduleFields { fields } => {
+                write!(
+                    f,
+                    "a schedule has five fields (minute, hour, day, month, day of the week), not {fields}"
+                )
+            }
             Wrong::VipNeedsLease { lease, least } => write!(
                 f,
                 "lease is {}, and an address that goes by itself needs {} at least, with this renew",
@@ -286,6 +303,12 @@ impl Wrong {
                 "leave it out: clients reach a herd on one machine through its proxy"
             }
             Wrong::VipNeedsLease { .. } => "set a longer lease, or a shorter renew",
+            Wrong::ArchiveInterval { .. } => {
+                "it is how much may be lost with the primary; \"never\" archives whole segments alone"
+            }
+            Wrong::ScheduleFields { .. } => {
+                "\"0 2 * * *\" is two o'clock each night, in UTC; \"never\" takes none by itself"
+            }
             Wrong::Parameter(error) => return error.hint(),
             Wrong::Hba(error) => return error.hint(),
             _ => return None,
@@ -311,6 +334,8 @@ pub enum Doubt {
     LoopbackAmongHosts { host: String },
     NeverPromotedVoter { name: NodeName },
     Raised { name: String, to: u64 },
+    DirectoryOnEachHost { hosts: usize },
+    NothingGoes,
 }
 
 impl fmt::Display for Doubt {
@@ -348,6 +373,11 @@ impl fmt::Display for Doubt {
                 "{name} counts for commits but is never promoted: when it alone has the last ones, another node \
                  must fetch them from it first"
             ),
+            Doubt::DirectoryOnEachHost { hosts } => write!(
+                f,
+                "the nodes are on {hosts} hosts, and the repository's directory must be the same one on all of them"
+            ),
+            Doubt::NothingGoes => write!(f, "without retention no base backup and no WAL ever goes"),
             Doubt::Raised { name, to } => write!(f, "{name} is {to} at least, so that is what it will be"),
         }
     }
@@ -356,6 +386,10 @@ impl fmt::Display for Doubt {
 impl Doubt {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Doubt::DirectoryOnEachHost { .. } => {
+                "mount it from one place, or use an s3:// repository; a host that finds another directory there archives nothing"
+            }
+            Doubt::NothingGoes => "retention = \"RECOVERY WINDOW OF 7 DAYS\", or \"REDUNDANCY 3\"",
             Doubt::ServersUnverified { .. } => {
                 "leave it out: the herd's own certificates need no care, and verify-full is the default"
             }
@@ -443,6 +477,24 @@ impl HerdSpec {
             check_tls(&proxy.tls, &root.key("cluster").index(index).key("proxy"), &mut add);
         }
 
+        for (index, cluster) in self.clusters.iter().enumerate() {
+            let Some(spec) = &cluster.backup else { continue };
+            let at = root.key("cluster").index(index).key("backup");
+            let bounds = backup::SHORTEST_ARCHIVE_INTERVAL..=backup::LONGEST_ARCHIVE_INTERVAL;
+            if let Some(interval) = spec.archive_interval.filter(|interval| !bounds.contains(interval)) {
+                add(at.key("archive_interval"), Wrong::ArchiveInterval { interval });
+            }
+            let fields = spec.schedule.as_ref().map(|schedule| schedule.split_ascii_whitespace().count());
+            if let Some(fields) = fields.filter(|fields| *fields != 5) {
+                add(at.key("schedule"), Wrong::ScheduleFields { fields });
+            }
+            for (key, path) in files_of(&spec.repository) {
+                if !path.is_absolute() {
+                    add(at.key(key), Wrong::FileNotAbsolute);
+                }
+            }
+        }
+
         let mut vips: BTreeMap<core::net::IpAddr, Place> = BTreeMap::new();
         for (index, cluster) in self.clusters.iter().enumerate() {
             let Some(vip) = &cluster.vip else { continue };
@@ -495,6 +547,19 @@ impl HerdSpec {
             for (line, text) in cluster.postgres.hba.iter().enumerate() {
                 if HbaLine::parse(text, version).is_ok_and(|line| line.method == "md5") {
                     add(at.key("postgres").key("hba").index(line), Doubt::Md5);
+                }
+            }
+            if let Some(spec) = &cluster.backup {
+                let hosts: BTreeSet<&str> = cluster.nodes.iter().map(|node| node.host.as_str()).collect();
+                if hosts.len() > 1 && matches!(spec.repository.location, Location::Directory(_)) {
+                    add(
+                        at.key("backup").key("repository"),
+                        Doubt::DirectoryOnEachHost { hosts: hosts.len() },
+                    );
+                }
+                let keeps_all = spec.retention.policy.is_none();
+                if keeps_all {
+                    add(at.key("backup"), Doubt::NothingGoes);
                 }
             }
             let mode = cluster.proxy.as_ref().map(|proxy| proxy.tls.server_mode);
@@ -704,6 +769,21 @@ impl ClusterSpec {
             }
         }
     }
+}
+
+/// The files that a repository needs on each host, by their keys.
+fn files_of(repository: &RepositorySpec) -> Vec<(&'static str, &Path)> {
+    let mut files = Vec::new();
+    if let Location::S3 { access_key_file, secret_key_file, .. } = &repository.location {
+        files.extend(access_key_file.as_deref().map(|path| ("access_key_file", path)));
+        files.extend(secret_key_file.as_deref().map(|path| ("secret_key_file", path)));
+    }
+    match &repository.secret {
+        Some(SecretFile::Passphrase(path)) => files.push(("passphrase_file", path)),
+        Some(SecretFile::Key(path)) => files.push(("key_file", path)),
+        None => {}
+    }
+    files
 }
 
 fn check_tls(tls: &ProxyTls, at: &Place, add: &mut impl FnMut(Place, Wrong)) {

@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, Context};
 use super::times::{Span, Time};
-use super::{ClusterSpec, Durability, HerdSpec, NodeSpec, PostgresSource, ProxyOption, SqlName};
+use super::{BackupSpec, ClusterSpec, Durability, HerdSpec, NodeSpec, PostgresSource, ProxyOption, SqlName};
 use crate::types::NodeName;
 
 /// What an operator has to agree to, from nothing to data; in this order, so that the greatest of a plan is
@@ -64,6 +65,10 @@ pub enum Effect {
     /// Connections to the one before end.
     MoveVip,
     DropVip,
+    /// The owner of the archive begins there, with a base backup; what is at another place stays.
+    ArchiveBegins,
+    /// What is in the repository stays as it is.
+    ArchiveEnds,
     /// Proxies ask for it every few seconds.
     Proxies,
     /// Proxies have it for clients that come in; the others stay as they are.
@@ -115,6 +120,8 @@ impl Effect {
             | Effect::WhenProxiesStart
             | Effect::Proxies
             | Effect::NewClients
+            | Effect::ArchiveBegins
+            | Effect::ArchiveEnds
             | Effect::Rule
             | Effect::JoinStore { .. }
             | Effect::KeepDatabase { .. } => Impact::None,
@@ -145,6 +152,15 @@ impl fmt::Display for Effect {
                 write!(f, "the primary gives the one up and takes the other; connections to the one end")
             }
             Effect::DropVip => write!(f, "the primary gives the address up; connections to it end"),
+            Effect::ArchiveBegins => {
+                write!(f, "WAL goes there from now on, and a first base backup; what is elsewhere stays")
+            }
+            Effect::ArchiveEnds => {
+                write!(
+                    f,
+                    "no WAL is archived from now on, and nothing later can be restored; what is there stays"
+                )
+            }
             Effect::Proxies => write!(f, "proxies follow it within seconds"),
             Effect::NewClients => write!(f, "holds for clients that connect from now on"),
             Effect::Rule => write!(f, "the durability rule changes, without a moment under neither"),
@@ -534,6 +550,8 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
         (None, None) => {}
     }
 
+    plan_backup(plan, &root, was.backup.as_ref(), is.backup.as_ref());
+
     for database in &was.databases {
         let path = format!("{root}.database.{}", database.name);
         match is.databases.iter().find(|other| other.name == database.name) {
@@ -554,6 +572,57 @@ fn plan_cluster(plan: &mut Plan, was: &ClusterSpec, is: &ClusterSpec, primary: O
             let why =
                 Refused::DatabaseAdded { database: database.name.clone(), owner: database.owner.clone() };
             plan.refuse(format!("{root}.database.{}", database.name), NONE, Some(&database.owner), why);
+        }
+    }
+}
+
+fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option<&BackupSpec>) {
+    let place = |spec: &BackupSpec| spec.repository.location.to_string();
+    let (was, is) = match (was, is) {
+        (None, None) => return,
+        (Some(was), None) => {
+            return plan.change(format!("{root}.backup"), Some(&place(was)), NONE, Effect::ArchiveEnds);
+        }
+        (None, Some(is)) => {
+            return plan.change(format!("{root}.backup"), NONE, Some(&place(is)), Effect::ArchiveBegins);
+        }
+        (Some(was), Some(is)) => (was, is),
+    };
+    let (from, to) = (place(was), place(is));
+    if from != to {
+        plan.change(format!("{root}.backup.repository"), Some(&from), Some(&to), Effect::ArchiveBegins);
+    } else if was.repository != is.repository {
+        // Names of files on each host, and how its store is spoken to.
+        plan.change(
+            format!("{root}.backup.repository"),
+            Some(&"opened one way"),
+            Some(&"another"),
+            Effect::AtOnce,
+        );
+    }
+    let never = || "never".to_owned();
+    let time = |time: Option<Duration>| time.map_or_else(never, |time| Span(time).to_string());
+    let schedule = |spec: &BackupSpec| spec.schedule.clone().unwrap_or_else(never);
+    let policy = |spec: &BackupSpec| {
+        spec.retention.policy.map_or_else(|| "keep everything".to_owned(), |policy| policy.to_string())
+    };
+    let tiers = |spec: &BackupSpec| spec.retention.tiers;
+    for (key, from, to) in [
+        ("schedule", schedule(was), schedule(is)),
+        ("retention", policy(was), policy(is)),
+        (
+            "minimum_redundancy",
+            was.retention.minimum_redundancy.to_string(),
+            is.retention.minimum_redundancy.to_string(),
+        ),
+        ("daily", tiers(was).daily.to_string(), tiers(is).daily.to_string()),
+        ("weekly", tiers(was).weekly.to_string(), tiers(is).weekly.to_string()),
+        ("monthly", tiers(was).monthly.to_string(), tiers(is).monthly.to_string()),
+        ("maximum_age", time(was.maximum_age), time(is.maximum_age)),
+        ("archive_interval", time(was.archive_interval), time(is.archive_interval)),
+    ] {
+        if from != to {
+            plan.change(format!("{root}.backup.{key}"), Some(&from), Some(&to), Effect::AtOnce);
         }
     }
 }

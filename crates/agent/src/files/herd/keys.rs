@@ -1,6 +1,7 @@
 //! Every key of a herd file, once: what it takes, what it is without it, and whether it is built.
 
 use super::super::reader::{Key, Section, key};
+use super::super::repository;
 
 /// Shown for a key that may be left out and then means nothing.
 const NONE: &str = "none";
@@ -24,7 +25,13 @@ pub(super) static TOP: Section = Section {
         ),
         key("cluster", "tables", "[[cluster]]", "", "one primary and its standbys"),
         key("proxy", "a table", "[proxy]", NONE, "where proxies listen, and what clients get there"),
-        not_built("backup", "backups and the archive of WAL"),
+        key(
+            "backup",
+            "a table",
+            "[backup]",
+            NONE,
+            "where WAL and base backups go, and for how long they stay",
+        ),
         not_built("keeper", "agents that own a backup repository"),
         not_built("store", "another store than the embedded one"),
     ],
@@ -298,7 +305,7 @@ pub(super) static CLUSTER: Section = Section {
         key("database", "tables", "[[cluster.database]]", NONE, "databases that init creates"),
         not_built("postgres", "settings of one cluster alone"),
         key("proxy", "a table", "[cluster.proxy]", NONE, "over [proxy], for this cluster alone"),
-        not_built("backup", "backups and the archive of WAL"),
+        key("backup", "a table", "[cluster.backup]", NONE, "over [backup], for this cluster alone"),
         key("vip", "a table", "[cluster.vip]", NONE, "an address that is where clients are let in"),
         not_built("publication", "logical replication from this cluster"),
         not_built("subscription", "logical replication to this cluster"),
@@ -346,6 +353,67 @@ pub(super) static DATABASE: Section = Section {
     ],
 };
 
+/// The keys of a repository come from its own file.
+static BACKUP_KEYS: [Key; 16] = {
+    let [
+        repository,
+        region,
+        endpoint,
+        allow_http,
+        access_key_file,
+        secret_key_file,
+        passphrase_file,
+        key_file,
+    ] = repository::KEYS;
+    [
+        // Here it may be that of [backup].
+        Key { default: NONE, ..repository },
+        region,
+        endpoint,
+        allow_http,
+        access_key_file,
+        secret_key_file,
+        passphrase_file,
+        key_file,
+        key(
+            "schedule",
+            "five fields of cron in UTC, or \"never\"",
+            "\"30 1 * * 7\"",
+            "0 2 * * *",
+            "when base backups are taken; the first one begins by itself",
+        ),
+        key(
+            "retention",
+            "\"REDUNDANCY n\" or \"RECOVERY WINDOW OF n DAYS\" (WEEKS, MONTHS)",
+            "\"RECOVERY WINDOW OF 7 DAYS\"",
+            NONE,
+            "what is kept; the rest goes by itself, and without it nothing goes",
+        ),
+        key("minimum_redundancy", "a number", "2", "1", "so many base backups stay, whatever retention says"),
+        key("daily", "a number", "7", "0", "for so many days, the last base backup of each stays, too"),
+        key("weekly", "a number", "4", "0", "and of so many weeks"),
+        key("monthly", "a number", "12", "0", "and of so many months"),
+        key(
+            "maximum_age",
+            "a time, or \"never\"",
+            "\"4d\"",
+            "never",
+            "pgherd check warns when the newest base backup is older",
+        ),
+        key(
+            "archive_interval",
+            "a time, or \"never\"",
+            "\"5s\"",
+            "1s",
+            "how often WAL goes to the repository before its segment is full; never: whole segments alone",
+        ),
+    ]
+};
+
+pub(super) static BACKUP: Section = Section { header: "[backup]", keys: &BACKUP_KEYS };
+
+pub(super) static CLUSTER_BACKUP: Section = Section { header: "[cluster.backup]", keys: &BACKUP_KEYS };
+
 pub(super) static VIP: Section = Section {
     header: "[cluster.vip]",
     keys: &[
@@ -361,8 +429,20 @@ pub(super) static VIP: Section = Section {
 };
 
 /// In the order of the reference page.
-pub(super) static ALL: [&Section; 10] =
-    [&TOP, &TIMES, &POSTGRES, &PROXY, &WITNESS, &CLUSTER, &NODE, &DATABASE, &CLUSTER_PROXY, &VIP];
+pub(super) static ALL: [&Section; 12] = [
+    &TOP,
+    &TIMES,
+    &POSTGRES,
+    &PROXY,
+    &BACKUP,
+    &WITNESS,
+    &CLUSTER,
+    &NODE,
+    &DATABASE,
+    &CLUSTER_PROXY,
+    &CLUSTER_BACKUP,
+    &VIP,
+];
 
 /// The reference page of the herd file.
 pub(super) fn reference() -> String {

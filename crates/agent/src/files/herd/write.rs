@@ -5,13 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
+use pgherd_core::retention::Tiers;
+use pgherd_core::spec::backup::DEFAULT_ARCHIVE_INTERVAL;
 use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
-    DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT, DEFAULT_PROXY_READ_PORT,
-    DEFAULT_READ_WEIGHT, Durability, HerdSpec, NodeSpec, OptionValue, PostgresSource, PostgresSpec,
-    ProxySpec, ProxyTls, Span, Times,
+    BackupSpec, DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT,
+    DEFAULT_PROXY_READ_PORT, DEFAULT_READ_WEIGHT, Durability, HerdSpec, NodeSpec, OptionValue,
+    PostgresSource, PostgresSpec, ProxySpec, ProxyTls, Span, Times,
 };
+
+use super::super::repository::{self, Value};
 
 pub fn write(spec: &HerdSpec) -> String {
     let mut file = String::new();
@@ -24,6 +29,7 @@ pub fn write(spec: &HerdSpec) -> String {
     if let Some(cluster) = spec.clusters.first() {
         write_postgres(&mut file, &cluster.postgres);
         write_proxy(&mut file, cluster.proxy.as_ref());
+        write_backup(&mut file, cluster.backup.as_ref());
     }
     for witness in &spec.witnesses {
         line(
@@ -172,6 +178,41 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
                 line(file, format_args!("{} = {}", key(name), quoted(pool.as_str())));
             }
         }
+    }
+}
+
+fn write_backup(file: &mut String, backup: Option<&BackupSpec>) {
+    let Some(BackupSpec { repository, schedule, retention, maximum_age, archive_interval }) = backup else {
+        let example = "repository = \"s3://bucket/shop\"";
+        return line(file, format_args!("\n# [backup]                      # {example}"));
+    };
+    line(file, format_args!("\n[backup]"));
+    for (key, value) in repository::lines(repository) {
+        match value {
+            Value::Text(text) => line(file, format_args!("{key} = {}", quoted(&text))),
+            Value::Switch(on) => line(file, format_args!("{key} = {on}")),
+        }
+    }
+    let time =
+        |time: &Option<Duration>| time.map_or_else(|| "never".to_owned(), |time| Span(time).to_string());
+    let schedule = schedule.as_deref().unwrap_or("never");
+    line(file, format_args!("schedule = {:<20} # when base backups are taken, in UTC", quoted(schedule)));
+    match retention.policy {
+        Some(policy) => line(file, format_args!("retention = {}", quoted(&policy.to_string()))),
+        None => line(file, format_args!("# retention = \"RECOVERY WINDOW OF 7 DAYS\" # else nothing goes")),
+    }
+    line(file, format_args!("minimum_redundancy = {}", retention.minimum_redundancy));
+    let Tiers { daily, weekly, monthly } = retention.tiers;
+    for (key, count) in [("daily", daily), ("weekly", weekly), ("monthly", monthly)] {
+        if count > 0 {
+            line(file, format_args!("{key} = {count}"));
+        }
+    }
+    if maximum_age.is_some() {
+        line(file, format_args!("maximum_age = {}", quoted(&time(maximum_age))));
+    }
+    if *archive_interval != Some(DEFAULT_ARCHIVE_INTERVAL) {
+        line(file, format_args!("archive_interval = {}", quoted(&time(archive_interval))));
     }
 }
 

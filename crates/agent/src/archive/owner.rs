@@ -1,0 +1,359 @@
+//! What the owner of the archive does, for as long as the record names this node: it opens the repository, streams WAL into it, and knows what is
+//! there, for `status` and for the word that a base backup is due.
+//!
+//! Leaves out: who owns it (`core::ha::archive`), and the base backups themselves. Hazard: WAL of one cluster in two repositories is worth
+//! little; so the one that was seen first is in the record, and another one in its place is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgherd_backup::document::ReadError;
+use pgherd_backup::format::{OpenError, Repository};
+use pgherd_backup::manifest::{self, Manifest, Outcome};
+use pgherd_backup::name::Place;
+use pgherd_backup::receive::Branch;
+use pgherd_backup::tombstone::{self, TombstoneError};
+use pgherd_backup::wal::{Archive, BackupRange, SegmentError, Segments, window};
+use pgherd_core::ha::archive::is_due;
+use pgherd_core::observation::ArchiveView;
+use pgherd_core::record::{self, BackupOutcome};
+use pgherd_core::spec::{BackupSpec, HerdSpec};
+use pgherd_core::types::{NodeName, SystemId};
+use pgherd_postgres::replication::SlotName;
+use pgherd_postgres::slots;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::{Archiving, Order, State, Status};
+use crate::backoff::Backoff;
+use crate::causes::on_one_line;
+use crate::gossip::ArchiveShow;
+use crate::main_loop::{ArchiveSeen, Assigned, Event};
+use crate::repository::{self, RepositoryError};
+use crate::schedule::Schedule;
+use crate::server::{Server, ServerError};
+
+/// How often the others are told.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+/// How often the repository is listed, besides when a base backup has ended: nobody else writes to it but in a hurry.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// After a look that has failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Gaps that are told.
+const MAX_GAPS: usize = 5;
+
+pub(crate) struct Owner {
+    pub(crate) server: Server,
+    pub(crate) cluster: NodeName,
+    pub(crate) node: NodeName,
+    pub(crate) assigned: watch::Receiver<Assigned>,
+    pub(crate) spec: watch::Receiver<Arc<HerdSpec>>,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum OwnError {
+    #[error("{0}")]
+    Repository(RepositoryError),
+    #[error(
+        "the repository in {place} is another one than the cluster's: it has the identifier {found}, and not {known}"
+    )]
+    Another { place: String, known: String, found: String },
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+/// Keeps at it until the agent ends.
+pub(crate) async fn own(mut owner: Owner) {
+    let mut backoff = Backoff::between(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let Some((spec, system)) = owner.wanted() else {
+            if owner.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let begun = Instant::now();
+        let outcome = owner.hold(&spec, system).await;
+        let Some(Err(error)) = outcome else {
+            if owner.events.send(Event::Archive(None)).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let trouble = told(&error);
+        tracing::warn!(error = trouble, "the repository cannot be used at the moment");
+        let show = ArchiveShow { trouble: Some(trouble), ..ArchiveShow::default() };
+        let seen = ArchiveSeen { view: ArchiveView::default(), show };
+        if owner.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
+            return;
+        }
+        // A change of what is wanted ends the pause.
+        drop(tokio::time::timeout(backoff.after(begun.elapsed()), owner.changed()).await);
+    }
+}
+
+/// With what to do about it.
+fn told(error: &OwnError) -> String {
+    let hint = match error {
+        OwnError::Repository(error) => error.hint(),
+        OwnError::Another { .. } => {
+            Some("mount the same directory on all hosts, or name another repository".to_owned())
+        }
+        OwnError::Server(_) => None,
+    };
+    let what = match error {
+        OwnError::Repository(error) => on_one_line(error),
+        error => on_one_line(error),
+    };
+    hint.map_or_else(|| what.clone(), |hint| format!("{what} ({hint})"))
+}
+
+impl Owner {
+    /// What is to be done here now; `None`: nothing.
+    fn wanted(&mut self) -> Option<(BackupSpec, SystemId)> {
+        let system = {
+            let assigned = self.assigned.borrow_and_update();
+            assigned.duties.archive.then_some(assigned.system)??
+        };
+        let spec = self.spec.borrow_and_update().cluster(&self.cluster)?.backup.clone()?;
+        Some((spec, system))
+    }
+
+    /// Returns when something is not as it was.
+    async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        tokio::select! {
+            changed = self.assigned.changed() => changed,
+            changed = self.spec.changed() => changed,
+        }
+    }
+
+    fn archive(&self) -> Option<record::Archive> {
+        self.assigned.borrow().archive.clone()
+    }
+
+    /// One reign over the repository. `None`: it has ended because it is not wanted any more.
+    async fn hold(&mut self, spec: &BackupSpec, system: SystemId) -> Option<Result<(), OwnError>> {
+        let known = self.archive().and_then(|archive| archive.repository);
+        let opened = tokio::select! {
+            opened = open(spec, known.as_deref()) => opened,
+            () = self.is_over(spec, system) => return None,
+        };
+        let repository = match opened {
+            Ok(repository) => repository,
+            Err(error) => return Some(Err(error)),
+        };
+        let host = self.spec.borrow().node(&self.node).map(|(_, node)| node.host.clone())?;
+        let source = match self.server.archive_source(&host).await {
+            Ok(source) => source,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let archiving = Archiving::begin(Order {
+            source,
+            slot: SlotName::new(slots::ARCHIVE),
+            repository: repository.clone(),
+            system,
+            // This server follows the herd: a timeline that it is on is the agreed one, and what the archive has of another one
+            // behind the fork was never acknowledged.
+            branch: Branch::Leave,
+            piece_every: spec.archive_interval,
+        });
+        let mut status = archiving.status();
+        let mut sight = Sight::new(repository, system);
+        let mut tick = tokio::time::interval(TELL_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wanted = self.wanted();
+            if wanted.as_ref().is_none_or(|(now, of)| now != spec || *of != system) {
+                break;
+            }
+            let Some(archive) = self.archive() else { break };
+            sight.look(archive.ended.as_ref().map_or(0, |end| end.number)).await;
+            let seen = sight.seen(&status.borrow_and_update().clone(), spec, &archive);
+            if self.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
+                break;
+            }
+            tokio::select! {
+                _ = tick.tick() => {}
+                // Not wanted any more is to be noticed at once: a server that stops waits for this stream.
+                changed = self.changed() => if changed.is_err() { break },
+            }
+        }
+        archiving.end().await;
+        None
+    }
+
+    async fn is_over(&mut self, spec: &BackupSpec, system: SystemId) {
+        let (spec, system) = (spec.clone(), system);
+        loop {
+            if self.changed().await.is_err() || self.wanted() != Some((spec.clone(), system)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Opens the repository that is wanted, or makes it where there never was one.
+async fn open(spec: &BackupSpec, known: Option<&str>) -> Result<Repository, OwnError> {
+    let found = match repository::open_at(&spec.repository).await {
+        Err(RepositoryError::Open(OpenError::NoRepository { .. })) if known.is_none() => {
+            match repository::create_at(&spec.repository).await {
+                // Another owner of a moment ago was faster.
+                Err(RepositoryError::Open(OpenError::Exists { .. })) => {
+                    repository::open_at(&spec.repository).await
+                }
+                made => made,
+            }
+        }
+        found => found,
+    };
+    let repository = found.map_err(OwnError::Repository)?;
+    let found = repository.format().repository.clone();
+    match known.filter(|known| *known != found) {
+        None => Ok(repository),
+        Some(known) => {
+            let place = repository.store().place().to_owned();
+            Err(OwnError::Another { place, known: known.to_owned(), found })
+        }
+    }
+}
+
+/// What is known of the repository.
+struct Sight {
+    repository: Repository,
+    system: SystemId,
+    known: Known,
+    /// The end of a base backup that `known` has.
+    ended: Option<u64>,
+    look_at: Instant,
+    trouble: Option<String>,
+    /// When all was durable that the server had flushed.
+    complete: Option<Instant>,
+}
+
+#[derive(Clone, Default)]
+struct Known {
+    from: Option<Timestamp>,
+    newest: Option<Newest>,
+    backups: u32,
+    gaps: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Newest {
+    id: String,
+    began: Timestamp,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Tombstone(#[from] TombstoneError),
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+}
+
+impl Sight {
+    fn new(repository: Repository, system: SystemId) -> Sight {
+        Sight {
+            repository,
+            system,
+            known: Known::default(),
+            ended: None,
+            look_at: Instant::now(),
+            trouble: None,
+            complete: None,
+        }
+    }
+
+    /// Looks, if it is time to, or a base backup has ended since.
+    async fn look(&mut self, ended: u64) {
+        if self.ended == Some(ended) && Instant::now() < self.look_at {
+            return;
+        }
+        if self.ended != Some(ended) && self.trouble.is_some() && Instant::now() < self.look_at {
+            return;
+        }
+        match survey(&self.repository, self.system).await {
+            Ok(known) => {
+                (self.known, self.ended, self.trouble) = (known, Some(ended), None);
+                self.look_at = Instant::now() + LOOK_EVERY;
+            }
+            Err(error) => {
+                let trouble = on_one_line(&error);
+                tracing::warn!(error = trouble, "what is in the repository cannot be seen");
+                self.trouble = Some(trouble);
+                self.look_at = Instant::now() + LOOK_AGAIN;
+            }
+        }
+    }
+
+    fn seen(&mut self, status: &Status, spec: &BackupSpec, archive: &record::Archive) -> ArchiveSeen {
+        let streams = status.state == State::Streaming && status.durable.is_some();
+        if streams && status.behind_since.is_none() {
+            self.complete = Some(Instant::now());
+        }
+        // What could not be put for a while is older than the last complete moment can tell.
+        let behind = self.complete.map(|complete| complete.elapsed());
+        let trouble = status.last_error.as_ref().map(|error| on_one_line(&**error));
+        let now = Timestamp::now();
+        let failed = archive.ended.as_ref().filter(|end| matches!(end.outcome, BackupOutcome::Failed { .. }));
+        let failed = failed.and_then(|end| i64::try_from(end.unix_seconds?).ok());
+        let began = self.known.newest.as_ref().map(|newest| newest.began.as_second());
+        let scheduled = spec.schedule.as_deref().and_then(|text| Schedule::parse(text).ok()?.last(now));
+        ArchiveSeen {
+            view: ArchiveView {
+                repository: Some(self.repository.format().repository.clone()),
+                streams,
+                backup_is_due: is_due(now.as_second(), began, scheduled, failed),
+                // Before the first look nothing is known.
+                after: self.ended.unwrap_or(u64::MAX),
+            },
+            show: ArchiveShow {
+                timeline: status.timeline,
+                durable: status.durable,
+                behind_ms: behind.map(|behind| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX)),
+                trouble: trouble.or_else(|| self.trouble.clone()),
+                window_from: self.known.from.map(Timestamp::as_second),
+                newest: self.known.newest.as_ref().map(|newest| newest.id.clone()),
+                newest_began: began,
+                backups: self.known.backups,
+                gaps: self.known.gaps.clone(),
+            },
+        }
+    }
+}
+
+/// Base backups that are there, of those that nobody wants to be gone, and what can be restored with them.
+async fn survey(repository: &Repository, system: SystemId) -> Result<Known, LookError> {
+    let place = Place(system);
+    let mut manifests: Vec<Manifest> = Vec::new();
+    for (id, outcome) in manifest::outcomes(repository, place).await? {
+        let Outcome::Committed(manifest) = outcome else { continue };
+        if !tombstone::state(repository, place, id).await?.is_deleted() {
+            manifests.push(*manifest);
+        }
+    }
+    let Some(last) = manifests.last() else { return Ok(Known::default()) };
+    let segments = Segments::new(last.wal_segment_bytes)?;
+    let inventory = Archive::new(repository, system, segments).inventory().await?;
+    let ranges: Vec<BackupRange> = manifests.iter().map(BackupRange::from).collect();
+    let window = window(&ranges, &inventory);
+    let leads = |manifest: &&Manifest| {
+        let reach = window.reaches.iter().find(|reach| reach.backup.id == manifest.id);
+        window.to.is_some() && reach.is_some_and(|reach| reach.end == window.to)
+    };
+    let newest = manifests.iter().rev().find(leads);
+    let gaps = window.gaps.iter().take(MAX_GAPS);
+    Ok(Known {
+        from: window.from.map(|from| from.stopped),
+        newest: newest.map(|newest| Newest { id: newest.id.to_string(), began: newest.facts.started }),
+        backups: u32::try_from(manifests.len()).unwrap_or(u32::MAX),
+        gaps: gaps.map(|gap| format!("timeline {}, {} to {}", gap.timeline, gap.from, gap.to)).collect(),
+    })
+}

@@ -1,0 +1,117 @@
+//! `[backup]`: where a cluster's WAL and base backups go, when base backups are taken, and for how long they stay.
+//!
+//! Secrets are files on each host; what the store keeps are their names. What is wrong with a repository among hosts is said in
+//! [`check`](super::check).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::retention::Retention;
+
+pub const DEFAULT_SCHEDULE: &str = "0 2 * * *";
+pub const DEFAULT_MINIMUM_REDUNDANCY: u32 = 1;
+/// What is not a whole segment yet is put into the archive this often.
+pub const DEFAULT_ARCHIVE_INTERVAL: Duration = Duration::from_secs(1);
+pub const SHORTEST_ARCHIVE_INTERVAL: Duration = Duration::from_millis(100);
+pub const LONGEST_ARCHIVE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Before the path of a directory.
+pub const FILE: &str = "file://";
+pub const S3: &str = "s3://";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupSpec {
+    pub repository: RepositorySpec,
+    /// Five fields of cron, in UTC; `None`: base backups are taken when somebody asks, and the first one by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    pub retention: Retention,
+    /// `check` warns when the newest base backup is older.
+    #[serde(
+        rename = "maximum_age_ms",
+        with = "super::optional_millis",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub maximum_age: Option<Duration>,
+    /// `None`: only whole segments are archived.
+    #[serde(
+        rename = "archive_interval_ms",
+        with = "super::optional_millis",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub archive_interval: Option<Duration>,
+}
+
+impl BackupSpec {
+    /// With the file's defaults.
+    pub fn new(repository: RepositorySpec) -> BackupSpec {
+        BackupSpec {
+            repository,
+            schedule: Some(DEFAULT_SCHEDULE.to_owned()),
+            retention: Retention {
+                policy: None,
+                minimum_redundancy: DEFAULT_MINIMUM_REDUNDANCY,
+                tiers: Default::default(),
+            },
+            maximum_age: None,
+            archive_interval: Some(DEFAULT_ARCHIVE_INTERVAL),
+        }
+    }
+}
+
+/// Where a repository is, and what opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositorySpec {
+    pub location: Location,
+    /// Without one it is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretFile>,
+}
+
+/// Where objects are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Location {
+    Directory(PathBuf),
+    S3 {
+        /// `s3://bucket/folder`.
+        url: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        region: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
+        #[serde(default)]
+        allow_http: bool,
+        /// Files with the two parts of a key; without them the machine's own role is used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        access_key_file: Option<PathBuf>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        secret_key_file: Option<PathBuf>,
+    },
+}
+
+/// As `repository` in the files: two of the same name are one place, as far as can be told from here.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Directory(path) => write!(f, "{FILE}{}", path.display()),
+            Location::S3 { url, endpoint: Some(endpoint), .. } => write!(f, "{url} at {endpoint}"),
+            Location::S3 { url, .. } => f.write_str(url),
+        }
+    }
+}
+
+/// What opens an encrypted repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum SecretFile {
+    Passphrase(PathBuf),
+    Key(PathBuf),
+}
