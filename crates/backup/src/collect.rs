@@ -18,7 +18,7 @@
 //! # When nothing is deleted
 //!
 //! If a manifest cannot be read, since it might name anything; if a listing lacks what must be in it; if clocks disagree or
-//! went back, since grace would mean nothing.
+//! went back, since grace would mean nothing. A backup that is kept by hand stays, whatever tombstone it has.
 //!
 //! Left out: which backups should go (`core`). Hazard: everything; what is deleted is gone.
 
@@ -33,6 +33,7 @@ use crate::breakage::{Broken, broken};
 use crate::document::{self, Damage, ReadError, WriteError};
 use crate::format::Repository;
 use crate::intent::{Abandoned, Heartbeat, Intent};
+use crate::keep::{self, KeepError};
 use crate::manifest::{self, Manifest, Outcome};
 use crate::name::{self, BackupId, Kind, Name, Place};
 use crate::pack::PackId;
@@ -66,7 +67,7 @@ pub struct Report {
     pub swept: BTreeSet<BackupId>,
     /// Backups that nobody was taking any more.
     pub abandoned: BTreeSet<BackupId>,
-    /// Backups that have a tombstone and are kept, as its grace has not passed or somebody builds on them.
+    /// Backups that have a tombstone and stay, as its grace has not passed, somebody builds on them, or they are kept by hand.
     pub waiting: BTreeSet<BackupId>,
     pub packs: u64,
     pub maps: u64,
@@ -102,6 +103,8 @@ pub enum CollectError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Tombstone(#[from] TombstoneError),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     #[error("nothing was deleted")]
     Seal(#[from] SealError),
 }
@@ -113,6 +116,18 @@ pub async fn collect(
     patience: Patience,
     now: Timestamp,
 ) -> Result<Report, CollectError> {
+    collect_beside(repository, place, patience, &BTreeSet::new(), now).await
+}
+
+/// The same, where of some backups only their own WAL is needed, from start to stop: they stand alone. Of all others, and of those that
+/// the caller does not know, all WAL since is.
+pub async fn collect_beside(
+    repository: &Repository,
+    place: Place,
+    patience: Patience,
+    alone: &BTreeSet<BackupId>,
+    now: Timestamp,
+) -> Result<Report, CollectError> {
     let mut collection =
         Collection { repository, place, patience, now, report: Report::default(), ids: BTreeSet::new() };
     collection.compare_clocks().await?;
@@ -120,6 +135,7 @@ pub async fn collect(
     let packs = collection.list(Kind::Packs).await?;
     let maps = collection.list(Kind::Maps).await?;
     let heartbeats = collection.list(Kind::Heartbeats).await?;
+    let keeps = collection.list(Kind::Keeps).await?;
     let intents = collection.intents().await?;
     collection.list(Kind::Tombstones).await?;
     let outcomes = collection.outcomes().await?;
@@ -165,7 +181,7 @@ pub async fn collect(
             collection.delete(listed).await?;
         }
     }
-    for listed in &heartbeats {
+    for listed in heartbeats.iter().chain(&keeps) {
         if owner(&listed.name).is_some_and(settled) {
             repository.store().delete(&listed.name).await?;
         }
@@ -178,8 +194,10 @@ pub async fn collect(
         }
     }
     let pinned = intents.iter().filter(|(id, _)| live.contains(id) && !broken(Broken::IntentsIgnored));
-    let starts = kept.values().map(|manifest| manifest.start);
-    let from = starts.chain(pinned.map(|(_, intent)| intent.wal_from)).min();
+    let leading = kept.iter().filter(|(id, _)| !alone.contains(id)).map(|(_, manifest)| manifest.start);
+    // Where all stand alone, the newest one leads on: it is what somebody restores from.
+    let newest = kept.values().next_back().map(|manifest| manifest.start);
+    let from = leading.chain(pinned.map(|(_, intent)| intent.wal_from)).min().or(newest);
     if let (Some(from), false) = (from, kept.is_empty()) {
         collection.collect_wal(&kept, from).await?;
     }
@@ -354,9 +372,12 @@ impl Collection<'_> {
         // Whichever of the two clocks shows less: a host whose clock is behind may have put it.
         let put = self.repository.store().head(&name).await?.modified.max(tombstone.at);
         let ripe = self.now.duration_since(put) >= signed(self.patience.grace) || broken(Broken::NoGrace);
+        let is_kept = keep::of(self.repository, self.place, id)
+            .await?
+            .is_some_and(|kept| kept.holds(self.now).is_some());
         let pins = |other: &BackupId| intents.get(other).is_some_and(|intent| intent.parent == Some(id));
         let pinned = live.iter().any(pins) && !broken(Broken::IntentsIgnored);
-        if !ripe || pinned {
+        if !ripe || pinned || is_kept {
             self.report.waiting.insert(id);
             return Ok(false);
         }
@@ -397,7 +418,8 @@ impl Collection<'_> {
         Ok(())
     }
 
-    /// WAL that ends before `from`, and that is older than the grace: what somebody begins now archives later.
+    /// WAL that ends before `from`, that no kept backup has between its start and stop, and that is older than the grace: what somebody
+    /// begins now archives later.
     async fn collect_wal(
         &mut self,
         kept: &BTreeMap<BackupId, &Manifest>,
@@ -408,6 +430,10 @@ impl Collection<'_> {
             return Err(CollectError::SegmentSizes);
         };
         let segments = Segments::new(*size)?;
+        let own: BTreeSet<Segment> = kept
+            .values()
+            .flat_map(|manifest| segments.covering(manifest.timeline, manifest.start, manifest.stop))
+            .collect();
         let store = self.repository.store().clone();
         for kind in [Kind::Wal, Kind::Partials, Kind::Pieces] {
             let mut after: Option<Name> = None;
@@ -422,7 +448,8 @@ impl Collection<'_> {
                     let old = self.now.duration_since(listed.modified) >= signed(self.patience.grace);
                     let is_garbage =
                         kind == Kind::Pieces && self.is_complete(segments, segment, &mut complete).await?;
-                    if segments.end(segment) <= from && old || is_garbage {
+                    let is_behind = segments.end(segment) <= from && !own.contains(&segment);
+                    if is_behind && old || is_garbage {
                         self.report.wal += 1;
                         self.delete(listed).await?;
                     }

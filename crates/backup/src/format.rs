@@ -7,12 +7,13 @@
 //! known is refused, and bytes of today's format lie in `testdata/` for every later version to read.
 
 use jiff::Timestamp;
+use pgherd_core::types::SystemId;
 use serde::{Deserialize, Serialize};
 
-use crate::document::{self, Document, ReadError, WriteError};
+use crate::document::{self, Damage, Document, ReadError, WriteError};
 use crate::hash::{from_hex, to_hex};
 use crate::keys::{ITERATIONS, Keys, KeysError, Secret};
-use crate::name;
+use crate::name::{self, Name};
 use crate::seal::{Protection, SealError};
 use crate::store::{Failure, Put, Store, StoreError};
 
@@ -149,6 +150,23 @@ impl Repository {
 
     pub(crate) fn protection(&self) -> &Protection {
         &self.protection
+    }
+
+    /// The clusters of which it has anything, in order of their names as texts.
+    pub async fn clusters(&self) -> Result<Vec<SystemId>, ReadError> {
+        let mut clusters = Vec::new();
+        let mut after: Option<Name> = None;
+        loop {
+            let page = self.store.list(name::CLUSTERS, after.as_ref(), 1).await?;
+            let Some(object) = page.objects.into_iter().next() else { return Ok(clusters) };
+            let found = name::cluster_of(&object.name).ok_or_else(|| {
+                let damage = Damage::malformed("it has no name of an object of a cluster".to_owned());
+                ReadError::damaged(&self.store, &object.name, damage)
+            })?;
+            clusters.push(found.0);
+            // Of one cluster the first object is enough.
+            after = Some(found.last());
+        }
     }
 
     /// What change hashes are keyed with: nobody who can only write into the database knows it, so that nobody can make

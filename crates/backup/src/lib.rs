@@ -26,7 +26,7 @@
 //! | [`wal`] | the archive, its records, and the recovery window |
 //! | [`receive`] | what becomes of a stream of WAL |
 //! | [`recovery`] | from what is wanted back to what has to be restored |
-//! | [`tombstone`], [`collect`] | deleting |
+//! | [`keep`], [`tombstone`], [`collect`] | keeping and deleting |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.
 //!
@@ -42,6 +42,7 @@ pub mod format;
 mod frame;
 pub mod hash;
 pub mod intent;
+pub mod keep;
 pub mod keys;
 pub mod manifest;
 pub mod map;

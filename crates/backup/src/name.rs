@@ -134,6 +134,15 @@ pub fn probe(random: u64) -> Name {
     Name::of(format!("probe/{random:016x}"))
 }
 
+/// What the names of all clusters' objects begin with.
+pub(crate) const CLUSTERS: &str = "cluster/";
+
+/// The cluster that an object belongs to.
+pub(crate) fn cluster_of(object: &Name) -> Option<Place> {
+    let system = object.as_str().strip_prefix(CLUSTERS)?.split('/').next()?;
+    system.parse().ok().filter(|parsed: &SystemId| parsed.to_string() == system).map(Place)
+}
+
 /// Where everything of one cluster is. Clusters of one repository share nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(pub SystemId);
@@ -141,6 +150,11 @@ pub struct Place(pub SystemId);
 impl Place {
     fn object(&self, rest: fmt::Arguments<'_>) -> Name {
         Name::of(format!("cluster/{}/{rest}", self.0))
+    }
+
+    /// Behind every object of the cluster, and before those of the next one. Nothing has this name.
+    pub(crate) fn last(&self) -> Name {
+        self.object(format_args!("zzz"))
     }
 
     /// For listings: everything of a kind, such as `packs`.
@@ -177,6 +191,11 @@ impl Place {
     /// What came of a tombstone: it was taken back, or carried out.
     pub fn verdict(&self, backup: BackupId, number: u32) -> Name {
         self.object(format_args!("gc/{backup}/{number:08}"))
+    }
+
+    /// That it is kept by hand, or released.
+    pub fn keep(&self, backup: BackupId, number: u32) -> Name {
+        self.object(format_args!("keep/{backup}/{number:08}"))
     }
 
     /// `file` is PostgreSQL's name of the segment.
@@ -221,6 +240,7 @@ pub enum Kind {
     Backups,
     Tombstones,
     Verdicts,
+    Keeps,
     Wal,
     Partials,
     Pieces,
@@ -238,6 +258,7 @@ impl Kind {
             Kind::Backups => "backup",
             Kind::Tombstones => "tombstone",
             Kind::Verdicts => "gc",
+            Kind::Keeps => "keep",
             Kind::Wal => "wal",
             Kind::Partials => "partial",
             Kind::Pieces => "piece",

@@ -108,6 +108,69 @@ fn a_backup_goes_after_its_grace_and_what_others_need_of_it_stays() {
 }
 
 #[test]
+fn a_backup_that_is_kept_by_hand_stays_whatever_tombstone_it_has() {
+    use crate::keep::{self, KeepError};
+    use pgherd_core::retention::Keep;
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        let backup = take(&repository, None, &first_files(), 3, cloud.now()).await.id;
+        let keep =
+            async |keep, until| keep::put(&repository, PLACE, backup, (keep, until), cloud.now()).await;
+        keep(Some(Keep::Full), None).await.unwrap();
+        tombstone::bury(&repository, PLACE, backup, "somebody was faster", cloud.now()).await.unwrap();
+        cloud.pass(2 * HOUR);
+        let report = collected(&repository, &cloud).await.unwrap();
+        assert_eq!(report, Report { waiting: [backup].into(), ..Report::default() });
+        let refused = keep(Some(Keep::Standalone), None).await.unwrap_err();
+        assert!(matches!(refused, KeepError::Deleted { .. }), "{refused}");
+
+        let until = cloud.now() + HOUR;
+        tombstone::undelete(&repository, PLACE, backup, cloud.now()).await.unwrap();
+        let kept = keep(Some(Keep::Standalone), Some(until)).await.unwrap();
+        assert_eq!(
+            (kept.number, kept.holds(cloud.now()), kept.holds(until)),
+            (3, Some(Keep::Standalone), None)
+        );
+        tombstone::bury(&repository, PLACE, backup, "retention", cloud.now()).await.unwrap();
+        cloud.pass(2 * HOUR);
+        let report = collected(&repository, &cloud).await.unwrap();
+        assert_eq!(report.swept, [backup].into(), "its time is over");
+        assert_eq!(count(&cloud, "/keep/"), 0);
+    });
+}
+
+#[test]
+fn of_a_backup_that_stands_alone_only_its_own_wal_stays() {
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        let old = take(&repository, None, &first_files(), 3, cloud.now()).await;
+        cloud.pass(HOUR);
+        let archive = archive(&repository);
+        for number in 4..9 {
+            archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.unwrap();
+        }
+        let newer = take(&repository, None, &first_files(), 9, cloud.now()).await;
+        cloud.pass(2 * HOUR);
+        let numbers = async || -> Vec<u64> {
+            archive.inventory().await.unwrap().segments().map(|segment| segment.number).collect()
+        };
+        assert_eq!(collected(&repository, &cloud).await.unwrap().wal, 0);
+        let alone = [old.id].into();
+        let report = collect_beside(&repository, PLACE, PATIENCE, &alone, cloud.now()).await.unwrap();
+        assert_eq!((report.wal, numbers().await), (5, vec![3, 9]));
+        archive.prove(Timeline(1), old.start, old.stop).await.unwrap();
+        // Where all stand alone, what is behind the newest one stays.
+        archive.put_segment(segment(1, 10), &wal(segment(1, 10), 10)).await.unwrap();
+        cloud.pass(2 * HOUR);
+        let alone = [old.id, newer.id].into();
+        collect_beside(&repository, PLACE, PATIENCE, &alone, cloud.now()).await.unwrap();
+        assert_eq!(numbers().await, [3, 9, 10]);
+    });
+}
+
+#[test]
 fn a_backup_that_nobody_takes_any_more_is_given_up_and_a_live_one_is_not() {
     run(async {
         let cloud = Cloud::new(1);

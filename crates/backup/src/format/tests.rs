@@ -26,6 +26,28 @@ fn passphrase(text: &str) -> Secret {
 }
 
 #[test]
+fn clusters_are_those_of_which_anything_is_there() {
+    run(async {
+        let cloud = Cloud::new(1);
+        let repository = repository(&cloud).await;
+        assert_eq!(repository.clusters().await.unwrap(), []);
+        let history = b"1\t0/3000000\tno reason\n";
+        // As texts 9 comes last, and 12 is the beginning of 123.
+        let systems = [12, 123, 9].map(SystemId);
+        for system in systems {
+            let archive =
+                crate::wal::Archive::new(&repository, system, crate::wal::Segments::new(1 << 20).unwrap());
+            archive.put_history(Timeline(2), history).await.unwrap();
+        }
+        assert_eq!(repository.clusters().await.unwrap(), systems);
+        let stray = "cluster/x7/history/00000002".parse().unwrap();
+        repository.store().put(&stray, bytes::Bytes::from_static(b"?")).await.unwrap();
+        let refused = repository.clusters().await.unwrap_err();
+        assert!(refused.to_string().contains("cluster/x7"), "{refused}");
+    });
+}
+
+#[test]
 fn a_repository_is_made_once_and_opened_by_its_secret_alone() {
     run(async {
         let cloud = Cloud::new(1);

@@ -103,7 +103,7 @@ impl History {
     }
 
     /// Whether what was at `position` on `timeline` is part of this history.
-    pub(crate) fn passes(&self, timeline: Timeline, position: Lsn) -> bool {
+    pub fn passes(&self, timeline: Timeline, position: Lsn) -> bool {
         self.legs().any(|leg| {
             leg.timeline == timeline && leg.begin <= position && leg.end.is_none_or(|end| position <= end)
         })
