@@ -528,6 +528,27 @@ fn spawn(instance: &Instance, log: fs::File) -> Result<std::process::Child> {
     command.spawn().map_err(Error::io("run", &program))
 }
 
+/// Where the server of a data directory says that it listens: the directory of its first socket, else an address, and the port. `None`
+/// where no server runs.
+pub fn listens_at(data_dir: &Path) -> Result<Option<(String, u16)>> {
+    if proc::of_data_dir(data_dir)?.is_empty() {
+        return Ok(None);
+    }
+    Ok(durable::read_text(&data_dir.join(POSTMASTER_PID))?.and_then(|text| place_of(&text)))
+}
+
+fn place_of(text: &str) -> Option<(String, u16)> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let port = lines.get(3)?.parse().ok()?;
+    let host = match (*lines.get(4)?, *lines.get(5)?) {
+        ("", "" | "*" | "0.0.0.0") => "127.0.0.1",
+        ("", "::") => "::1",
+        ("", address) => address,
+        (socket_dir, _) => socket_dir,
+    };
+    Some((host.to_owned(), port))
+}
+
 /// The lines of `postmaster.pid` that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PostmasterPid {
@@ -604,5 +625,11 @@ mod tests {
         let starting = PostmasterPid::parse("4711\n/herd/a/data\n1792000000\n").unwrap();
         assert_eq!((starting.shm_id, starting.status), (None, None));
         assert_eq!(PostmasterPid::parse(""), None);
+        assert_eq!(place_of(text), Some(("/herd/a".to_owned(), 21_000)));
+        for (address, said) in [("*", "127.0.0.1"), ("::", "::1"), ("10.0.0.1", "10.0.0.1")] {
+            let without_socket = text.replace("/herd/a\n127.0.0.1", &format!("\n{address}"));
+            assert_eq!(place_of(&without_socket), Some((said.to_owned(), 21_000)), "{without_socket}");
+        }
+        assert_eq!(place_of("4711\n/herd/a/data\n1792000000\n"), None);
     }
 }

@@ -52,7 +52,33 @@ pub struct Remote {
     pub tls: TlsIdentity,
 }
 
+/// Where a server of this host listens, and who speaks to it. What goes over TCP is not encrypted, and does not leave the host.
+#[derive(Clone, Debug)]
+pub struct Nearby {
+    /// The directory of its socket, or an address.
+    pub host: String,
+    pub port: u16,
+    pub role: String,
+    pub password: Option<Secret>,
+}
+
 impl Session {
+    /// Connects to a server of this host that no herd has.
+    pub async fn nearby(nearby: &Nearby, deadline: Duration) -> Result<Session> {
+        let mut config = base(&nearby.role);
+        config.host(&nearby.host).port(nearby.port);
+        if let Some(password) = &nearby.password {
+            config.password(password.reveal());
+        }
+        within("connecting to PostgreSQL", deadline, async {
+            let server = format!("PostgreSQL at {}, port {}", nearby.host, nearby.port);
+            let refused = |source| Error::Connect { server, source };
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
+            Ok(Session::drive(client, connection))
+        })
+        .await
+    }
+
     /// Connects to the local server by its socket, as `role`.
     pub async fn local(instance: &Instance, role: &str, deadline: Duration) -> Result<Session> {
         let mut config = base(role);
