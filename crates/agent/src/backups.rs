@@ -1,6 +1,7 @@
 //! Base backups: taken from the server of this node into a repository ([`take`]), and restored into a directory
-//! ([`restore`]). Files go through several readers beside each other, each on a thread of its own: the agent's runtime
-//! proves a lease, and must not wait for a compressor.
+//! ([`restore`]). [`create`] and [`recover`] are what commands and agents call for the two; [`catalog`] says what is there, [`keeping`] what
+//! of it stays, [`check`] and [`verify`] whether it can be relied upon. Files go through several readers beside each other, each on a thread
+//! of its own: the agent's runtime proves a lease, and must not wait for a compressor.
 //!
 //! Leaves out: which backup, when and from which node, which is decided. Hazard: takes disk, network and processor from
 //! PostgreSQL; so a limit holds for all readers together, and what nobody waits for any more stops within a piece.
@@ -12,10 +13,17 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod catalog;
+pub mod check;
+pub mod create;
 pub(crate) mod duty;
+pub mod keeping;
+pub mod recover;
 pub mod restore;
 mod storing;
 pub mod take;
+pub mod target;
+pub mod verify;
 
 /// Readers at most. Each holds a pack and some pieces in memory, some 100 MB.
 pub const MAX_READERS: usize = 16;

@@ -11,6 +11,7 @@
 //! Hazard: a changed spelling breaks every script that reads `--json`. `schema/status.json` is checked in
 //! and compared by a test, so that such a change is at least seen.
 
+pub mod backup;
 pub mod change;
 pub mod client;
 pub mod error;

@@ -71,6 +71,7 @@ pub(crate) enum Command {
     Logs(commands::logs::LogsArgs),
     Psql(commands::psql::PsqlArgs),
     Backup(commands::backup::BackupArgs),
+    Restore(commands::restore::RestoreArgs),
     Wal(commands::wal::WalArgs),
     Import(commands::import::ImportArgs),
     Completions(commands::completions::CompletionsArgs),
@@ -79,10 +80,8 @@ pub(crate) enum Command {
 
 /// Commands that the design names and this version does not have. They are refused by name, so that nobody
 /// takes silence for success.
-pub(crate) const NOT_BUILT: [&str; 12] = [
-    "restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "restore", "top",
-    "adopt",
-];
+pub(crate) const NOT_BUILT: [&str; 11] =
+    ["restart", "reload", "reinit", "pause", "resume", "secret", "store", "doctor", "drill", "top", "adopt"];
 
 fn after_help() -> String {
     format!(
@@ -113,7 +112,8 @@ const TAKES: &[(&str, &[&str])] = &[
     ("explain", &["dir", "url", "cluster", "json"]),
     ("logs", &["dir", "url", "json"]),
     ("psql", &["dir", "url", "cluster"]),
-    ("backup", &[]),
+    ("backup", &["json"]),
+    ("restore", &["json"]),
     ("wal", &["json"]),
     ("import", &["json"]),
     ("completions", &[]),

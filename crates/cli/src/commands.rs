@@ -18,6 +18,7 @@ pub(crate) mod operator;
 pub(crate) mod plan;
 pub(crate) mod proxy;
 pub(crate) mod psql;
+pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod switchover;
 pub(crate) mod token;
@@ -32,6 +33,9 @@ use pgherd_api::status::{Cluster, Status};
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+
+/// How long threads may take to notice that their work is not wanted any more.
+const GIVEN_UP: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { global, command } = cli;
@@ -56,7 +60,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => block_on(&global, explain::run(args, &global)),
         Command::Logs(args) => block_on(&global, logs::run(args, &global)),
         Command::Psql(args) => block_on(&global, psql::run(args, &global)),
-        Command::Backup(args) => block_on(&global, backup::run(args)),
+        Command::Backup(args) => block_on_threads(&global, backup::run(args, &global)),
+        Command::Restore(args) => block_on_threads(&global, restore::run(args, &global)),
         Command::Wal(args) => block_on(&global, wal::run(args, &global)),
         Command::Import(args) => import::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
@@ -72,6 +77,20 @@ fn block_on(
     crate::output::trace_to_stderr(global.verbose);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed("cannot start a runtime").because(error))?.block_on(work)
+}
+
+/// Runs a command that compresses, encrypts and hashes beside what comes and goes.
+fn block_on_threads(
+    global: &crate::args::Global,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    crate::output::trace_to_stderr(global.verbose);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed("cannot start a runtime").because(error))?;
+    let done = runtime.block_on(work);
+    // What was given up ends within a piece; nobody waits for a store that does not answer.
+    runtime.shutdown_timeout(GIVEN_UP);
+    done
 }
 
 /// The cluster that is meant: the named one, or the only one.

@@ -3,6 +3,7 @@
 pub(crate) mod confirm;
 pub(crate) mod live;
 pub(crate) mod numbers;
+pub(crate) mod progress;
 pub(crate) mod status;
 pub(crate) mod style;
 pub(crate) mod table;

@@ -72,6 +72,13 @@ pub struct Volume {
 }
 
 impl Plan {
+    /// Refuses what does not fit.
+    pub fn check(&self) -> Result<(), RestoreError> {
+        let Some(Volume { places, needed_bytes, free_bytes }) = self.shortage() else { return Ok(()) };
+        let place = places.first().cloned().unwrap_or_default();
+        Err(RestoreError::NoSpace { place, needed: *needed_bytes, free: *free_bytes })
+    }
+
     /// The volume that is too small.
     pub fn shortage(&self) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.needed_bytes > volume.free_bytes)
@@ -109,6 +116,40 @@ pub enum RestoreError {
     Stopped,
     #[error("a reader ended early")]
     Reader(#[from] tokio::task::JoinError),
+}
+
+impl RestoreError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            RestoreError::Target(error) => error.hint().map(str::to_owned),
+            RestoreError::Driver(error) => error.hint().map(str::to_owned),
+            RestoreError::NoTablespace { .. } => {
+                Some("a plan without it names the tablespaces that there are: --dry-run".to_owned())
+            }
+            RestoreError::EndsInsideBackup { .. } => {
+                Some("choose an older backup, or a later target".to_owned())
+            }
+            RestoreError::NoSpace { .. } => {
+                Some("free some space there, or choose another place; WAL needs some more of it".to_owned())
+            }
+            RestoreError::Stopped => Some("go on with --delta".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Whether the place does not do, and nothing is wrong.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            RestoreError::Target(error) => !matches!(
+                error,
+                RestoringError::Listing(_) | RestoringError::Other(_) | RestoringError::Control { .. }
+            ),
+            RestoreError::NoTablespace { .. }
+            | RestoreError::EndsInsideBackup { .. }
+            | RestoreError::NoSpace { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Finds out what a restore would do. Touches nothing.
@@ -239,10 +280,7 @@ pub async fn restore(
     max_bytes_per_second: Option<NonZeroU64>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Report, RestoreError> {
-    if let Some(Volume { places, needed_bytes, free_bytes }) = plan.shortage() {
-        let place = places.first().cloned().unwrap_or_default();
-        return Err(RestoreError::NoSpace { place, needed: *needed_bytes, free: *free_bytes });
-    }
+    plan.check()?;
     let shared = Arc::new(Shared {
         repository: repository.clone(),
         manifest: plan.manifest.clone(),

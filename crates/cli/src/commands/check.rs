@@ -22,13 +22,17 @@ pub(crate) struct CheckArgs {
 }
 
 pub(crate) async fn run(args: CheckArgs, global: &Global) -> Result<(), Failure> {
-    let report = report(global).await;
+    told(&report(global).await, args.nagios, global)
+}
+
+/// Prints a report and ends as it says.
+pub(super) fn told(report: &CheckReport, nagios: bool, global: &Global) -> Result<(), Failure> {
     if global.json {
-        print_json(&report)?;
-    } else if args.nagios {
-        print_line(&plugin_output(&report))?;
+        print_json(report)?;
+    } else if nagios {
+        print_line(&plugin_output(report))?;
     } else {
-        print_line(&table(&report).lines(Style::of_stdout()).join("\n"))?;
+        print_line(&table(report).lines(Style::of_stdout()).join("\n"))?;
     }
     match report.worst().exit_code() {
         0 => Ok(()),
@@ -49,13 +53,14 @@ async fn report(global: &Global) -> CheckReport {
             }
             report
         }
-        Err(failure) => CheckReport { checks: vec![unknown(&failure)] },
+        Err(failure) => CheckReport { checks: vec![unknown("agent", &failure)] },
     }
 }
 
-fn unknown(failure: &Failure) -> CheckItem {
+/// What could not be asked.
+pub(super) fn unknown(check: &str, failure: &Failure) -> CheckItem {
     CheckItem {
-        check: "agent".to_owned(),
+        check: check.to_owned(),
         cluster: None,
         node: None,
         state: CheckState::Unknown,

@@ -49,7 +49,9 @@ fn golden_reference_of_the_command_line() {
         page.push_str(&format!("\n## pgherd {command}\n\n{}", help(&[command, "--help"])));
         let nested: &[&str] = match command {
             "operator" => &["add"],
-            "backup" => &["init"],
+            "backup" => {
+                &["init", "create", "list", "show", "verify", "check", "delete", "undelete", "keep", "expire"]
+            }
             "wal" => &["push", "fetch", "list"],
             _ => &[],
         };
@@ -81,7 +83,7 @@ fn golden_refusals() {
         &["token", "--valid-for", "soon"],
         // What is not built.
         &["proxy"],
-        &["restore", "--fast"],
+        &["restart", "--fast"],
         &["switchover", "--at", "12:00"],
         // Files.
         &["validate"],

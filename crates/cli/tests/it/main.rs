@@ -6,8 +6,11 @@
     reason = "all of this is tests, their shared functions too"
 )]
 
+mod backups;
 mod command_line;
 mod herd;
+mod repository;
+mod restore;
 mod run;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;

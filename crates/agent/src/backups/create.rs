@@ -1,0 +1,255 @@
+//! A base backup of a server on this host, as somebody asks for it: which server, which backup it is built upon, and then [`take`].
+//!
+//! No herd is needed; WAL has to come into the repository by `pgherd wal push`, or by a stream. Leaves out: when. Hazard: a backup of
+//! another server than the one that was meant; the directory's cluster is compared with that of the server before anything is written.
+
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pgherd_api::backup::{Created, DamagedFile};
+use pgherd_backup::manifest::Outcome;
+use pgherd_backup::name::Place;
+use pgherd_backup::tombstone::State;
+use pgherd_backup::wal::{Archive, SegmentError, Segments};
+use pgherd_core::types::{Malformed, NodeName, SystemId, Term, Timeline};
+use pgherd_postgres::Secret;
+use pgherd_postgres::base_backup::{BaseBackupError, Checkpoint, Survey};
+use pgherd_postgres::control::ControlFile;
+use pgherd_postgres::process::listens_at;
+use pgherd_postgres::sql::{Nearby, Session};
+use tokio::sync::watch;
+
+use super::Progress;
+use super::catalog::{Catalog, CatalogError, Entry, report};
+use super::take::{self, Source, TakeError, Taken};
+use crate::repository::{self, RepositoryError};
+
+const CONNECTING: Duration = Duration::from_secs(10);
+const ASKING: Duration = Duration::from_secs(10);
+/// What PostgreSQL listens on when nothing says otherwise.
+const USUAL_PORT: u16 = 5432;
+
+/// Which server, and how.
+#[derive(Clone)]
+pub struct Order {
+    /// File that names the repository.
+    pub repository: PathBuf,
+    pub data_dir: PathBuf,
+    /// Directory of the server's socket or an address; what its own file says where there is none.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub role: String,
+    pub password: Option<String>,
+    /// By this name the backup remembers where it comes from.
+    pub node: String,
+    /// Built upon no other one.
+    pub full: bool,
+    pub checkpoint_fast: bool,
+    pub readers: usize,
+    pub max_bytes_per_second: Option<NonZeroU64>,
+    /// How long WAL may take to come into the repository behind the end of the copy.
+    pub wal_deadline: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Name(#[from] Malformed),
+    #[error("{} is no data directory", .data_dir.display())]
+    DataDir { data_dir: PathBuf, source: pgherd_postgres::Error },
+    #[error("{} belongs to another user", .data_dir.display())]
+    OtherUser { data_dir: PathBuf },
+    #[error("no PostgreSQL runs in {}", .data_dir.display())]
+    NotRunning { data_dir: PathBuf },
+    #[error(transparent)]
+    Driver(#[from] pgherd_postgres::Error),
+    #[error(transparent)]
+    Postgres(#[from] BaseBackupError),
+    #[error("{} is that of cluster {found}, and the server at {host}, port {port}, that of {wanted}", .data_dir.display())]
+    OtherServer { data_dir: PathBuf, found: SystemId, wanted: SystemId, host: String, port: u16 },
+    #[error(transparent)]
+    Segments(#[from] SegmentError),
+    #[error(transparent)]
+    Take(#[from] TakeError),
+}
+
+impl CreateError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            CreateError::Repository(error) => error.hint(),
+            CreateError::Catalog(error) => error.hint(),
+            CreateError::OtherUser { .. } => Some(
+                "run it as the owner, so that the server's own commands can use what is written: runuser -u postgres -- pgherd backup create …"
+                    .to_owned(),
+            ),
+            CreateError::NotRunning { .. } => {
+                Some("start it; a server that is stopped can be copied as it is".to_owned())
+            }
+            CreateError::OtherServer { .. } => {
+                Some("--data-dir is what the server shows as data_directory; --host and --port say where it listens".to_owned())
+            }
+            CreateError::Driver(pgherd_postgres::Error::Connect { .. }) => Some(
+                "--host, --port and --user say how to connect, PGPASSWORD is used where the server asks for a password; \
+                 the role has to be a superuser"
+                    .to_owned(),
+            ),
+            CreateError::Driver(error) => error.hint().map(str::to_owned),
+            CreateError::Postgres(error) | CreateError::Take(TakeError::Postgres(error)) => {
+                error.hint().map(str::to_owned)
+            }
+            CreateError::Take(TakeError::WalIsMissing { .. }) => Some(
+                "there is no backup without its WAL: see whether archive_command = 'pgherd wal push --repository FILE %p' is set and \
+                 works (pg_stat_archiver, the server's log), or whether the stream runs; then begin again"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// What there is to be said before a backup begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// Nothing archives, and nothing of this cluster is in the repository.
+    NothingArchives { archive_mode: String },
+}
+
+impl std::fmt::Display for Remark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Remark::NothingArchives { archive_mode } => write!(
+                f,
+                "archive_mode is {archive_mode}, and no WAL of this server is in the repository: the backup fails in the end unless some comes"
+            ),
+        }
+    }
+}
+
+/// A server that was found and asked, and the repository that its backup goes to.
+pub struct Prepared {
+    source: Source,
+    order: take::Order,
+    repository: pgherd_backup::format::Repository,
+    pub remarks: Vec<Remark>,
+}
+
+/// Finds the server and the parent; writes nothing.
+pub async fn prepare(order: Order) -> Result<Prepared, CreateError> {
+    let node: NodeName = order.node.parse()?;
+    let data_dir = order.data_dir.clone();
+    let control = ControlFile::of(&data_dir)
+        .map_err(|source| CreateError::DataDir { data_dir: data_dir.clone(), source })?;
+    let owner = std::fs::metadata(&data_dir).map(|found| found.uid());
+    if owner.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {
+        return Err(CreateError::OtherUser { data_dir });
+    }
+    let listens = listens_at(&data_dir)?;
+    let Some((host, port)) = listens.or_else(|| order.host.clone().zip(order.port.or(Some(USUAL_PORT))))
+    else {
+        return Err(CreateError::NotRunning { data_dir });
+    };
+    let nearby = Nearby {
+        host: order.host.clone().unwrap_or(host),
+        port: order.port.unwrap_or(port),
+        role: order.role.clone(),
+        password: order.password.clone().map(Secret::new),
+    };
+    let repository = repository::open(&order.repository).await?;
+    let session = Session::nearby(&nearby, CONNECTING).await?;
+    let survey = Survey::of(&session).await?;
+    if survey.system_id != control.system_id {
+        let Nearby { host, port, .. } = nearby;
+        let (found, wanted) = (control.system_id, survey.system_id);
+        return Err(CreateError::OtherServer { data_dir, found, wanted, host, port });
+    }
+    let place = Place(survey.system_id);
+    let archive = Archive::new(&repository, survey.system_id, Segments::new(control.wal_segment_bytes)?);
+    let catalog = Catalog::read(repository.clone(), place).await?;
+    let parent = if order.full { None } else { parent(&catalog, &archive, survey.timeline).await? };
+    let remarks = remarks(&session, &archive).await?;
+    let order = take::Order {
+        parent,
+        node,
+        // Outside of a herd there are none.
+        term: Term(0),
+        checkpoint: if order.checkpoint_fast { Checkpoint::Fast } else { Checkpoint::Spread },
+        readers: order.readers,
+        max_bytes_per_second: order.max_bytes_per_second,
+        refresh_bytes: refreshed(&catalog),
+        wal_deadline: order.wal_deadline,
+    };
+    Ok(Prepared { source: Source { data_dir, session, primary: None }, order, repository, remarks })
+}
+
+/// The newest one whose files the server's have come from: on its timeline, or on one that led there.
+async fn parent(
+    catalog: &Catalog,
+    archive: &Archive,
+    timeline: Timeline,
+) -> Result<Option<pgherd_backup::name::BackupId>, CreateError> {
+    let inventory = archive.inventory().await.map_err(CatalogError::from)?;
+    let leads = |range: &pgherd_backup::wal::BackupRange| {
+        range.timeline == timeline
+            || inventory.history(timeline).is_some_and(|history| history.passes(range.timeline, range.stop))
+    };
+    Ok(catalog.ranges().into_iter().rev().find(leads).map(|range| range.id))
+}
+
+/// A thirtieth of the newest backup: in a month of days all of it is written anew.
+fn refreshed(catalog: &Catalog) -> u64 {
+    const BACKUPS: u64 = 30;
+    catalog.manifests().next_back().map_or(0, |newest| newest.bytes / BACKUPS)
+}
+
+async fn remarks(session: &Session, archive: &Archive) -> Result<Vec<Remark>, CreateError> {
+    let asked = tokio::time::timeout(
+        ASKING,
+        session.query_one("SELECT pg_catalog.current_setting('archive_mode')", &[]),
+    );
+    // Only a remark hangs on it.
+    let Ok(Ok(row)) = asked.await else { return Ok(Vec::new()) };
+    let archive_mode: String = row.get(0);
+    let inventory = archive.inventory().await.map_err(CatalogError::from)?;
+    let nothing = archive_mode == "off" && inventory.newest_timeline().is_none();
+    Ok(if nothing { vec![Remark::NothingArchives { archive_mode }] } else { Vec::new() })
+}
+
+impl Prepared {
+    /// The backup that this one refers to for what has not changed.
+    pub fn parent(&self) -> Option<String> {
+        self.order.parent.map(|parent| parent.to_string())
+    }
+
+    /// Takes it. Dropping the future ends it, and no backup is there.
+    pub async fn run(self, progress: &watch::Sender<Progress>) -> Result<Created, CreateError> {
+        let began = Instant::now();
+        let Prepared { source, order, repository, .. } = self;
+        let taken = take::take(&repository, source, &order, progress).await?;
+        let Taken { manifest, read_bytes, kept_bytes, refreshed_bytes, vanished, damaged, .. } = taken;
+        let id = manifest.id;
+        let entry = Entry {
+            outcome: Some(Outcome::Committed(Box::new(manifest))),
+            state: State::Kept { next: 1 },
+            kept: None,
+        };
+        Ok(Created {
+            repository: repository.store().place().to_owned(),
+            backup: report(id, &entry),
+            read_bytes,
+            kept_bytes,
+            refreshed_bytes,
+            vanished,
+            damaged: damaged
+                .into_iter()
+                .map(|damaged| DamagedFile { path: damaged.path, pages: damaged.pages })
+                .collect(),
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+}

@@ -1,0 +1,394 @@
+//! A restore as somebody asks for it: which backup leads to the target, where recovery will end, and what is done to the directory, in one
+//! plan; then the deed.
+//!
+//! [`prepare`] joins [`recovery::plan`](pgherd_backup::recovery::plan) with [`restore::plan`] and touches nothing; [`Prepared::run`] does it.
+//! What is started in the directory afterwards fetches its WAL by `pgherd wal fetch` from the same repository, and ends where the plan says.
+//!
+//! Leaves out: starting PostgreSQL, and asking. Hazard: a directory that recovers to another moment than the one that was promised. So the
+//! target that PostgreSQL is given is the plan's own, and its timeline a number.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use pgherd_api::backup::{
+    RecoveryEnd, RestorePlan, Restored, SettingChange, SettingOutside, Standing, TablespacePlace,
+    Transaction, Volume,
+};
+use pgherd_backup::document::ReadError;
+use pgherd_backup::format::Repository;
+use pgherd_backup::name::BackupId;
+use pgherd_backup::recovery::{self, Commit, Line, Refusal, Sources, Target};
+use pgherd_backup::wal::BackupRange;
+use pgherd_core::types::Timeline;
+use pgherd_postgres::restoring::{self, Action, Come, End, FollowTimeline, Over, Recovery};
+use tokio::sync::watch;
+
+use super::Progress;
+use super::catalog::{Catalog, CatalogError, Which, time, version};
+use super::restore::{self, RestoreError};
+use super::target::{TargetError, Until};
+
+/// Which line of history is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Along {
+    /// The one that leads to the latest timeline.
+    Latest,
+    /// The timeline of the backup itself.
+    Current,
+    /// The one that leads to this timeline.
+    To(u32),
+}
+
+/// What PostgreSQL does when it has reached the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtTarget {
+    Pause,
+    Promote,
+    Shutdown,
+}
+
+impl AtTarget {
+    fn name(self) -> &'static str {
+        match self {
+            AtTarget::Pause => "pause",
+            AtTarget::Promote => "promote",
+            AtTarget::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What is to be restored, and where.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// File that names the repository.
+    pub repository: PathBuf,
+    /// Needed where the repository has several clusters.
+    pub system: Option<String>,
+    pub until: Until,
+    /// Without what is at the target itself.
+    pub exclusive: bool,
+    pub along: Along,
+    /// This one and no other.
+    pub backup: Option<String>,
+    pub to: PathBuf,
+    pub wal_dir: Option<PathBuf>,
+    /// By their numbers, those that are to lie elsewhere than they did.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    pub delta: bool,
+    pub at_target: AtTarget,
+    /// That the restored server calls for its WAL.
+    pub program: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error("the archive cannot be read")]
+    Read(#[from] ReadError),
+    #[error("there is no absolute path of {path}")]
+    Path { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{path} has a name that PostgreSQL's configuration cannot have: it is not UTF-8, or has a line end in it"
+    )]
+    Name { path: PathBuf },
+    #[error("PostgreSQL does not run as root, and what root restores nobody else can use")]
+    Root,
+}
+
+impl RecoverError {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            RecoverError::Catalog(error) => error.hint(),
+            RecoverError::Target(error) => error.hint(),
+            RecoverError::Refused(refusal) => of_refusal(refusal).map(str::to_owned),
+            RecoverError::Restore(error) => error.hint(),
+            RecoverError::Root => Some(
+                "run it as the user who will run the server: runuser -u postgres -- pgherd restore …"
+                    .to_owned(),
+            ),
+            RecoverError::Read(_) | RecoverError::Path { .. } | RecoverError::Name { .. } => None,
+        }
+    }
+
+    /// Whether somebody asked for what there is not, and nothing is wrong.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            RecoverError::Refused(Refusal::Wal(_) | Refusal::Read(_)) => false,
+            RecoverError::Refused(_) | RecoverError::Root => true,
+            RecoverError::Restore(error) => error.is_refusal(),
+            _ => false,
+        }
+    }
+}
+
+fn of_refusal(refusal: &Refusal) -> Option<&'static str> {
+    match refusal {
+        Refusal::NoBackup => Some("pgherd backup create takes one"),
+        Refusal::NoSuchBackup { .. } => Some("pgherd backup list shows those that there are"),
+        Refusal::NoTimeline { .. } | Refusal::NoBackupOnLine { .. } => Some(
+            "pgherd wal list shows the timelines; --target-timeline names another one, --target-timeline current that of the backup",
+        ),
+        Refusal::BeforeWindow { .. } => Some(
+            "choose a later moment; --target-immediate gives the backup as it was when it became consistent",
+        ),
+        Refusal::AfterEnd { .. } => Some(
+            "without a target everything that is there is restored; WAL that came since may not be archived yet",
+        ),
+        Refusal::NotFound { .. } => {
+            Some("it may be on another timeline: --target-timeline; or older than the backups that are left")
+        }
+        Refusal::Hole { .. } => Some(
+            "a server that still has these segments in pg_wal can archive them: pgherd wal push; else choose a moment before the hole",
+        ),
+        Refusal::Wal(_) | Refusal::Read(_) => None,
+    }
+}
+
+/// A restore that nothing speaks against.
+#[derive(Debug)]
+pub struct Prepared {
+    repository: Repository,
+    recovery: recovery::Plan,
+    restore: restore::Plan,
+}
+
+/// Finds out what a restore would do, and where it would end. Touches nothing.
+pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
+    let target = order.until.target(!order.exclusive)?;
+    let which = order.backup.as_deref().map(str::parse::<Which>).transpose()?;
+    let file = absolute(&order.repository)?;
+    let catalog = Catalog::open(&file, order.system.as_deref()).await?;
+    let only = which.map(|which| catalog.manifest(which).map(|manifest| manifest.id)).transpose()?;
+    let recovery = plan(&catalog, &target, order.along, only).await?;
+    let manifest = catalog.manifest(Which::Named(recovery.backup.id))?;
+    let wish = restore::Wish {
+        data_dir: absolute(&order.to)?,
+        wal_dir: order.wal_dir.as_deref().map(absolute).transpose()?,
+        tablespaces: order
+            .tablespaces
+            .iter()
+            .map(|(oid, place)| Ok((*oid, absolute(place)?)))
+            .collect::<Result<_, RecoverError>>()?,
+        over: if order.delta { Over::Delta } else { Over::Nothing },
+        recovery: Recovery {
+            restore_command: restore_command(&order.program, &file)?,
+            end: end(&recovery.target),
+            timeline: FollowTimeline::Number(recovery.timeline),
+            action: match order.at_target {
+                AtTarget::Pause => Action::Pause,
+                AtTarget::Promote => Action::Promote,
+                AtTarget::Shutdown => Action::Shutdown,
+            },
+            come: Come::Primary,
+        },
+    };
+    let restore = restore::plan(&catalog.repository, manifest, wish).await?;
+    Ok(Prepared { repository: catalog.repository, recovery, restore })
+}
+
+/// Which backup, and where it ends.
+async fn plan(
+    catalog: &Catalog,
+    target: &Target,
+    along: Along,
+    only: Option<BackupId>,
+) -> Result<recovery::Plan, RecoverError> {
+    let ranges = catalog.ranges();
+    let Some(archive) = catalog.archive()? else { return Err(Refusal::NoBackup.into()) };
+    let inventory = archive.inventory().await?;
+    let all = Sources { archive: &archive, inventory: &inventory, backups: &ranges };
+    match along {
+        Along::Latest => Ok(recovery::plan(&all, target, Line::Latest, only).await?),
+        Along::To(timeline) => Ok(recovery::plan(&all, target, Line::To(Timeline(timeline)), only).await?),
+        Along::Current => {
+            // The newest timeline first, each with its own backups: what leads there is what was asked for.
+            let named = |range: &&BackupRange| only.is_none_or(|id| id == range.id);
+            let timelines: BTreeSet<Timeline> =
+                ranges.iter().filter(named).map(|range| range.timeline).collect();
+            let mut first: Option<Refusal> = None;
+            for timeline in timelines.into_iter().rev() {
+                let own: Vec<BackupRange> =
+                    ranges.iter().filter(|range| range.timeline == timeline).copied().collect();
+                let sources = Sources { backups: &own, ..all };
+                match recovery::plan(&sources, target, Line::To(timeline), only).await {
+                    Ok(plan) => return Ok(plan),
+                    Err(refusal) => {
+                        first.get_or_insert(refusal);
+                    }
+                }
+            }
+            Err(first.unwrap_or(Refusal::NoBackup).into())
+        }
+    }
+}
+
+/// What PostgreSQL is told, which is what was planned.
+fn end(target: &Target) -> End {
+    match target {
+        Target::Latest => End::Latest,
+        Target::Immediate => End::Immediate,
+        Target::Lsn { at, inclusive } => End::Lsn { at: *at, inclusive: *inclusive },
+        Target::Time { at, inclusive } => {
+            End::Time { at: at.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string(), inclusive: *inclusive }
+        }
+        Target::Xid { xid, inclusive } => End::Xid { xid: u64::from(*xid), inclusive: *inclusive },
+        Target::Name(name) => End::Name(name.clone()),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, RecoverError> {
+    std::path::absolute(path).map_err(|source| RecoverError::Path { path: path.to_owned(), source })
+}
+
+/// A shell runs it, after PostgreSQL has put in `%f` and `%p`.
+fn restore_command(program: &Path, repository: &Path) -> Result<String, RecoverError> {
+    let quoted = |path: &Path| {
+        let text = path.to_str().filter(|text| !text.contains(['\n', '\r', '\0']));
+        let text = text.ok_or_else(|| RecoverError::Name { path: path.to_owned() })?;
+        Ok::<_, RecoverError>(format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%")))
+    };
+    Ok(format!("{} wal fetch --repository {} %f %p", quoted(program)?, quoted(repository)?))
+}
+
+impl Prepared {
+    /// Whether files of a server are written over, and what does not belong is deleted.
+    pub fn overwrites(&self) -> bool {
+        self.restore.standing == restoring::Standing::DataDirectory
+    }
+
+    /// Refuses what would fail for sure.
+    pub fn check(&self) -> Result<(), RecoverError> {
+        if rustix::process::geteuid().is_root() {
+            return Err(RecoverError::Root);
+        }
+        Ok(self.restore.check()?)
+    }
+
+    /// As it is told.
+    pub fn report(&self) -> RestorePlan {
+        let (recovery, restore) = (&self.recovery, &self.restore);
+        let manifest = &restore.manifest;
+        let path = |path: &Path| path.display().to_string();
+        let begins = recovery.forks.iter().map(|fork| fork.timeline).chain([recovery.timeline]);
+        let of_backup =
+            |timeline: &Timeline| *timeline >= manifest.timeline && *timeline <= recovery.end.timeline;
+        RestorePlan {
+            repository: self.repository.store().place().to_owned(),
+            system_identifier: manifest.system_identifier.to_string(),
+            postgresql_version: version(manifest.facts.postgresql_version),
+            data_dir: path(&restore.target.data_dir),
+            standing: match restore.standing {
+                restoring::Standing::Empty => Standing::Empty,
+                restoring::Standing::Interrupted => Standing::Interrupted,
+                restoring::Standing::DataDirectory => Standing::DataDirectory,
+            },
+            backup: manifest.id.to_string(),
+            backup_ended: time(manifest.facts.stopped),
+            backup_end_lsn: manifest.stop.to_string(),
+            target: recovery.target.to_string(),
+            timeline: recovery.timeline.0,
+            timelines: begins.filter(of_backup).map(|timeline| timeline.0).collect(),
+            wal_from: recovery.wal_from.to_string(),
+            wal_segments: recovery.wal_segments,
+            end: RecoveryEnd {
+                lsn: recovery.end.lsn.to_string(),
+                timeline: recovery.end.timeline.0,
+                last: recovery.end.last.map(transaction),
+                next: recovery.end.next.map(transaction),
+            },
+            files: restore.files,
+            bytes: restore.bytes,
+            volumes: restore.volumes.iter().map(volume).collect(),
+            wal_dir: restore.target.wal_dir.as_deref().map(path),
+            tablespaces: restore
+                .target
+                .tablespaces
+                .iter()
+                .map(|space| TablespacePlace {
+                    oid: space.oid,
+                    was: path(&space.was),
+                    place: path(&space.place),
+                })
+                .collect(),
+            restore_command: restore.recovery.restore_command.clone(),
+            target_action: (restore.recovery.end != End::Latest).then(|| {
+                let action = match restore.recovery.action {
+                    Action::Pause => AtTarget::Pause,
+                    Action::Promote => AtTarget::Promote,
+                    Action::Shutdown => AtTarget::Shutdown,
+                };
+                action.name().to_owned()
+            }),
+            settings: restore.configuration.changes.iter().map(change).collect(),
+            outside: restore
+                .configuration
+                .outside
+                .iter()
+                .map(|(file, name, value)| SettingOutside {
+                    file: file.clone(),
+                    name: name.clone(),
+                    value: value.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Does it. Dropping the future ends it; the directory does not start then, and a delta goes on with it.
+    pub async fn run(
+        self,
+        readers: usize,
+        max_bytes_per_second: Option<NonZeroU64>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Restored, RecoverError> {
+        self.check()?;
+        let began = Instant::now();
+        let Prepared { repository, restore, .. } = self;
+        let report = restore::restore(&repository, restore, readers, max_bytes_per_second, progress).await?;
+        Ok(Restored {
+            files: report.files,
+            bytes: report.bytes,
+            fetched_bytes: report.fetched_bytes,
+            deleted: report.restored.deleted,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+fn transaction(commit: Commit) -> Transaction {
+    Transaction { xid: commit.xid, at: time(commit.at), lsn: commit.lsn.to_string() }
+}
+
+fn volume(volume: &restore::Volume) -> Volume {
+    Volume {
+        places: volume.places.iter().map(|place| place.display().to_string()).collect(),
+        needed_bytes: volume.needed_bytes,
+        free_bytes: volume.free_bytes,
+    }
+}
+
+fn change(change: &restoring::Change) -> SettingChange {
+    let restoring::Change { file, name, was, now } = change.clone();
+    SettingChange { file, name, was, now }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_quoted_for_a_shell_and_for_postgresql() {
+        let command = restore_command(Path::new("/opt/it's/pgherd"), Path::new("/etc/100%.toml"));
+        let expected = r"'/opt/it'\''s/pgherd' wal fetch --repository '/etc/100%%.toml' %f %p";
+        assert_eq!(command.ok().as_deref(), Some(expected));
+        assert!(restore_command(Path::new("/a\nb"), Path::new("/c")).is_err());
+    }
+}

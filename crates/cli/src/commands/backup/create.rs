@@ -1,0 +1,149 @@
+//! `pgherd backup create`: a base backup of a server on this host.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use pgherd_agent::backups::Progress;
+use pgherd_agent::backups::create::{self, CreateError, Order};
+use pgherd_api::backup::{BackupMode, Created};
+use tokio::sync::watch;
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::output::numbers::{bytes, counted, span};
+use crate::output::{note, print_json, print_line, progress};
+
+/// A host's name that cannot be made into a node's.
+const NO_NAME: &str = "server";
+
+/// Take a base backup of a server that runs on this host
+///
+/// A primary or a standby, while everything goes on. It is built upon the newest backup: what has not changed is not stored again, and each
+/// one is complete by itself and can be deleted alone. It is a backup only when all WAL of it is in the repository, which has to come
+/// there by archive_command = 'pgherd wal push --repository FILE %p', or by a stream.
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    /// File that says where the repository is and what opens it
+    #[arg(long, value_name = "FILE")]
+    repository: PathBuf,
+    /// Data directory of the server
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Directory of its socket, or an address of this host [default: what its postmaster.pid says]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Port that it listens on [default: what its postmaster.pid says]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// A superuser; $PGPASSWORD is used if the server asks for a password
+    #[arg(long, value_name = "ROLE", default_value = "postgres")]
+    user: String,
+    /// What the backup remembers as its origin: a lower-case letter, then letters, digits and _ [default: this host's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Store everything, whatever earlier backups have
+    #[arg(long)]
+    full: bool,
+    /// Begin at once with a checkpoint as fast as the disk can, instead of one that is spread over minutes
+    #[arg(long)]
+    fast: bool,
+    /// Files that are read beside each other
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    jobs: u8,
+    /// Limit of all of them together, in MiB a second
+    #[arg(long, value_name = "MIB")]
+    max_rate: Option<NonZeroU64>,
+    /// How long WAL of the backup may take to come into the repository after the copy
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    wal_timeout: Duration,
+}
+
+pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure> {
+    let order = Order {
+        repository: args.repository,
+        data_dir: args.data_dir,
+        host: args.host,
+        port: args.port,
+        role: args.user,
+        password: std::env::var("PGPASSWORD").ok().filter(|text| !text.is_empty()),
+        node: args.name.unwrap_or_else(host_name),
+        full: args.full,
+        checkpoint_fast: args.fast,
+        readers: args.jobs.into(),
+        max_bytes_per_second: args.max_rate.map(|rate| rate.saturating_mul(super::MIB)),
+        wal_deadline: args.wal_timeout,
+    };
+    let prepared = create::prepare(order).await.map_err(failed)?;
+    for remark in &prepared.remarks {
+        note(&format!("warning: {remark}"));
+    }
+    match prepared.parent() {
+        Some(parent) => note(&format!("takes a backup that is built upon {parent}")),
+        None => note("takes a backup of everything"),
+    }
+    let sender = watch::Sender::new(Progress::default());
+    let seen = sender.subscribe();
+    let work = prepared.run(&sender);
+    let created = progress::shown("reading", "waiting for the WAL of the backup", seen, work).await;
+    let created = match created {
+        Ok(done) => done.map_err(failed)?,
+        Err(interrupted) => {
+            note("interrupted: there is no backup; what it has stored is removed by a later collection");
+            return Err(interrupted);
+        }
+    };
+    for file in &created.damaged {
+        let pages: Vec<String> = file.pages.iter().take(10).map(ToString::to_string).collect();
+        note(&format!(
+            "warning: {} of {} with a wrong checksum; the backup has them as they are: {}",
+            counted(file.pages.len(), "page", "pages"),
+            file.path,
+            pages.join(", ")
+        ));
+    }
+    if global.json {
+        return print_json(&created);
+    }
+    note(&told(&created));
+    print_line(&created.backup.id)
+}
+
+fn told(created: &Created) -> String {
+    let backup = &created.backup;
+    let mode = match backup.mode {
+        Some(BackupMode::Incremental) => format!("{} were the same, ", bytes(created.kept_bytes)),
+        _ => String::new(),
+    };
+    format!(
+        "backup {} in {}: read {}, {mode}stored {} in {}",
+        backup.id,
+        created.repository,
+        bytes(created.read_bytes),
+        bytes(backup.stored_bytes.unwrap_or_default()),
+        span((created.seconds * 1000.0) as u64)
+    )
+}
+
+/// This host's name, as far as it is one of a node.
+fn host_name() -> String {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().to_ascii_lowercase();
+    let host = host.split('.').next().unwrap_or_default();
+    let letter = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+    let name: String =
+        host.chars().map(letter).skip_while(|letter| !letter.is_ascii_lowercase()).take(48).collect();
+    if name.is_empty() { NO_NAME.to_owned() } else { name }
+}
+
+fn failed(error: CreateError) -> Failure {
+    match error {
+        CreateError::Repository(error) => super::failed(error),
+        CreateError::Catalog(error) => super::of_catalog(error),
+        error => {
+            let hint = error.hint();
+            hint.into_iter().fold(crate::failure::with_sources(&error), Failure::hint)
+        }
+    }
+}

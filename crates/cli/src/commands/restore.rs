@@ -1,0 +1,341 @@
+//! `pgherd restore`: a backup and the WAL behind it into a directory, up to a moment.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use pgherd_agent::backups::Progress;
+use pgherd_agent::backups::recover::{self, Along, AtTarget, Order, RecoverError};
+use pgherd_agent::backups::target::Until;
+use pgherd_api::backup::{Restore, RestorePlan, Restored, Standing, Transaction};
+use tokio::sync::watch;
+
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::output::confirm::confirm;
+use crate::output::numbers::{bytes, counted, listed, span};
+use crate::output::{note, print, print_json, progress};
+
+/// Restore a backup into a directory, up to a moment
+///
+/// Says first which backup it takes, which WAL recovery will read, the last transaction that will be there and the first one that will
+/// not, what comes onto which disk, and which settings are taken out; --dry-run ends there. The directory is a data directory that
+/// recovers when PostgreSQL is started in it: it fetches its WAL by itself. Whatever the plan cannot promise is refused before
+/// anything is touched, and no other target is taken instead. What lets a copy archive into, or stream from, the original is taken out of its
+/// configuration.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// File that says where the repository is and what opens it
+    #[arg(long, value_name = "FILE")]
+    repository: PathBuf,
+    /// Directory that becomes the data directory; nothing may be in it, or see --delta
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// System identifier of the cluster, where the repository has several
+    #[arg(long, value_name = "ID")]
+    cluster_system: Option<String>,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Without what is at the target itself: the transaction, the record, all that ended at that time
+    #[arg(long)]
+    exclusive: bool,
+    /// Line of history to follow: latest, current (that of the backup) or the number of a timeline
+    #[arg(long, value_name = "TIMELINE", default_value = "latest", value_parser = along)]
+    target_timeline: Along,
+    /// What PostgreSQL does at the target, pause if nothing is said; without a target it becomes a primary
+    #[arg(long, value_name = "ACTION", value_enum)]
+    target_action: Option<Action>,
+    /// This backup and no other: a name such as 20261120T205454, first or last [default: the newest that leads there]
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// Restore over a stopped server's data directory, or what an interrupted restore left: only what differs is fetched, and what does not
+    /// belong is deleted
+    #[arg(long)]
+    delta: bool,
+    /// Place of a tablespace, by its OID [default: where it was]
+    #[arg(long, value_name = "OID=DIR", value_parser = tablespace)]
+    tablespace: Vec<(u32, PathBuf)>,
+    /// Directory of WAL, to which pg_wal becomes a link
+    #[arg(long, value_name = "DIR")]
+    wal_dir: Option<PathBuf>,
+    /// Files that are written beside each other
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    jobs: u8,
+    /// Limit of all of them together, in MiB a second
+    #[arg(long, value_name = "MIB")]
+    max_rate: Option<NonZeroU64>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask before files are overwritten
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Where recovery ends; at the end of the WAL where none is given.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct TargetArgs {
+    /// Up to a time with its zone: "2026-11-20 20:54:54+01", "2026-11-20T19:54:54Z", "2026-11-20 20:54:54 Europe/Berlin"
+    #[arg(long, value_name = "TIME")]
+    target_time: Option<String>,
+    /// Up to a position in WAL, such as 0/3000060
+    #[arg(long, value_name = "LSN")]
+    target_lsn: Option<String>,
+    /// Up to the end of a transaction
+    #[arg(long, value_name = "XID")]
+    target_xid: Option<String>,
+    /// Up to a restore point, as pg_create_restore_point() makes them
+    #[arg(long, value_name = "NAME")]
+    target_name: Option<String>,
+    /// Only until the backup is consistent
+    #[arg(long)]
+    target_immediate: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Action {
+    /// Answers reads and waits for pg_wal_replay_resume(), which ends recovery
+    Pause,
+    /// Becomes a primary on a timeline of its own
+    Promote,
+    /// Stops
+    Shutdown,
+}
+
+fn along(text: &str) -> Result<Along, String> {
+    match text {
+        "latest" => Ok(Along::Latest),
+        "current" => Ok(Along::Current),
+        number => match number.parse() {
+            Ok(number) if number > 0 => Ok(Along::To(number)),
+            _ => Err("it is latest, current or the number of a timeline".to_owned()),
+        },
+    }
+}
+
+fn tablespace(text: &str) -> Result<(u32, PathBuf), String> {
+    let parsed = text.split_once('=').and_then(|(oid, place)| {
+        let oid = oid.parse().ok()?;
+        (!place.is_empty()).then(|| (oid, PathBuf::from(place)))
+    });
+    parsed.ok_or_else(|| "it is a tablespace's OID, = and a directory: 16385=/var/lib/space".to_owned())
+}
+
+impl TargetArgs {
+    fn until(self) -> Until {
+        let TargetArgs { target_time, target_lsn, target_xid, target_name, target_immediate } = self;
+        let named = [
+            target_time.map(Until::Time),
+            target_lsn.map(Until::Lsn),
+            target_xid.map(Until::Xid),
+            target_name.map(Until::Name),
+            target_immediate.then_some(Until::Immediate),
+        ];
+        named.into_iter().flatten().next().unwrap_or(Until::Latest)
+    }
+}
+
+pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failure> {
+    let until = args.target.until();
+    if until == Until::Latest && args.target_action.is_some() {
+        return Err(Failure::usage("--target-action means nothing without a target")
+            .because("at the end of the WAL PostgreSQL always ends recovery and is a primary")
+            .hint("name a target, or leave it out"));
+    }
+    let mut tablespaces = BTreeMap::new();
+    for (oid, place) in args.tablespace {
+        if tablespaces.insert(oid, place).is_some() {
+            return Err(Failure::usage(format!("--tablespace names two places of tablespace {oid}")));
+        }
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::failed("it is not known where this program is").because(error))?;
+    let order = Order {
+        repository: args.repository,
+        system: args.cluster_system,
+        until,
+        exclusive: args.exclusive,
+        along: args.target_timeline,
+        backup: args.backup,
+        to: args.to,
+        wal_dir: args.wal_dir,
+        tablespaces,
+        delta: args.delta,
+        at_target: match args.target_action {
+            Some(Action::Promote) => AtTarget::Promote,
+            Some(Action::Shutdown) => AtTarget::Shutdown,
+            Some(Action::Pause) | None => AtTarget::Pause,
+        },
+        program,
+    };
+    let prepared = recover::prepare(&order).await.map_err(failed)?;
+    let plan = prepared.report();
+    if !global.json {
+        print(&told(&plan))?;
+    }
+    if args.dry_run {
+        if global.json {
+            print_json(&Restore { plan, restored: None })?;
+        }
+        // What would be refused then is refused now, but for who asks.
+        return match prepared.check() {
+            Err(RecoverError::Root) | Ok(()) => Ok(()),
+            Err(error) => Err(failed(error)),
+        };
+    }
+    prepared.check().map_err(failed)?;
+    if prepared.overwrites() {
+        let what = format!(
+            "{} is a data directory. It becomes that of backup {}: what differs is overwritten, and what does not belong is deleted.",
+            plan.data_dir, plan.backup
+        );
+        confirm(&what, "Restore over it?", args.yes)?;
+    }
+    let sender = watch::Sender::new(Progress::default());
+    let seen = sender.subscribe();
+    let rate = args.max_rate.map(|rate| rate.saturating_mul(super::backup::MIB));
+    let work = prepared.run(args.jobs.into(), rate, &sender);
+    let restored = match progress::shown("restoring", "flushing", seen, work).await {
+        Ok(Ok(restored)) => restored,
+        Ok(Err(error)) => {
+            let begun = PathBuf::from(&plan.data_dir).join("pgherd.restoring").exists();
+            let hint = "the directory does not start as it is; the same command with --delta goes on with it";
+            let failure = failed(error);
+            return Err(if begun { failure.hint(hint) } else { failure });
+        }
+        Err(interrupted) => {
+            note(&format!(
+                "interrupted: {} does not start as it is; the same command with --delta goes on with it",
+                plan.data_dir
+            ));
+            return Err(interrupted);
+        }
+    };
+    if global.json {
+        return print_json(&Restore { plan, restored: Some(restored) });
+    }
+    note(&done(&plan, &restored));
+    Ok(())
+}
+
+/// The plan for people.
+fn told(plan: &RestorePlan) -> String {
+    let mut lines: Vec<(&str, String)> = vec![
+        (
+            "backup",
+            format!(
+                "{} of cluster {}, PostgreSQL {}, in {}",
+                plan.backup, plan.system_identifier, plan.postgresql_version, plan.repository
+            ),
+        ),
+        ("", format!("consistent from {} on, reached at {}", plan.backup_end_lsn, plan.backup_ended)),
+        ("target", plan.target.clone()),
+    ];
+    let timelines: Vec<String> = plan.timelines.iter().map(ToString::to_string).collect();
+    lines.push((
+        "WAL",
+        format!(
+            "{} from {} on, over timeline {}",
+            counted(plan.wal_segments as usize, "segment", "segments"),
+            plan.wal_from,
+            listed(&timelines, "and")
+        ),
+    ));
+    let transaction = |transaction: &Transaction| {
+        format!(
+            "transaction {}, committed at {}, its record at {}",
+            transaction.xid, transaction.at, transaction.lsn
+        )
+    };
+    lines.push(("end", format!("{} on timeline {}", plan.end.lsn, plan.end.timeline)));
+    lines.push((
+        "the last there",
+        plan.end.last.as_ref().map_or_else(
+            || "what the backup has: no transaction was committed between its start and there".to_owned(),
+            transaction,
+        ),
+    ));
+    lines.push((
+        "the first not there",
+        plan.end
+            .next
+            .as_ref()
+            .map_or_else(|| "none: no later transaction is in the repository".to_owned(), transaction),
+    ));
+    let standing = match plan.standing {
+        Standing::Empty => "nothing is there",
+        Standing::Interrupted => "an earlier restore did not come to its end there",
+        Standing::DataDirectory => "over the data directory that is there",
+    };
+    lines.push(("to", format!("{} ({standing})", plan.data_dir)));
+    if let Some(dir) = &plan.wal_dir {
+        lines.push(("", format!("WAL in {dir}")));
+    }
+    for space in &plan.tablespaces {
+        let was = if space.place == space.was { String::new() } else { format!(", it was in {}", space.was) };
+        lines.push(("", format!("tablespace {} in {}{was}", space.oid, space.place)));
+    }
+    lines.push(("size", format!("{}, {}", counted(plan.files as usize, "file", "files"), bytes(plan.bytes))));
+    for volume in &plan.volumes {
+        lines.push((
+            "",
+            format!(
+                "{} come to {}, where {} are free",
+                bytes(volume.needed_bytes),
+                listed(&volume.places, "and"),
+                bytes(volume.free_bytes)
+            ),
+        ));
+    }
+    for (at, setting) in plan.settings.iter().enumerate() {
+        let heading = if at == 0 { "settings" } else { "" };
+        let text = match (&setting.was, &setting.now) {
+            (_, None) => format!("{} is taken out of {}", setting.name, setting.file),
+            (None, Some(now)) => format!("{} = {now}", setting.name),
+            (Some(was), Some(now)) => format!("{} = {now}, it was {was}", setting.name),
+        };
+        lines.push((heading, text));
+    }
+    for (at, setting) in plan.outside.iter().enumerate() {
+        let heading = if at == 0 { "stays, look at it" } else { "" };
+        lines.push((heading, format!("{} = {} in {}", setting.name, setting.value, setting.file)));
+    }
+    let width = lines.iter().map(|(heading, _)| heading.len()).max().unwrap_or(0);
+    lines.iter().map(|(heading, text)| format!("{heading:width$}  {text}\n")).collect()
+}
+
+fn done(plan: &RestorePlan, restored: &Restored) -> String {
+    let deleted = match restored.deleted {
+        0 => String::new(),
+        deleted => format!(", deleted {deleted} that did not belong"),
+    };
+    let then = match plan.target_action.as_deref() {
+        None | Some("promote") => "is a primary then".to_owned(),
+        Some("shutdown") => "stops there".to_owned(),
+        Some(_) => "waits there: SELECT pg_wal_replay_resume() makes it a primary".to_owned(),
+    };
+    format!(
+        "restored {} in {}, fetched {}{deleted}\nstart PostgreSQL {} in {}: it recovers up to {} and {then}",
+        bytes(restored.bytes),
+        span((restored.seconds * 1000.0) as u64),
+        bytes(restored.fetched_bytes),
+        plan.postgresql_version.split('.').next().unwrap_or_default(),
+        plan.data_dir,
+        plan.end.lsn
+    )
+}
+
+fn failed(error: RecoverError) -> Failure {
+    if let RecoverError::Catalog(error) = error {
+        return super::backup::of_catalog(error);
+    }
+    let hint = error.hint();
+    let failure = match &error {
+        RecoverError::Target(_) => Failure::usage(error.to_string()),
+        error if error.is_refusal() => Failure::refused(error.to_string()),
+        error => crate::failure::with_sources(error),
+    };
+    hint.into_iter().fold(failure, Failure::hint)
+}
