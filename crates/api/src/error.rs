@@ -79,6 +79,8 @@ codes! {
         "use a pgherd of the same version as the agent: pgherd --version";
     SpecInvalid = "PGH-SPEC-INVALID" Usage 400 "the herd file has mistakes",
         "pgherd validate shows every mistake at once";
+    RepositoryMissing = "PGH-REPOSITORY-MISSING" Usage 404 "no repository is named",
+        "add [backup] to the herd file, then pgherd apply";
     ClusterUnknown = "PGH-CLUSTER-UNKNOWN" Usage 404 "the herd has no such cluster",
         "pgherd status lists the clusters";
     ClusterAmbiguous = "PGH-CLUSTER-AMBIGUOUS" Usage 400 "the herd has several clusters and none was named",
@@ -123,8 +125,6 @@ codes! {
         "try again; pgherd logs names who asks so much";
     StoreUnavailable = "PGH-STORE-UNAVAILABLE" Failed 503 "the store has no majority or cannot be reached",
         "pgherd status shows its members; if most are gone for good: pgherd store recover";
-    RepositoryMissing = "PGH-REPOSITORY-MISSING" Failed 409 "no repository is named",
-        "add [backup] to the herd file, then pgherd apply";
     Internal = "PGH-INTERNAL" Failed 500 "the agent met a condition that it does not know",
         "please report it with the output of pgherd logs";
 

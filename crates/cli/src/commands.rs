@@ -29,13 +29,12 @@ pub(crate) mod wal;
 mod change;
 mod herd_file;
 
+use std::path::PathBuf;
+
 use pgherd_api::status::{Cluster, Status};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Global};
 use crate::failure::Failure;
-
-/// How long threads may take to notice that their work is not wanted any more.
-const GIVEN_UP: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { global, command } = cli;
@@ -70,27 +69,20 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Runs a command that asks agents, or any other that needs no second thread.
-fn block_on(
-    global: &crate::args::Global,
-    work: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+fn block_on(global: &Global, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     crate::output::trace_to_stderr(global.verbose);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::failed("cannot start a runtime").because(error))?.block_on(work)
 }
 
 /// Runs a command that compresses, encrypts and hashes beside what comes and goes.
-fn block_on_threads(
-    global: &crate::args::Global,
-    work: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+fn block_on_threads(global: &Global, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     crate::output::trace_to_stderr(global.verbose);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed("cannot start a runtime").because(error))?;
-    let done = runtime.block_on(work);
-    // What was given up ends within a piece; nobody waits for a store that does not answer.
-    runtime.shutdown_timeout(GIVEN_UP);
-    done
+    // It ends with the process: threads of work that was given up would panic if it were shut down under them, and what they leave is what
+    // a kill leaves.
+    std::mem::ManuallyDrop::new(runtime).block_on(work)
 }
 
 /// The cluster that is meant: the named one, or the only one.
@@ -116,4 +108,18 @@ fn known_node(cluster: &Cluster, node: &str) -> Result<(), Failure> {
     let names: Vec<&str> = cluster.members.iter().map(|member| member.name.as_str()).collect();
     Err(Failure::usage(format!("cluster {} has no node \"{node}\"", cluster.name))
         .hint(format!("it has: {}", names.join(", "))))
+}
+
+/// The repository's file that is named, else that of a herd on this host: each of its agents keeps one.
+fn repository_file(global: &Global, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let dir = global.dir()?;
+    let nodes = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+    let files = nodes.map(|node| node.path().join(pgherd_agent::paths::REPOSITORY_FILE));
+    files.filter(|file| file.is_file()).min().ok_or_else(|| {
+        Failure::usage(format!("no repository is named, and {} has no herd with one", dir.display()))
+            .hint("--repository FILE names one, and --dir DIR a herd whose file has [backup]")
+    })
 }

@@ -8,25 +8,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use pgherd_backup::document::ReadError;
 use pgherd_backup::format::{OpenError, Repository};
-use pgherd_backup::manifest::{self, Manifest, Outcome};
+use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
 use pgherd_backup::receive::Branch;
-use pgherd_backup::tombstone::{self, TombstoneError};
-use pgherd_backup::wal::{Archive, BackupRange, SegmentError, Segments, window};
+use pgherd_backup::wal::window;
 use pgherd_core::ha::archive::is_due;
 use pgherd_core::observation::ArchiveView;
 use pgherd_core::record::{self, BackupOutcome};
+use pgherd_core::retention::Retention;
 use pgherd_core::spec::{BackupSpec, HerdSpec};
 use pgherd_core::types::{NodeName, SystemId};
 use pgherd_postgres::replication::SlotName;
 use pgherd_postgres::slots;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Archiving, Order, State, Status};
 use crate::backoff::Backoff;
+use crate::backups::catalog::{Catalog, CatalogError};
+use crate::backups::keeping::{self, KeepingError, Rules};
 use crate::causes::on_one_line;
 use crate::gossip::ArchiveShow;
 use crate::main_loop::{ArchiveSeen, Assigned, Event};
@@ -36,6 +38,8 @@ use crate::server::{Server, ServerError};
 
 /// How often the others are told.
 const TELL_EVERY: Duration = Duration::from_millis(500);
+/// How often the policy is carried out, besides when a base backup has ended.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// How often the repository is listed, besides when a base backup has ended: nobody else writes to it but in a hurry.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// After a look that has failed.
@@ -163,6 +167,13 @@ impl Owner {
         });
         let mut status = archiving.status();
         let mut sight = Sight::new(repository, system);
+        let mut expiring = Expiring {
+            repository: sight.repository.clone(),
+            system,
+            after: None,
+            due: Instant::now(),
+            task: None,
+        };
         let mut tick = tokio::time::interval(TELL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -171,7 +182,12 @@ impl Owner {
                 break;
             }
             let Some(archive) = self.archive() else { break };
-            sight.look(archive.ended.as_ref().map_or(0, |end| end.number)).await;
+            let ended = archive.ended.as_ref().map_or(0, |end| end.number);
+            // While a base backup is taken nothing goes: what it refers to is pinned, and the disk has enough to do.
+            if archive.backup.is_none() && expiring.turn(ended, &spec.retention).await {
+                sight.look_at = Instant::now();
+            }
+            sight.look(ended).await;
             let seen = sight.seen(&status.borrow_and_update().clone(), spec, &archive);
             if self.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
                 break;
@@ -192,6 +208,47 @@ impl Owner {
             if self.changed().await.is_err() || self.wanted() != Some((spec.clone(), system)) {
                 return;
             }
+        }
+    }
+}
+
+/// The policy of the herd file, carried out beside the stream.
+struct Expiring {
+    repository: Repository,
+    system: SystemId,
+    /// The base backup that had ended when it was carried out last.
+    after: Option<u64>,
+    due: Instant,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Expiring {
+    /// Begins when it is time to. `true`: it has come to an end, and other backups may be there.
+    async fn turn(&mut self, ended: u64, retention: &Retention) -> bool {
+        if let Some(task) = self.task.take_if(|task| task.is_finished()) {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "carrying out the retention policy has ended by itself");
+            }
+            return true;
+        }
+        if self.task.is_none() && (self.after != Some(ended) || Instant::now() >= self.due) {
+            (self.after, self.due) = (Some(ended), Instant::now() + EXPIRE_EVERY);
+            let (repository, system, retention) = (self.repository.clone(), self.system, *retention);
+            self.task = Some(tokio::spawn(async move {
+                if let Err(error) = expire(&repository, system, &retention).await {
+                    tracing::warn!(error = on_one_line(&error), "the retention policy cannot be carried out");
+                }
+            }));
+        }
+        false
+    }
+}
+
+impl Drop for Expiring {
+    /// Whoever owns the repository next carries it out; what was begun is found there.
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
         }
     }
 }
@@ -246,16 +303,6 @@ struct Known {
 struct Newest {
     id: String,
     began: Timestamp,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum LookError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Tombstone(#[from] TombstoneError),
-    #[error(transparent)]
-    Segment(#[from] SegmentError),
 }
 
 impl Sight {
@@ -329,31 +376,52 @@ impl Sight {
     }
 }
 
-/// Base backups that are there, of those that nobody wants to be gone, and what can be restored with them.
-async fn survey(repository: &Repository, system: SystemId) -> Result<Known, LookError> {
-    let place = Place(system);
-    let mut manifests: Vec<Manifest> = Vec::new();
-    for (id, outcome) in manifest::outcomes(repository, place).await? {
-        let Outcome::Committed(manifest) = outcome else { continue };
-        if !tombstone::state(repository, place, id).await?.is_deleted() {
-            manifests.push(*manifest);
-        }
-    }
-    let Some(last) = manifests.last() else { return Ok(Known::default()) };
-    let segments = Segments::new(last.wal_segment_bytes)?;
-    let inventory = Archive::new(repository, system, segments).inventory().await?;
-    let ranges: Vec<BackupRange> = manifests.iter().map(BackupRange::from).collect();
-    let window = window(&ranges, &inventory);
+/// Base backups that are there, and what can be restored with them.
+async fn survey(repository: &Repository, system: SystemId) -> Result<Known, CatalogError> {
+    let catalog = Catalog::read(repository.clone(), Place(system)).await?;
+    let Some(archive) = catalog.archive()? else { return Ok(Known::default()) };
+    let inventory = archive.inventory().await?;
+    let window = window(&catalog.ranges(), &inventory);
     let leads = |manifest: &&Manifest| {
         let reach = window.reaches.iter().find(|reach| reach.backup.id == manifest.id);
         window.to.is_some() && reach.is_some_and(|reach| reach.end == window.to)
     };
-    let newest = manifests.iter().rev().find(leads);
+    let newest = catalog.manifests().rev().find(leads);
     let gaps = window.gaps.iter().take(MAX_GAPS);
     Ok(Known {
         from: window.from.map(|from| from.stopped),
         newest: newest.map(|newest| Newest { id: newest.id.to_string(), began: newest.facts.started }),
-        backups: u32::try_from(manifests.len()).unwrap_or(u32::MAX),
+        backups: u32::try_from(catalog.manifests().count()).unwrap_or(u32::MAX),
         gaps: gaps.map(|gap| format!("timeline {}, {} to {}", gap.timeline, gap.from, gap.to)).collect(),
     })
+}
+
+/// Lets go of what the herd file does not want to be kept, and says what that was.
+async fn expire(
+    repository: &Repository,
+    system: SystemId,
+    retention: &Retention,
+) -> Result<(), KeepingError> {
+    let Some(policy) = retention.policy else { return Ok(()) };
+    let rules = Rules {
+        policy: policy.to_string(),
+        minimum_redundancy: retention.minimum_redundancy,
+        daily: retention.tiers.daily,
+        weekly: retention.tiers.weekly,
+        monthly: retention.tiers.monthly,
+    };
+    let catalog = Catalog::read(repository.clone(), Place(system)).await?;
+    let preview = keeping::preview(&catalog, &rules).await?;
+    for verdict in preview.verdicts.iter().filter(|verdict| verdict.goes) {
+        tracing::info!(
+            backup = verdict.id,
+            why = verdict.reason,
+            "a base backup goes, once its grace has passed"
+        );
+    }
+    let done = keeping::expire(&catalog, &rules, preview, keeping::GRACE).await?;
+    if let Some(collected) = done.collected.filter(|collected| collected.bytes > 0) {
+        tracing::info!(bytes = collected.bytes, backups = ?collected.swept, "what nothing needs any more is gone");
+    }
+    Ok(())
 }

@@ -188,12 +188,12 @@ pub async fn prepare(order: Order) -> Result<Prepared, CreateError> {
 }
 
 /// The newest one whose files the server's have come from: on its timeline, or on one that led there.
-async fn parent(
+pub(super) async fn parent(
     catalog: &Catalog,
     archive: &Archive,
     timeline: Timeline,
-) -> Result<Option<pgherd_backup::name::BackupId>, CreateError> {
-    let inventory = archive.inventory().await.map_err(CatalogError::from)?;
+) -> Result<Option<pgherd_backup::name::BackupId>, CatalogError> {
+    let inventory = archive.inventory().await?;
     let leads = |range: &pgherd_backup::wal::BackupRange| {
         range.timeline == timeline
             || inventory.history(timeline).is_some_and(|history| history.passes(range.timeline, range.stop))
@@ -202,7 +202,7 @@ async fn parent(
 }
 
 /// A thirtieth of the newest backup: in a month of days all of it is written anew.
-fn refreshed(catalog: &Catalog) -> u64 {
+pub(super) fn refreshed(catalog: &Catalog) -> u64 {
     const BACKUPS: u64 = 30;
     catalog.manifests().next_back().map_or(0, |newest| newest.bytes / BACKUPS)
 }

@@ -7,19 +7,16 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use pgherd_backup::document::ReadError;
-use pgherd_backup::format::Repository;
-use pgherd_backup::manifest::{self, Manifest, Outcome};
 use pgherd_backup::name::Place;
-use pgherd_backup::tombstone::{self, TombstoneError};
 use pgherd_core::record::{BackupEnd, BackupOutcome};
 use pgherd_core::spec::HerdSpec;
-use pgherd_core::types::{NodeName, SystemId};
-use pgherd_postgres::base_backup::Checkpoint;
+use pgherd_core::types::NodeName;
+use pgherd_postgres::base_backup::{Checkpoint, Survey};
 use tokio::sync::{mpsc, watch};
 
+use super::catalog::{Catalog, CatalogError};
 use super::take::{self, TakeError, Taken};
-use super::{MAX_READERS, Progress};
+use super::{MAX_READERS, Progress, create};
 use crate::agreed::unix_seconds;
 use crate::causes::on_one_line;
 use crate::gossip::BackupShow;
@@ -29,8 +26,6 @@ use crate::server::{Server, ServerError};
 
 /// From the end of the copy until all its WAL is in the archive.
 const WAL_DEADLINE: Duration = Duration::from_secs(600);
-/// Each backup writes this part of what it keeps from older ones anew, so that no object is older than so many backups.
-const REFRESHED_IN: u64 = 50;
 
 pub(crate) struct Duty {
     pub(crate) server: Server,
@@ -54,9 +49,7 @@ enum BackUpError {
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error("the backups that are there cannot be seen")]
-    Read(#[from] ReadError),
-    #[error("the backups that are there cannot be seen")]
-    Tombstone(#[from] TombstoneError),
+    Catalog(#[from] CatalogError),
     #[error(transparent)]
     Take(#[from] TakeError),
 }
@@ -134,15 +127,20 @@ impl Duty {
         if known.is_some_and(|known| known != repository.format().repository) {
             return Err(BackUpError::AnotherRepository);
         }
-        let parent = parent(&repository, system).await?;
+        let catalog = Catalog::read(repository.clone(), Place(system)).await?;
         let primary = assigned.holder.as_ref().filter(|holder| **holder != self.node);
         let primary = primary.and_then(|holder| cluster.node(holder));
         let is_primary = primary.is_none();
         let primary = primary.map(|node| (&node.name, node.host.as_str(), node.port));
         let source = self.server.backup_source(primary).await?;
+        let timeline = Survey::of(&source.session).await.map_err(TakeError::from)?.timeline;
+        let parent = match catalog.archive()? {
+            Some(archive) => create::parent(&catalog, &archive, timeline).await?,
+            None => None,
+        };
         let cores = available_parallelism().map_or(1, usize::from);
         let order = take::Order {
-            refresh_bytes: parent.as_ref().map_or(0, |parent| parent.bytes / REFRESHED_IN),
+            refresh_bytes: create::refreshed(&catalog),
             node: self.node.clone(),
             term: assigned.term,
             // The first one is waited for; a standby's is nobody's burden.
@@ -150,7 +148,7 @@ impl Duty {
             readers: (cores / 2).clamp(1, MAX_READERS),
             max_bytes_per_second: None,
             wal_deadline: WAL_DEADLINE,
-            parent: parent.map(|parent| parent.id),
+            parent,
         };
         let (progress, shown) = watch::channel(Progress::default());
         let telling = tell(number, shown, self.events.clone());
@@ -170,16 +168,4 @@ async fn tell(number: u64, mut shown: watch::Receiver<Progress>, events: mpsc::S
             return;
         }
     }
-}
-
-/// The newest backup that nobody wants to be gone: most of it has not changed since.
-async fn parent(repository: &Repository, system: SystemId) -> Result<Option<Manifest>, BackUpError> {
-    let place = Place(system);
-    for (id, outcome) in manifest::outcomes(repository, place).await?.into_iter().rev() {
-        let Outcome::Committed(manifest) = outcome else { continue };
-        if !tombstone::state(repository, place, id).await?.is_deleted() {
-            return Ok(Some(*manifest));
-        }
-    }
-    Ok(None)
 }

@@ -52,13 +52,22 @@ type Hook = Arc<dyn Fn(Step, &Path) -> io::Result<bool> + Send + Sync>;
 
 pub(crate) struct Directory {
     root: PathBuf,
+    /// To whom what root writes belongs: an agent, which runs as somebody else, reads and collects it.
+    owner: Option<(u32, u32)>,
     /// Only tests have one.
     hook: Option<Hook>,
 }
 
+/// The owner of a repository's directory, where this process is root's and the directory is not.
+fn owner_beside_root(root: &Path) -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(root).ok().filter(|found| found.uid() != 0)?;
+    rustix::process::geteuid().is_root().then(|| (found.uid(), found.gid()))
+}
+
 impl Directory {
     pub(crate) fn new(root: PathBuf) -> Directory {
-        Directory { root, hook: None }
+        Directory { owner: owner_beside_root(&root), root, hook: None }
     }
 
     #[cfg(test)]
@@ -66,7 +75,7 @@ impl Directory {
         root: PathBuf,
         hook: impl Fn(Step, &Path) -> io::Result<bool> + Send + Sync + 'static,
     ) -> Directory {
-        Directory { root, hook: Some(Arc::new(hook)) }
+        Directory { owner: owner_beside_root(&root), root, hook: Some(Arc::new(hook)) }
     }
 
     fn step(&self, step: Step, path: &Path, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -101,7 +110,10 @@ impl Directory {
         let temporary = incoming.join(format!("{}.{}", name.as_str().replace('/', "+"), to_hex(&random)));
         self.step(Step::Create, &temporary, || Ok(()))?;
         let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-        let linked = self.fill(&mut file, &temporary, &path, bytes);
+        let given = self
+            .owner
+            .map_or(Ok(()), |(user, group)| std::os::unix::fs::fchown(&file, Some(user), Some(group)));
+        let linked = given.and_then(|()| self.fill(&mut file, &temporary, &path, bytes));
         // Whatever came of it: the bytes have their name by now, or never will.
         let removed = self.step(Step::RemoveTemporary, &temporary, || remove(&temporary));
         let created = linked?;
@@ -139,7 +151,11 @@ impl Directory {
         let parent = directory.parent().unwrap_or(&self.root);
         self.make_directory(parent)?;
         match self.step(Step::MakeDirectory, directory, || fs::create_dir(directory)) {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some((user, group)) = self.owner {
+                    std::os::unix::fs::chown(directory, Some(user), Some(group))?;
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
             Err(error) => return Err(error),
         }

@@ -15,6 +15,7 @@ use catalog::Of;
 mod catalog;
 mod check;
 mod create;
+mod herd;
 mod keeping;
 
 /// In which limits of bytes a second are given.
@@ -22,7 +23,7 @@ pub(super) const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).expect("it is not ze
 
 /// Take base backups, and look after the repository that they are in
 ///
-/// For any PostgreSQL on this host; no herd is needed. WAL has to come into the repository, too, see `pgherd wal`. `pgherd restore`
+/// Of the herd on this host, or with --repository of any PostgreSQL, whose WAL then has to come into it by `pgherd wal`. `pgherd restore`
 /// brings it all back.
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
@@ -107,9 +108,9 @@ pub(crate) async fn run(args: BackupArgs, global: &Global) -> Result<(), Failure
         Action::Show { of, backup } => catalog::show(&of, &backup, global).await,
         Action::Verify { of, backup, jobs } => catalog::verified(&of, backup.as_deref(), jobs, global).await,
         Action::Check(args) => check::run(args, global).await,
-        Action::Delete(args) => keeping::delete(args).await,
-        Action::Undelete { of, backup } => keeping::undelete(&of, &backup).await,
-        Action::Keep(args) => keeping::keep(args).await,
+        Action::Delete(args) => keeping::delete(args, global).await,
+        Action::Undelete { of, backup } => keeping::undelete(&of, &backup, global).await,
+        Action::Keep(args) => keeping::keep(args, global).await,
         Action::Expire(args) => keeping::expire(args, global).await,
     }
 }

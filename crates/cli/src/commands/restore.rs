@@ -26,9 +26,9 @@ use crate::output::{note, print, print_json, progress};
 /// configuration.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    /// File that says where the repository is and what opens it
+    /// File that says where the repository is and what opens it [default: that of the herd on this host]
     #[arg(long, value_name = "FILE")]
-    repository: PathBuf,
+    repository: Option<PathBuf>,
     /// Directory that becomes the data directory; nothing may be in it, or see --delta
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
@@ -153,7 +153,7 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
     let program = std::env::current_exe()
         .map_err(|error| Failure::failed("it is not known where this program is").because(error))?;
     let order = Order {
-        repository: args.repository,
+        repository: super::repository_file(global, args.repository)?,
         system: args.cluster_system,
         until,
         exclusive: args.exclusive,

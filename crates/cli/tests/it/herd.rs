@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-use crate::run::PGHERD;
-
 /// What must have happened by then on two busy cores; the promise for a quiet machine is a minute to be healthy.
 const SOON: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -65,7 +63,7 @@ impl Herd {
         let base = tempfile::Builder::new().prefix("pgherd-it-").tempdir().unwrap();
         let (dir, program) = (base.path().join(below), base.path().join("pgherd"));
         // Where the checkout lies only its owner may be able to go.
-        std::fs::copy(PGHERD, &program).unwrap();
+        std::fs::copy(crate::repository::program().get_program(), &program).unwrap();
         std::fs::create_dir_all(dir.parent().unwrap()).unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(base.path(), open).unwrap();
@@ -228,6 +226,17 @@ impl Herd {
             process.exe.starts_with(self.base.path()) || process.cwd.starts_with(self.base.path())
         };
         Process::all().into_iter().filter(ours).collect()
+    }
+
+    /// A power cut for all of its hosts at once.
+    #[track_caller]
+    pub(crate) fn kill_everything(&self) {
+        wait_for("every process to be killed", || {
+            let mut left = self.processes();
+            left.sort_by_key(|process| process.command != "up");
+            left.iter().for_each(|process| drop(kill(process.pid, Signal::KILL)));
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        });
     }
 
     /// Waits until nothing runs any more. A fence takes a moment to see that nobody needs it.

@@ -6,6 +6,7 @@
     reason = "all of this is tests, their shared functions too"
 )]
 
+mod backed_up;
 mod backups;
 mod command_line;
 mod herd;

@@ -49,6 +49,24 @@ const NAMES: &str = "synchronous_standby_names";
 /// Its value can hold a password.
 const SECRET: &str = "primary_conninfo";
 
+/// In a file that pgherd has written: what belongs to one node of a herd and to its host. Neither need be there any more, its certificates for
+/// one; and whoever connects to its address or socket does not mean a copy.
+const OF_NODE: [&str; 11] = [
+    "cluster_name",
+    "listen_addresses",
+    "log_directory",
+    "port",
+    "ssl",
+    "ssl_ca_file",
+    "ssl_cert_file",
+    "ssl_crl_file",
+    "ssl_key_file",
+    "unix_socket_directories",
+    "unix_socket_permissions",
+];
+/// The first words of such a file.
+const MANAGED: &[u8] = b"# Written by pgherd";
+
 /// Settings that name places.
 const PLACES: [&str; 11] = [
     "hba_file",
@@ -215,9 +233,10 @@ pub fn adapt(files: &BTreeMap<String, Vec<u8>>, recovery: &Recovery, at_least: L
     for (file, text) in files.iter().filter(|(name, _)| *name != AUTO_CONF).chain(last) {
         let mut out = Vec::with_capacity(text.len());
         let mut changed = false;
+        let of_node = |name: &str| text.starts_with(MANAGED) && OF_NODE.contains(&name);
         for (line, setting) in lines(text) {
             if let Some((name, value)) = setting {
-                if STRIPPED.contains(&name.as_str()) || name == NAMES {
+                if STRIPPED.contains(&name.as_str()) || name == NAMES || of_node(&name) {
                     out.extend_from_slice(TAKEN_OUT);
                     changed = true;
                     if !value.is_empty() {
@@ -363,6 +382,28 @@ mod tests {
         again.extend(adapted.files.clone());
         let twice = adapt(&again, &recovery(End::Latest), LIMITS);
         assert!(!twice.files.contains_key(CONF) && !twice.files.contains_key("pgherd.conf"));
+    }
+
+    #[test]
+    fn a_copy_of_a_herds_node_needs_nothing_of_that_node() {
+        let conf = |first: &str| {
+            let text = format!(
+                "{first}\nssl = 'on'\nssl_cert_file = '/srv/a/node.pem'\nport = '21000'\nwork_mem = '8MB'\n"
+            );
+            BTreeMap::from([(CONF.to_owned(), text.into_bytes())])
+        };
+        let adapted = adapt(&conf("# Written by pgherd, whole"), &recovery(End::Latest), LIMITS);
+        assert_eq!(
+            text(&adapted, CONF),
+            "# Written by pgherd, whole\n#pgherd# ssl = 'on'\n#pgherd# ssl_cert_file = '/srv/a/node.pem'\n\
+             #pgherd# port = '21000'\nwork_mem = '8MB'\n"
+        );
+        assert!(adapted.outside.is_empty() && adapted.changes.iter().any(|change| change.name == "port"));
+        let own = adapt(&conf("# By hand"), &recovery(End::Latest), LIMITS);
+        assert!(
+            !own.files.contains_key(CONF) && own.outside.len() == 1,
+            "what a person wrote stays, and is named"
+        );
     }
 
     #[test]

@@ -21,17 +21,18 @@ use crate::output::{note, print, print_json, print_line, progress};
 /// Which repository, and which cluster in it.
 #[derive(Debug, Args)]
 pub(super) struct Of {
-    /// File that says where the repository is and what opens it
+    /// File that says where the repository is and what opens it [default: that of the herd on this host]
     #[arg(long, value_name = "FILE")]
-    repository: PathBuf,
+    repository: Option<PathBuf>,
     /// System identifier of the cluster, where the repository has several
     #[arg(long, value_name = "ID")]
     cluster_system: Option<String>,
 }
 
 impl Of {
-    pub(super) async fn open(&self) -> Result<Catalog, Failure> {
-        Catalog::open(&self.repository, self.cluster_system.as_deref()).await.map_err(super::of_catalog)
+    pub(super) async fn open(&self, global: &Global) -> Result<Catalog, Failure> {
+        let file = crate::commands::repository_file(global, self.repository.clone())?;
+        Catalog::open(&file, self.cluster_system.as_deref()).await.map_err(super::of_catalog)
     }
 }
 
@@ -40,7 +41,7 @@ pub(super) fn which(text: &str) -> Result<Which, Failure> {
 }
 
 pub(super) async fn list(of: &Of, global: &Global) -> Result<(), Failure> {
-    let catalog = of.open().await?;
+    let catalog = of.open(global).await?;
     let backups = catalog::list(&catalog).await.map_err(super::of_catalog)?;
     if global.json {
         return print_json(&backups);
@@ -134,7 +135,7 @@ fn kept(keep: &Keep) -> String {
 
 pub(super) async fn show(of: &Of, backup: &str, global: &Global) -> Result<(), Failure> {
     let which = which(backup)?;
-    let catalog = of.open().await?;
+    let catalog = of.open(global).await?;
     let backup = catalog::show(&catalog, which).await.map_err(super::of_catalog)?;
     if global.json {
         return print_json(&backup);
@@ -186,7 +187,7 @@ pub(super) async fn verified(
     global: &Global,
 ) -> Result<(), Failure> {
     let meant = backup.map(which).transpose()?;
-    let catalog = of.open().await?;
+    let catalog = of.open(global).await?;
     if catalog.manifests().next().is_none() {
         return Err(super::of_catalog(catalog::CatalogError::NoneDone));
     }

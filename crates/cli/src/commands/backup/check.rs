@@ -44,7 +44,7 @@ pub(super) async fn run(args: CheckArgs, global: &Global) -> Result<(), Failure>
         wal_maximum_age: args.wal_maximum_age,
     };
     let asked = async {
-        let catalog = args.of.open().await?;
+        let catalog = args.of.open(global).await?;
         looked::check(&catalog, &expected).await.map_err(super::of_catalog)
     };
     let report = match asked.await {

@@ -18,42 +18,43 @@ use crate::output::{note, print_json, print_line, progress};
 /// A host's name that cannot be made into a node's.
 const NO_NAME: &str = "server";
 
-/// Take a base backup of a server that runs on this host
+/// Take a base backup now
 ///
-/// A primary or a standby, while everything goes on. It is built upon the newest backup: what has not changed is not stored again, and each
+/// Of the herd, by the agent that it chooses; or with --repository and --data-dir of any server that runs on this host,
+/// a primary or a standby, while everything goes on. It is built upon the newest backup: what has not changed is not stored again, and each
 /// one is complete by itself and can be deleted alone. It is a backup only when all WAL of it is in the repository, which has to come
 /// there by archive_command = 'pgherd wal push --repository FILE %p', or by a stream.
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
     /// File that says where the repository is and what opens it
-    #[arg(long, value_name = "FILE")]
-    repository: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "data_dir")]
+    repository: Option<PathBuf>,
     /// Data directory of the server
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
+    #[arg(long, value_name = "DIR", requires = "repository")]
+    data_dir: Option<PathBuf>,
     /// Directory of its socket, or an address of this host [default: what its postmaster.pid says]
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", requires = "data_dir")]
     host: Option<String>,
     /// Port that it listens on [default: what its postmaster.pid says]
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", requires = "data_dir")]
     port: Option<u16>,
     /// A superuser; $PGPASSWORD is used if the server asks for a password
     #[arg(long, value_name = "ROLE", default_value = "postgres")]
     user: String,
     /// What the backup remembers as its origin: a lower-case letter, then letters, digits and _ [default: this host's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "data_dir")]
     name: Option<String>,
     /// Store everything, whatever earlier backups have
-    #[arg(long)]
+    #[arg(long, requires = "data_dir")]
     full: bool,
     /// Begin at once with a checkpoint as fast as the disk can, instead of one that is spread over minutes
-    #[arg(long)]
+    #[arg(long, requires = "data_dir")]
     fast: bool,
     /// Files that are read beside each other
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
     /// Limit of all of them together, in MiB a second
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", requires = "data_dir")]
     max_rate: Option<NonZeroU64>,
     /// How long WAL of the backup may take to come into the repository after the copy
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
@@ -61,9 +62,12 @@ pub(super) struct CreateArgs {
 }
 
 pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure> {
+    let (Some(repository), Some(data_dir)) = (args.repository, args.data_dir) else {
+        return super::herd::create(global).await;
+    };
     let order = Order {
-        repository: args.repository,
-        data_dir: args.data_dir,
+        repository,
+        data_dir,
         host: args.host,
         port: args.port,
         role: args.user,

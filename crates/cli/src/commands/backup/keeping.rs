@@ -88,9 +88,9 @@ pub(super) struct ExpireArgs {
     yes: bool,
 }
 
-pub(super) async fn delete(args: DeleteArgs) -> Result<(), Failure> {
+pub(super) async fn delete(args: DeleteArgs, global: &Global) -> Result<(), Failure> {
     let which = which(&args.backup)?;
-    let catalog = args.of.open().await?;
+    let catalog = args.of.open(global).await?;
     let (id, _) = catalog.entry(which).map_err(super::of_catalog)?;
     let what = format!("Backup {id} of cluster {} is deleted.", catalog.place.0);
     confirm(&what, "Delete it?", args.yes)?;
@@ -99,16 +99,16 @@ pub(super) async fn delete(args: DeleteArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) async fn undelete(of: &Of, backup: &str) -> Result<(), Failure> {
+pub(super) async fn undelete(of: &Of, backup: &str, global: &Global) -> Result<(), Failure> {
     let which = which(backup)?;
-    let id = keeping::undelete(&of.open().await?, which).await.map_err(failed)?;
+    let id = keeping::undelete(&of.open(global).await?, which).await.map_err(failed)?;
     note(&format!("backup {id} is there again"));
     Ok(())
 }
 
-pub(super) async fn keep(args: KeepArgs) -> Result<(), Failure> {
+pub(super) async fn keep(args: KeepArgs, global: &Global) -> Result<(), Failure> {
     let which = which(&args.backup)?;
-    let catalog = args.of.open().await?;
+    let catalog = args.of.open(global).await?;
     if args.release {
         let id = keeping::release(&catalog, which).await.map_err(failed)?;
         note(&format!("backup {id} is kept no longer than the policy wants it"));
@@ -132,7 +132,7 @@ pub(super) async fn expire(args: ExpireArgs, global: &Global) -> Result<(), Fail
         weekly: args.weekly,
         monthly: args.monthly,
     };
-    let catalog = args.of.open().await?;
+    let catalog = args.of.open(global).await?;
     let preview = keeping::preview(&catalog, &rules).await.map_err(failed)?;
     if !global.json && !preview.verdicts.is_empty() {
         print_line(&table(&preview).lines(Style::of_stdout()).join("\n"))?;
