@@ -152,9 +152,9 @@ impl ParameterError {
 /// all that begin so, [`OPEN`] apart.
 const MANAGED: &[(&str, &str)] = &[
     ("archive_cleanup_command", "WAL is removed only when no node and no backup needs it"),
-    ("archive_command", "archiving belongs to [backup], which this version does not have yet"),
-    ("archive_library", "archiving belongs to [backup], which this version does not have yet"),
-    ("archive_mode", "archiving belongs to [backup], which this version does not have yet"),
+    ("archive_command", "archiving belongs to [backup]: the herd streams WAL into its repository"),
+    ("archive_library", "archiving belongs to [backup]: the herd streams WAL into its repository"),
+    ("archive_mode", "archiving belongs to [backup]: the herd streams WAL into its repository"),
     ("cluster_name", "it is the node's name"),
     ("config_file", "pgherd writes the configuration files and knows where"),
     ("data_directory", "it is data_dir in the host's agent.toml"),
