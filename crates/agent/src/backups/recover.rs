@@ -1,7 +1,7 @@
 //! A restore as somebody asks for it: which backup leads to the target, where recovery will end, and what is done to the directory, in one
 //! plan; then the deed.
 //!
-//! [`prepare`] joins [`recovery::plan`](pgherd_backup::recovery::plan) with [`restore::plan`] and touches nothing; [`Prepared::run`] does it.
+//! [`prepare`] joins [`recovery::plan`] with [`restore::plan`] and touches nothing; [`Prepared::run`] does it.
 //! What is started in the directory afterwards fetches its WAL by `pgherd wal fetch` from the same repository, and ends where the plan says.
 //!
 //! Leaves out: starting PostgreSQL, and asking. Hazard: a directory that recovers to another moment than the one that was promised. So the
