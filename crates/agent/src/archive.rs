@@ -16,10 +16,12 @@ use bytes::Bytes;
 use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::receive::{Branch, ReceiveError, Receiver, Ticket, resume};
-use pgherd_backup::wal::{Archive, Archived, History, HistoryError, SegmentError, Segments, WalError};
+use pgherd_backup::wal::{
+    Archive, Archived, History, HistoryError, Inventory, SegmentError, Segments, WalError,
+};
 use pgherd_core::types::{Lsn, SystemId, Timeline};
 use pgherd_postgres::replication::{
-    Identified, Message, NextTimeline, Replication, ReplicationError, SlotName, Source, Started,
+    Identified, Message, NextTimeline, Refusal, Replication, ReplicationError, SlotName, Source, Started,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -45,6 +47,8 @@ const LEAST_TICK: Duration = Duration::from_millis(10);
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// and one that has not answered by then is given up.
 const SILENT_AFTER: Duration = Duration::from_secs(15);
+/// So often WAL is asked for that the server says it has removed, before it is given up.
+const ASKED_FOR_REMOVED: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Between attempts to connect, and to put what could not be put. An owner that cannot go on is replaced after five seconds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -60,8 +64,18 @@ pub struct Order {
     pub system: SystemId,
     /// What to do when the archive has WAL that is not part of the server's history.
     pub branch: Branch,
+    /// What to do when the server has removed WAL that the archive has not got.
+    pub gap: Gap,
     /// How often what came of a segment that is not complete is put, too. `None`: only whole segments are.
     pub piece_every: Option<Duration>,
+}
+
+/// Missing WAL behind which there is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    Refuse,
+    /// The archive goes on with what the slot keeps: moments behind the gap can be restored again from the next base backup on.
+    Leave,
 }
 
 /// Why it does not go on at the moment.
@@ -174,6 +188,8 @@ struct Stream {
     puts_from: Option<Instant>,
     puts_backoff: Backoff,
     lag: Lag,
+    /// How often in a row the server has said that what comes next is removed.
+    removed: u32,
 }
 
 impl Stream {
@@ -186,6 +202,7 @@ impl Stream {
             puts_from: None,
             puts_backoff: Backoff::between(FIRST_PAUSE, LONGEST_PAUSE),
             lag: Lag::default(),
+            removed: 0,
         }
     }
 
@@ -196,6 +213,10 @@ impl Stream {
                 let begun = Instant::now();
                 self.show(|status| status.state = State::Connecting);
                 let Err(error) = self.stream().await;
+                if matches!(&error, ArchiveError::Replication(error) if error.refusal() == Some(Refusal::WalRemoved))
+                {
+                    self.removed += 1;
+                }
                 self.failed(error);
                 self.show(|status| status.state = State::Pausing);
                 self.pause(begun.elapsed(), &mut backoff).await;
@@ -297,6 +318,7 @@ impl Stream {
         let Some((receiver, ..)) = &mut self.receiver else { return Ok(None) };
         match message {
             Message::Wal { start, wal, server_end } => {
+                self.removed = 0;
                 receiver.receive(start, &wal)?;
                 self.show(|status| status.server_end = Some(server_end));
                 Ok(None)
@@ -328,7 +350,9 @@ impl Stream {
             timeline => connection.history(timeline, ANSWER_WITHIN).await?,
         };
         let history = History::parse(server.timeline, &content)?;
+        let leaves_gap = self.order.gap == Gap::Leave && self.removed >= ASKED_FOR_REMOVED;
         let known = match &mut self.receiver {
+            Some(_) if leaves_gap => None,
             Some((_, _, known)) if *known != segments => {
                 let (found, wanted) = (segments.bytes(), known.bytes());
                 return Err(ArchiveError::OtherSegmentSize { found, wanted });
@@ -362,7 +386,10 @@ impl Stream {
         content: Bytes,
     ) -> Result<(), ArchiveError> {
         let archive = Archive::new(&self.order.repository, self.order.system, segments);
-        let inventory = archive.inventory().await?;
+        let archived = archive.inventory().await?;
+        let leaves_gap = self.order.gap == Gap::Leave && self.removed >= ASKED_FOR_REMOVED;
+        // As if nothing were there: what the slot keeps is all that can be had.
+        let inventory = if leaves_gap { Inventory::new(segments) } else { archived };
         let kept = match &self.order.slot {
             Some(slot) => self.kept(connection, slot).await?,
             None => None,
@@ -375,6 +402,9 @@ impl Stream {
             (true, timeline) => Some(connection.history(timeline, ANSWER_WITHIN).await?),
         };
         let from = segments.start(begin.segment);
+        if leaves_gap {
+            tracing::warn!(source = %self.order.source, %from, "WAL that the archive has not got is removed; it goes on behind a gap");
+        }
         tracing::info!(source = %self.order.source, timeline = %begin.segment.timeline, %from, "WAL is archived");
         let receiver = Receiver::new(segments, begin, needed);
         let receiver = match self.order.piece_every {

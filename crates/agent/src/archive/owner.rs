@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Archiving, Order, State, Status};
+use super::{Archiving, Gap, Order, State, Status};
 use crate::backoff::Backoff;
 use crate::backups::catalog::{Catalog, CatalogError};
 use crate::backups::keeping::{self, KeepingError, Rules};
@@ -163,6 +163,8 @@ impl Owner {
             // This server follows the herd: a timeline that it is on is the agreed one, and what the archive has of another one
             // behind the fork was never acknowledged.
             branch: Branch::Leave,
+            // What nobody keeps any more would hold up all that is still to come.
+            gap: Gap::Leave,
             piece_every: spec.archive_interval,
         });
         let mut status = archiving.status();
@@ -386,10 +388,12 @@ async fn survey(repository: &Repository, system: SystemId) -> Result<Known, Cata
         let reach = window.reaches.iter().find(|reach| reach.backup.id == manifest.id);
         window.to.is_some() && reach.is_some_and(|reach| reach.end == window.to)
     };
-    let newest = catalog.manifests().rev().find(leads);
+    // Behind a gap at the end of what can be reached WAL goes on, and nothing leads there: another base backup is due.
+    let is_cut = window.gaps.iter().any(|gap| window.to == Some((gap.timeline, gap.from)));
+    let newest = catalog.manifests().rev().filter(|_| !is_cut).find(leads);
     let gaps = window.gaps.iter().take(MAX_GAPS);
     Ok(Known {
-        from: window.from.map(|from| from.stopped),
+        from: window.from.filter(|_| !is_cut).map(|from| from.stopped),
         newest: newest.map(|newest| Newest { id: newest.id.to_string(), began: newest.facts.started }),
         backups: u32::try_from(catalog.manifests().count()).unwrap_or(u32::MAX),
         gaps: gaps.map(|gap| format!("timeline {}, {} to {}", gap.timeline, gap.from, gap.to)).collect(),

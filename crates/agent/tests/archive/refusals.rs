@@ -1,6 +1,7 @@
 //! What stands in a stream's way is shown, and gone when it is gone.
 
-use pgherd_agent::archive::{ArchiveError, Archiving, State};
+use pgherd_agent::archive::{self, ArchiveError, Archiving, Gap, State};
+use pgherd_backup::wal::Segment;
 use pgherd_core::types::{Lsn, SystemId, Timeline};
 use pgherd_postgres::conf::SyncNames;
 use pgherd_postgres::process::StopMode;
@@ -77,6 +78,18 @@ story! {
         let behind = archived.0 / SEGMENT_BYTES;
         let last = scene.inventory().await.range_of(Timeline(2)).unwrap().1;
         assert_eq!(last + 1, behind, "nothing is archived behind the hole");
+
+        // Where a gap is left, what the next slot keeps is archived behind it.
+        ask(&session, &format!("SELECT pg_drop_replication_slot('{SLOT}')")).await;
+        make_slot(&session).await;
+        let archiving = Archiving::begin(archive::Order { gap: Gap::Leave, ..scene.order(0).await });
+        let end = fill(&session).await;
+        let status = durable(&archiving, end).await;
+        assert!(status.last_error.is_none(), "{status:?}");
+        archiving.end().await;
+        let inventory = scene.inventory().await;
+        assert!(!inventory.has(Segment { timeline: Timeline(2), number: behind }), "that is gone for good");
+        assert!(inventory.has(Segment { timeline: Timeline(2), number: end.0 / SEGMENT_BYTES - 1 }));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd_agent::archive::{Archiving, Order, Status};
+use pgherd_agent::archive::{Archiving, Gap, Order, Status};
 use pgherd_backup::format::Repository;
 use pgherd_backup::receive::Branch;
 use pgherd_backup::store::Store;
@@ -59,6 +59,7 @@ impl Scene {
             repository: self.repository.clone(),
             system: self.system,
             branch: Branch::Refuse,
+            gap: Gap::Refuse,
             piece_every: None,
         }
     }

@@ -123,16 +123,28 @@ fn pieces_lead_on_where_nothing_lies_behind_them() {
     assert_eq!(window(&late, &there).reaches[0].end, Some((Timeline(2), Lsn(4 * SEG + 250))));
 }
 
+#[test]
+fn a_timeline_that_was_left_where_it_began_has_the_bytes_before() {
+    let forks: &[(u32, &[(u32, u64)])] =
+        &[(2, &[(1, 5 * SEG + 300)]), (3, &[(1, 5 * SEG + 300), (2, 5 * SEG + 300)])];
+    let backups = [backup(1, 1, 4 * SEG, 4 * SEG + 9)];
+    // PostgreSQL asks for the segment of timeline 3, then of 2, which is there.
+    let window = window(&backups, &inventory(&[(1, 4..5), (2, 5..6), (3, 6..7)], forks));
+    assert_eq!(window.reaches[0].end, Some((Timeline(3), Lsn(5 * SEG + 300))));
+}
+
 /// A position can be read if it is in a file of the way that has the byte: its own timeline's segment, or the first one of
 /// a later timeline that begins behind it in the same segment.
 fn readable(history: &History, inventory: &Inventory, position: u64) -> bool {
     let number = position / SEG;
     let own = history.timeline_at(Lsn(position));
     let mut timelines = vec![own];
-    for fork in history.forks() {
-        // Whoever left `fork.timeline` inside this segment and behind the position has its bytes too.
+    let forks = history.forks();
+    for (at, fork) in forks.iter().enumerate() {
+        // Whoever left `fork.timeline` inside this segment and behind the position has its bytes too; also one that was left
+        // where it had begun.
         if fork.until.0 > position && fork.until.0 / SEG == number {
-            timelines.push(history.timeline_at(fork.until));
+            timelines.push(forks.get(at + 1).map_or(history.timeline(), |next| next.timeline));
         }
     }
     timelines.iter().any(|timeline| inventory.has(Segment { timeline: *timeline, number }))
