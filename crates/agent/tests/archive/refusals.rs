@@ -8,7 +8,7 @@ use pgherd_postgres::process::StopMode;
 use pgherd_postgres::promote::{Order, promote};
 use pgherd_postgres::replication::{Refusal, Replication, SlotName, Started};
 
-use crate::harness::{SOON, ask, start, story, superuser};
+use crate::harness::{SOON, ask, start, story, superuser, until};
 use crate::scene::{SEGMENT_BYTES, SLOT, Scene, configure, durable, fill, make_slot, shows};
 
 fn refusal(error: &ArchiveError) -> Option<Refusal> {
@@ -80,6 +80,11 @@ story! {
         assert_eq!(last + 1, behind, "nothing is archived behind the hole");
 
         // Where a gap is left, what the next slot keeps is archived behind it.
+        let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+        until("the server has noticed that nobody uses the slot", async || {
+            (ask(&session, &active).await == "f").then_some(())
+        })
+        .await;
         ask(&session, &format!("SELECT pg_drop_replication_slot('{SLOT}')")).await;
         make_slot(&session).await;
         let archiving = Archiving::begin(archive::Order { gap: Gap::Leave, ..scene.order(0).await });

@@ -72,9 +72,11 @@ fn as_root_a_herd_comes_back_from_its_repository_alone() {
 
         // One that somebody asks for, in the middle of it all, is refused by nobody and refers to the first.
         let asked = herd.run(&["backup", "create"]);
-        let second = backup(&herd).unwrap();
-        assert_eq!(second["last"].as_str().unwrap(), asked.trim(), "{second}");
-        assert_ne!(second["last"], first["last"]);
+        assert_ne!(first["last"], asked.trim());
+        wait_for("the owner to have seen it", || {
+            let backup = backup(&herd)?;
+            if backup["last"] == asked.trim() { Ok(()) } else { Err(backup.to_string()) }
+        });
         let listed = herd.run(&["backup", "list"]);
         assert!(
             listed.contains(asked.trim()) && listed.contains(first["last"].as_str().unwrap()),
