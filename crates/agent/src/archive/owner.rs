@@ -189,7 +189,11 @@ impl Owner {
             if archive.backup.is_none() && expiring.turn(ended, &spec.retention).await {
                 sight.look_at = Instant::now();
             }
-            sight.look(ended).await;
+            // A store that does not answer must not keep the stream, and with it a server that stops.
+            tokio::select! {
+                () = sight.look(ended) => {}
+                () = self.is_over(spec, system) => break,
+            }
             let seen = sight.seen(&status.borrow_and_update().clone(), spec, &archive);
             if self.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
                 break;
@@ -322,10 +326,8 @@ impl Sight {
 
     /// Looks, if it is time to, or a base backup has ended since.
     async fn look(&mut self, ended: u64) {
-        if self.ended == Some(ended) && Instant::now() < self.look_at {
-            return;
-        }
-        if self.ended != Some(ended) && self.trouble.is_some() && Instant::now() < self.look_at {
+        let is_news = self.ended != Some(ended) && self.trouble.is_none();
+        if !is_news && Instant::now() < self.look_at {
             return;
         }
         match survey(&self.repository, self.system).await {
