@@ -169,7 +169,7 @@ pub fn cluster_spec(nodes: Vec<NodeSpec>, durability: Durability) -> ClusterSpec
     }
 }
 
-fn repository() -> BackupSpec {
+pub fn repository() -> BackupSpec {
     BackupSpec::new(RepositorySpec { location: Location::Directory("/backups".into()), secret: None })
 }
 

@@ -5,7 +5,7 @@
 //! script has no chance in it: every span is the middle of its range, so the times can be read.
 //!
 //! ```text
-//! herd a b c [witness] [needed=N] [async] [degrade=5s] [from-nothing]
+//! herd a b c [witness] [needed=N] [async] [degrade=5s] [backup] [from-nothing]
 //!                         a node may carry :delay, :never (priority 0), :follow=b, :priority=N
 //! commit N                N commits through the gate that is open
 //! run 5s
@@ -157,20 +157,22 @@ impl Stage {
 
 fn herd(words: &[&str]) -> Result<World, String> {
     let mut nodes = Vec::new();
-    let (mut witness, mut from_nothing) = (false, false);
+    let (mut witness, mut from_nothing, mut backup) = (false, false, false);
     let (mut needed, mut degrade_after, mut lossy) = (1, None, false);
     for word in words {
         match word.split_once('=') {
             None if *word == "witness" => witness = true,
             None if *word == "from-nothing" => from_nothing = true,
             None if *word == "async" => lossy = true,
+            None if *word == "backup" => backup = true,
             Some(("needed", count)) => needed = count.parse().map_err(|_| "needed takes a number")?,
             Some(("degrade", span)) => degrade_after = Some(Duration::from_micros(time(span)?)),
             _ => nodes.push(node_spec(word)?),
         }
     }
     let durability = if lossy { Durability::Async } else { Durability::Quorum { needed, degrade_after } };
-    let spec = schedule::cluster_spec(nodes, durability);
+    let mut spec = schedule::cluster_spec(nodes, durability);
+    spec.backup = backup.then(schedule::repository);
     let mut world = World::new(Random::still(), Times::default(), spec, witness);
     for node in &mut world.nodes {
         node.clock = Clock { start: 100 * SECOND, parts_per_million: 0 };

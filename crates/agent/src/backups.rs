@@ -1,6 +1,6 @@
 //! Base backups: taken from the server of this node into a repository ([`take`]), and restored into a directory
 //! ([`restore`]). [`create`] and [`recover`] are what commands and agents call for the two; [`catalog`] says what is there, [`keeping`] what
-//! of it stays, [`check`] and [`verify`] whether it can be relied upon. Files go through several readers beside each other, each on a thread
+//! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one. Files go through several readers beside each other, each on a thread
 //! of its own: the agent's runtime proves a lease, and must not wait for a compressor.
 //!
 //! Leaves out: which backup, when and from which node, which is decided. Hazard: takes disk, network and processor from
@@ -18,6 +18,7 @@ pub mod check;
 pub mod create;
 pub(crate) mod duty;
 pub mod keeping;
+pub(crate) mod member;
 pub mod recover;
 pub mod restore;
 mod storing;

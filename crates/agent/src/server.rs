@@ -40,6 +40,7 @@ use crate::paths;
 use crate::secrets;
 
 mod look;
+mod rebuilding;
 mod remote;
 
 pub(crate) use remote::Remote;
@@ -57,9 +58,6 @@ const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(300);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(60);
-/// Without a byte of progress for so long, a copy is given up and begun anew.
-const REWIND_WITHIN: Duration = Duration::from_secs(3600);
-const CLONE_STALL: Duration = Duration::from_secs(60);
 
 /// How often a source is asked again whether it is ready, and how often a condition is looked at that comes soon.
 const RETRY_EVERY: Duration = Duration::from_millis(300);
@@ -136,6 +134,8 @@ struct Inner {
     instance: Instance,
     tls: TlsIdentity,
     secrets: Secrets,
+    /// Names the cluster's repository for commands; there is none where it has no repository.
+    repository_file: PathBuf,
     spec: watch::Receiver<Arc<HerdSpec>>,
     view: watch::Receiver<Snapshot>,
     running: Mutex<Option<process::Server>>,
@@ -236,6 +236,7 @@ impl Server {
             cluster,
             tls: TlsIdentity::load(&tls_files).await?,
             secrets,
+            repository_file: file.state_dir.join(paths::REPOSITORY_FILE),
             spec,
             view,
             running: Mutex::default(),
@@ -702,85 +703,6 @@ impl Server {
         let nodes: Vec<NodeName> = inner.record().nodes.keys().cloned().collect();
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
         Ok(slots::keep(&session, kept, &nodes, SQL_WITHIN).await?)
-    }
-
-    pub(crate) async fn clone_from(&self, source: &NodeName, from: (&str, u16)) -> Result<()> {
-        let inner = self.inner()?;
-        let member = inner.record().member(&inner.node);
-        inner.forget();
-        process::ensure_gone(&inner.instance, KILL_WITHIN).await?;
-        clone::remove_leftovers(&inner.instance).await?;
-        if inner.instance.has_data() {
-            clone::discard(&inner.instance).await?;
-        }
-        let order = clone::CloneOrder {
-            source: inner.remote(source, from, secrets::MONITOR).await?,
-            replication_password: Secret::new(inner.password(secrets::REPLICATION)?),
-            slot: member,
-            max_rate_kb: None,
-            tablespaces: Vec::new(),
-            stall: CLONE_STALL,
-        };
-        let (progress, mut watched) = watch::channel(clone::Progress::default());
-        let node = source.clone();
-        let telling = tokio::spawn(async move {
-            let mut last = 0;
-            while watched.changed().await.is_ok() {
-                let now = *watched.borrow_and_update();
-                let percent = (now.done_bytes * 100).checked_div(now.total_bytes).unwrap_or(0);
-                if percent >= last + 10 {
-                    last = percent;
-                    tracing::info!(source = %node, done_bytes = now.done_bytes, "cloning, {percent} %");
-                }
-            }
-        });
-        let settings = inner.settings(None)?;
-        let outcome = clone::clone(&inner.instance, &settings, &order, progress).await;
-        telling.abort();
-        outcome?;
-        Ok(())
-    }
-
-    /// `true`: the copy is good to follow. `false`: it cannot be rewound and has been removed.
-    pub(crate) async fn rewind(&self, source: &NodeName, from: (&str, u16)) -> Result<bool> {
-        let inner = self.inner()?;
-        inner.forget();
-        let order = rewind::RewindOrder {
-            source: inner.remote(source, from, secrets::REWIND).await?,
-            deadline: REWIND_WITHIN,
-        };
-        let settings = inner.settings(None)?;
-        let deadline = tokio::time::Instant::now() + CHECKPOINT_WITHIN;
-        let rewound = loop {
-            let (progress, _) = watch::channel(clone::Progress::default());
-            match rewind::rewind(&inner.instance, &settings, &order, progress).await {
-                // The source asked for one when its gate opened.
-                Err(rewind::RewindError::NotCheckpointed { .. })
-                    if tokio::time::Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(RETRY_EVERY).await;
-                }
-                outcome => break outcome?,
-            }
-        };
-        inner.set_running(None);
-        match rewound {
-            rewind::Rewound::NotNeeded { .. } => Ok(true),
-            rewind::Rewound::Rewound { fork, source_timeline, saved } => {
-                tracing::info!(
-                    %fork, %source_timeline,
-                    saved_bytes = saved.bytes, saved_commits = saved.commits, saved_in = %saved.dir.display(),
-                    "rewound; what that erased is kept beside the data directory"
-                );
-                Ok(true)
-            }
-            rewind::Rewound::CannotRewind { why, saved } => {
-                let saved_in = saved.map(|saved| saved.dir.display().to_string());
-                tracing::info!(why, saved_in, "cannot be rewound, and is cloned anew");
-                clone::discard(&inner.instance).await?;
-                Ok(false)
-            }
-        }
     }
 
     /// Commits a heartbeat and returns when it was acknowledged, with the moment at which it was begun.

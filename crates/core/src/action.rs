@@ -85,7 +85,7 @@ pub enum Action {
         term: Term,
         node: NodeName,
     },
-    /// Copy the data directory anew from `source`.
+    /// Make the data directory anew: from the cluster's repository where that leads to `source`'s WAL, else from `source`.
     Clone {
         term: Term,
         source: NodeName,

@@ -99,6 +99,7 @@ reasons! {
     WaitsForSource { source: NodeName } = "waits-for-source",
     Enlisting {} = "enlisting",
     Cloning { source: NodeName } = "cloning",
+    Restoring { source: NodeName } = "restoring",
     Rewinding { source: NodeName } = "rewinding",
 }
 
@@ -269,6 +270,12 @@ impl fmt::Display for Reason {
                 write!(f, "asks for a fresh incarnation, so that no former copy of it ever counts again")
             }
             Cloning { source } => write!(f, "copies its data directory anew from {source}"),
+            Restoring { source } => {
+                write!(
+                    f,
+                    "makes its data directory anew, from the repository or, where that does not serve, from {source}"
+                )
+            }
             Rewinding { source } => {
                 write!(f, "rewinds its copy, which has diverged, to the history of {source}")
             }

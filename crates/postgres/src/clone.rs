@@ -1,10 +1,11 @@
-//! A data directory is copied from another node with `pg_basebackup`.
+//! A data directory is copied from another node with `pg_basebackup`, or filled by somebody else ([`Filling`]).
 //!
 //! It is made beside its place and put there when it is whole (module `making`); it gets this node's configuration
-//! with the gate closed and connects to nobody before it is told to. Leaves out: copies from a repository.
+//! with the gate closed and connects to nobody before it is told to. Leaves out: reading a repository.
 //!
 //! Hazard: takes disk and network of its source; it can be throttled, and dropping the future ends it.
 
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -94,6 +95,70 @@ impl CloneError {
     }
 }
 
+/// A member's data directory on its way: made empty, filled by its owner, and put in its place.
+#[derive(Debug)]
+pub struct Filling {
+    instance: Instance,
+    making: Making,
+}
+
+impl Filling {
+    /// Refuses a directory that has anything in it. What is not finished, the next one removes.
+    pub async fn begin(instance: &Instance) -> Result<Filling, CloneError> {
+        let instance = instance.clone();
+        let making = {
+            let instance = instance.clone();
+            blocking("making a data directory", FILES, move || Making::begin(&instance)).await?
+        };
+        Ok(Filling { instance, making })
+    }
+
+    /// Where a restore of a base backup goes.
+    pub fn data_dir(&self) -> &Path {
+        &self.making.data_dir
+    }
+
+    /// Where `pg_wal` has to lead; `None`: it is inside.
+    pub fn wal_dir(&self) -> Option<&Path> {
+        self.making.wal_dir.as_deref()
+    }
+
+    /// Puts a segment or a history into `pg_wal`, durably.
+    pub async fn put_wal(&self, name: String, content: impl AsRef<[u8]> + Send + 'static) -> Result<()> {
+        let path = self.making.data_dir.join("pg_wal").join(name);
+        blocking("writing WAL", FILES, move || durable::write(&path, content.as_ref(), durable::PRIVATE))
+            .await
+    }
+
+    /// With everything there: the files of the node that was copied came along, and this node's take their place before anybody can
+    /// start it.
+    pub async fn finish(self, settings: &Settings) -> Result<ControlFile, CloneError> {
+        let Filling { instance, making } = self;
+        let control = {
+            let dir = making.data_dir.clone();
+            blocking("reading the copy", FILES, move || {
+                for name in [conf::AUTO_CONF, conf::MANAGED_CONF, conf::CONF, "pg_hba.conf", "pg_ident.conf"]
+                {
+                    durable::remove(&dir.join(name))?;
+                }
+                durable::write(&dir.join(conf::AUTO_CONF), b"", durable::PRIVATE)?;
+                durable::touch(&dir.join("standby.signal"))?;
+                ControlFile::of(&dir)
+            })
+            .await?
+        };
+        let settings = Settings {
+            at_least: Some(control.limits),
+            data_checksums: control.data_checksums,
+            ..settings.clone()
+        };
+        conf::write_into(&instance, &settings, &making.data_dir).await?;
+        hba::write_into(&instance, Gate::Closed, &Rules::default(), &making.data_dir).await?;
+        blocking("finishing a clone", FILES, move || making.finish()).await?;
+        Ok(control)
+    }
+}
+
 /// Fills an empty data directory. Dropping the future ends the program; the next clone removes what it left.
 pub async fn clone(
     instance: &Instance,
@@ -102,10 +167,7 @@ pub async fn clone(
     progress: watch::Sender<Progress>,
 ) -> Result<ControlFile, CloneError> {
     refuse_tablespaces(order).await?;
-    let making = {
-        let instance = instance.clone();
-        blocking("making a data directory", FILES, move || Making::begin(&instance)).await?
-    };
+    let filling = Filling::begin(instance).await?;
     let passfile = instance.private_dir.join("clone.pgpass");
     {
         let (passfile, line) =
@@ -126,32 +188,10 @@ pub async fn clone(
         tls: &instance.tls,
     }
     .to_string();
-    let copied = run(instance, &making, order, &conninfo, &progress).await;
+    let copied = run(instance, &filling.making, order, &conninfo, &progress).await;
     blocking("removing a password", FILES, move || durable::remove(&passfile)).await?;
     copied?;
-
-    // The source's files came along. This node's take their place before anybody can start it.
-    let control = {
-        let dir = making.data_dir.clone();
-        blocking("reading the copy", FILES, move || {
-            for name in [conf::AUTO_CONF, conf::MANAGED_CONF, conf::CONF, "pg_hba.conf", "pg_ident.conf"] {
-                durable::remove(&dir.join(name))?;
-            }
-            durable::write(&dir.join(conf::AUTO_CONF), b"", durable::PRIVATE)?;
-            durable::touch(&dir.join("standby.signal"))?;
-            ControlFile::of(&dir)
-        })
-        .await?
-    };
-    let settings = Settings {
-        at_least: Some(control.limits),
-        data_checksums: control.data_checksums,
-        ..settings.clone()
-    };
-    conf::write_into(instance, &settings, &making.data_dir).await?;
-    hba::write_into(instance, Gate::Closed, &Rules::default(), &making.data_dir).await?;
-    blocking("finishing a clone", FILES, move || making.finish()).await?;
-    Ok(control)
+    filling.finish(settings).await
 }
 
 /// Removes what a clone or an initdb left that was cut off. For the agent's start.

@@ -10,7 +10,8 @@
 //! It happens in its place and not beside it, as [`crate::clone`] does: a repeated restore uses what is there, a data
 //! directory may be a mount point, and there is seldom space for two. What `making` reaches by renaming is reached by the
 //! control file, which comes last. It says for ever that its checkpoint cannot be found: whoever removes `backup_label` has
-//! no server that starts, instead of one that forgot what was written during the backup.
+//! no server that starts, instead of one that forgot what was written during the backup. Only a herd's own member
+//! ([`Come::Member`]) keeps it as it was.
 //!
 //! Leaves out: where contents come from, and which backup. Hazard: deletes what does not belong. So it goes only into
 //! what is empty, or what is a data directory of the same cluster, and follows no link but those that it made itself.
@@ -389,7 +390,12 @@ impl Restoring {
     pub fn finish(mut self, ending: &Ending) -> Result<Restored, RestoringError> {
         self.delete_before(None)?;
         let data_dir = &self.target.data_dir;
-        let poisoned = control::poisoned(&ending.control).map_err(|what| RestoringError::Control { what })?;
+        let come = ending.recovery.come;
+        let control = match come {
+            Come::Member => ControlFile::parse(&ending.control).map(|_| ending.control.clone()),
+            Come::Primary | Come::Standby => control::poisoned(&ending.control),
+        };
+        let control = control.map_err(|what| RestoringError::Control { what })?;
         let write = |name: &str, bytes: &[u8]| durable::write(&data_dir.join(name), bytes, durable::PRIVATE);
         write("backup_label", &ending.backup_label)?;
         let map = moved(&ending.tablespace_map, &self.target.tablespaces);
@@ -397,15 +403,17 @@ impl Restoring {
             write("tablespace_map", &map)?;
         }
         let configuration = adapt(&read_configuration(data_dir)?, &ending.recovery, ending.at_least);
-        for (name, text) in &configuration.files {
-            write(name, text)?;
+        if come != Come::Member {
+            for (name, text) in &configuration.files {
+                write(name, text)?;
+            }
         }
-        durable::touch(&data_dir.join(ending.recovery.come.signal()))?;
+        durable::touch(&data_dir.join(come.signal()))?;
         for (place, volume) in &self.volumes {
             rustix::fs::syncfs(volume)
                 .map_err(|errno| Error::io("flush the volume of", place)(errno.into()))?;
         }
-        write("global/pg_control", &poisoned)?;
+        write("global/pg_control", &control)?;
         durable::remove(&data_dir.join(MARKER))?;
         Ok(Restored { configuration, deleted: self.deleted })
     }

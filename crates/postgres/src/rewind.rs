@@ -51,6 +51,9 @@ const ROOM_BYTES: u64 = 256 << 20;
 pub struct RewindOrder {
     /// The source, as `pgherd_rewind` reaches it. It has written a checkpoint on its timeline.
     pub source: Remote,
+    /// Fetches the WAL of this node that `pg_rewind` reads and that is not here any more: all since the last checkpoint before
+    /// the fork. Run as PostgreSQL runs it, in the data directory.
+    pub restore_command: Option<String>,
     /// Kills the program.
     pub deadline: Duration,
 }
@@ -407,9 +410,17 @@ async fn run(
     {
         let (noted, passfile) = (instance.clone(), passfile.clone());
         let line = passfile_line(roles::REWIND, &Secret::new(order.source.password.reveal()));
+        let restore_command = order.restore_command.clone();
         blocking("beginning a rewind", FILES, move || {
             durable::write(&passfile, line.as_bytes(), durable::PRIVATE)?;
-            durable::write(&note_path(&noted), b"a rewind was begun\n", durable::PRIVATE)
+            durable::write(&note_path(&noted), b"a rewind was begun\n", durable::PRIVATE)?;
+            // The program asks the configuration. From here on nothing starts with it: the note refuses that until the node's own
+            // files are back.
+            if let Some(restore_command) = restore_command {
+                let before = read_blocking(&noted)?;
+                write_blocking(&noted, &Managed { restore_command, ..before })?;
+            }
+            Ok::<_, Error>(())
         })
         .await?;
     }
@@ -430,6 +441,8 @@ async fn run(
         .arg("--target-pgdata")
         .arg(&instance.data_dir)
         .args(["--source-server", &conninfo, "--progress", "--no-ensure-shutdown"])
+        .args(order.restore_command.as_ref().map(|_| "--restore-target-wal"))
+        .current_dir(&instance.data_dir)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .env("LC_ALL", "C")

@@ -10,7 +10,7 @@ use pgherd_core::types::{Lsn, Member, NodeName};
 
 use crate::conf::slot_name;
 use crate::error::{Error, Result, within};
-use crate::sql::Session;
+use crate::sql::{Remote, Session};
 
 /// What PostgreSQL still keeps for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -52,6 +52,19 @@ pub enum SlotError {
 
     #[error(transparent)]
     Other(#[from] Error),
+}
+
+/// From where on another node keeps WAL for a member; `None`: it has no slot there, or one that keeps nothing.
+pub async fn kept_from(source: &Remote, member: &Member, deadline: Duration) -> Result<Option<Lsn>> {
+    let session = Session::remote(source, deadline).await?;
+    let query = "SELECT restart_lsn::text FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost'";
+    let row = within("asking for a slot", deadline, async {
+        let name = slot_name(member);
+        session.query_opt(query, &[&name]).await.map_err(Error::sql("show its replication slots"))
+    })
+    .await?;
+    Ok(row.and_then(|row| row.get::<_, Option<String>>(0)).and_then(|lsn| lsn.parse().ok()))
 }
 
 /// All slots, also other people's. `nodes` are the herd's.

@@ -180,7 +180,7 @@ pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
             .collect::<Result<_, RecoverError>>()?,
         over: if order.delta { Over::Delta } else { Over::Nothing },
         recovery: Recovery {
-            restore_command: restore_command(&order.program, &file)?,
+            restore_command: restore_command(&order.program, &file, Ahead::Some)?,
             end: end(&recovery.target),
             timeline: FollowTimeline::Number(recovery.timeline),
             action: match order.at_target {
@@ -249,14 +249,26 @@ fn absolute(path: &Path) -> Result<PathBuf, RecoverError> {
     std::path::absolute(path).map_err(|source| RecoverError::Path { path: path.to_owned(), source })
 }
 
+/// Whether segments are fetched before they are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    Some,
+    Nothing,
+}
+
 /// A shell runs it, after PostgreSQL has put in `%f` and `%p`.
-fn restore_command(program: &Path, repository: &Path) -> Result<String, RecoverError> {
+pub(crate) fn restore_command(
+    program: &Path,
+    repository: &Path,
+    ahead: Ahead,
+) -> Result<String, RecoverError> {
     let quoted = |path: &Path| {
         let text = path.to_str().filter(|text| !text.contains(['\n', '\r', '\0']));
         let text = text.ok_or_else(|| RecoverError::Name { path: path.to_owned() })?;
         Ok::<_, RecoverError>(format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%")))
     };
-    Ok(format!("{} wal fetch --repository {} %f %p", quoted(program)?, quoted(repository)?))
+    let alone = if ahead == Ahead::Nothing { " --no-ahead" } else { "" };
+    Ok(format!("{} wal fetch{alone} --repository {} %f %p", quoted(program)?, quoted(repository)?))
 }
 
 impl Prepared {
@@ -386,9 +398,10 @@ mod tests {
 
     #[test]
     fn a_command_is_quoted_for_a_shell_and_for_postgresql() {
-        let command = restore_command(Path::new("/opt/it's/pgherd"), Path::new("/etc/100%.toml"));
+        let command =
+            restore_command(Path::new("/opt/it's/pgherd"), Path::new("/etc/100%.toml"), Ahead::Some);
         let expected = r"'/opt/it'\''s/pgherd' wal fetch --repository '/etc/100%%.toml' %f %p";
         assert_eq!(command.ok().as_deref(), Some(expected));
-        assert!(restore_command(Path::new("/a\nb"), Path::new("/c")).is_err());
+        assert!(restore_command(Path::new("/a\nb"), Path::new("/c"), Ahead::Nothing).is_err());
     }
 }

@@ -55,6 +55,9 @@ enum Action {
         /// Fetch it and what follows ahead, and write no file
         #[arg(long, hide = true, conflicts_with = "to")]
         ahead: bool,
+        /// Fetch nothing ahead
+        #[arg(long, conflicts_with = "ahead")]
+        no_ahead: bool,
     },
     /// Show which segments are there, with each hole
     List {
@@ -96,12 +99,14 @@ pub(crate) fn unsure(failure: &Failure) -> Failure {
 pub(crate) async fn run(args: WalArgs, global: &Global) -> Result<(), Failure> {
     match args.action {
         Action::Push { of, file } => push(&of, &file).await,
-        Action::Fetch { of, name, to: Some(to), .. } => match fetch(&of, &name, &to).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::Silent(ABSENT)),
-            Err(failure) => Err(unsure(&failure)),
-        },
-        Action::Fetch { of, name, to: None, ahead: true } => {
+        Action::Fetch { of, name, to: Some(to), no_ahead, .. } => {
+            match fetch(&of, &name, &to, !no_ahead).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Failure::Silent(ABSENT)),
+                Err(failure) => Err(unsure(&failure)),
+            }
+        }
+        Action::Fetch { of, name, to: None, ahead: true, .. } => {
             of.files().await.map_err(failed)?.fill(&name).await.map_err(failed)?;
             Ok(())
         }
@@ -119,12 +124,12 @@ async fn push(of: &Of, file: &Path) -> Result<(), Failure> {
 }
 
 /// Whether it was there.
-async fn fetch(of: &Of, name: &str, to: &Path) -> Result<bool, Failure> {
+async fn fetch(of: &Of, name: &str, to: &Path, wants_ahead: bool) -> Result<bool, Failure> {
     let to = of.data_dir.join(to);
     match of.files().await.map_err(failed)?.fetch(name, &to).await.map_err(failed)? {
         Fetched::Absent => Ok(false),
         Fetched::Found { ahead } => {
-            if let Some(next) = ahead {
+            if let Some(next) = ahead.filter(|_| wants_ahead) {
                 fetch_ahead(of, &next);
             }
             Ok(true)

@@ -16,7 +16,7 @@ use crate::server::{Server, programs, sql};
 const LOSS_AT_MOST: Duration = Duration::from_secs(10);
 
 /// In the database of the application.
-fn of_app(server: &Server, statement: &str) -> String {
+pub(crate) fn of_app(server: &Server, statement: &str) -> String {
     let output = Command::new(programs().join("psql"))
         .args([
             "-h",
@@ -36,7 +36,7 @@ fn of_app(server: &Server, statement: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn backup(herd: &Herd) -> Result<Value, String> {
+pub(crate) fn backup(herd: &Herd) -> Result<Value, String> {
     Ok(herd.status()?["clusters"][0]["backup"].clone())
 }
 
@@ -135,5 +135,50 @@ fn as_root_a_herd_comes_back_from_its_repository_alone() {
         let loss = lost.first().map_or(Duration::ZERO, |(_, at)| died.duration_since(*at));
         eprintln!("{} of {} acknowledged rows lost, of the last {loss:?}", lost.len(), acknowledged.len());
         assert!(loss < LOSS_AT_MOST, "{} rows of the last {loss:?}", lost.len());
+    });
+}
+
+#[test]
+fn as_root_a_lost_disk_comes_back_from_the_repository() {
+    story("backed_up::as_root_a_lost_disk_comes_back_from_the_repository", || {
+        let herd = Herd::new();
+        herd.up();
+        herd.wait_whole();
+        wait_for("something that can be restored", || {
+            let backup = backup(&herd)?;
+            if backup["recovery_window"].is_null() { Err(backup.to_string()) } else { Ok(()) }
+        });
+        herd.sql("create table kept as select n, repeat('x', 500) x from generate_series(1, 20000) n")
+            .unwrap();
+        herd.run(&["backup", "create"]);
+        herd.sql("insert into kept values (-1)").unwrap();
+
+        // The host of a standby comes back with an empty disk.
+        let primary = herd.primary().unwrap();
+        let victim = ["a", "b", "c"].into_iter().find(|node| *node != primary).unwrap();
+        let agent = herd.agent(victim).unwrap();
+        kill(agent, Signal::STOP).unwrap();
+        kill(herd.postmaster(victim).unwrap(), Signal::KILL).unwrap();
+        std::fs::remove_dir_all(herd.dir.join(victim).join("data")).unwrap();
+        kill(agent, Signal::KILL).unwrap();
+        let log = || std::fs::read_to_string(herd.dir.join(victim).join("log/agent.log")).unwrap();
+        wait_for("its copy to be made from the repository", || {
+            let log = log();
+            if log.contains("made from the repository; the rest is streamed") { Ok(()) } else { Err(log) }
+        });
+        herd.wait_whole();
+
+        // It is as good as any: it can lead.
+        herd.run(&["switchover", "--to", victim, "--yes"]);
+        wait_for("it to lead", || match herd.primary()? {
+            primary if primary == victim => Ok(()),
+            other => Err(other),
+        });
+        assert_eq!(
+            herd.sql("select count(*), min(n), sum(length(x)) from kept").unwrap(),
+            "20001|-1|10000000"
+        );
+        herd.sql("insert into kept values (-2)").unwrap();
+        herd.run(&["down", "--delete", "--yes"]);
     });
 }

@@ -76,10 +76,13 @@ pub fn decide(
     };
     let same_system = local.postgres.copy().is_some_and(|copy| copy.system == record.system);
     let can_rewind = same_system && !local.durable.rebuilding;
+    let archived = record.archive.as_ref().is_some_and(|archive| archive.repository.is_some());
+    let source = holder.clone();
     let (reason, last) = if can_rewind {
-        (Reason::Rewinding { source: holder.clone() }, Action::Rewind { term: record.term, source: holder })
+        (Reason::Rewinding { source }, Action::Rewind { term: record.term, source: holder })
     } else {
-        (Reason::Cloning { source: holder.clone() }, Action::Clone { term: record.term, source: holder })
+        let reason = if archived { Reason::Restoring { source } } else { Reason::Cloning { source } };
+        (reason, Action::Clone { term: record.term, source: holder })
     };
     let decision = Decision { reason, ..decision };
     let become_it = Action::BecomeMember { member: member.clone(), rebuild: true };

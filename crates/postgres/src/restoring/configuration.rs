@@ -140,13 +140,16 @@ pub enum Come {
     Primary,
     /// A standby.
     Standby,
+    /// A member of a herd, which its agent configures and starts. Its control file stays as it was: an agent reads it to find the
+    /// end of its WAL before PostgreSQL has run, and nobody takes its `backup_label` away.
+    Member,
 }
 
 impl Come {
     pub(super) fn signal(self) -> &'static str {
         match self {
             Come::Primary => "recovery.signal",
-            Come::Standby => "standby.signal",
+            Come::Standby | Come::Member => "standby.signal",
         }
     }
 }

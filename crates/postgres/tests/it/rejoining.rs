@@ -21,7 +21,8 @@ fn no_progress() -> watch::Sender<Progress> {
 }
 
 async fn rewind_order(herd: &Herd, source: &Instance) -> RewindOrder {
-    RewindOrder { source: herd.remote(source, roles::REWIND, &herd.secrets.rewind).await, deadline: SOON }
+    let source = herd.remote(source, roles::REWIND, &herd.secrets.rewind).await;
+    RewindOrder { source, restore_command: None, deadline: SOON }
 }
 
 /// `b` takes over from `a`, which dies with rows that nobody else has.
@@ -102,6 +103,55 @@ story! {
         again.stop(StopMode::Fast, SOON).await.unwrap();
         let outcome = rewind(a.instance(), &settings(), &order, no_progress()).await.unwrap();
         assert!(matches!(outcome, Rewound::NotNeeded { .. }), "{outcome:?}");
+    }
+}
+
+story! {
+    async fn a_rewind_fetches_what_this_node_has_no_more_of_its_own_wal() {
+        let herd = Herd::new().await;
+        let nodes = herd.cluster("a", &["b"]).await;
+        let [a, b] = &nodes[..] else { unreachable!() };
+        // The last checkpoint that both have, and some segments behind it.
+        let on_a = a.session().await;
+        on_a.batch_execute("CREATE TABLE t AS SELECT generate_series(1, 100) AS id").await.unwrap();
+        for _ in 0..3 {
+            on_a.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+            on_a.batch_execute("INSERT INTO t SELECT generate_series(1, 100)").await.unwrap();
+        }
+        seal(b.instance(), Some(&b.server), None, SOON).await.unwrap();
+        on_a.batch_execute("SET synchronous_commit = local; INSERT INTO t VALUES (101)").await.unwrap();
+        checkpoint(&on_a, SOON).await.unwrap();
+        a.server.stop(StopMode::Kill, SOON).await.unwrap();
+        let order = Order { timeline: Timeline(4), at_least: Default::default(), names: SyncNames::Empty };
+        promote(&b.server, &order, SOON).await.unwrap();
+        checkpoint(&b.session().await, SOON).await.unwrap();
+
+        // As if a had removed what it does not need for itself.
+        let archive = herd.path().join("archive it's");
+        std::fs::create_dir(&archive).unwrap();
+        let last = end_of_wal(a.instance(), None).unwrap().lsn.0 >> 24;
+        for number in 1..last {
+            let name = format!("{:08X}{:08X}{:08X}", 2, number >> 8, number & 0xFF);
+            let there = a.instance().pg_wal().join(&name);
+            if there.exists() {
+                std::fs::rename(there, archive.join(name)).unwrap();
+            }
+        }
+        let mut order = rewind_order(&herd, b.instance()).await;
+        let outcome = rewind(a.instance(), &settings(), &order, no_progress()).await.unwrap();
+        let Rewound::CannotRewind { why, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(why.contains("could not open file"), "{why}");
+
+        // Called in the data directory, as PostgreSQL calls it: a relative path, too, leads there.
+        let from = archive.display().to_string().replace('\'', "'\\''");
+        order.restore_command = Some(format!("test -f PG_VERSION && cp '{from}'/%f %p"));
+        let outcome = rewind(a.instance(), &settings(), &order, no_progress()).await.unwrap();
+        assert!(matches!(outcome, Rewound::Rewound { .. }), "{outcome:?}");
+        assert!(is_sealed_on_disk(a.instance()).unwrap(), "of the command nothing is left");
+        herd.follow(a.instance(), None, b.instance(), &a.member).await;
+        slots::ensure(&b.session().await, &a.member, SOON).await.unwrap();
+        let again = start(a.instance()).await;
+        assert_eq!(ask(&superuser(again.instance()).await, "SELECT count(*) FROM t").await, "400");
     }
 }
 
