@@ -1,12 +1,13 @@
-//! Three tables in `ARCHITECTURE.md`, "from a fault to the code", "from an attack to what shows it" and "from a weakness of
-//! others to what shows that it is not ours": every function, script and test that they name exists.
+//! Four tables in `ARCHITECTURE.md`, "from a fault to the code", "from an attack to what shows it", "from a weakness of
+//! others to what shows that it is not ours" and "from a case of backups to what shows it": every function, script and test that they
+//! name exists.
 //!
 //! Columns: fault | decided by | script | test. `decided by` names functions in backticks, by their path in
 //! `core` (`ha::election::result`) or with the crate before it (`agent::execute::seal`). `script` names files
 //! of `crates/core/testdata/`. `test` names files with or without a function (`testkit/tests/it/ha.rs::b01`).
 //! Several are separated by commas. A fault that nothing decides is no row.
 //!
-//! The others have the columns: attack | shown by, and weakness | shown by. There a name is a script (`x.txt`), a test with its function,
+//! The others have the columns: attack | shown by, weakness | shown by, and case | shown by. There a name is a script (`x.txt`), a test with its function,
 //! or a broken build of the simulator (`sim --variant no-seal`).
 
 use super::source::Source;
@@ -16,6 +17,7 @@ const PAGE: &str = "ARCHITECTURE.md";
 const COLUMNS: [&str; 4] = ["fault", "decided by", "script", "test"];
 const ATTACK_COLUMNS: [&str; 2] = ["attack", "shown by"];
 const WEAKNESS_COLUMNS: [&str; 2] = ["weakness", "shown by"];
+const CASE_COLUMNS: [&str; 2] = ["case", "shown by"];
 const SCRIPTS: &str = "crates/core/testdata/";
 const VARIANT: &str = "sim --variant ";
 const VARIANTS: &str = "sim/src/breakage.rs";
@@ -33,6 +35,7 @@ pub(super) fn check(files: &[File]) -> Vec<Complaint> {
     let (rows, mut complaints) = table(page, &COLUMNS);
     complaints.extend(check_shown(files, page, &ATTACK_COLUMNS));
     complaints.extend(check_shown(files, page, &WEAKNESS_COLUMNS));
+    complaints.extend(check_shown(files, page, &CASE_COLUMNS));
     for (line, row) in rows {
         let [_, functions, scripts, tests] = row.as_slice() else {
             complaints.push(page.complaint(line, "the row has not four cells", WHY));
@@ -171,7 +174,8 @@ mod tests {
         let text = format!(
             "# A\n\n| fault | decided by | script | test |\n|---|---|---|---|\n{table}\nText\n\n\
              | attack | shown by |\n|---|---|\n{attacks}\n\n\
-             | weakness | shown by |\n|---|---|\n{GOOD_ATTACK}\n"
+             | weakness | shown by |\n|---|---|\n{GOOD_ATTACK}\n\n\
+             | case | shown by |\n|---|---|\n{GOOD_ATTACK}\n"
         );
         let files = [
             file("ARCHITECTURE.md", &text),

@@ -9,6 +9,7 @@
 mod backed_up;
 mod backups;
 mod command_line;
+mod exact;
 mod herd;
 mod repository;
 mod restore;
