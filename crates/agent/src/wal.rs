@@ -10,14 +10,16 @@
 use std::path::{Path, PathBuf};
 
 use pgherd_backup::document::ReadError;
-use pgherd_backup::wal::{Archive, Archived, Segment, SegmentError, Segments, WalError};
+use pgherd_backup::wal::{Archive, Archived, Inventory, Segment, SegmentError, Segments, WalError};
 use pgherd_core::types::Timeline;
 use pgherd_postgres::control::ControlFile;
 
 use crate::repository::RepositoryError;
 
 mod fetch;
+pub mod find;
 mod spool;
+pub mod switch;
 
 pub use fetch::{AHEAD_BYTES, Fetched};
 
@@ -94,26 +96,27 @@ impl Files {
 
     /// What is there. A new run begins behind each hole.
     pub async fn runs(&self) -> Result<Vec<Run>, FileError> {
-        let inventory = self.archive.inventory().await?;
-        let segments = self.archive.segments();
-        let mut runs: Vec<Run> = Vec::new();
-        let mut before: Option<Segment> = None;
-        for segment in inventory.segments() {
-            let name = segments.file_name(segment);
-            let follows = before.is_some_and(|before| {
-                before.timeline == segment.timeline && before.number + 1 == segment.number
-            });
-            match runs.last_mut() {
-                Some(run) if follows => (run.last, run.segments) = (name, run.segments + 1),
-                _ => {
-                    let (timeline, last) = (segment.timeline.0, name.clone());
-                    runs.push(Run { timeline, first: name, last, segments: 1 });
-                }
-            }
-            before = Some(segment);
-        }
-        Ok(runs)
+        Ok(runs(&self.archive.inventory().await?, self.archive.segments()))
     }
+}
+
+fn runs(inventory: &Inventory, segments: Segments) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut before: Option<Segment> = None;
+    for segment in inventory.segments() {
+        let name = segments.file_name(segment);
+        let follows = before
+            .is_some_and(|before| before.timeline == segment.timeline && before.number + 1 == segment.number);
+        match runs.last_mut() {
+            Some(run) if follows => (run.last, run.segments) = (name, run.segments + 1),
+            _ => {
+                let (timeline, last) = (segment.timeline.0, name.clone());
+                runs.push(Run { timeline, first: name, last, segments: 1 });
+            }
+        }
+        before = Some(segment);
+    }
+    runs
 }
 
 /// What PostgreSQL calls a file of WAL.

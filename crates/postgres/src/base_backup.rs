@@ -264,11 +264,14 @@ pub async fn checkpoint_now(session: &Session, deadline: Duration) -> Result<()>
     .await
 }
 
-/// Begins a new segment of WAL, so that the one before can be archived. `session` is on the primary.
-pub async fn switch_wal(session: &Session, deadline: Duration) -> Result<()> {
+/// Begins a new segment of WAL, so that the one before can be archived. `session` is on the primary. Where the switch ended; where
+/// nothing was written since the last one, the beginning of the segment that is in use.
+pub async fn switch_wal(session: &Session, deadline: Duration) -> Result<Lsn> {
     within("switching to a new segment of WAL", deadline, async {
         let switched = session.simple_query("SELECT pg_catalog.pg_switch_wal()").await;
-        switched.map(|_| ()).map_err(Error::sql("switch to a new segment of WAL"))
+        let switched = switched.map_err(Error::sql("switch to a new segment of WAL"))?;
+        let answer = first_field(&switched, 0).unwrap_or_default();
+        answer.parse().map_err(|_| Error::Answer { what: format!("pg_switch_wal() gave \"{answer}\"") })
     })
     .await
 }

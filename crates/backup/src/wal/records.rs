@@ -394,8 +394,9 @@ impl Record<'_> {
         }
     }
 
-    fn xid(&self) -> u32 {
-        u32_at(self.head, 4)
+    /// Of the transaction that wrote it, if one did.
+    pub fn xid(&self) -> Option<u32> {
+        Some(u32_at(self.head, 4)).filter(|xid| *xid != 0)
     }
 
     /// `xl_xact_commit`, `xl_xact_abort`, and what is behind them, in the order of `ParseCommitRecord`.
@@ -413,7 +414,7 @@ impl Record<'_> {
             let _whole = data.rest_of_transaction(self.major, &mut rest);
         }
         let Rest { prepared, dropped } = rest;
-        let xid = prepared.unwrap_or(self.xid());
+        let xid = prepared.or(self.xid()).unwrap_or_default();
         Some(match is_commit {
             true => Landmark::Commit { xid, at, dropped },
             false => Landmark::Abort { xid, at },

@@ -3,14 +3,21 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use pgherd_agent::wal::{Fetched, FileError, Files};
+use pgherd_agent::backups::Progress;
+use pgherd_agent::backups::target;
+use pgherd_agent::wal::find::{Finding, Sought, What};
+use pgherd_agent::wal::switch::{self, SwitchError};
+use pgherd_agent::wal::{Fetched, FileError, Files, Run};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::output::{note, print, print_json};
+use crate::output::numbers::span;
+use crate::output::{note, print, print_json, print_line, progress};
 
 /// What `fetch` exits with when there is no such file, and nothing else does.
 const ABSENT: u8 = 1;
@@ -64,6 +71,75 @@ enum Action {
         #[command(flatten)]
         of: Of,
     },
+    /// Find which segment and timeline hold an LSN, a time or a transaction
+    ///
+    /// Of an LSN the record that is there; of a time the first transaction that ended then or later; of a transaction its first
+    /// record and its end. Of a transaction everything is read, from the first segment on; of a time a few segments. What a
+    /// promotion has left behind is told as such. It fails if nothing is found.
+    Find {
+        #[command(flatten)]
+        of: Of,
+        #[command(flatten)]
+        sought: SoughtArgs,
+    },
+    /// Begin a new segment on a primary of this host, and wait until the one before is in the repository
+    ///
+    /// For a server that archives by archive_command, or by a stream, outside of a herd: before an important moment, or to see that
+    /// archiving works. Where nothing was written since the last switch it does nothing but see that the last segment is there.
+    /// A herd has each second of its WAL in the repository anyhow.
+    Switch(SwitchArgs),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct SoughtArgs {
+    /// A position in the WAL: 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    lsn: Option<String>,
+    /// A time with its zone, as for pgherd restore --target-time
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
+    /// A transaction's number, as pg_current_xact_id() gives it or without its epoch
+    #[arg(long, value_name = "XID")]
+    xid: Option<u64>,
+}
+
+impl SoughtArgs {
+    fn sought(&self) -> Result<Sought, Failure> {
+        match self {
+            SoughtArgs { lsn: Some(lsn), .. } => lsn.trim().parse().map(Sought::Lsn).map_err(|_| {
+                Failure::usage(format!("\"{lsn}\" is no position in the WAL"))
+                    .hint("one looks like 16/B374D848")
+            }),
+            SoughtArgs { time: Some(time), .. } => target::time(time).map(Sought::Time).map_err(|error| {
+                let hint = error.hint();
+                hint.into_iter().fold(Failure::usage(error.to_string()), Failure::hint)
+            }),
+            // Records have no epoch.
+            SoughtArgs { xid, .. } => match xid.unwrap_or_default() & u64::from(u32::MAX) {
+                0..=2 => Err(Failure::usage("it is no transaction's number").hint("the first one is 3")),
+                xid => Ok(Sought::Xid(xid as u32)),
+            },
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct SwitchArgs {
+    #[command(flatten)]
+    of: Of,
+    /// Directory of its socket, or an address of this host [default: what its postmaster.pid says]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Port that it listens on [default: what its postmaster.pid says]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// A superuser, or one who may execute pg_switch_wal(); $PGPASSWORD is used if the server asks for a password
+    #[arg(long, value_name = "ROLE", default_value = "postgres")]
+    user: String,
+    /// How long the segment may take to come into the repository
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
 }
 
 /// Which repository and which cluster.
@@ -113,6 +189,8 @@ pub(crate) async fn run(args: WalArgs, global: &Global) -> Result<(), Failure> {
         Action::Fetch { to: None, .. } => Err(Failure::usage("it is not said where the file goes")
             .hint("restore_command = 'pgherd wal fetch --repository FILE %f %p'")),
         Action::List { of } => list(&of, global).await,
+        Action::Find { of, sought } => find(&of, sought.sought()?, global).await,
+        Action::Switch(args) => switch_segment(args, global).await,
     }
 }
 
@@ -160,16 +238,108 @@ fn fetch_ahead(of: &Of, next: &str) {
 async fn list(of: &Of, global: &Global) -> Result<(), Failure> {
     let runs = of.files().await.map_err(failed)?.runs().await.map_err(failed)?;
     if global.json {
-        let runs = runs.iter().map(|run| {
-            json!({ "timeline": run.timeline, "first": run.first, "last": run.last, "segments": run.segments })
-        });
-        return print_json(&json!({ "runs": runs.collect::<Vec<_>>() }));
+        return print_json(&json!({ "runs": as_json(&runs) }));
     }
     if runs.is_empty() {
         note("there is no WAL of this cluster in the repository");
     }
     let lines = runs.iter().map(|run| format!("{}  {}  {} segments\n", run.first, run.last, run.segments));
     print(&lines.collect::<String>())
+}
+
+fn as_json(runs: &[Run]) -> Vec<serde_json::Value> {
+    let runs = runs.iter().map(|run| {
+        json!({ "timeline": run.timeline, "first": run.first, "last": run.last, "segments": run.segments })
+    });
+    runs.collect()
+}
+
+async fn find(of: &Of, sought: Sought, global: &Global) -> Result<(), Failure> {
+    let files = of.files().await.map_err(failed)?;
+    let sender = watch::Sender::new(Progress::default());
+    let work = files.find(sought, &sender);
+    let found = progress::shown("reading", "looking", sender.subscribe(), work).await?.map_err(failed)?;
+    let what = match sought {
+        Sought::Lsn(lsn) => format!("LSN {lsn}"),
+        Sought::Time(at) => format!("a transaction that ended at {at} or later"),
+        Sought::Xid(xid) => format!("transaction {xid}"),
+    };
+    if global.json {
+        let holes = found.runs.len().saturating_sub(1);
+        print_json(&json!({ "findings": found.findings, "runs": as_json(&found.runs), "breaks": holes }))?;
+    } else {
+        print(&found.findings.iter().map(told).collect::<String>())?;
+    }
+    if found.findings.is_empty() {
+        let there: Vec<String> =
+            found.runs.iter().map(|run| format!("{} to {}", run.first, run.last)).collect();
+        let failure = Failure::failed(format!("{what} is not in the archive"));
+        return Err(match there.is_empty() {
+            true => failure.hint("there is no WAL of this cluster in the repository"),
+            false => failure.hint(format!("there is {}", there.join(", "))),
+        });
+    }
+    Ok(())
+}
+
+fn told(finding: &Finding) -> String {
+    let Finding { timeline, segment, lsn, what, is_current, .. } = finding;
+    let what = match what {
+        What::Commit { xid, at } => format!("commit of transaction {xid} at {at}"),
+        What::Abort { xid, at } => format!("end of transaction {xid}, which was rolled back, at {at}"),
+        What::RestorePoint { name, at } => format!("restore point \"{name}\" at {at}"),
+        What::Other { xid: Some(xid) } => format!("a record of transaction {xid}"),
+        What::Other { xid: None } => "a record of no transaction".to_owned(),
+        What::Nothing => "no record".to_owned(),
+    };
+    let left = if *is_current { "" } else { "  (left behind by a promotion)" };
+    format!("{segment}  timeline {timeline}  {lsn}  {what}{left}\n")
+}
+
+async fn switch_segment(args: SwitchArgs, global: &Global) -> Result<(), Failure> {
+    let SwitchArgs { of, host, port, user, timeout } = args;
+    let order = switch::Order {
+        repository: of.repository,
+        data_dir: of.data_dir,
+        host,
+        port,
+        role: user,
+        password: std::env::var("PGPASSWORD").ok().filter(|text| !text.is_empty()),
+        deadline: timeout,
+    };
+    let began = Instant::now();
+    let switched = switch::switch(order).await.map_err(not_switched)?;
+    let how = if switched.was_switched { "nothing was written since" } else { "has ended" };
+    note(&format!("{} {how}; waits until it is in {}", switched.file, switched.place()));
+    let nothing = watch::Sender::new(Progress::default());
+    let waited = progress::shown("waiting", "waiting", nothing.subscribe(), switched.wait()).await;
+    match waited {
+        Ok(done) => done.map_err(not_switched)?,
+        Err(interrupted) => {
+            note("interrupted: the server has switched, and whoever archives goes on");
+            return Err(interrupted);
+        }
+    }
+    if global.json {
+        return print_json(&json!({
+            "segment": switched.file,
+            "end": switched.end.to_string(),
+            "was_switched": switched.was_switched,
+            "seconds": began.elapsed().as_secs_f64(),
+        }));
+    }
+    note(&format!("it is there, after {}", span(began.elapsed().as_millis() as u64)));
+    print_line(&switched.file)
+}
+
+fn not_switched(error: SwitchError) -> Failure {
+    match error {
+        SwitchError::Repository(error) => super::backup::failed(error),
+        error => {
+            let hint = error.hint();
+            hint.into_iter().fold(crate::failure::with_sources(&error), Failure::hint)
+        }
+    }
 }
 
 fn failed(error: FileError) -> Failure {
