@@ -160,6 +160,7 @@ pub fn cluster_spec(nodes: Vec<NodeSpec>, durability: Durability) -> ClusterSpec
             source: PostgresSource::Version(15),
             parameters: std::collections::BTreeMap::new(),
             hba: Vec::new(),
+            ident: Vec::new(),
         },
         nodes,
         databases: Vec::new(),

@@ -1,18 +1,20 @@
 //! Other proxies' files as the `[proxy]` part of a herd file.
 //!
-//! Reads `pgbouncer.ini` ([`pgbouncer`]) and `pgpool.conf` ([`pgpool`]), and the hba files that they name or that lie beside
+//! Reads `pgbouncer.ini` ([`pgbouncer`]) and `pgpool.conf` ([`pgpool`]), and the hba and ident files that they name or that lie beside
 //! them, and says of each setting what becomes of it: it is taken, or pgherd does so by itself, or it is not taken, and why.
 //!
 //! Leaves out: everything but the proxy (nodes, failover scripts, replication), and every secret: files of passwords are not
 //! opened, and of a line that holds one the value is not told. Hazard: a setting that is passed over in silence, and was what
 //! an installation rested on; so an unknown one is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgherd_core::spec::Span;
+use pgherd_core::spec::hba::HbaLine;
+use pgherd_core::spec::ident::IdentLine;
 use pgherd_proxy::hba::Hba;
 use serde::Serialize;
 
@@ -77,6 +79,11 @@ pub struct Imported {
     pub users: BTreeMap<String, Value>,
     /// For `hba` of `[postgres]`, in their order.
     pub hba: Vec<Value>,
+    /// For `ident` of `[postgres]`.
+    pub ident: Vec<Value>,
+    /// Those of its lines.
+    #[serde(skip)]
+    maps: BTreeSet<String>,
     pub settings: Vec<Setting>,
 }
 
@@ -209,9 +216,45 @@ impl Imported {
             } else if matches!(method, "scram-sha-256" | "reject") {
                 self.hba.push(Value { value: quoted(rule), from: format!("{file}:{number}") });
                 self.note(&at, &shown, Outcome::Taken, "postgres.hba");
+            } else if method == "cert" {
+                match HbaLine::parse(rule, None).map(|line| line.map) {
+                    Ok(Some((map, _))) if !self.maps.contains(&map) => {
+                        let note = format!("no line that was taken belongs to the map {map}");
+                        self.note(&at, &shown, Outcome::NotTaken, note);
+                    }
+                    Ok(_) => {
+                        self.hba.push(Value { value: quoted(rule), from: format!("{file}:{number}") });
+                        let note = "postgres.hba; list its roles in certificate_users of [proxy]";
+                        self.note(&at, &shown, Outcome::Taken, note);
+                    }
+                    Err(error) => self.note(&at, &shown, Outcome::NotTaken, error.to_string()),
+                }
             } else {
                 let note = format!("the method {method}: clients prove themselves with scram-sha-256");
                 self.note(&at, &shown, Outcome::NotTaken, note);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lines of an ident file.
+    fn ident(&mut self, path: &Path) -> Result<(), ImportError> {
+        let text = self.read(path)?;
+        let file = path.display().to_string();
+        for (number, line) in (1..).zip(text.lines()) {
+            let at = At { file: &file, line: number };
+            let rule = line.trim();
+            if rule.is_empty() || rule.starts_with('#') {
+                continue;
+            }
+            let shown = rule.split_whitespace().next().unwrap_or_default().to_owned();
+            match IdentLine::parse(rule, None) {
+                Ok(line) => {
+                    self.maps.insert(line.map);
+                    self.ident.push(Value { value: quoted(rule), from: format!("{file}:{number}") });
+                    self.note(&at, &shown, Outcome::Taken, "postgres.ident");
+                }
+                Err(error) => self.note(&at, &shown, Outcome::NotTaken, error.to_string()),
             }
         }
         Ok(())
@@ -238,9 +281,17 @@ impl Imported {
                 }
             }
         }
-        if !self.hba.is_empty() {
-            text.push_str("\n[postgres]                               # add these lines to the one that is there\nhba = [\n");
-            for value in &self.hba {
+        if !(self.hba.is_empty() && self.ident.is_empty()) {
+            text.push_str(
+                "\n[postgres]                               # add these lines to the one that is there\n",
+            );
+        }
+        for (key, values) in [("hba", &self.hba), ("ident", &self.ident)] {
+            if values.is_empty() {
+                continue;
+            }
+            writeln!(text, "{key} = [").expect("writing to a String cannot fail");
+            for value in values {
                 writeln!(
                     text,
                     "  {},{:>width$} # {}",

@@ -22,6 +22,7 @@ use pgherd_core::spec::TlsMode;
 use pgherd_core::types::{Instant, Lsn, Term};
 use pgherd_postgres::roles;
 use pgherd_proxy::hba::{Hba, HbaError};
+use pgherd_proxy::ident::{IdentError, Maps};
 use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::succession::{Heritage, Standing, SuccessionError, Turn};
 use pgherd_proxy::{
@@ -78,6 +79,8 @@ pub enum ProxyError {
     Certificates(#[from] CertificatesError),
     #[error("the herd's hba lines cannot be used by a proxy")]
     Hba(#[from] HbaError),
+    #[error("the herd's ident lines cannot be used by a proxy")]
+    Ident(#[from] IdentError),
     #[error("cannot hear of signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
@@ -126,7 +129,7 @@ impl ProxyError {
             ProxyError::NoAgent | ProxyError::NoPrimary => {
                 "it goes on serving; pgherd status says how the herd is".to_owned()
             }
-            ProxyError::Hba(_) => "pgherd validate shows every mistake of the herd file".to_owned(),
+            ProxyError::Hba(_) | ProxyError::Ident(_) => "pgherd validate shows every mistake of the herd file".to_owned(),
             _ => return None,
         })
     }
@@ -473,7 +476,8 @@ impl Herd {
 
 /// But for what clients are shown.
 fn settings(wanted: &ProxySettings) -> Result<Settings, ProxyError> {
-    let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?);
+    let maps = Maps::parse(wanted.ident.iter().map(String::as_str))?;
+    let mut settings = Settings::new(Hba::parse(wanted.hba.iter().map(String::as_str))?.mapped_by(maps));
     settings.server_mode = mode_of_tls("server_tls_mode", &wanted.tls.server_mode)?;
     settings.client_mode = mode_of_tls("client_tls_mode", &wanted.tls.client_mode)?;
     settings.certificate_users = wanted.tls.certificate_users.clone();
@@ -648,6 +652,7 @@ fn set(settings: &mut Settings, name: &str, value: OptionValue) -> bool {
             timeouts.idle_transaction = ms.map(Duration::from_millis);
         }
         ("transaction_timeout", Time { ms }) => timeouts.transaction = ms.map(Duration::from_millis),
+        ("md5_passwords", Switch(on)) => settings.md5_passwords = on,
         ("commit_check", Switch(on)) => settings.checks_commits = on,
         ("query_timeout", Time { ms }) => timeouts.query = ms.map(Duration::from_millis),
         ("server_idle_timeout", Time { ms: Some(ms) }) => limits.server_idle = Duration::from_millis(ms),
@@ -729,6 +734,42 @@ mod tests {
         assert_eq!((settings.max_user_clients, settings.max_database_clients), (None, None));
         assert!(!set(&mut settings, "later", OptionValue::Switch(true)));
         assert!(!set(&mut settings, "hold", OptionValue::Time { ms: None }), "never is no time to hold");
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_are_named_and_nothing_is_made_of_them() {
+        let wanted = |hba: &str, ident: &str| ProxySettings {
+            herd: "shop".to_owned(),
+            cluster: "main".to_owned(),
+            generation: 1,
+            port: 9999,
+            read_port: 9998,
+            pool: Pool::Transaction,
+            pool_size: 20,
+            databases: BTreeMap::new(),
+            users: BTreeMap::new(),
+            options: BTreeMap::new(),
+            console_admins: Default::default(),
+            console_readers: Default::default(),
+            metrics_listen: None,
+            tls: Tls::default(),
+            hba: vec![hba.to_owned()],
+            ident: vec![ident.to_owned()],
+            agents: Vec::new(),
+        };
+        let right = "hostssl all all all cert map=people";
+        assert!(settings(&wanted(right, "people /^(.*)@example\\.com$ \\1")).is_ok());
+        for (hba, ident, told) in [
+            (right, "people anna", "ident line 1 (\"people anna\"): the line ends before the role"),
+            (
+                "hostssl all all all",
+                "people anna anna",
+                "hba line 1 (\"hostssl all all all\"): it lacks fields",
+            ),
+        ] {
+            let error = settings(&wanted(hba, ident)).err().expect("it is no line");
+            assert!(on_one_line(&error).contains(told), "{}", on_one_line(&error));
+        }
     }
 
     #[test]

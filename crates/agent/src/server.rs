@@ -780,7 +780,11 @@ impl Inner {
         let spec = self.spec.borrow();
         let Some(cluster) = spec.cluster(&self.cluster) else { return Rules::default() };
         let proxied = cluster.proxy.iter().flat_map(|proxy| &proxy.tls.certificate_users);
-        Rules { lines: cluster.postgres.hba.clone(), through_proxies: proxied.cloned().collect() }
+        Rules {
+            lines: cluster.postgres.hba.clone(),
+            maps: cluster.postgres.ident.clone(),
+            through_proxies: proxied.cloned().collect(),
+        }
     }
 
     fn settings(&self, at_least: Option<control::Limits>) -> Result<Settings> {

@@ -49,6 +49,9 @@ pub struct ProxySettings {
     pub tls: Tls,
     /// Lines of `pg_hba.conf`, as the herd file has them, in their order.
     pub hba: Vec<String>,
+    /// Lines of `pg_ident.conf`, the same way. An agent of an earlier version has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ident: Vec<String>,
     /// `https://host:port` of every agent.
     pub agents: Vec<String>,
 }

@@ -354,6 +354,7 @@ pub(crate) mod tests {
                 source: PostgresSource::Version(15),
                 parameters: BTreeMap::new(),
                 hba: Vec::new(),
+                ident: Vec::new(),
             },
             nodes: names.iter().map(|name| NodeSpec::new(name.parse().unwrap(), "10.0.0.1")).collect(),
             databases: Vec::new(),

@@ -20,6 +20,7 @@ use crate::types::{Malformed, NodeName};
 pub mod backup;
 pub mod check;
 pub mod hba;
+pub mod ident;
 mod nearest;
 pub mod parameters;
 pub mod plan;
@@ -122,6 +123,9 @@ pub struct PostgresSpec {
     pub parameters: BTreeMap<String, String>,
     /// Lines of `pg_hba.conf`, after pgherd's own.
     pub hba: Vec<String>,
+    /// Lines of `pg_ident.conf`, after pgherd's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ident: Vec<String>,
 }
 
 impl PostgresSpec {
@@ -410,6 +414,7 @@ pub(crate) fn example() -> HerdSpec {
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))
                     .into(),
                 hba: vec!["host all all 192.168.122.0/24 scram-sha-256".to_owned()],
+                ident: Vec::new(),
             },
             nodes,
             databases: vec![DatabaseSpec { name: "testix".parse().unwrap(), owner: "app".parse().unwrap() }],

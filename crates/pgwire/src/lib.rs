@@ -3,7 +3,7 @@
 //! Responsible for knowing where a message begins and ends ([`frame`]), what opens a connection
 //! ([`startup`]), what the few messages mean that somebody between client and server must understand
 //! ([`message`]), what a server still owes its client ([`flow`]), how both prove a password to each
-//! other ([`scram`]), how a client comes in ([`login`]), and what is streamed for replication
+//! other ([`scram`], and [`md5`] for old ones), how a client comes in ([`login`]), and what is streamed for replication
 //! ([`replication`]). Leaves out sockets, TLS, timers and every decision on what to do with a message:
 //! callers bring bytes and take bytes.
 //!
@@ -17,6 +17,7 @@
 pub mod flow;
 pub mod frame;
 pub mod login;
+pub mod md5;
 pub mod message;
 pub mod replication;
 pub mod scram;

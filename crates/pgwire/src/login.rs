@@ -2,7 +2,8 @@
 //!
 //! It proves that it knows the password, or what a password is worth ([`Proof`]), by SCRAM alone, and takes no other kind of
 //! question for an answer. A server that wants to know a password in clear is refused, so that whoever stands in a server's
-//! place learns nothing.
+//! place learns nothing. Only who has nothing but what is stored for md5 ([`Login::known_by`]) answers to that, and then to
+//! nothing else.
 //!
 //! Leaves out: sockets, TLS, timeouts, what is done behind it. Hazard: what a server says before it has proven itself is not
 //! believed further than it must be.
@@ -11,6 +12,7 @@ use bytes::BytesMut;
 
 use crate::SqlState;
 use crate::frame::{Phase, Piece, Scanner, Side, Spill};
+use crate::md5::Md5Hash;
 use crate::message::server::Authentication;
 use crate::message::{ServerMessage, TransactionStatus, build};
 use crate::scram::{self, Binding, Proof, SCRAM_SHA_256, SCRAM_SHA_256_PLUS};
@@ -83,9 +85,13 @@ pub enum Step {
 enum Stage {
     /// Whatever the server wants to know.
     Asked(Option<Proof>),
+    /// The same of somebody who has this and nothing else.
+    AskedForMd5(Md5Hash),
     Proving(Box<scram::Client>),
     /// It has proven that it knows the password, too.
     Proven,
+    /// It was answered, and has proven nothing: md5 goes one way only.
+    Answered,
     Starting,
     Ended,
 }
@@ -140,6 +146,11 @@ impl Login {
     /// The proof is for the server with this certificate, and worth nothing to whoever stands between: RFC 5929.
     pub fn bound_to(self, certificate_hash: Option<Vec<u8>>) -> Login {
         Login { certificate_hash, ..self }
+    }
+
+    /// What the server stores for md5 is all that is known of the password.
+    pub fn known_by(self, hash: Md5Hash) -> Login {
+        Login { stage: Stage::AskedForMd5(hash), ..self }
     }
 
     /// The server has let it in: what it still refuses is not about who came or how.
@@ -233,11 +244,24 @@ impl Login {
             (Authentication::Ok, Stage::Asked(proof)) if proof.is_some() && !self.is_certified => {
                 Err(NotIn::Method("no proof at all"))
             }
-            (Authentication::Ok, Stage::Asked(_) | Stage::Proven) => {
+            (Authentication::Ok, Stage::AskedForMd5(_)) if !self.is_certified => {
+                Err(NotIn::Method("no proof at all"))
+            }
+            (
+                Authentication::Ok,
+                Stage::Asked(_) | Stage::AskedForMd5(_) | Stage::Proven | Stage::Answered,
+            ) => {
                 (self.stage, self.authenticated) = (Stage::Starting, true);
                 self.scanner.enter(Phase::Starting);
                 Ok(None)
             }
+            (Authentication::Md5Password { salt }, Stage::AskedForMd5(hash)) => {
+                build::password(out, &hash.answer(*salt)).map_err(unsendable)?;
+                self.stage = Stage::Answered;
+                Ok(None)
+            }
+            // Another password is stored since.
+            (Authentication::Sasl(_), Stage::AskedForMd5(_)) => Err(scram::ScramError::KeysOutOfDate.into()),
             (Authentication::CleartextPassword, _) => Err(NotIn::Method("a password in clear")),
             (Authentication::Md5Password { .. }, _) => Err(NotIn::Method("an md5 password")),
             (Authentication::Sasl(mechanisms), Stage::Asked(Some(proof))) => {

@@ -39,6 +39,8 @@ const PROXIED_MAP: &str = "pgherd_proxied";
 pub struct Rules {
     /// Of the herd file, as they stand there.
     pub lines: Vec<String>,
+    /// The same for `pg_ident.conf`.
+    pub maps: Vec<String>,
     /// Roles that come in by a proxy's certificate, and in no other way: the first line that fits decides.
     pub through_proxies: Vec<String>,
 }
@@ -55,6 +57,9 @@ pub enum HbaError {
     #[error("pg_hba line \"{line}\": {what}")]
     Line { line: String, what: &'static str },
 
+    #[error("pg_ident line \"{line}\": {what}")]
+    Map { line: String, what: &'static str },
+
     #[error("PostgreSQL does not accept line {number} of pg_hba.conf: {complaint}")]
     Rejected { number: i32, complaint: String },
 
@@ -68,7 +73,7 @@ pub enum HbaError {
 /// Judges one line of the herd file.
 pub fn check_line(line: &str) -> Result<(), HbaError> {
     let wrong = |what| Err(HbaError::Line { line: line.to_owned(), what });
-    if line.contains(['\n', '\r', '\0']) {
+    if line.contains(['\n', '\r', '\0']) || line.trim_end().ends_with('\\') {
         return wrong("it must be one line");
     }
     let fields = fields(line);
@@ -96,6 +101,23 @@ pub fn check_line(line: &str) -> Result<(), HbaError> {
         "scram-sha-256" | "md5" | "password" | "cert" | "peer" | "reject" | "gss" | "sspi" | "ident"
         | "ldap" | "radius" | "pam" | "oauth" => Ok(()),
         _ => wrong("its method is unknown"),
+    }
+}
+
+/// Judges one line of the herd file that goes into `pg_ident.conf`. One that PostgreSQL does not read costs the whole file.
+pub fn check_map(line: &str) -> Result<(), HbaError> {
+    let wrong = |what| Err(HbaError::Map { line: line.to_owned(), what });
+    if line.contains(['\n', '\r', '\0']) || line.trim_end().ends_with('\\') {
+        return wrong("it must be one line");
+    }
+    match fields(line).as_slice() {
+        [map, ..] if map.starts_with("pgherd") => wrong("its map is pgherd's own"),
+        [map, ..] if map.starts_with("include") || map.starts_with('@') => {
+            wrong("it would read another file")
+        }
+        [_, _, role] if role.starts_with("pgherd") => wrong("its role is pgherd's own"),
+        [_, _, _] => Ok(()),
+        _ => wrong("it must be a map, a name, and a role"),
     }
 }
 
@@ -185,6 +207,10 @@ fn ident(instance: &Instance, rules: &Rules) -> Result<String, HbaError> {
     writeln!(text, "{PROXY_MAP} {PROXY_NAME} {}", roles::PROXY).expect("a String takes any text");
     for role in &rules.through_proxies {
         writeln!(text, "{PROXIED_MAP} {PROXY_NAME} {}", quote(role)?).expect("a String takes any text");
+    }
+    for line in &rules.maps {
+        check_map(line)?;
+        writeln!(text, "{}", line.trim()).expect("a String takes any text");
     }
     Ok(text)
 }
@@ -334,7 +360,7 @@ mod tests {
     fn a_closed_gate_has_none_of_the_herds_lines_and_trust_is_in_neither() {
         let line = "host all all 10.0.0.0/8 scram-sha-256";
         let through_proxies = vec!["anna".to_owned(), "all".to_owned()];
-        let rules = Rules { lines: vec![line.to_owned()], through_proxies };
+        let rules = Rules { lines: vec![line.to_owned()], through_proxies, ..Rules::default() };
         let closed = generate(Gate::Closed, &rules).unwrap();
         let open = generate(Gate::Open, &rules).unwrap();
         assert!(!closed.contains(line) && open.contains(line));
@@ -343,6 +369,26 @@ mod tests {
         assert!(!closed.contains(proxied));
         let at = |line: &str| open.find(line).unwrap();
         assert!(at("hostssl replication") < at(proxied) && at(proxied) < at(line));
+    }
+
+    #[test]
+    fn maps_that_may_not_be() {
+        for wrong in [
+            "",
+            "people anna",
+            "people anna anna anna",
+            "people anna anna\npgherd_proxy anna pgherd_proxy",
+            "people anna anna \\",
+            "pgherd_proxy anna anna",
+            "\"pgherd_proxied\" anna anna",
+            "people anna pgherd_agent",
+            "include /tmp/x y",
+        ] {
+            assert!(check_map(wrong).is_err(), "{wrong}");
+        }
+        for right in ["people \"CN=Anna B,O=x\" anna # hers", "people /^(.*)@example\\.com$ \\1"] {
+            assert!(check_map(right).is_ok(), "{right}");
+        }
     }
 
     #[test]

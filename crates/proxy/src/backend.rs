@@ -13,10 +13,11 @@ use pgherd_pgwire::frame::{Header, Phase, Piece, Scanner, Side, Spill};
 use pgherd_pgwire::login::{self, Login, Purpose, Step};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
-use pgherd_pgwire::scram::{ClientKeys, Proof};
+use pgherd_pgwire::scram::Proof;
 
 use crate::clock;
 use crate::fence::{Admitted, Bell};
+use crate::login::Keys;
 use crate::net::{self, ServerTls, Stream, Way};
 use crate::pool::Place;
 use crate::roster::ServerCard;
@@ -92,7 +93,7 @@ async fn enter(
     way: Way<'_>,
     attempt: Attempt,
     purpose: &Purpose,
-    keys: Option<ClientKeys>,
+    keys: Option<Keys>,
 ) -> Result<(Stream, Welcome), (Failed, NotIn)> {
     let unreachable =
         |error: &dyn std::fmt::Display| (Failed::Otherwise, NotIn::Unreachable(error.to_string()));
@@ -106,9 +107,18 @@ async fn enter(
     let encrypted = stream.is_encrypted();
     let nonce = nonce().map_err(|error| unreachable(&error))?;
     let (mut out, mut input) = (BytesMut::new(), BytesMut::new());
-    let login = Login::new(purpose, keys.map(Proof::Keys), nonce, &mut out)
-        .map_err(|error| (Failed::Otherwise, error.into()))?;
-    let mut login = login.bound_to(stream.server_certificate_hash());
+    let (proof, hash) = match keys {
+        Some(Keys::Scram(keys)) => (Some(Proof::Keys(keys)), None),
+        Some(Keys::Md5(hash)) => (None, Some(hash)),
+        None => (None, None),
+    };
+    let login = Login::new(purpose, proof, nonce, &mut out)
+        .map_err(|error| (Failed::Otherwise, error.into()))?
+        .bound_to(stream.server_certificate_hash());
+    let mut login = match hash {
+        Some(hash) => login.known_by(hash),
+        None => login,
+    };
     loop {
         stream.send(&mut out).await.map_err(|error| unreachable(&error))?;
         stream.receive(&mut input).await.map_err(|error| unreachable(&error))?;
@@ -134,7 +144,7 @@ impl Backend {
         target: Target,
         way: Way<'_>,
         purpose: &Purpose,
-        keys: Option<ClientKeys>,
+        keys: Option<Keys>,
     ) -> Result<Backend, NotIn> {
         let opening = async {
             let mut attempts = tls::attempts(way.mode).iter().peekable();

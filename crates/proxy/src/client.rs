@@ -12,7 +12,6 @@ use pgherd_pgwire::SqlState;
 use pgherd_pgwire::login::{self, Purpose};
 use pgherd_pgwire::message::build::{self, Report, Severity};
 use pgherd_pgwire::message::{Key, TransactionStatus};
-use pgherd_pgwire::scram::ClientKeys;
 use pgherd_pgwire::startup::options::{Switch, switches};
 use pgherd_pgwire::startup::{Replication, Version};
 use rustls::pki_types::CertificateDer;
@@ -28,7 +27,8 @@ use crate::console::serve as console;
 use crate::counts::NoEntry;
 use crate::fence::Admission;
 use crate::hba::{self, Certificate, ClientCert};
-use crate::login::{Asked, Login, Method, Step};
+use crate::login::{Asked, Keys, Login, Method, Step};
+use crate::names::Names;
 use crate::net::{self, Stream};
 use crate::pool::{ClientId, Place, Refusal, Worker};
 use crate::pools::{Lent, Name, NotLent, OnePool};
@@ -43,9 +43,8 @@ use crate::session::{Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
 use crate::timer::{timeout, timeout_at};
-use crate::tls;
 use crate::watch::Overdue;
-use crate::world::{PoolMode, World, nonce};
+use crate::world::{PoolMode, World, nonce, random};
 
 /// For the last sentence: whoever does not take it by then does not hear it.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
@@ -175,7 +174,7 @@ struct Guest {
 /// would keep room for it.
 struct Proven {
     asked: Asked,
-    keys: Option<ClientKeys>,
+    keys: Option<Keys>,
 }
 
 /// Where a client came in.
@@ -318,7 +317,7 @@ async fn converse(
     world: &Arc<World>,
     input: &mut BytesMut,
     out: &mut BytesMut,
-) -> Result<Option<ClientKeys>, Out> {
+) -> Result<Option<Keys>, Out> {
     let settings = world.settings.load_full();
     let mut certificate = match &settings.client_tls {
         Some(tls) if tls.verifies_clients => Certificate::None,
@@ -337,11 +336,19 @@ async fn converse(
         }
         if step == Step::Verifier {
             let user = login.asked().map(|asked| asked.user.clone()).unwrap_or_default();
-            let verifier = world.verifiers.of(&user, until, world).await.map_err(|error| {
+            let known = world.verifiers.of(&user, until, world).await.map_err(|error| {
                 world.ledger.no_entry(NoEntry::Unavailable);
                 Out::Told(unchecked(&error))
             })?;
-            step = login.verifier(verifier, out);
+            step = match known.md5.filter(|_| login.takes_md5()) {
+                Some(hash) if settings.md5_passwords => {
+                    let salt = random()
+                        .map_err(|error| Out::Told(unchecked(&NotIn::Unreachable(error.to_string()))))?;
+                    login.md5(hash, salt, out)
+                }
+                Some(_) => login.md5_is_off(out),
+                None => login.verifier(known.verifier, out),
+            };
         }
         match step {
             Step::More | Step::Method | Step::Verifier => {
@@ -354,7 +361,7 @@ async fn converse(
                 let direct = !input.is_empty();
                 let shown = handshake(stream, input.split(), Arc::clone(&tls.config), direct).await?;
                 if let Some(shown) = shown {
-                    certificate = Certificate::Verified(tls::common_name(&shown));
+                    certificate = Certificate::Verified(Names::of(&shown));
                 }
                 login.encrypted(tls.certificate_hash.clone());
             }

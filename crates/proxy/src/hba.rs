@@ -5,8 +5,10 @@
 //!
 //! A proxy knows less than PostgreSQL: not who is a member of which role, not what a host name means today. A line that
 //! asks for such a thing, or for a method that is not built, refuses those whom it may be about, and says which line it
-//! was; passing over it could let in somebody whom it was to keep out. So do `map=` and `clientname=DN`: a certificate is
-//! for the user whose name is its common name.
+//! was; passing over it could let in somebody whom it was to keep out.
+//!
+//! A certificate is for the user whose name is its common name, unless a line says that its whole subject counts
+//! (`clientname=DN`), or which names are which users (`map=`, [`crate::ident`]).
 //!
 //! Leaves out: `local` lines, which never fit, since clients come over TCP; files that are included. Hazard: a line that
 //! is read otherwise than PostgreSQL reads it.
@@ -17,7 +19,9 @@ use std::net::IpAddr;
 use pgherd_core::spec::TlsMode;
 use pgherd_pgwire::startup::Replication;
 
+use crate::ident::{Mapped, Maps};
 use crate::login::{Asked, Method};
+use crate::names::Names;
 
 /// A line that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,9 +32,10 @@ pub struct HbaError {
     pub what: &'static str,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Hba {
     lines: Vec<Line>,
+    maps: Maps,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +46,15 @@ struct Line {
     users: Vec<Word>,
     address: Address,
     verdict: Verdict,
+    naming: Naming,
+}
+
+/// Whom a certificate is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Naming {
+    by_subject: bool,
+    /// Without one: for the user of that very name.
+    map: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +88,8 @@ enum Address {
 enum Verdict {
     /// With a certificate besides, or without.
     ScramSha256(ClientCert),
+    /// SCRAM, or md5 for those whose passwords are stored for that.
+    Md5(ClientCert),
     Cert,
     Reject,
     NotBuilt(String),
@@ -86,7 +102,7 @@ pub enum ClientCert {
     Any,
     /// Signed by the authority for clients.
     VerifyCa,
-    /// And made for the user: by its common name.
+    /// And made for the user.
     VerifyFull,
 }
 
@@ -107,8 +123,7 @@ pub enum Certificate {
     /// Nobody has asked for one: there is no authority for clients.
     NotAskedFor,
     None,
-    /// With its common name, if it has one.
-    Verified(Option<String>),
+    Verified(Names),
 }
 
 /// How a client came.
@@ -139,7 +154,12 @@ impl Hba {
                 parsed.push(line(number, &fields).map_err(wrong)?);
             }
         }
-        Ok(Hba { lines: parsed })
+        Ok(Hba { lines: parsed, maps: Maps::default() })
+    }
+
+    /// What `map=` means.
+    pub fn mapped_by(self, maps: Maps) -> Hba {
+        Hba { maps, ..self }
     }
 
     /// `least`: what is asked of the certificate of every client.
@@ -148,7 +168,7 @@ impl Hba {
         let address = address.to_canonical();
         for line in &self.lines {
             let fit = line.fits(asked, address, encrypted);
-            let Line { number, verdict, .. } = line;
+            let Line { number, verdict, naming, .. } = line;
             let (method, wanted) = match (fit, verdict) {
                 (Fit::No, _) => continue,
                 (Fit::Maybe, _) => {
@@ -157,6 +177,7 @@ impl Hba {
                     ));
                 }
                 (Fit::Yes, Verdict::ScramSha256(wanted)) => (Method::ScramSha256, *wanted),
+                (Fit::Yes, Verdict::Md5(wanted)) => (Method::Md5, *wanted),
                 (Fit::Yes, Verdict::Cert) => (Method::Admit, ClientCert::VerifyFull),
                 (Fit::Yes, Verdict::Reject) => {
                     let client = Client { asked, address, encrypted };
@@ -169,9 +190,14 @@ impl Hba {
             // In PostgreSQL's words where it has them.
             return match (wanted.max(least), certificate) {
                 (ClientCert::Any, _) | (ClientCert::VerifyCa, Certificate::Verified(_)) => method,
-                (ClientCert::VerifyFull, Certificate::Verified(Some(name))) if *name == asked.user => method,
-                (ClientCert::VerifyFull, Certificate::Verified(_)) => {
-                    reject(format!("certificate authentication failed for user \"{}\"", asked.user))
+                (ClientCert::VerifyFull, Certificate::Verified(names)) => {
+                    match self.judge(naming, names, &asked.user) {
+                        Mapped::Yes => method,
+                        Mapped::No => {
+                            reject(format!("certificate authentication failed for user \"{}\"", asked.user))
+                        }
+                        Mapped::Unclear(why) => reject(why),
+                    }
                 }
                 (_, Certificate::None) => reject("connection requires a valid client certificate".to_owned()),
                 (_, Certificate::NotAskedFor) => reject(format!(
@@ -180,6 +206,16 @@ impl Hba {
             };
         }
         reject(format!("no pg_hba.conf entry for {}", Client { asked, address, encrypted }))
+    }
+
+    fn judge(&self, naming: &Naming, names: &Names, user: &str) -> Mapped {
+        let name = if naming.by_subject { &names.subject } else { &names.common };
+        match (name, &naming.map) {
+            (None, _) => Mapped::No,
+            (Some(name), Some(map)) => self.maps.judge(map, name, user),
+            (Some(name), None) if name == user => Mapped::Yes,
+            (Some(_), None) => Mapped::No,
+        }
     }
 }
 
@@ -236,7 +272,9 @@ impl Word {
             (false, "all") => true,
             (false, "sameuser") => asked.database == asked.user,
             (false, "samerole" | "samegroup") => return Fit::Maybe,
-            (false, text) if text.starts_with(['/', '@']) => return Fit::Maybe,
+            (false, text) if text.starts_with('@') => return Fit::Maybe,
+            // As of PostgreSQL 16 in quotes as well.
+            (_, text) if text.starts_with('/') => return Fit::Maybe,
             (_, text) => text == asked.database,
         };
         if fits { Fit::Yes } else { Fit::No }
@@ -245,7 +283,8 @@ impl Word {
     fn is_user(&self, user: &str) -> Fit {
         let fits = match (self.quoted, self.text.as_str()) {
             (false, "all") => true,
-            (false, text) if text.starts_with(['+', '/', '@']) => return Fit::Maybe,
+            (false, text) if text.starts_with(['+', '@']) => return Fit::Maybe,
+            (_, text) if text.starts_with('/') => return Fit::Maybe,
             (_, text) => text == user,
         };
         if fits { Fit::Yes } else { Fit::No }
@@ -307,23 +346,31 @@ fn line(number: usize, fields: &[Vec<Word>]) -> Result<Line, &'static str> {
         Some("verify-full") => ClientCert::VerifyFull,
         Some(_) => return Err("clientcert takes verify-ca or verify-full, and the latter with method cert"),
     };
-    // Whom a certificate is for is not read as these say.
-    let named = options.iter().find(|option| {
-        option.starts_with("map=") || (option.starts_with("clientname=") && **option != "clientname=CN")
-    });
-    let is_named = method == "cert" || wanted == ClientCert::VerifyFull;
-    let verdict = match (method, named) {
-        ("reject", _) => Verdict::Reject,
-        ("cert", _) if connection != Connection::Encrypted => {
+    let by_subject = match value("clientname") {
+        None => false,
+        Some(_) if connection != Connection::Encrypted => {
+            return Err("clientname needs a line of type hostssl");
+        }
+        Some("CN") => false,
+        Some("DN") => true,
+        Some(_) => return Err("clientname takes CN or DN"),
+    };
+    let verdict = match method {
+        "reject" => Verdict::Reject,
+        "cert" if connection != Connection::Encrypted => {
             return Err("method cert needs a line of type hostssl");
         }
-        (_, Some(option)) if is_named => Verdict::NotBuilt((*option).to_owned()),
-        ("cert", _) => Verdict::Cert,
-        // With md5, too, PostgreSQL asks for SCRAM where it stores a verifier for it.
-        ("scram-sha-256" | "md5", _) => Verdict::ScramSha256(wanted),
-        (method, _) => Verdict::NotBuilt(method.to_owned()),
+        "cert" => Verdict::Cert,
+        // PostgreSQL refuses the line, and with it the file.
+        "scram-sha-256" | "md5" if value("map").is_some() => {
+            return Err("map is no option of a method that asks for a password");
+        }
+        "scram-sha-256" => Verdict::ScramSha256(wanted),
+        "md5" => Verdict::Md5(wanted),
+        method => Verdict::NotBuilt(method.to_owned()),
     };
-    Ok(Line { number, connection, databases, users, address, verdict })
+    let naming = Naming { by_subject, map: value("map").map(str::to_owned) };
+    Ok(Line { number, connection, databases, users, address, verdict, naming })
 }
 
 fn single(field: &[Word]) -> Result<&str, &'static str> {

@@ -3,7 +3,7 @@
 //! What is decided here is decided without sockets, threads or a clock, by state machines that are told what happened and
 //! answer what is to be done: docs/decisions/2026-11-21-outline-of-the-proxy.md says which, and in which order they come.
 //!
-//! - [`login`], [`hba`]: who may come in.
+//! - [`login`], [`hba`], [`ident`], [`names`]: who may come in.
 //! - [`routes`]: which server a session may use, and until when that is known.
 //! - [`pool`]: who gets a server connection, who waits, who is refused.
 //! - [`session`]: what happens to the bytes between a client and its server.
@@ -27,7 +27,9 @@ pub mod console;
 pub mod counts;
 mod fence;
 pub mod hba;
+pub mod ident;
 pub mod login;
+pub mod names;
 mod net;
 mod nodes;
 pub mod observed;

@@ -13,8 +13,9 @@
 use bytes::BytesMut;
 use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::{AUTHENTICATION_MESSAGE_BYTES, Phase, Piece, Scanner, Side, Spill};
+use pgherd_pgwire::md5::Md5Hash;
 use pgherd_pgwire::message::build::{self, Report, Severity};
-use pgherd_pgwire::message::client::{SaslInitial, sasl_response};
+use pgherd_pgwire::message::client::{SaslInitial, password, sasl_response};
 use pgherd_pgwire::scram::{
     self, Binding, ClientKeys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramError, Verifier,
 };
@@ -52,10 +53,19 @@ pub enum Method {
     /// It has shown enough already, such as a certificate.
     Admit,
     ScramSha256,
+    /// The same, but for a password that is stored for md5: [`Login::takes_md5`].
+    Md5,
     /// With the message that it is told.
     Reject {
         message: String,
     },
+}
+
+/// What a client has shown to know, and what opens a server that stores the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    Scram(ClientKeys),
+    Md5(Md5Hash),
 }
 
 /// What the caller has to do next.
@@ -67,10 +77,11 @@ pub enum Step {
     Handshake,
     /// Call [`Login::method`] with what the hba file says of [`Login::asked`].
     Method,
-    /// Call [`Login::verifier`] with what is stored for the user, or with that of nobody.
+    /// Call [`Login::verifier`] with what is stored for the user, or with that of nobody; or, if it is stored for md5 and that is
+    /// allowed, [`Login::md5`].
     Verifier,
-    /// It is in: AuthenticationOk is written. The keys open a server that stores the same verifier.
-    In(Option<ClientKeys>),
+    /// It is in: AuthenticationOk is written.
+    In(Option<Keys>),
     /// It wants to cancel what the connection with this key does. Nobody is told whether that exists.
     Cancel { pid: u32, key: Vec<u8> },
     /// Send what was written, and close.
@@ -90,6 +101,8 @@ enum Stage {
     /// It chose one and sent nothing with it.
     Starting(Verifier, Mechanism),
     Proving(scram::Server),
+    /// It was asked for md5.
+    Salted(Md5Hash, [u8; 4]),
     Ended,
 }
 
@@ -115,6 +128,7 @@ pub struct Login {
     /// What it was told, when it was refused.
     refused: Option<SqlState>,
     nonce: String,
+    takes_md5: bool,
 }
 
 impl Login {
@@ -132,6 +146,7 @@ impl Login {
             asked: None,
             refused: None,
             nonce,
+            takes_md5: false,
         }
     }
 
@@ -157,7 +172,9 @@ impl Login {
             Stage::Handshake => Step::Handshake,
             Stage::Method => Step::Method,
             Stage::Verifier => Step::Verifier,
-            Stage::Choosing(_) | Stage::Starting(..) | Stage::Proving(_) => self.prove(input, out),
+            Stage::Choosing(_) | Stage::Starting(..) | Stage::Proving(_) | Stage::Salted(..) => {
+                self.prove(input, out)
+            }
             Stage::Ended => Step::HangUp,
         }
     }
@@ -176,7 +193,8 @@ impl Login {
                 build::authentication_ok(out);
                 self.end(Step::In(None))
             }
-            Method::ScramSha256 => {
+            Method::ScramSha256 | Method::Md5 => {
+                self.takes_md5 = method == Method::Md5;
                 self.stage = Stage::Verifier;
                 Step::Verifier
             }
@@ -196,6 +214,29 @@ impl Login {
         }
         self.stage = Stage::Choosing(verifier);
         Step::More
+    }
+
+    /// Its line says so; whoever asks SCRAM of a user who has no such password asks in vain.
+    pub fn takes_md5(&self) -> bool {
+        self.takes_md5
+    }
+
+    /// What is stored for the user, for md5. `salt`: from a cryptographic source, for this login alone.
+    pub fn md5(&mut self, hash: Md5Hash, salt: [u8; 4], out: &mut BytesMut) -> Step {
+        debug_assert!(matches!(self.stage, Stage::Verifier) && self.takes_md5, "nobody asked for it");
+        build::authentication_md5_password(out, salt);
+        self.stage = Stage::Salted(hash, salt);
+        Step::More
+    }
+
+    /// It is stored for md5, and nobody comes in by that.
+    pub fn md5_is_off(&mut self, out: &mut BytesMut) -> Step {
+        let user = self.asked.as_ref().map_or("", |asked| &asked.user);
+        let message =
+            format!("the password of user \"{user}\" is stored for md5, which this proxy does not take");
+        let hint = "Set it again, so that it is stored for SCRAM: \\password in psql, with password_encryption = 'scram-sha-256'. \
+                    Until then md5_passwords = true in [proxy] of the herd file lets md5 in.";
+        self.refuse_with(out, SqlState::INVALID_AUTHORIZATION_SPECIFICATION, &message, Some(hint))
     }
 
     fn open(&mut self, input: &mut &[u8], out: &mut BytesMut) -> Step {
@@ -311,6 +352,7 @@ impl Login {
             }
             Stage::Starting(verifier, mechanism) => (verifier, mechanism, sasl_response(body)),
             Stage::Proving(server) => return Some(self.finish(server, sasl_response(body), out)),
+            Stage::Salted(hash, salt) => return Some(self.compare(hash, salt, body, out)),
             _ => return Some(Step::HangUp),
         };
         let binding = match (mechanism, &self.certificate_hash) {
@@ -338,20 +380,43 @@ impl Login {
                     return self.end(Step::HangUp);
                 }
                 build::authentication_ok(out);
-                self.end(Step::In(Some(keys)))
+                self.end(Step::In(Some(Keys::Scram(keys))))
             }
-            Err(error @ ScramError::WrongProof) => {
-                let user = self.asked.as_ref().map_or("", |asked| &asked.user);
-                // PostgreSQL's words, whether there is such a user or not.
-                let message = format!("password authentication failed for user \"{user}\"");
-                self.refuse(out, error.sqlstate(), &message)
-            }
+            Err(ScramError::WrongProof) => self.refuse_password(out),
             Err(error) => self.refuse(out, error.sqlstate(), &error.to_string()),
         }
     }
 
+    fn compare(&mut self, hash: Md5Hash, salt: [u8; 4], body: &[u8], out: &mut BytesMut) -> Step {
+        match password(body) {
+            Ok(answer) if hash.is_answered(salt, answer) => {
+                build::authentication_ok(out);
+                self.end(Step::In(Some(Keys::Md5(hash))))
+            }
+            Ok(_) => self.refuse_password(out),
+            Err(error) => self.refuse(out, SqlState::PROTOCOL_VIOLATION, &error.to_string()),
+        }
+    }
+
+    /// In PostgreSQL's words, whether there is such a user or not.
+    fn refuse_password(&mut self, out: &mut BytesMut) -> Step {
+        let user = self.asked.as_ref().map_or("", |asked| &asked.user);
+        let message = format!("password authentication failed for user \"{user}\"");
+        self.refuse(out, SqlState::INVALID_PASSWORD, &message)
+    }
+
     fn refuse(&mut self, out: &mut BytesMut, sqlstate: SqlState, message: &str) -> Step {
-        let report = Report { severity: Severity::Fatal, sqlstate, message, detail: None, hint: None };
+        self.refuse_with(out, sqlstate, message, None)
+    }
+
+    fn refuse_with(
+        &mut self,
+        out: &mut BytesMut,
+        sqlstate: SqlState,
+        message: &str,
+        hint: Option<&str>,
+    ) -> Step {
+        let report = Report { severity: Severity::Fatal, sqlstate, message, detail: None, hint };
         build::error_response(out, &report);
         self.refused = Some(sqlstate);
         self.end(Step::Refused)

@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 
 use pgherd_core::types::{Instant, NodeName};
 use pgherd_pgwire::login::Purpose;
-use pgherd_pgwire::scram::ClientKeys;
 use pgherd_pgwire::startup::Replication;
 use tokio::sync::oneshot;
 
@@ -20,6 +19,7 @@ use crate::backend::Backend;
 use crate::clock;
 use crate::counts::Counts;
 use crate::fence::Admission;
+use crate::login::Keys;
 use crate::pool::{self, Answer, ClientId, Limits, Order, Place, Pool, Refusal, ServerId, Use, Worker};
 use crate::roster::{ServerCard, Statements};
 use crate::routes::{Role, Route};
@@ -87,7 +87,7 @@ struct State {
     /// Lent, and their clients begin nothing while the primary is drained.
     resting: HashSet<ServerId>,
     /// Of whoever came in last: they open servers for all.
-    keys: Option<ClientKeys>,
+    keys: Option<Keys>,
     /// What the server said when it let nobody in.
     rejection: Option<NotIn>,
     /// Where the primary had no line for these clients, and since when: if it says so once more, that is how it is.
@@ -164,7 +164,7 @@ impl Pools {
     }
 
     /// `keys`: those that the client has just proven to have.
-    pub(crate) fn of(&self, name: Name, keys: Option<ClientKeys>, world: &World) -> Arc<OnePool> {
+    pub(crate) fn of(&self, name: Name, keys: Option<Keys>, world: &World) -> Arc<OnePool> {
         let mut all = self.all();
         let pool = all.entry(name).or_insert_with_key(|name| {
             let limits = world.settings.load().limits;
@@ -484,7 +484,7 @@ impl OnePool {
         })
     }
 
-    async fn open(self: Arc<Self>, server: ServerId, keys: Option<ClientKeys>, world: &Arc<World>) {
+    async fn open(self: Arc<Self>, server: ServerId, keys: Option<Keys>, world: &Arc<World>) {
         let Name { database, user, role } = self.name.clone();
         let is_certified = world.settings.load().certificate_users.contains(&user);
         let (replication, parameters) = (Replication::Off, Vec::new());

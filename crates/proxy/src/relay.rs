@@ -218,6 +218,11 @@ impl Link {
         self.retry.as_ref()
     }
 
+    /// What a server said when it ended the session, if its client has heard nothing since it asked.
+    pub(crate) fn take_last_word(&mut self) -> BytesMut {
+        self.retry.as_mut().map(Retry::take_last_word).unwrap_or_default()
+    }
+
     pub(crate) fn forget_first(&mut self) {
         self.retry = None;
     }

@@ -2,11 +2,12 @@
 //!
 //! Until then it can be asked once more: of another server if this one is lost and it only reads ([`crate::share`]), or
 //! anew if a statement that somebody else had prepared here was older than a table, of which this client knows nothing.
-//! Nothing is held back for that; whatever the client hears ends it.
+//! Nothing is held back for that but a server's last word ([`Retry::take_last_word`]); whatever the client hears ends it.
 //!
 //! Leaves out whether asking once more is safe. Hazard: an answer that was heard in part, and then comes once more.
 
 use bytes::{Bytes, BytesMut};
+use pgherd_pgwire::SqlState;
 use pgherd_pgwire::frame::HEADER_BYTES;
 use pgherd_pgwire::message::ServerMessage;
 
@@ -20,12 +21,15 @@ pub(crate) struct Retry {
     asked: Bytes,
     is_sent: bool,
     is_outdated: bool,
+    /// With which the server has ended the session, before anything else of its answer. In a box, so that clients who wait are
+    /// small.
+    last_word: Option<Box<BytesMut>>,
 }
 
 impl Retry {
     /// `asked`: all up to the first Query or Sync, and nothing behind it.
     pub(crate) fn new(asked: &[u8]) -> Retry {
-        Retry { asked: Bytes::copy_from_slice(asked), is_sent: false, is_outdated: false }
+        Retry { asked: Bytes::copy_from_slice(asked), is_sent: false, is_outdated: false, last_word: None }
     }
 
     pub(crate) fn asked(&self) -> &[u8] {
@@ -39,6 +43,16 @@ impl Retry {
     /// The server has refused it for a statement that is older than a table, and the client hears nothing of that.
     pub(crate) fn is_outdated(&self) -> bool {
         self.is_outdated
+    }
+
+    /// The server has ended the session, and its client has not heard that.
+    pub(crate) fn has_last_word(&self) -> bool {
+        self.last_word.is_some()
+    }
+
+    /// For the client, if nobody else can be asked.
+    pub(crate) fn take_last_word(&mut self) -> BytesMut {
+        self.last_word.take().map_or_else(BytesMut::new, |word| *word)
     }
 
     /// Something of the client is sent. `false`: it is more than what was asked first.
@@ -59,11 +73,33 @@ impl Retry {
             edited.clear();
             passed.pass = Pass::AsItCame(&[]);
         }
+        // By the shutdown of a server, or when a standby is about to be promoted. What is behind it is no answer any more.
+        if session.server_has_ended() && is_shutdown(chunk) {
+            self.last_word = Some(Box::new(match passed.pass {
+                Pass::AsItCame(bytes) => BytesMut::from(bytes),
+                Pass::Edited => edited.split(),
+            }));
+            edited.clear();
+            passed.pass = Pass::AsItCame(&[]);
+        }
         let is_heard = match passed.pass {
             Pass::AsItCame(bytes) => !bytes.is_empty(),
             Pass::Edited => !edited.is_empty(),
         };
         Ok((passed, is_heard))
+    }
+}
+
+/// Does this begin with the error by which a server that is told to ends a session?
+fn is_shutdown(answer: &[u8]) -> bool {
+    let Some((header, rest)) = answer.split_first_chunk::<HEADER_BYTES>() else { return false };
+    let [kind, length @ ..] = header;
+    let body = rest.get(..u32::from_be_bytes(*length).saturating_sub(4) as usize);
+    match body.map(|body| ServerMessage::parse(*kind, body)) {
+        Some(Ok(ServerMessage::ErrorResponse(fields))) => {
+            fields.is_fatal() && fields.sqlstate() == Some(SqlState::ADMIN_SHUTDOWN)
+        }
+        _ => false,
     }
 }
 
@@ -214,6 +250,41 @@ mod tests {
         assert_eq!(heard, [RAN, &ready()].concat(), "what the proxy prepares is its own business");
         let (_, heard, is_again) = ask(&mut second, &mut known, &asked, &answer);
         assert_eq!((heard, is_again), (answer, false), "it has run it");
+    }
+
+    #[test]
+    fn a_servers_last_word_is_kept_until_nobody_else_can_be_asked() {
+        let fatal = |sqlstate: &str| {
+            let fields =
+                format!("SFATAL\0VFATAL\0C{sqlstate}\0Mterminating connection\0RProcessInterrupts\0\0");
+            let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+            [&b"E"[..], &length, fields.as_bytes()].concat()
+        };
+        let query = bytes(|to| build::query(to, b"SELECT 1").unwrap());
+        let row = b"T\0\0\0\x06\0\0";
+        for (answer, kept) in [
+            (fatal("57P01"), true),
+            // Only the session's end is nothing of the answer.
+            (fatal("53200"), false),
+            ([&row[..], &fatal("57P01")].concat(), false),
+        ] {
+            let Two { mut first, mut known, .. } = two();
+            first.attach(Loan::new(known.take().unwrap(), 0));
+            let mut retry = Retry::new(&query);
+            assert!(retry.sends());
+            let (mut sent, mut heard) = (BytesMut::new(), BytesMut::new());
+            first.from_client(&query, &mut sent, &mut heard).unwrap();
+            let (passed, is_heard) = retry.show(&mut first, &answer, &mut heard).unwrap();
+            let passed_on = match passed.pass {
+                Pass::AsItCame(bytes) => bytes.to_vec(),
+                Pass::Edited => heard.to_vec(),
+            };
+            assert!(first.server_leaves());
+            assert_eq!((is_heard, retry.has_last_word()), (!kept, kept), "{}", answer.escape_ascii());
+            let last_word = retry.take_last_word();
+            assert_eq!(if kept { &last_word[..] } else { &passed_on[..] }, answer);
+            assert!(passed_on.is_empty() == kept);
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::clock;
 use crate::commit::Check;
 use crate::counts::Pins;
 use crate::net::Stream;
+use crate::pool::Place;
 use crate::pools::{Lent, OnePool};
 use crate::positions::{Positions, Reader};
 use crate::proxy::Access;
@@ -260,9 +261,14 @@ impl Sharing<'_> {
             if could_be_repeated(&end, session, link) {
                 let lost = session.lost();
                 let farewell = end.farewell(lost, session, &lent.backend.place);
+                let ended =
+                    Ended { farewell, last_word: link.take_last_word(), place: lent.backend.place.clone() };
                 self.take_back(&pool, lent, &end);
-                return Box::pin(self.repeat(stream, session, link, lost, farewell)).await;
+                return Box::pin(self.repeat(stream, session, link, lost, ended)).await;
             }
+            // If it is not repeated, the client hears how its server ended.
+            let last_word = link.take_last_word();
+            link.say(|to| to.unsplit(last_word));
             link.forget_first();
             return self.finish(end, &pool, lent, session, &held).await;
         }
@@ -277,12 +283,14 @@ impl Sharing<'_> {
         session: &mut Session,
         link: &mut Link,
         lost: Lost,
-        farewell: Result<Left, Farewell>,
+        ended: Ended,
     ) -> Result<Option<Left>, Farewell> {
         session.forget_unanswered();
         link.ask_first_again();
         self.is_repeating = true;
-        let repeated = self.read_again(stream, session, link).await;
+        let Ended { farewell, last_word, place } = ended;
+        let left = (!last_word.is_empty()).then_some(&place);
+        let repeated = self.read_again(stream, session, link, left).await;
         self.is_repeating = false;
         match repeated {
             Some(done) => {
@@ -291,11 +299,15 @@ impl Sharing<'_> {
             }
             None => {
                 self.world.ledger.ended(lost);
+                link.say(|to| to.unsplit(last_word));
                 farewell.map(Some)
             }
         }
     }
 
+    /// `left`: the server that has ended the session in its own words. Where that goes on taking clients, somebody has ended this
+    /// one, and means it.
+    ///
     /// Under settings by which it changes nothing: had it written after all, the first one could have been committed. `None`: it
     /// does not only read, or there is nobody to ask.
     async fn read_again(
@@ -303,6 +315,7 @@ impl Sharing<'_> {
         stream: &mut Stream,
         session: &mut Session,
         link: &mut Link,
+        left: Option<&Place>,
     ) -> Option<Result<Option<Left>, Farewell>> {
         let wanted = Arc::new(self.wanted.with("default_transaction_read_only", "on"));
         for _ in 0..MOST_SERVERS {
@@ -311,6 +324,10 @@ impl Sharing<'_> {
                 found = self.find(false) => found.ok()?,
                 left = gone(stream, &self.wants.card) => return Some(Ok(Some(left))),
             };
+            if left == Some(&lent.backend.place) {
+                pool.give_back(lent, true, self.world);
+                return None;
+            }
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             // Others that were idle at the same primary are as lost.
             let Ok(mut lent) = begin(&pool, lent, &wanted, recalls, self.world).await else { continue };
@@ -595,11 +612,21 @@ fn too_many_lost() -> Farewell {
     Farewell::new(SqlState::CONNECTION_FAILURE, message)
 }
 
+/// How a client would hear of its server's end.
+struct Ended {
+    farewell: Result<Left, Farewell>,
+    /// What the server said itself, if it did.
+    last_word: BytesMut,
+    place: Place,
+}
+
 /// Its client has heard nothing of what it had asked, which looks as if it only read.
 fn could_be_repeated(end: &End, session: &Session, link: &Link) -> bool {
     end.takes_the_server()
-        && !session.server_has_ended()
-        && link.first().is_some_and(|first| session.reads(first.asked(), may_only_read).is_some())
+        && link.first().is_some_and(|first| {
+            let is_unheard = !session.server_has_ended() || first.has_last_word();
+            is_unheard && session.reads(first.asked(), may_only_read).is_some()
+        })
 }
 
 /// What holds a client to its server.

@@ -233,15 +233,6 @@ pub fn end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     Some(digest::digest(function, certificate).as_ref().to_vec())
 }
 
-/// Whom a certificate names. `None` for one that cannot be read, or that has not exactly one common name: whose it is would
-/// depend on who reads it.
-pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let mut names = parsed.subject().iter_common_name();
-    let name = names.next()?.as_str().ok()?;
-    (names.next().is_none() && !name.is_empty() && !name.contains('\0')).then(|| name.to_owned())
-}
-
 /// Why there was no connection.
 #[derive(Debug)]
 pub(crate) enum NotConnected {

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use pgherd_pgwire::md5::Md5Hash;
 use pgherd_pgwire::scram::Verifier;
 use tokio::time::Instant;
 
@@ -46,10 +47,19 @@ pub struct AuthQuery {
 
 pub(crate) struct Verifiers {
     query: AuthQuery,
-    known: Mutex<HashMap<String, (Verifier, Instant)>>,
+    known: Mutex<HashMap<String, (Known, Instant)>>,
     connection: tokio::sync::Mutex<Option<Backend>>,
     /// Makes the verifiers of those who do not exist, where no role's verifier does.
     own_secret: [u8; 32],
+}
+
+/// By what a user may prove himself.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// That of nobody, where there is no password for SCRAM.
+    pub(crate) verifier: Verifier,
+    /// The password is stored for md5.
+    pub(crate) md5: Option<Md5Hash>,
 }
 
 /// What a server stores.
@@ -77,7 +87,7 @@ impl Verifiers {
     }
 
     /// Of this user, or of nobody. Waits for a primary as long as clients may, and no longer than `until`.
-    pub(crate) async fn of(&self, user: &str, until: Instant, world: &Arc<World>) -> Result<Verifier, NotIn> {
+    pub(crate) async fn of(&self, user: &str, until: Instant, world: &Arc<World>) -> Result<Known, NotIn> {
         let until = until.min(Instant::now() + world.settings.load().limits.hold);
         loop {
             if let Some(known) = self.known(user) {
@@ -115,12 +125,12 @@ impl Verifiers {
         }
     }
 
-    fn known(&self, user: &str) -> Option<Verifier> {
+    fn known(&self, user: &str) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(user).filter(|(_, asked)| asked.elapsed() < GOOD_FOR).map(|(verifier, _)| verifier.clone())
+        known.get(user).filter(|(_, asked)| asked.elapsed() < GOOD_FOR).map(|(known, _)| known.clone())
     }
 
-    async fn ask(&self, user: &str, world: &Arc<World>) -> Result<Verifier, NotIn> {
+    async fn ask(&self, user: &str, world: &Arc<World>) -> Result<Known, NotIn> {
         let mut connection = self.connection.lock().await;
         // Somebody else may have asked while this one waited.
         if let Some(known) = self.known(user) {
@@ -133,11 +143,15 @@ impl Verifiers {
             Route::Hold(_) => return Err(NotIn::Unreachable("there is no primary at the moment".to_owned())),
         };
         let verifier = stored.verifier.as_deref().and_then(Verifier::parse);
+        let md5 = stored.verifier.as_deref().and_then(Md5Hash::parse);
         if stored.verifier.is_some() && verifier.is_none() {
-            tracing::warn!(
-                user,
-                "has a password that is not stored for SCRAM, and cannot come in through a proxy"
-            );
+            let needs = match (&md5, world.settings.load().md5_passwords) {
+                (Some(_), true) => {
+                    "a line of hba with method md5, or \\password in psql, which stores it for SCRAM"
+                }
+                _ => "\\password in psql, which stores it for SCRAM",
+            };
+            tracing::warn!(user, needs, "has a password that is not stored for SCRAM");
         }
         let verifier = verifier.unwrap_or_else(|| {
             let shared = stored.secret.as_deref().map(Verifier::secret_from);
@@ -147,8 +161,9 @@ impl Verifiers {
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        known.insert(user.to_owned(), (verifier.clone(), asked));
-        Ok(verifier)
+        let found = Known { verifier, md5 };
+        known.insert(user.to_owned(), (found.clone(), asked));
+        Ok(found)
     }
 
     /// The first one that knows the role.

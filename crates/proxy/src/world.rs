@@ -107,6 +107,8 @@ pub struct Settings {
     pub client_mode: TlsMode,
     /// Who may come in by a certificate alone: PostgreSQL lets the proxy in for them by its own.
     pub certificate_users: BTreeSet<String>,
+    /// Where a line of hba has the method md5, passwords that are stored for it are taken.
+    pub md5_passwords: bool,
     pub pooling: Pooling,
     pub reads: Reads,
     /// Of each pool.
@@ -133,6 +135,7 @@ impl Settings {
             client_tls: None,
             client_mode: TlsMode::Prefer,
             certificate_users: BTreeSet::new(),
+            md5_passwords: false,
             pooling: Pooling::by(PoolMode::Transaction),
             reads: Reads { split: false, your_writes: true, wait: Duration::from_millis(50) },
             limits: Limits {

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::BytesMut;
 use pgherd_pgwire::scram::{self, Binding, ClientKeys, Verifier};
-use pgherd_proxy::login::{Login, Method, Step, Tls};
+use pgherd_proxy::login::{Keys, Login, Method, Step, Tls};
 
 use super::Target;
 use crate::input::{Input, Part};
@@ -176,7 +176,7 @@ fn run(input: &Input, planted: bool, reached: &mut Reached) -> Result<(), String
         return Err(format!("{:?}, by hand {is_right}: {}", ours.end, sent.concat().escape_ascii()));
     }
     if let Step::In(keys) = &ours.end {
-        if keys.as_ref() != Some(&*KEYS) {
+        if *keys != Some(Keys::Scram(KEYS.clone())) {
             return Err("it came in with the keys of somebody else".to_owned());
         }
         let kinds: Vec<u8> = wire::whole_messages(&ours.said).0.iter().map(|(kind, _)| *kind).collect();
@@ -280,7 +280,7 @@ fn converse(
         if planted && wire::field(answer.get(5..).unwrap_or_default(), b'C') == Some(b"28P01") {
             said.truncate(said_before);
             said.extend(wire::message(b'R', &[0; 4]));
-            end = Step::In(Some(KEYS.clone()));
+            end = Step::In(Some(Keys::Scram(KEYS.clone())));
         }
         if !matches!(end, Step::More) {
             break;

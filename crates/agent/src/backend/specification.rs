@@ -89,6 +89,7 @@ impl AgentBackend {
                 certificate_users: proxy.tls.certificate_users,
             },
             hba: cluster.postgres.hba.clone(),
+            ident: cluster.postgres.ident.clone(),
             agents: urls(&spec),
         })
     }

@@ -164,7 +164,12 @@ fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
     // Without a major nothing is judged by one.
     let unknown = PostgresSource::BinDir(PathBuf::from("/"));
     let Read::Is(table) = reader.table(top, "postgres", &keys::POSTGRES) else {
-        return PostgresSpec { source: unknown, parameters: Default::default(), hba: Vec::new() };
+        return PostgresSpec {
+            source: unknown,
+            parameters: Default::default(),
+            hba: Vec::new(),
+            ident: Vec::new(),
+        };
     };
     let version = reader.whole(&table, "version", 1, u64::from(u16::MAX));
     let bin_dir = reader.text(&table, "bin_dir");
@@ -189,7 +194,8 @@ fn read_postgres(reader: &mut Reader<'_>, top: &Table<'_>) -> PostgresSpec {
         _ => unknown,
     };
     let parameters = reader.settings(&table, "parameters");
-    PostgresSpec { source, parameters, hba: reader.texts(&table, "hba") }
+    let (hba, ident) = (reader.texts(&table, "hba"), reader.texts(&table, "ident"));
+    PostgresSpec { source, parameters, hba, ident }
 }
 
 /// More base backups than anybody keeps.

@@ -40,7 +40,6 @@ const FATES: &[(&str, Fate)] = &[
     ("application_name_add_host", Fate::Not("SHOW CLIENTS has the address")),
     ("auth_dbname", Fate::Implied(VERIFIERS)),
     ("auth_file", Fate::Implied(VERIFIERS)),
-    ("auth_ident_file", Fate::Not("clients prove themselves with scram-sha-256 only")),
     ("auth_ldap_options", Fate::Not("clients prove themselves with scram-sha-256 only")),
     ("auth_query", Fate::Implied(VERIFIERS)),
     ("auth_user", Fate::Implied(VERIFIERS)),
@@ -151,12 +150,23 @@ const WORDS: &[(&str, Fate)] = &[
 
 pub(super) fn import(imported: &mut Imported, path: &Path, text: &str) -> Result<(), ImportError> {
     let mut section = Section::None;
-    let mut hba = Vec::new();
-    read(imported, path, text, &mut section, &mut hba)?;
-    for path in hba {
+    let mut files = Named::default();
+    read(imported, path, text, &mut section, &mut files)?;
+    // A line of hba is worth something only with the map that it names.
+    for path in files.ident {
+        imported.ident(&path)?;
+    }
+    for path in files.hba {
         imported.hba(&path)?;
     }
     Ok(())
+}
+
+/// Files that the settings name.
+#[derive(Default)]
+struct Named {
+    hba: Vec<PathBuf>,
+    ident: Vec<PathBuf>,
 }
 
 fn read(
@@ -164,7 +174,7 @@ fn read(
     path: &Path,
     text: &str,
     section: &mut Section,
-    hba: &mut Vec<PathBuf>,
+    files: &mut Named,
 ) -> Result<(), ImportError> {
     let file = path.display().to_string();
     for (number, line) in (1..).zip(text.lines()) {
@@ -177,7 +187,7 @@ fn read(
         if let Some(included) = line.strip_prefix("%include") {
             let included = beside(path, included.trim());
             let text = imported.read(&included)?;
-            read(imported, &included, &text, section, hba)?;
+            read(imported, &included, &text, section, files)?;
             continue;
         }
         if let Some(name) = line.strip_prefix('[') {
@@ -193,7 +203,7 @@ fn read(
         let (key, value) =
             key_and_value(line).ok_or_else(|| wrong("it is neither a section nor a setting"))?;
         match section {
-            Section::Pgbouncer => setting(imported, &at, &key, value, path, hba),
+            Section::Pgbouncer => setting(imported, &at, &key, value, path, files),
             Section::Databases => named(imported, &at, &key, value, true).map_err(wrong)?,
             Section::Users => named(imported, &at, &key, value, false).map_err(wrong)?,
             Section::Peers => {
@@ -231,14 +241,7 @@ fn key_and_value(line: &str) -> Option<(String, &str)> {
     (!key.is_empty()).then(|| (key, value.trim()))
 }
 
-fn setting(
-    imported: &mut Imported,
-    at: &At<'_>,
-    key: &str,
-    value: &str,
-    path: &Path,
-    hba: &mut Vec<PathBuf>,
-) {
+fn setting(imported: &mut Imported, at: &At<'_>, key: &str, value: &str, path: &Path, files: &mut Named) {
     match key {
         "listen_port" => imported.take_number(at, key, value, "port", 1, u64::from(u16::MAX)),
         "default_pool_size" => imported.take_number(at, key, value, "pool_size", 1, 0x3_ffff),
@@ -285,8 +288,12 @@ fn setting(
         "admin_users" => imported.take_roles(at, key, value, "console_admins"),
         "stats_users" => imported.take_roles(at, key, value, "console_readers"),
         "auth_hba_file" => {
-            hba.push(beside(path, value));
+            files.hba.push(beside(path, value));
             imported.note(at, key, Outcome::Taken, "its lines, as postgres.hba");
+        }
+        "auth_ident_file" => {
+            files.ident.push(beside(path, value));
+            imported.note(at, key, Outcome::Taken, "its lines, as postgres.ident");
         }
         "auth_type" => match value {
             "scram-sha-256" | "hba" => {

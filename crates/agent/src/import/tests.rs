@@ -110,6 +110,31 @@ fn no_secret_is_told() {
 }
 
 #[test]
+fn a_map_and_the_lines_that_name_it_are_taken_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "ident",
+        "# who is who\npeople /^(.*)@example\\.com$ \\1\npeople \"CN=Bob,O=x\" bob # b\nbroken a\n",
+    );
+    write(
+        "hba",
+        "hostssl all all 0.0.0.0/0 cert map=people\nhostssl all all 0.0.0.0/0 cert map=broken\nhostssl all old all cert\n",
+    );
+    write("pgbouncer.ini", "[pgbouncer]\nauth_hba_file = hba\nauth_ident_file = ident\n");
+    let imported = import(&[dir.path().join("pgbouncer.ini")]).unwrap();
+    let postgres = read_back(&imported).spec.clusters[0].postgres.clone();
+    assert_eq!(postgres.hba, ["hostssl all all 0.0.0.0/0 cert map=people", "hostssl all old all cert"]);
+    let lines = ["people /^(.*)@example\\.com$ \\1", "people \"CN=Bob,O=x\" bob # b"];
+    assert_eq!(postgres.ident, lines);
+    assert_eq!(note_of(&imported, "broken"), (Outcome::NotTaken, "the line ends before the role"));
+    let hba: Vec<&Setting> =
+        imported.settings.iter().filter(|setting| setting.key == "hostssl all all").collect();
+    assert_eq!((hba[0].outcome, hba[1].outcome), (Outcome::Taken, Outcome::NotTaken));
+    assert!(hba[0].note.contains("certificate_users") && hba[1].note.contains("the map broken"));
+}
+
+#[test]
 fn what_cannot_be_read_says_where() {
     let dir = tempfile::tempdir().unwrap();
     let failed = |text: &str| {

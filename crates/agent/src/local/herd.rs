@@ -53,6 +53,7 @@ fn of_version(major: u16, backups: PathBuf) -> HerdSpec {
                 parameters: Default::default(),
                 // Everything here is on this host, and so are its clients.
                 hba: HBA.map(str::to_owned).to_vec(),
+                ident: Vec::new(),
             },
             nodes: NODES.iter().map(|node| NodeSpec::new(name(node), HOST)).collect(),
             databases: vec![DatabaseSpec { name: sql_name(), owner: sql_name() }],

@@ -546,6 +546,7 @@ mod tests {
             metrics_listen: None,
             tls: Default::default(),
             hba: Vec::new(),
+            ident: Vec::new(),
             agents: vec!["https://[::1]:8009".to_owned(), "https://a.example.com:8009".to_owned()],
         };
         let ports = ProxyPorts { read_write: 9999, read_only: 9998 };

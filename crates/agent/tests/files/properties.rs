@@ -150,6 +150,14 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         vec!["host all all 10.0.0.0/8 scram-sha-256", "hostssl \"a b\" +c,d all md5 # why"],
         0..=2,
     );
+    let ident = prop::sample::subsequence(
+        vec![
+            "people \"CN=Anna,O=Shop\" anna",
+            "others /^(.*)@example\\.com$ \\1",
+            "x \"a \"\"b\"\"\" \"C d\" # why",
+        ],
+        0..=3,
+    );
     let times = (2_500u64..3_500, 1_900u64..2_100).prop_map(|(lease_ms, election_ms)| Times {
         lease: Duration::from_millis(lease_ms),
         raft_election: Duration::from_millis(election_ms),
@@ -172,41 +180,54 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
             },
         ),
     );
-    (times, nodes, parameters, durability, source, hba, proxy, prop::option::of(backup()), prop::bool::ANY)
-        .prop_map(|(times, nodes, parameters, durability, source, hba, proxy, backup, more)| HerdSpec {
-            format: Format,
-            name: "shop".parse().unwrap(),
-            times,
-            clusters: vec![ClusterSpec {
-                name: "main".parse().unwrap(),
-                durability,
-                postgres: PostgresSpec {
-                    source,
-                    parameters: settings(parameters),
-                    hba: hba.into_iter().map(str::to_owned).collect(),
-                },
-                nodes,
-                databases: if more {
-                    vec![DatabaseSpec { name: "app-1".parse().unwrap(), owner: "App".parse().unwrap() }]
+    (
+        times,
+        nodes,
+        parameters,
+        durability,
+        source,
+        (hba, ident),
+        proxy,
+        prop::option::of(backup()),
+        prop::bool::ANY,
+    )
+        .prop_map(|(times, nodes, parameters, durability, source, (hba, ident), proxy, backup, more)| {
+            HerdSpec {
+                format: Format,
+                name: "shop".parse().unwrap(),
+                times,
+                clusters: vec![ClusterSpec {
+                    name: "main".parse().unwrap(),
+                    durability,
+                    postgres: PostgresSpec {
+                        source,
+                        parameters: settings(parameters),
+                        hba: hba.into_iter().map(str::to_owned).collect(),
+                        ident: ident.into_iter().map(str::to_owned).collect(),
+                    },
+                    nodes,
+                    databases: if more {
+                        vec![DatabaseSpec { name: "app-1".parse().unwrap(), owner: "App".parse().unwrap() }]
+                    } else {
+                        Vec::new()
+                    },
+                    proxy,
+                    backup,
+                    vip: more.then(|| VipSpec {
+                        address: "192.0.2.200/24".parse().unwrap(),
+                        interface: "bond0.7".to_owned(),
+                    }),
+                }],
+                witnesses: if more {
+                    vec![WitnessSpec {
+                        name: "w".parse().unwrap(),
+                        host: "w.example.com".to_owned(),
+                        api_port: 8010,
+                    }]
                 } else {
                     Vec::new()
                 },
-                proxy,
-                backup,
-                vip: more.then(|| VipSpec {
-                    address: "192.0.2.200/24".parse().unwrap(),
-                    interface: "bond0.7".to_owned(),
-                }),
-            }],
-            witnesses: if more {
-                vec![WitnessSpec {
-                    name: "w".parse().unwrap(),
-                    host: "w.example.com".to_owned(),
-                    api_port: 8010,
-                }]
-            } else {
-                Vec::new()
-            },
+            }
         })
 }
 

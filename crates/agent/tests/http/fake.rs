@@ -198,6 +198,7 @@ impl Backend for Fake {
             metrics_listen: None,
             tls: Default::default(),
             hba: Vec::new(),
+            ident: Vec::new(),
             agents: Vec::new(),
         })
     }

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::backup::{self, Location, RepositorySpec, SecretFile};
-use super::hba::{HbaError, HbaLine};
+use super::hba::{HbaError, HbaLine, HbaWrong};
+use super::ident::{IdentLine, MappedRole};
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
 use super::times::{Span, TimesError};
 use super::vip::{self, Prefixed, Unsuitable};
@@ -327,6 +328,7 @@ pub struct SpecWarning {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
     Md5,
+    MapOfMembers { role: String },
     ServersUnverified { mode: TlsMode },
     LoneVoter { name: NodeName },
     StoreWithoutSpare { agents: usize },
@@ -343,6 +345,9 @@ impl fmt::Display for Doubt {
         match self {
             Doubt::Md5 => {
                 write!(f, "md5 lets clients log in with a method that can be replayed by whoever reads it")
+            }
+            Doubt::MapOfMembers { role } => {
+                write!(f, "a proxy does not know who is a member of {role}, and lets nobody in by this line")
             }
             Doubt::ServersUnverified { mode } => {
                 let risk = match mode {
@@ -392,6 +397,9 @@ impl Doubt {
             Doubt::NothingGoes => "retention = \"RECOVERY WINDOW OF 7 DAYS\", or \"REDUNDANCY 3\"",
             Doubt::ServersUnverified { .. } => {
                 "leave it out: the herd's own certificates need no care, and verify-full is the default"
+            }
+            Doubt::MapOfMembers { .. } => {
+                "list the roles, if clients with certificates come through a proxy; PostgreSQL itself understands it"
             }
             Doubt::Md5 => "scram-sha-256 works with every driver of the last years",
             Doubt::LoneVoter { .. } => "add a third node, or set degrade_after to how long commits may wait",
@@ -547,6 +555,13 @@ impl HerdSpec {
             for (line, text) in cluster.postgres.hba.iter().enumerate() {
                 if HbaLine::parse(text, version).is_ok_and(|line| line.method == "md5") {
                     add(at.key("postgres").key("hba").index(line), Doubt::Md5);
+                }
+            }
+            for (line, text) in cluster.postgres.ident.iter().enumerate() {
+                if let Ok(IdentLine { role: MappedRole::MemberOf(role), .. }) =
+                    IdentLine::parse(text, version)
+                {
+                    add(at.key("postgres").key("ident").index(line), Doubt::MapOfMembers { role });
                 }
             }
             if let Some(spec) = &cluster.backup {
@@ -744,9 +759,25 @@ impl ClusterSpec {
                 add(at.key("parameters").key(name.clone()), Wrong::Parameter(error));
             }
         }
+        let ident = &self.postgres.ident;
+        let mapped: Vec<Result<IdentLine, HbaError>> =
+            ident.iter().map(|text| IdentLine::parse(text, version)).collect();
+        let is_map = |name: &str| mapped.iter().flatten().any(|line| line.map == name);
+        // A map that is not known may be the one whose lines are wrong.
+        let all_are_lines = mapped.iter().all(Result::is_ok);
         for (line, text) in self.postgres.hba.iter().enumerate() {
-            if let Err(error) = HbaLine::parse(text, version) {
-                add(at.key("hba").index(line), Wrong::Hba(error));
+            let unknown = match HbaLine::parse(text, version) {
+                Ok(HbaLine { map: Some((name, at)), .. }) if all_are_lines && !is_map(&name) => {
+                    HbaError { at, wrong: HbaWrong::UnknownMap { name } }
+                }
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            add(at.key("hba").index(line), Wrong::Hba(unknown));
+        }
+        for (line, found) in mapped.into_iter().enumerate() {
+            if let Err(error) = found {
+                add(at.key("ident").index(line), Wrong::Hba(error));
             }
         }
     }
@@ -994,6 +1025,22 @@ mod tests {
             |spec| spec.clusters[0].postgres.source = PostgresSource::BinDir("bin".into()),
             "not an absolute path",
         );
+        one(
+            |spec| spec.clusters[0].postgres.hba = vec!["hostssl all all all cert map=people".to_owned()],
+            "cluster[0].postgres.hba[0]: no line of ident belongs to the map \"people\"",
+        );
+        one(
+            |spec| {
+                spec.clusters[0].postgres.hba = vec!["hostssl all all all cert map=people".to_owned()];
+                spec.clusters[0].postgres.ident = vec!["people anna".to_owned()];
+            },
+            "cluster[0].postgres.ident[0]: the line ends before the role",
+        );
+        let mapped = errors(|spec| {
+            spec.clusters[0].postgres.hba = vec!["hostssl all all all cert map=people".to_owned()];
+            spec.clusters[0].postgres.ident = vec!["people Anna anna".to_owned()];
+        });
+        assert!(mapped.is_empty(), "{mapped:?}");
         one(
             |spec| spec.clusters[0].postgres.hba = vec!["host all all all trust".to_owned()],
             "trust is refused",

@@ -18,6 +18,8 @@ pub struct HbaLine {
     pub databases: Vec<String>,
     pub users: Vec<String>,
     pub method: &'static str,
+    /// Of the lines of `pg_ident.conf` that say whom a name is for, and where the option stands.
+    pub map: Option<(String, Range<usize>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,26 +54,78 @@ pub struct HbaError {
 pub enum HbaWrong {
     Empty,
     LineBreak,
+    Continued,
     QuoteOpen,
-    Missing { what: &'static str },
-    UnknownType { word: String },
-    UnknownMethod { word: String },
-    ManyWords { what: &'static str },
+    Missing {
+        what: &'static str,
+    },
+    UnknownType {
+        word: String,
+    },
+    UnknownMethod {
+        word: String,
+    },
+    ManyWords {
+        what: &'static str,
+    },
     LooseComma,
     Replication,
-    FileReference { word: String },
-    RegularExpression { why: String },
-    OwnRole { word: String },
-    Address { word: String, why: &'static str },
-    Mask { word: String },
-    MethodForConnection { method: &'static str, needs: &'static str },
-    MethodRefused { method: &'static str, why: &'static str },
-    OptionNotPair { word: String },
-    UnknownOption { name: String, method: &'static str, meant: Option<&'static str> },
-    OptionValue { name: &'static str, takes: &'static str },
-    OptionMissing { method: &'static str, name: &'static str },
-    UserMap,
-    NotInVersion { what: &'static str, first: u16 },
+    FileReference {
+        word: String,
+    },
+    RegularExpression {
+        why: String,
+    },
+    OwnRole {
+        word: String,
+    },
+    Address {
+        word: String,
+        why: &'static str,
+    },
+    Mask {
+        word: String,
+    },
+    MethodForConnection {
+        method: &'static str,
+        needs: &'static str,
+    },
+    MethodRefused {
+        method: &'static str,
+        why: &'static str,
+    },
+    OptionNotPair {
+        word: String,
+    },
+    UnknownOption {
+        name: String,
+        method: &'static str,
+        meant: Option<&'static str>,
+    },
+    OptionValue {
+        name: &'static str,
+        takes: &'static str,
+    },
+    OptionMissing {
+        method: &'static str,
+        name: &'static str,
+    },
+    UnknownMap {
+        name: String,
+    },
+    OwnMap {
+        word: String,
+    },
+    NotInVersion {
+        what: &'static str,
+        first: u16,
+    },
+    /// Of a line of `pg_ident.conf`.
+    NoMapping {
+        lacks: &'static str,
+    },
+    MoreThanMapping,
+    NoGroup,
 }
 
 impl fmt::Display for HbaError {
@@ -80,6 +134,9 @@ impl fmt::Display for HbaError {
             HbaWrong::Empty => write!(f, "the line is empty or a comment"),
             HbaWrong::LineBreak => {
                 write!(f, "the line holds a line break, or a letter that looks like a blank and is none")
+            }
+            HbaWrong::Continued => {
+                write!(f, "the backslash at the end of the line joins the next line to it, even in a comment")
             }
             HbaWrong::QuoteOpen => write!(f, "the quote is not closed"),
             HbaWrong::Missing { what } => write!(f, "the line ends before {what}"),
@@ -109,10 +166,14 @@ impl fmt::Display for HbaError {
             }
             HbaWrong::OptionValue { name, takes } => write!(f, "option {name} takes {takes}"),
             HbaWrong::OptionMissing { method, name } => write!(f, "method {method} needs the option {name}"),
-            HbaWrong::UserMap => {
-                write!(f, "the option map needs a pg_ident.conf, which pgherd does not write")
-            }
+            HbaWrong::UnknownMap { name } => write!(f, "no line of ident belongs to the map \"{name}\""),
+            HbaWrong::OwnMap { word } => write!(f, "\"{word}\" is one of pgherd's own maps"),
             HbaWrong::NotInVersion { what, first } => write!(f, "{what} exists from PostgreSQL {first}"),
+            HbaWrong::NoMapping { lacks } => write!(f, "the line ends before {lacks}"),
+            HbaWrong::MoreThanMapping => write!(f, "a mapping ends with the role"),
+            HbaWrong::NoGroup => {
+                write!(f, "\\1 needs a group, and the expression has no group that is there exactly once")
+            }
         }
     }
 }
@@ -139,6 +200,15 @@ impl HbaError {
             HbaWrong::MethodRefused { .. } => Some("use scram-sha-256".to_owned()),
             HbaWrong::Address { .. } => Some(
                 "an address is all, samehost, samenet, 192.0.2.0/24, 2001:db8::/32, or the name of a host".to_owned(),
+            ),
+            HbaWrong::NoMapping { .. } => Some(
+                "a line is: map name role, as in 'people \"CN=Anna,O=Shop\" anna', or 'people /^(.*)@example\\.com$ \\1'"
+                    .to_owned(),
+            ),
+            HbaWrong::ManyWords { .. } => Some("in quotes commas are part of the word".to_owned()),
+            HbaWrong::UnknownMap { .. } => Some("add it to [postgres]: ident = [\"people anna@example.com anna\"]".to_owned()),
+            HbaWrong::NoGroup => Some(
+                "a group for \\1 stands by itself, as in ^(.*)@example\\.com$, and is neither counted nor one of several".to_owned(),
             ),
             HbaWrong::FileReference { .. } => Some("list the names in the line, separated by commas".to_owned()),
             _ => None,
@@ -272,16 +342,16 @@ const CERTIFICATE_OPTIONS: &[(&str, Takes)] = &[
 ];
 
 /// One field: its tokens (a list is separated by commas) and where it stands.
-struct Field {
-    tokens: Vec<Token>,
-    at: Range<usize>,
+pub(super) struct Field {
+    pub(super) tokens: Vec<Token>,
+    pub(super) at: Range<usize>,
 }
 
-struct Token {
-    text: String,
+pub(super) struct Token {
+    pub(super) text: String,
     /// A quoted keyword is a name.
-    quoted: bool,
-    at: Range<usize>,
+    pub(super) quoted: bool,
+    pub(super) at: Range<usize>,
 }
 
 impl HbaLine {
@@ -331,9 +401,12 @@ impl HbaLine {
         let method = next.ok_or_else(|| missing("the method"))?;
         let word = single(&method, "the method")?;
         let method = check_method(word, connection, version)?;
-        let mut given = Vec::new();
+        let (mut given, mut map) = (Vec::new(), None);
         for field in fields {
-            given.push(check_option(&field, method, connection)?);
+            let (name, of_map) = check_option(&field, method, connection)?;
+            given.push(name);
+            // As in PostgreSQL the last one counts.
+            map = of_map.or(map);
         }
         // Search needs a place to search; anything else is a bind by prefix, suffix or URL.
         let required = method.required.iter().copied().chain((method.name == "ldap").then_some("ldapserver"));
@@ -344,15 +417,15 @@ impl HbaLine {
             }
         }
         let texts = |field: Field| field.tokens.into_iter().map(|token| token.text).collect();
-        Ok(HbaLine { connection, databases: texts(databases), users: texts(users), method: method.name })
+        Ok(HbaLine { connection, databases: texts(databases), users: texts(users), method: method.name, map })
     }
 }
 
-fn wrong(token: &Token, wrong: HbaWrong) -> HbaError {
+pub(super) fn wrong(token: &Token, wrong: HbaWrong) -> HbaError {
     HbaError { at: token.at.clone(), wrong }
 }
 
-fn single<'a>(field: &'a Field, what: &'static str) -> Result<&'a Token, HbaError> {
+pub(super) fn single<'a>(field: &'a Field, what: &'static str) -> Result<&'a Token, HbaError> {
     match field.tokens.as_slice() {
         [token] => Ok(token),
         _ => Err(HbaError { at: field.at.clone(), wrong: HbaWrong::ManyWords { what } }),
@@ -361,11 +434,15 @@ fn single<'a>(field: &'a Field, what: &'static str) -> Result<&'a Token, HbaErro
 
 /// PostgreSQL's words: separated by blanks, a list by commas, quotes anywhere in a word keep both. PostgreSQL
 /// takes some blanks beside a comma and means different things by them; none are taken here.
-fn split(line: &str) -> Result<Vec<Field>, HbaError> {
+pub(super) fn split(line: &str) -> Result<Vec<Field>, HbaError> {
     let strange =
         |letter: char| (letter.is_control() || letter.is_whitespace()) && !matches!(letter, ' ' | '\t');
     if let Some((at, found)) = line.char_indices().find(|(_, letter)| strange(*letter)) {
         return Err(HbaError { at: at..at + found.len_utf8(), wrong: HbaWrong::LineBreak });
+    }
+    let text = line.trim_end();
+    if text.ends_with('\\') {
+        return Err(HbaError { at: text.len() - 1..text.len(), wrong: HbaWrong::Continued });
     }
     let mut fields: Vec<Field> = Vec::new();
     let mut letters = line.char_indices().peekable();
@@ -502,7 +579,10 @@ fn check_method(
     Ok(method)
 }
 
-fn check_option(field: &Field, method: &Method, connection: Connection) -> Result<&'static str, HbaError> {
+/// The option's name, and the map that it names, if it is that one.
+type Given = (&'static str, Option<(String, Range<usize>)>);
+
+fn check_option(field: &Field, method: &Method, connection: Connection) -> Result<Given, HbaError> {
     // PostgreSQL reads a list here as several options; the value itself may hold commas only in quotes.
     let token = single(field, "an option")?;
     let Some((name, value)) = token.text.split_once('=') else {
@@ -520,12 +600,16 @@ fn check_option(field: &Field, method: &Method, connection: Connection) -> Resul
         return refuse("verify-full with method cert");
     }
     match takes {
-        Takes::Map => Err(wrong(token, HbaWrong::UserMap)),
+        Takes::Map if value.is_empty() => refuse("the name of a map"),
+        Takes::Map if value.starts_with("pgherd") => {
+            Err(wrong(token, HbaWrong::OwnMap { word: value.to_owned() }))
+        }
+        Takes::Map => Ok((name, Some((value.to_owned(), token.at.clone())))),
         Takes::Zero1 if !matches!(value, "0" | "1") => refuse("0 or 1"),
         Takes::Number if value.parse::<u16>().is_err() => refuse("a port"),
         Takes::Words(words, takes) if !words.contains(&value) => refuse(takes),
         Takes::Text if value.is_empty() => refuse("a text"),
-        _ => Ok(name),
+        _ => Ok((name, None)),
     }
 }
 
@@ -556,6 +640,10 @@ mod tests {
         }
         let line = HbaLine::parse("host a,\"b c\" u 10.0.0.0/8 md5", None).unwrap();
         assert_eq!((line.databases, line.method), (vec!["a".to_owned(), "b c".to_owned()], "md5"));
+        let line =
+            HbaLine::parse("hostssl all all all cert map=people \"map=the others\" clientname=DN", None)
+                .unwrap();
+        assert_eq!(line.map, Some(("the others".to_owned(), 36..52)));
     }
 
     #[test]
@@ -579,7 +667,14 @@ mod tests {
             ("host all all all peer", 17..21, "method peer needs a line of type local"),
             ("host all all all cert", 17..21, "method cert needs a line of type hostssl"),
             ("local all all gss", 14..17, "method gss needs a line of type host"),
-            ("hostssl all all all cert map=m", 25..30, "pg_ident.conf"),
+            ("hostssl all all all cert map=", 25..29, "option map takes the name of a map"),
+            ("hostssl all all all cert map=pgherd_proxied", 25..43, "one of pgherd's own maps"),
+            (
+                "hostssl all all all scram-sha-256 clientcert=verify-full map=m",
+                57..62,
+                "has no option \"map\"",
+            ),
+            ("host all all all reject # \\", 26..27, "joins the next line"),
             ("hostssl all all all cert clientcert=verify-ca", 25..45, "takes verify-full with method cert"),
             ("hostssl all all all md5 clientcert=1", 24..36, "takes verify-ca or verify-full"),
             ("host all all all md5 clientcert=verify-ca", 21..41, "method md5 has no option"),

@@ -723,21 +723,25 @@ fn plan_postgres(
             }
         }
     }
-    if was.postgres.hba != is.postgres.hba {
-        for (lines, others, gone) in
-            [(&was.postgres.hba, &is.postgres.hba, true), (&is.postgres.hba, &was.postgres.hba, false)]
-        {
+    for (key, was, is) in
+        [("hba", &was.postgres.hba, &is.postgres.hba), ("ident", &was.postgres.ident, &is.postgres.ident)]
+    {
+        if was == is {
+            continue;
+        }
+        let path = format!("{root}.postgres.{key}");
+        for (lines, others, gone) in [(was, is, true), (is, was, false)] {
             for line in lines.iter().filter(|line| !others.contains(line)) {
                 let (from, to) = if gone { (Some(line), None) } else { (None, Some(line)) };
                 let effect = Effect::Reload { nodes: everyone.clone() };
-                plan.change(format!("{root}.postgres.hba"), from, to, effect);
+                plan.change(path.clone(), from, to, effect);
             }
         }
-        let same_lines = was.postgres.hba.iter().collect::<BTreeSet<_>>() == is.postgres.hba.iter().collect();
+        let same_lines = was.iter().collect::<BTreeSet<_>>() == is.iter().collect();
         if same_lines {
             // Only the order or the repetition differs, and the first line that fits wins.
             let effect = Effect::Reload { nodes: everyone.clone() };
-            plan.change(format!("{root}.postgres.hba"), NONE, NONE, effect);
+            plan.change(path, NONE, NONE, effect);
         }
     }
 

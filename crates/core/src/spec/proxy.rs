@@ -125,6 +125,7 @@ pub enum ProxyOption {
     QueryWait,
     Hold,
     CommitCheck,
+    Md5Passwords,
     LoginTimeout,
     ClientIdleTimeout,
     IdleTransactionTimeout,
@@ -170,7 +171,7 @@ impl fmt::Display for OptionValue {
 }
 
 impl ProxyOption {
-    pub const ALL: [ProxyOption; 17] = [
+    pub const ALL: [ProxyOption; 18] = [
         ProxyOption::SplitReads,
         ProxyOption::ReadYourWrites,
         ProxyOption::ReadWait,
@@ -181,6 +182,7 @@ impl ProxyOption {
         ProxyOption::QueryWait,
         ProxyOption::Hold,
         ProxyOption::CommitCheck,
+        ProxyOption::Md5Passwords,
         ProxyOption::LoginTimeout,
         ProxyOption::ClientIdleTimeout,
         ProxyOption::IdleTransactionTimeout,
@@ -203,6 +205,7 @@ impl ProxyOption {
             ProxyOption::QueryWait => "query_wait",
             ProxyOption::Hold => "hold",
             ProxyOption::CommitCheck => "commit_check",
+            ProxyOption::Md5Passwords => "md5_passwords",
             ProxyOption::LoginTimeout => "login_timeout",
             ProxyOption::ClientIdleTimeout => "client_idle_timeout",
             ProxyOption::IdleTransactionTimeout => "idle_transaction_timeout",
@@ -215,7 +218,9 @@ impl ProxyOption {
 
     pub fn default(self) -> OptionValue {
         match self {
-            ProxyOption::SplitReads | ProxyOption::CommitCheck => OptionValue::Switch(false),
+            ProxyOption::SplitReads | ProxyOption::CommitCheck | ProxyOption::Md5Passwords => {
+                OptionValue::Switch(false)
+            }
             ProxyOption::ReadYourWrites => OptionValue::Switch(true),
             ProxyOption::ReadWait => OptionValue::time(50),
             ProxyOption::MaxReplayLag => OptionValue::time(30_000),

@@ -149,3 +149,39 @@ fn a_server_cannot_report_without_end() {
     }
     assert!(matches!(give(&mut login, &said).0, Step::Failed(NotIn::Protocol(_))));
 }
+
+#[test]
+fn who_is_known_by_md5_alone_answers_to_that_and_to_nothing_else() {
+    let hash = || Md5Hash::parse("md527d601e4766ef321bab4559b3758b31c").unwrap();
+    let known = || begun(None).0.known_by(hash());
+    let mut login = known();
+    let mut asked = BytesMut::new();
+    build::authentication_md5_password(&mut asked, *b"salt");
+    let (step, sent) = give(&mut login, &asked.split());
+    let expected = postgres_protocol::authentication::md5_hash(b"alice", b"correct horse", *b"salt");
+    assert_eq!((step, &sent[5..]), (Step::More, format!("{expected}\0").as_bytes()));
+    build::authentication_ok(&mut asked);
+    starting(&mut asked);
+    assert!(matches!(give(&mut login, &asked).0, Step::In(_)));
+
+    type Ask = fn(&mut BytesMut);
+    let asks: [(NotIn, Ask); 3] = [
+        (NotIn::Method("a password in clear"), build::authentication_cleartext_password),
+        (NotIn::Method("no proof at all"), build::authentication_ok),
+        (NotIn::Scram(ScramError::KeysOutOfDate), |to| {
+            build::authentication_sasl(to, &[SCRAM_SHA_256]).unwrap();
+        }),
+    ];
+    for (refused, ask) in asks {
+        let (mut login, mut asked) = (known(), BytesMut::new());
+        ask(&mut asked);
+        let (step, sent) = give(&mut login, &asked);
+        assert_eq!(step, Step::Failed(refused));
+        assert!(sent.is_empty());
+    }
+    // Once.
+    let (mut login, mut asked) = (known(), BytesMut::new());
+    build::authentication_md5_password(&mut asked, *b"salt");
+    give(&mut login, &asked.clone());
+    assert!(matches!(give(&mut login, &asked).0, Step::Failed(_)));
+}

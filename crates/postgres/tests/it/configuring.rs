@@ -154,7 +154,7 @@ story! {
             for node in &nodes {
                 let instance = node.instance();
                 let lines = vec!["hostssl all all 127.0.0.1/32 cert".to_owned()];
-                let rules = Rules { lines, through_proxies: vec!["proxied".to_owned()] };
+                let rules = Rules { lines, through_proxies: vec!["proxied".to_owned()], ..Rules::default() };
                 hba::set(&node.server, gate, &rules, SOON).await.unwrap();
                 for name in ["pgherd:proxy/up", &format!("pgherd:proxy/{}", "x".repeat(48))] {
                     let proxy = enter(instance, roles::PROXY, name, &herd.ca).await.unwrap();

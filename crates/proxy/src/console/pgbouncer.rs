@@ -569,6 +569,7 @@ pub(super) fn settings(settings: &Settings) -> Vec<(&'static str, String, bool)>
         ("max_db_client_connections", most(settings.max_database_clients), true),
         ("max_prepared_statements", crate::backend::MOST_STATEMENTS.to_string(), false),
         ("max_user_client_connections", most(settings.max_user_clients), true),
+        ("md5_passwords", settings.md5_passwords.to_string(), true),
         ("pool_mode", mode(settings.pooling.mode).to_owned(), true),
         ("query_timeout", never(timeouts.query), true),
         ("query_wait_timeout", seconds(limits.query_wait), true),

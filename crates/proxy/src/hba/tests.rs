@@ -26,6 +26,7 @@ fn shown(lines: &[&str], user: &str, database: &str, from: From<'_>, least: Clie
     let hba = Hba::parse(lines.iter().copied()).unwrap();
     match hba.method(&asked(user, database), from, least) {
         Method::ScramSha256 => "scram".to_owned(),
+        Method::Md5 => "md5".to_owned(),
         Method::Admit => "admitted".to_owned(),
         Method::Reject { message } => message,
     }
@@ -51,7 +52,8 @@ fn the_first_line_that_fits_decides() {
         ("me", "me", "192.168.7.7", false),
         ("six", "x", "::1", true),
     ] {
-        assert_eq!(verdict(&lines, user, database, from, encrypted), "scram", "{user} {database} {from}");
+        let expected = if user == "old" { "md5" } else { "scram" };
+        assert_eq!(verdict(&lines, user, database, from, encrypted), expected, "{user} {database} {from}");
     }
     for (user, database, from, encrypted) in [
         ("app", "shop", "10.1.2.3", false),
@@ -85,6 +87,8 @@ fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
         "host all all db.example.com reject",
         "host all all samenet scram-sha-256",
         "host /^shop all all scram-sha-256",
+        "host \"/^shop\" all all reject",
+        "host all \"/^app\" all reject",
     ] {
         let lines = [line, "host all all all scram-sha-256"];
         assert_eq!(
@@ -95,13 +99,8 @@ fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
     }
     let lines = ["hostssl other +readers samehost reject", "host all all all scram-sha-256"];
     assert_eq!(verdict(&lines, "app", "shop", "10.0.0.1", true), "scram", "it is about another database");
-    for (line, what) in [
-        ("host all all all ldap ldapserver=x", "ldap"),
-        ("host all all all trust", "trust"),
-        ("hostssl all all all cert map=people", "map=people"),
-        ("hostssl all all all cert clientname=DN", "clientname=DN"),
-        ("hostssl all all all scram-sha-256 clientcert=verify-full map=people", "map=people"),
-    ] {
+    for (line, what) in [("host all all all ldap ldapserver=x", "ldap"), ("host all all all trust", "trust")]
+    {
         assert_eq!(
             verdict(&[line], "app", "shop", "10.0.0.1", true),
             format!("the proxy does not support \"{what}\" of hba line 1")
@@ -111,7 +110,7 @@ fn what_a_proxy_cannot_judge_refuses_those_whom_it_may_be_about() {
 
 #[test]
 fn certificates_are_asked_for_by_lines_and_by_the_mode() {
-    let verified = |name: &str| Certificate::Verified(Some(name.to_owned()));
+    let verified = |name: &str| named(name, "CN=whoever");
     let lacks = "connection requires a valid client certificate";
     let failed = "certificate authentication failed for user \"app\"";
     let nobody = "hba line 1 asks for a certificate, and the proxy has no authority to verify it by";
@@ -136,7 +135,7 @@ fn certificates_are_asked_for_by_lines_and_by_the_mode() {
             (Certificate::None, none),
             (verified("anna"), other),
             (verified("app"), own),
-            (Certificate::Verified(None), unnamed),
+            (Certificate::Verified(Names::default()), unnamed),
             (Certificate::NotAskedFor, not_asked),
         ] {
             let from = from("10.0.0.1", true, &certificate);
@@ -149,6 +148,66 @@ fn certificates_are_asked_for_by_lines_and_by_the_mode() {
         "no pg_hba.conf entry for host \"10.0.0.1\", user \"app\", database \"shop\", no encryption",
         "hostssl is not about who came in clear"
     );
+}
+
+fn named(common: &str, subject: &str) -> Certificate {
+    Certificate::Verified(Names { common: Some(common.to_owned()), subject: Some(subject.to_owned()) })
+}
+
+#[test]
+fn a_line_says_which_name_counts_and_for_whom() {
+    let maps = [
+        "people anna@example.com anna",
+        "people \"CN=Bob,O=Shop\" bob",
+        "staff /^(.*)@example\\.com$ \\1",
+        "clubs x +club",
+    ];
+    let scram = "hostssl all all all scram-sha-256 clientcert=verify-full clientname=DN";
+    for (line, common, subject, user, least, expected) in [
+        ("cert map=people", "anna@example.com", "CN=x", "anna", ClientCert::Any, "admitted"),
+        ("cert map=people", "anna@example.com", "CN=x", "bob", ClientCert::Any, "failed"),
+        // It counts in place of the name itself.
+        ("cert map=people", "anna", "CN=x", "anna", ClientCert::Any, "failed"),
+        ("cert map=people", "CN=Bob,O=Shop", "CN=Bob,O=Shop", "bob", ClientCert::Any, "admitted"),
+        ("cert map=people clientname=DN", "bob", "CN=Bob,O=Shop", "bob", ClientCert::Any, "admitted"),
+        ("cert map=people clientname=DN", "anna@example.com", "CN=x", "anna", ClientCert::Any, "failed"),
+        ("cert clientname=DN", "bob", "CN=Bob,O=Shop", "bob", ClientCert::Any, "failed"),
+        ("cert clientname=DN", "x", "CN=bob", "CN=bob", ClientCert::Any, "admitted"),
+        ("cert map=staff", "carol@example.com", "CN=x", "carol", ClientCert::Any, "admitted"),
+        ("cert map=staff", "carol@example.com", "CN=x", "anna", ClientCert::Any, "failed"),
+        ("cert map=nothing", "carol", "CN=x", "carol", ClientCert::Any, "failed"),
+        (
+            "cert map=clubs",
+            "x",
+            "CN=x",
+            "carol",
+            ClientCert::Any,
+            "ident line 4 asks for what a proxy cannot know: who is a member of role \"club\"",
+        ),
+        // The mode asks for a name; the line says which one.
+        ("cert map=people", "anna@example.com", "CN=x", "anna", ClientCert::VerifyFull, "admitted"),
+        (scram, "x", "CN=bob", "CN=bob", ClientCert::Any, "scram"),
+        (scram, "bob", "CN=Bob,O=Shop", "bob", ClientCert::Any, "failed"),
+    ] {
+        let line =
+            if line.starts_with("cert") { format!("hostssl all all all {line}") } else { line.to_owned() };
+        let hba = Hba::parse([line.as_str()]).unwrap().mapped_by(Maps::parse(maps).unwrap());
+        let certificate = named(common, subject);
+        let found = match hba.method(&asked(user, "shop"), from("10.0.0.1", true, &certificate), least) {
+            Method::ScramSha256 => "scram".to_owned(),
+            Method::Md5 => "md5".to_owned(),
+            Method::Admit => "admitted".to_owned(),
+            Method::Reject { message } => {
+                message.replace(&format!("certificate authentication failed for user \"{user}\""), "failed")
+            }
+        };
+        assert_eq!(found, expected, "{line}: {common}, {subject} as {user}");
+    }
+    let no_name = Certificate::Verified(Names { common: None, subject: Some("CN=a,CN=b".to_owned()) });
+    let all = Hba::parse(["hostssl all all all cert map=all"]).unwrap();
+    let all = all.mapped_by(Maps::parse(["all \"/.*\" all"]).unwrap());
+    let found = all.method(&asked("app", "shop"), from("10.0.0.1", true, &no_name), ClientCert::Any);
+    assert!(matches!(found, Method::Reject { .. }), "a map is about names that there are");
 }
 
 #[test]
@@ -182,6 +241,12 @@ fn lines_that_are_none_are_named() {
         ("host all \"all all md5", "a quote does not end"),
         ("host all all all cert", "method cert needs a line of type hostssl"),
         ("host all all all md5 clientcert=verify-ca", "clientcert needs a line of type hostssl"),
+        ("host all all all md5 clientname=CN", "clientname needs a line of type hostssl"),
+        ("hostssl all all all cert clientname=cn", "clientname takes CN or DN"),
+        (
+            "hostssl all all all scram-sha-256 clientcert=verify-full map=people",
+            "map is no option of a method that asks for a password",
+        ),
         (
             "hostssl all all all cert clientcert=verify-ca",
             "clientcert takes verify-ca or verify-full, and the latter with method cert",

@@ -169,6 +169,54 @@ fn a_wrong_password_and_a_user_who_does_not_exist_are_told_the_same() {
     }
 }
 
+/// Asked for md5, with that salt.
+fn salted(salt: [u8; 4]) -> Login {
+    let mut login = fresh(Tls::Unavailable);
+    assert_eq!(give(&mut login, &alice()).0, Step::Method);
+    let mut out = BytesMut::new();
+    assert_eq!(login.method(Method::Md5, &mut out), Step::Verifier);
+    assert!(login.takes_md5());
+    let hash = Md5Hash::parse("md527d601e4766ef321bab4559b3758b31c").unwrap();
+    assert_eq!(login.md5(hash, salt, &mut out), Step::More);
+    assert_eq!(messages(&out), [(b'R', [&[0, 0, 0, 5][..], &salt].concat())]);
+    login
+}
+
+#[test]
+fn what_is_stored_for_md5_lets_in_whoever_answers_by_it() {
+    let answer = |password: &[u8], salt| {
+        let mut to = BytesMut::new();
+        let answer = postgres_protocol::authentication::md5_hash(b"alice", password, salt);
+        build::password(&mut to, answer.as_bytes()).unwrap();
+        to
+    };
+    let (step, out) = give(&mut salted(*b"salt"), &answer(b"correct horse", *b"salt"));
+    assert!(matches!(step, Step::In(Some(Keys::Md5(_)))), "{step:?}");
+    assert_eq!(messages(&out), [(b'R', vec![0, 0, 0, 0])]);
+
+    let told = ("28P01".to_owned(), "password authentication failed for user \"alice\"".to_owned());
+    let mut in_clear = BytesMut::new();
+    build::password(&mut in_clear, b"correct horse").unwrap();
+    for wrong in [answer(b"battery staple", *b"salt"), answer(b"correct horse", *b"SALT"), in_clear] {
+        let (step, out) = give(&mut salted(*b"salt"), &wrong);
+        assert_eq!((step, refusal(&out)), (Step::Refused, told.clone()));
+    }
+    for broken in [&b"p\0\0\0\x05\0"[..], b"p\0\0\0\x04", b"p\0\0\0\x06ab", b"Q\0\0\0\x0dSELECT 1\0"] {
+        let (step, out) = give(&mut salted(*b"salt"), broken);
+        assert_eq!((step, refusal(&out).0.as_str()), (Step::Refused, "08P01"), "{broken:?}");
+    }
+
+    // Where nobody comes in by it, it is said so.
+    let mut login = fresh(Tls::Unavailable);
+    assert_eq!(give(&mut login, &alice()).0, Step::Method);
+    let mut out = BytesMut::new();
+    login.method(Method::Md5, &mut out);
+    assert_eq!(login.md5_is_off(&mut out), Step::Refused);
+    let (sqlstate, message) = refusal(&out);
+    assert_eq!(sqlstate, "28000");
+    assert!(message.contains("\"alice\" is stored for md5"), "{message}");
+}
+
 #[test]
 fn nobody_comes_in_without_what_the_hba_file_asks_for() {
     let mut admitted = fresh(Tls::Unavailable);

@@ -3,6 +3,7 @@
 use rcgen::{CertificateParams, DnType, KeyPair};
 
 use super::*;
+use crate::names::Names;
 
 /// For each mode, what is tried when each attempt fails as the server makes it fail.
 fn tried(mode: TlsMode, has_tls: bool, failed: impl Fn(bool) -> Failed) -> Vec<Attempt> {
@@ -50,6 +51,7 @@ fn made(names: &[&str], key: &KeyPair) -> CertificateDer<'static> {
 #[test]
 fn a_certificate_names_one_user_or_nobody() {
     let key = KeyPair::generate().unwrap();
+    let common_name = |certificate: &CertificateDer<'_>| Names::of(certificate).common;
     assert_eq!(common_name(&made(&["anna"], &key)).as_deref(), Some("anna"));
     assert_eq!(common_name(&made(&["Änne Müller"], &key)).as_deref(), Some("Änne Müller"));
     assert_eq!(common_name(&made(&[], &key)), None, "the name of its host is no user's");

@@ -10,6 +10,7 @@ mod console;
 mod draining;
 mod harness;
 mod limits;
+mod md5;
 mod programs;
 mod protection;
 mod reading;

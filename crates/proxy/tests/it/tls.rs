@@ -9,9 +9,10 @@ use pgherd_core::spec::TlsMode;
 use pgherd_pgwire::message::build;
 use pgherd_proxy::ClientTls;
 use pgherd_proxy::hba::Hba;
+use pgherd_proxy::ident::Maps;
 use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::tls::{Trust, to_servers};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -45,8 +46,17 @@ impl Authority {
 
     /// With that common name, for that host.
     fn issue(&self, name: &str) -> Made {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
+        self.issue_to(&[(DnType::CommonName, name)], vec![name.to_owned()])
+    }
+
+    /// With that subject.
+    fn issue_to(&self, subject: &[(DnType, &str)], hosts: Vec<String>) -> Made {
+        let mut params = CertificateParams::new(hosts).unwrap();
+        // The one by default has a name already, in front.
+        params.distinguished_name = DistinguishedName::new();
+        for (part, value) in subject {
+            params.distinguished_name.push(part.clone(), *value);
+        }
         let key = KeyPair::generate().unwrap();
         let made = params.signed_by(&key, &self.issuer).unwrap();
         Made { chain: vec![made.der().clone()], pem: made.pem(), key }
@@ -424,5 +434,82 @@ story! {
         changed.limits.query_wait = std::time::Duration::from_millis(300);
         scene.proxy.replace(changed);
         assert!(psql(&scene.conninfo("bob", "sslmode=disable"), "SELECT 1").await.is_err());
+    }
+}
+
+story! {
+    async fn what_lines_of_ident_mean_is_what_they_mean_to_postgresql(scene) {
+        use DnType::{CommonName, OrganizationName, OrganizationalUnitName};
+        let dir = tempfile::tempdir().unwrap();
+        let (herds, people) = (Authority::new("herd"), Authority::new("people"));
+        // PostgreSQL is to judge the same certificates.
+        std::fs::write(dir.path().join("ca.pem"), [&herds.pem[..], &people.pem].concat()).unwrap();
+        for (name, subject) in [
+            ("comma", &[(OrganizationName, "Shop, Inc"), (OrganizationalUnitName, "Till"), (CommonName, "anna")][..]),
+            ("unit", &[(OrganizationName, "x"), (OrganizationalUnitName, "dave"), (CommonName, "whoever")]),
+            ("letters", &[(CommonName, "Dave Ä"), (OrganizationName, "Größe")]),
+            ("mail", &[(CommonName, "dave@example.com")]),
+        ] {
+            people.issue_to(subject, Vec::new()).save(dir.path(), name);
+        }
+        serve_tls(scene.server.port, dir.path(), Some(&herds.issue("a"))).await;
+        let own = herds.issue("pgherd:proxy/up");
+        *scene.trusts.0.lock().unwrap() =
+            Some((vec![herds.certificate.clone()], (own.chain.clone(), Arc::new(own.key()))));
+        let admin = scene.admin().await;
+        for (options, ident, certificate, user, expected) in [
+            ("clientname=DN", "people \"CN=anna,OU=Till,O=Shop\\, Inc\" dave", "comma", "dave", true),
+            ("clientname=DN", "people \"CN=anna,OU=Till,O=Shop, Inc\" dave", "comma", "dave", false),
+            ("clientname=DN", "people \"/^.*,OU=Till,.*$\" dave", "comma", "dave", true),
+            ("clientname=DN", "people \"/^.*,OU=Till,.*$\" dave", "unit", "dave", false),
+            ("clientname=DN", "people \"/^CN=whoever,OU=(.*),O=x$\" \\1", "unit", "dave", true),
+            ("clientname=DN", "people \"/^CN=whoever,OU=(.*),O=x$\" \\1", "unit", "carol", false),
+            ("clientname=DN", "people \"/OU=([[:lower:]]+),\" \\1", "unit", "dave", true),
+            ("clientname=DN", "people \"O=Gr\\C3\\B6\\C3\\9Fe,CN=Dave \\C3\\84\" dave", "letters", "dave", true),
+            ("clientname=CN", "people \"Dave Ä\" dave", "letters", "dave", true),
+            ("clientname=CN", "people \"/^Dave ..$\" dave", "letters", "dave", true),
+            ("clientname=CN", "people \"/^Dave .$\" dave", "letters", "dave", false),
+            ("", "people dave@example.com dave", "mail", "dave", true),
+            ("", "people DAVE@example.com dave", "mail", "dave", false),
+            ("", "people /^(.*)@example\\.com$ \\1", "mail", "dave", true),
+            ("", "people /^(.*)@example\\.com$ \\1", "mail", "carol", false),
+            ("", "others dave@example.com dave", "mail", "dave", false),
+        ] {
+            let case = format!("{options} {ident}: {certificate} as {user}");
+            // The same role is known here by the proxy, and there by the certificate.
+            scene.server.admit(&format!(
+                "{ADMIT_ADMINS}hostssl shop dave,carol all cert map=pgherd_proxied\n\
+                 hostssl mall dave,carol all cert map=people {options}\n"
+            ));
+            let proxies = "\"/^pgherd:proxy/[a-z][a-z0-9_]{0,47}$\"";
+            scene.server.map(&format!("pgherd_proxied {proxies} dave\npgherd_proxied {proxies} carol\n{ident}\n"));
+            reload(scene.server.port).await;
+            let wrong = "SELECT count(*) FROM pg_ident_file_mappings WHERE error IS NOT NULL";
+            assert_eq!(crate::harness::one(&admin, wrong).await, "0", "{case}");
+
+            let shown = herds.issue("127.0.0.1");
+            let mut changed = settings();
+            let authorities = std::slice::from_ref(&people.certificate);
+            changed.client_tls = Some(ClientTls::new(shown.chain.clone(), shown.key(), Some(authorities)).unwrap());
+            let hba = Hba::parse([format!("hostssl all all all cert map=people {options}").as_str()]).unwrap();
+            changed.hba = hba.mapped_by(Maps::parse([ident]).unwrap());
+            changed.certificate_users = ["dave", "carol"].map(str::to_owned).into();
+            scene.proxy.replace(changed);
+            let at = |end: &str| dir.path().join(format!("{certificate}.{end}")).display().to_string();
+            let files = format!("sslmode=require sslcert={} sslkey={} application_name=", at("pem"), at("key"));
+            let port = scene.server.port;
+            let there = psql(&format!("host=127.0.0.1 port={port} user={user} dbname=mall {files}"), "SELECT 1").await;
+            let here = psql(&scene.conninfo(user, &files), "SELECT 1").await;
+            assert_eq!(there.is_ok(), expected, "PostgreSQL: {case}: {there:?}");
+            assert_eq!(here.is_ok(), expected, "the proxy: {case}: {here:?}");
+            let failed = format!("certificate authentication failed for user \"{user}\"");
+            for refused in [there, here].into_iter().filter_map(Result::err) {
+                assert!(refused.contains(&failed), "{case}: {refused}");
+            }
+        }
+        // PostgreSQL takes no map beside a password, and so the proxy takes none either.
+        scene.server.admit(&format!("{ADMIT_ADMINS}hostssl all all all scram-sha-256 clientcert=verify-full map=people\n"));
+        let error = "SELECT error FROM pg_hba_file_rules WHERE error IS NOT NULL";
+        assert!(crate::harness::one(&admin, error).await.contains("map"));
     }
 }

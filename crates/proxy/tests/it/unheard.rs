@@ -162,3 +162,40 @@ story! {
         writer.batch_execute("CREATE TABLE u ()").await.unwrap();
     }
 }
+
+story! {
+    async fn a_read_is_asked_once_more_where_its_standby_lets_nobody_in_and_not_where_somebody_has_ended_it(scene) {
+        let standby = Server::standby_of(&scene.server);
+        let mut changed = settings();
+        changed.limits.hold = SOON;
+        changed.reads.wait = Duration::from_secs(5);
+        scene.proxy.replace(changed);
+        assert!(scene.proxy.learn(scene.says(1, &scene.server, &[&standby], Duration::from_secs(600))));
+        let reading = scene.reading().replace("dbname=shop", "dbname=mall");
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=mall", standby.port);
+        let admin = connect(&conninfo).await.unwrap();
+        let long = "SELECT count(*) || ' ' || current_setting('port') FROM generate_series(1, 6000000)";
+        let end_it = async || {
+            let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                       WHERE state = 'active' AND query LIKE 'SELECT count(*) ||%'";
+            until("it runs, and is ended", async || one(&admin, end).await == "1").await;
+        };
+        // An operator has ended it, and it stays so.
+        let reader = connect(&reading).await.unwrap();
+        assert_eq!(one(&reader, PORT).await, standby.port.to_string());
+        let asked = tokio::spawn(async move { reader.simple_query(long).await.map(drop) });
+        end_it().await;
+        let words = "terminating connection due to administrator command";
+        assert_eq!(told(&asked.await.unwrap().unwrap_err()), ("57P01".to_owned(), words.to_owned()));
+
+        // As an agent does it before it promotes: nobody is let in any more, and then sessions end.
+        let reader = connect(&reading).await.unwrap();
+        assert_eq!(one(&reader, PORT).await, standby.port.to_string());
+        standby.admit("host all,replication postgres,pgherd_proxy 127.0.0.1/32 trust\n");
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        until("it lets nobody in", async || connect(&conninfo.replace("postgres", "alice")).await.is_err()).await;
+        let asked = tokio::spawn(async move { one(&reader, long).await });
+        end_it().await;
+        assert_eq!(asked.await.unwrap(), format!("6000000 {}", scene.server.port), "another one has answered");
+    }
+}

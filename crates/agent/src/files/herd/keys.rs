@@ -98,11 +98,18 @@ pub(super) static POSTGRES: Section = Section {
             NONE,
             "lines of pg_hba.conf, after pgherd's",
         ),
+        key(
+            "ident",
+            "texts",
+            "[\"people anna@example.com anna\"]",
+            NONE,
+            "lines of pg_ident.conf, for map= in hba: map, name in the certificate, role",
+        ),
     ],
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 32] = [
+static PROXY_KEYS: [Key; 33] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -172,6 +179,13 @@ static PROXY_KEYS: [Key; 32] = [
         "true",
         "false",
         "what became of a COMMIT that was lost with the primary is looked up; costs a round trip for each transaction that writes",
+    ),
+    key(
+        "md5_passwords",
+        "true or false",
+        "true",
+        "false",
+        "whose password is stored for md5 comes in, where a line of hba has the method md5",
     ),
     key("login_timeout", "a time", "\"15s\"", "1min", "from a client's first byte to its proof of who it is"),
     key(

@@ -107,6 +107,13 @@ fn write_postgres(file: &mut String, postgres: &PostgresSpec) {
         }
         line(file, format_args!("]"));
     }
+    if !postgres.ident.is_empty() {
+        line(file, format_args!("ident = ["));
+        for ident in &postgres.ident {
+            line(file, format_args!("  {},", quoted(ident)));
+        }
+        line(file, format_args!("]"));
+    }
     if !postgres.parameters.is_empty() {
         line(file, format_args!("\n[postgres.parameters]"));
         for (name, value) in &postgres.parameters {
