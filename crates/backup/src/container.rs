@@ -22,7 +22,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::document::{Damage, FORMAT_VERSION, ReadError};
-use crate::frame::{self, Frame, FrameWriter, MAX_STORED_BYTES};
+use crate::frame::{Frame, FrameReader, FrameWriter, LEVEL, MAX_STORED_BYTES, WAL_LEVEL};
 use crate::hash::Hash;
 use crate::name::Name;
 use crate::seal::{Opener, Piece, Pieces, Protection, SALT_BYTES, Salted, Sealer, TAG_BYTES};
@@ -92,14 +92,21 @@ impl Writer {
     pub(crate) fn new(kind: Kind, name: Name, protection: &Protection) -> Result<Writer, Damage> {
         let sealer = protection.sealer(name.as_str())?;
         let header = header(kind, sealer.as_ref().map(Sealer::salted));
-        let encoder =
-            FrameWriter::new().map_err(|error| Damage::malformed(format!("zstd does not begin: {error}")))?;
+        let level = if kind == Kind::Wal { WAL_LEVEL } else { LEVEL };
+        let encoder = FrameWriter::new(level)
+            .map_err(|error| Damage::malformed(format!("zstd does not begin: {error}")))?;
         let (frames, pieces) = (Vec::new(), Pieces::default());
         Ok(Writer { name, out: header.to_vec(), header, frames, pieces, sealer, encoder })
     }
 
     pub(crate) fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// Takes memory for so many bytes at once: an object that grows by and by is copied again and again.
+    pub(crate) fn expecting(mut self, bytes: usize) -> Writer {
+        self.out.reserve(bytes);
+        self
     }
 
     /// Bytes so far.
@@ -128,7 +135,7 @@ impl Writer {
             method,
             hash: Hash::of(content),
         };
-        self.out.extend_from_slice(&stored);
+        self.out.extend_from_slice(stored);
         if let Some(slot) = self.frames.get_mut(number) {
             *slot = Some(frame);
         }
@@ -347,27 +354,38 @@ impl Table {
     }
 
     /// The content of a frame, from what is stored at its place.
-    pub(crate) fn open(&self, number: u32, stored: &[u8]) -> Result<Vec<u8>, Damage> {
+    pub(crate) fn open(&self, number: u32, stored: &[u8], by: &mut FrameReader) -> Result<Vec<u8>, Damage> {
         let frame = self.frame(number)?;
         if stored.len() != frame.stored as usize {
             return Err(Damage::malformed(format!("frame {number} is cut off")));
         }
-        frame::decode(frame, number, stored.to_vec(), &self.header, self.opener.as_ref())
+        by.decode(frame, number, stored, &self.header, self.opener.as_ref())
     }
 
     /// The content of a frame of an object that is there as a whole.
-    pub(crate) fn open_in(&self, number: u32, object: &[u8]) -> Result<Vec<u8>, Damage> {
+    pub(crate) fn open_in(
+        &self,
+        number: u32,
+        object: &[u8],
+        by: &mut FrameReader,
+    ) -> Result<Vec<u8>, Damage> {
         let place = self.place(number)?;
         let stored = object.get(place.start as usize..place.end as usize);
-        self.open(number, stored.ok_or_else(|| Damage::malformed("it is cut off"))?)
+        self.open(number, stored.ok_or_else(|| Damage::malformed("it is cut off"))?, by)
     }
 
     /// The content of a frame, read from the store.
-    pub(crate) async fn fetch(&self, number: u32, name: &Name, store: &Store) -> Result<Vec<u8>, ReadError> {
+    pub(crate) async fn fetch(
+        &self,
+        number: u32,
+        name: &Name,
+        store: &Store,
+        by: &mut FrameReader,
+    ) -> Result<Vec<u8>, ReadError> {
         let damaged = |damage| ReadError::damaged(store, name, damage);
         let place = self.place(number).map_err(damaged)?;
         let stored = store.read_range(name, place).await?;
-        self.open(number, &stored).map_err(damaged)
+        self.open(number, &stored, by).map_err(damaged)
     }
 }
 

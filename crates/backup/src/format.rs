@@ -139,6 +139,12 @@ impl Repository {
         &self.store
     }
 
+    /// For somebody who has a thread of his own; see [`Store::on_own_thread`].
+    #[must_use]
+    pub fn on_own_thread(&self) -> Repository {
+        Repository { store: self.store.on_own_thread(), ..self.clone() }
+    }
+
     pub fn format(&self) -> &Format {
         &self.format
     }

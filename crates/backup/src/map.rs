@@ -17,6 +17,7 @@
 use crate::container::{Kind as Layout, Table, Writer};
 use crate::document::{Damage, ReadError, WriteError};
 use crate::format::Repository;
+use crate::frame::FrameReader;
 use crate::hash::Hash;
 use crate::name::{BackupId, Place};
 use crate::pack::{PackId, Placed, Run, pages_of};
@@ -333,6 +334,7 @@ pub struct MapReader {
     maps: std::vec::IntoIter<MapEntry>,
     open: Option<Reading>,
     before: Option<Vec<u8>>,
+    frames: FrameReader,
 }
 
 struct Reading {
@@ -352,7 +354,8 @@ impl MapReader {
         backup: BackupId,
         maps: Vec<MapEntry>,
     ) -> MapReader {
-        MapReader { repository, place, backup, maps: maps.into_iter(), open: None, before: None }
+        let (open, before, frames) = (None, None, FrameReader::default());
+        MapReader { repository, place, backup, maps: maps.into_iter(), open, before, frames }
     }
 
     /// The next entry; none behind the last.
@@ -387,7 +390,7 @@ impl MapReader {
             open.buffer.drain(..open.read);
             open.read = 0;
             let store = self.repository.store();
-            open.buffer.extend(open.table.fetch(open.next_frame, &name, store).await?);
+            open.buffer.extend(open.table.fetch(open.next_frame, &name, store, &mut self.frames).await?);
             open.next_frame += 1;
             self.open = Some(open);
         }

@@ -15,15 +15,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::container::{Kind, Reserved, Table, Writer};
 use crate::document::{Damage, ReadError, WriteError};
 use crate::format::Repository;
-use crate::frame::MAX_FRAME_BYTES;
+use crate::frame::{FrameReader, MAX_FRAME_BYTES};
 use crate::hash::{Hash, Hashing};
 use crate::map::{Change, Changes, Entry};
 use crate::name::{BackupId, Name, Place};
+use crate::store::MAX_OBJECT_BYTES;
 
 /// PostgreSQL's page. Files of another page size are read in the same steps, which then are halves or parts of a page.
 pub const PAGE_BYTES: usize = 8192;
@@ -186,7 +188,8 @@ impl PackWriter {
                 let id = PackId { backup: self.backup, number };
                 let name = self.place.pack(self.backup, number);
                 let writer = Writer::new(Kind::Pack, name.clone(), self.repository.protection())
-                    .map_err(|damage| WriteError::refused(&name, damage))?;
+                    .map_err(|damage| WriteError::refused(&name, damage))?
+                    .expecting(self.target + 2 * MAX_FRAME_BYTES);
                 Open { writer, id, shared: Vec::new(), slot: None }
             }
         };
@@ -268,11 +271,20 @@ impl FileWriter<'_> {
         self.changes.update(bytes);
         self.size += bytes.len() as u64;
         while !bytes.is_empty() {
-            let room = self.packs.frame_bytes - self.buffer.len();
+            let whole = self.packs.frame_bytes;
+            if self.buffer.is_empty() && bytes.len() >= whole {
+                // A frame as it comes, which need not be put together first.
+                let (now, later) = bytes.split_at(whole);
+                let run = self.packs.push(now).await?;
+                self.runs.push(run);
+                bytes = later;
+                continue;
+            }
+            let room = whole - self.buffer.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.buffer.extend_from_slice(now);
             bytes = later;
-            if self.buffer.len() == self.packs.frame_bytes {
+            if self.buffer.len() == whole {
                 self.flush().await?;
             }
         }
@@ -338,23 +350,39 @@ pub struct PackReader {
     packs: BTreeMap<PackId, Hash>,
     tables: BTreeMap<PackId, Arc<Table>>,
     /// The frames that were read last, the latest in front.
-    frames: VecDeque<(PackId, u32, Arc<Vec<u8>>)>,
+    frames: VecDeque<(PackId, u32, Bytes)>,
+    reader: FrameReader,
 }
 
 impl PackReader {
     pub(crate) fn new(repository: Repository, place: Place, packs: BTreeMap<PackId, Hash>) -> PackReader {
-        PackReader { repository, place, packs, tables: BTreeMap::new(), frames: VecDeque::new() }
+        let (tables, frames, reader) = (BTreeMap::new(), VecDeque::new(), FrameReader::default());
+        PackReader { repository, place, packs, tables, frames, reader }
     }
 
     /// The content of one run, verified. `bytes` is how many of it belong to the file: the last page may be a part.
-    pub async fn read(&mut self, run: &Run, bytes: usize) -> Result<Vec<u8>, ReadError> {
+    pub async fn read(&mut self, run: &Run, bytes: usize) -> Result<Bytes, ReadError> {
         let frame = self.frame(run.pack, run.frame).await?;
         let at = run.at as usize;
-        let part = frame.get(at..at + bytes).filter(|_| pages_of(bytes as u64) == u64::from(run.pages));
-        part.map(<[u8]>::to_vec).ok_or_else(|| {
+        if at.saturating_add(bytes) > frame.len() || pages_of(bytes as u64) != u64::from(run.pages) {
             let what = format!("{bytes} bytes at {at} are not in frame {}", run.frame);
-            self.damaged(run.pack, Damage::malformed(what))
-        })
+            return Err(self.damaged(run.pack, Damage::malformed(what)));
+        }
+        Ok(frame.slice(at..at + bytes))
+    }
+
+    /// Reads a whole pack and compares what is stored with the hashes that it was stored with, without decompressing it. Says how many bytes.
+    pub async fn stored(&self, pack: PackId) -> Result<u64, ReadError> {
+        let (hash, name) = (self.hash_of(pack)?, self.name(pack));
+        let store = self.repository.store();
+        let bytes = store.read(&name, MAX_OBJECT_BYTES).await?;
+        let damaged = |damage| ReadError::damaged(store, &name, damage);
+        let table =
+            Table::of_whole(Kind::Pack, &name, self.repository.protection(), &bytes).map_err(damaged)?;
+        match table.hash == hash {
+            true => Ok(bytes.len() as u64),
+            false => Err(damaged(Damage::OtherObject { wanted: name.to_string() })),
+        }
     }
 
     /// The content of a whole file, piece by piece, each verified. At the end the hash of the whole is compared too: a
@@ -381,17 +409,18 @@ impl PackReader {
         }
     }
 
-    async fn frame(&mut self, pack: PackId, frame: u32) -> Result<Arc<Vec<u8>>, ReadError> {
+    async fn frame(&mut self, pack: PackId, frame: u32) -> Result<Bytes, ReadError> {
         let kept = self.frames.iter().position(|(of, number, _)| (*of, *number) == (pack, frame));
         let content = match kept.and_then(|at| self.frames.remove(at)) {
             Some((_, _, content)) => content,
             None => {
                 let table = self.table(pack).await?;
-                Arc::new(table.fetch(frame, &self.name(pack), self.repository.store()).await?)
+                let name = self.name(pack);
+                table.fetch(frame, &name, self.repository.store(), &mut self.reader).await?.into()
             }
         };
         self.frames.truncate(KEPT_FRAMES - 1);
-        self.frames.push_front((pack, frame, Arc::clone(&content)));
+        self.frames.push_front((pack, frame, content.clone()));
         Ok(content)
     }
 
@@ -399,10 +428,7 @@ impl PackReader {
         if let Some(table) = self.tables.get(&pack) {
             return Ok(Arc::clone(table));
         }
-        let Some(hash) = self.packs.get(&pack).copied() else {
-            let what = "the backup's manifest does not name it";
-            return Err(self.damaged(pack, Damage::malformed(what)));
-        };
+        let hash = self.hash_of(pack)?;
         let name = self.name(pack);
         let (protection, store) = (self.repository.protection(), self.repository.store());
         let table = Table::read_known(Kind::Pack, &name, hash, protection, store).await?;
@@ -412,6 +438,11 @@ impl PackReader {
         let table = Arc::new(table);
         self.tables.insert(pack, Arc::clone(&table));
         Ok(table)
+    }
+
+    fn hash_of(&self, pack: PackId) -> Result<Hash, ReadError> {
+        let unknown = || self.damaged(pack, Damage::malformed("the backup's manifest does not name it"));
+        self.packs.get(&pack).copied().ok_or_else(unknown)
     }
 
     fn name(&self, pack: PackId) -> Name {

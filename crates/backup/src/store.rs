@@ -158,6 +158,8 @@ pub struct Page {
 pub struct Store {
     behind: Behind,
     place: Arc<str>,
+    /// Whoever holds this handle may be held up by a disk.
+    may_block: bool,
 }
 
 #[derive(Clone)]
@@ -177,14 +179,14 @@ impl Store {
     pub fn directory(path: impl Into<PathBuf>) -> Store {
         let path = path.into();
         let place = path.display().to_string().into();
-        Store { behind: Behind::Directory(Arc::new(Directory::new(path))), place }
+        Store { behind: Behind::Directory(Arc::new(Directory::new(path))), place, may_block: false }
     }
 
     /// `s3://bucket/prefix`.
     pub fn s3(url: &str, credentials: Credentials) -> Result<Store, StoreError> {
         let place: Arc<str> = url.into();
         match cloud::s3(url, credentials) {
-            Ok(behind) => Ok(Store { behind: Behind::Cloud(behind), place }),
+            Ok(behind) => Ok(Store { behind: Behind::Cloud(behind), place, may_block: false }),
             Err(source) => Err(StoreError {
                 doing: Doing::Opening,
                 object: String::new(),
@@ -197,12 +199,32 @@ impl Store {
 
     #[cfg(test)]
     pub(crate) fn over(behind: Arc<dyn object_store::ObjectStore>) -> Store {
-        Store { behind: Behind::Cloud(behind), place: "a test".into() }
+        Store { behind: Behind::Cloud(behind), place: "a test".into(), may_block: false }
     }
 
     #[cfg(test)]
     fn with_directory(directory: Directory) -> Store {
-        Store { behind: Behind::Directory(Arc::new(directory)), place: "a test".into() }
+        Store { behind: Behind::Directory(Arc::new(directory)), place: "a test".into(), may_block: false }
+    }
+
+    /// A handle for somebody who has a thread of his own: a directory is read and written on it, and not handed to another thread for each
+    /// piece. On a thread that others wait for it would hold them up.
+    #[must_use]
+    pub fn on_own_thread(&self) -> Store {
+        Store { may_block: true, ..self.clone() }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
+    ) -> Result<T, Failed> {
+        if self.may_block {
+            return work();
+        }
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done,
+            Err(error) => Err((Failure::Failed, Box::new(error))),
+        }
     }
 
     /// Where it is, for messages.
@@ -220,7 +242,7 @@ impl Store {
         let put = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, name, bytes) = (Arc::clone(directory), name.clone(), bytes.clone());
-                blocking(move || directory.put(&name, &bytes)).await
+                self.blocking(move || directory.put(&name, &bytes)).await
             }
             Behind::Cloud(cloud) => cloud::put(&**cloud, name, &bytes).await,
         };
@@ -252,7 +274,7 @@ impl Store {
         let read = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, name, range) = (Arc::clone(directory), name.clone(), range.clone());
-                blocking(move || directory.read_range(&name, range)).await
+                self.blocking(move || directory.read_range(&name, range)).await
             }
             Behind::Cloud(cloud) => cloud::read_range(&**cloud, name, range.clone()).await,
         };
@@ -282,7 +304,7 @@ impl Store {
         let listed = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, prefix, after) = (Arc::clone(directory), prefix.to_owned(), after.cloned());
-                blocking(move || directory.list(&prefix, after.as_ref(), limit)).await
+                self.blocking(move || directory.list(&prefix, after.as_ref(), limit)).await
             }
             Behind::Cloud(cloud) => cloud::list(&**cloud, prefix, after, limit).await,
         };
@@ -317,7 +339,7 @@ impl Store {
         let deleted = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, name) = (Arc::clone(directory), name.clone());
-                blocking(move || directory.delete(&name)).await
+                self.blocking(move || directory.delete(&name)).await
             }
             Behind::Cloud(cloud) => cloud::delete(&**cloud, name).await,
         };
@@ -332,7 +354,7 @@ impl Store {
         match &self.behind {
             Behind::Directory(directory) => {
                 let directory = Arc::clone(directory);
-                let swept = blocking(move || directory.sweep()).await;
+                let swept = self.blocking(move || directory.sweep()).await;
                 swept.map_err(|(failure, source)| self.error(Doing::Sweeping, "", failure, Some(source)))
             }
             Behind::Cloud(_) => Ok(0),
@@ -359,7 +381,7 @@ impl Store {
         let read = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, name) = (Arc::clone(directory), name.clone());
-                blocking(move || directory.read(&name, limit)).await
+                self.blocking(move || directory.read(&name, limit)).await
             }
             Behind::Cloud(cloud) => cloud::read(&**cloud, name, limit).await,
         };
@@ -370,7 +392,7 @@ impl Store {
         let head = match &self.behind {
             Behind::Directory(directory) => {
                 let (directory, name) = (Arc::clone(directory), name.clone());
-                blocking(move || directory.head(&name)).await
+                self.blocking(move || directory.head(&name)).await
             }
             Behind::Cloud(cloud) => cloud::head(&**cloud, name).await,
         };
@@ -395,12 +417,3 @@ impl Store {
 
 /// What the two kinds of stores return: the caller knows object and place.
 pub(crate) type Failed = (Failure, Source);
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failed> + Send + 'static,
-) -> Result<T, Failed> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err((Failure::Failed, Box::new(error))),
-    }
-}

@@ -159,7 +159,7 @@ pub async fn plan(repository: &Repository, manifest: &Manifest, wish: Wish) -> R
     {
         return Err(RestoreError::EndsInsideBackup { at, stop: manifest.stop });
     }
-    let (repository, manifest) = (repository.clone(), manifest.clone());
+    let (repository, manifest) = (repository.on_own_thread(), manifest.clone());
     on_a_thread(move || survey(repository, manifest, wish)).await?
 }
 
@@ -282,7 +282,7 @@ pub async fn restore(
 ) -> Result<Report, RestoreError> {
     plan.check()?;
     let shared = Arc::new(Shared {
-        repository: repository.clone(),
+        repository: repository.on_own_thread(),
         manifest: plan.manifest.clone(),
         throttle: Throttle::new(max_bytes_per_second),
         stop: Stop::default(),

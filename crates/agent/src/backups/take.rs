@@ -57,8 +57,10 @@ const BEAT: Duration = Duration::from_secs(30);
 /// A checkpoint that is spread takes as long as `checkpoint_timeout`, which is a day at most and minutes in general.
 const CHECKPOINT: Duration = Duration::from_secs(3600);
 const STATEMENT: Duration = Duration::from_secs(60);
-/// Between two looks whether WAL has come into the archive.
-const WAL_POLL: Duration = Duration::from_millis(250);
+/// Between two looks whether WAL has come into the archive: at first so long, each time twice as long,
+const FIRST_WAL_POLL: Duration = Duration::from_millis(10);
+/// and so long at last.
+const WAL_POLL: Duration = Duration::from_millis(320);
 /// Between two requests for a new segment.
 const SWITCH_AGAIN: Duration = Duration::from_secs(10);
 /// Backups are named by the second in which they begin; who meets another one, or his parent, takes the next.
@@ -327,7 +329,7 @@ async fn copy(
     let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
     // Its length is bounded by the window.
     let (results, mut came) = mpsc::unbounded_channel();
-    let parent = backup.parent().map(|parent| parent.entries(&shared.repository));
+    let parent = backup.parent().map(|parent| parent.entries(&shared.repository.on_own_thread()));
     let pairing = Pairing { parent, ahead: None, jobs, results: results.clone(), stop: shared.stop.clone() };
     let listing = Listing::begin(&shared.data_dir, control)?;
     let _pairing = on_a_thread(move || pairing.run(listing));
@@ -509,6 +511,7 @@ async fn prove(
     let mut switched: Option<Instant> = None;
     // What was there once is not asked for again until all is.
     let mut from = start;
+    let mut poll = FIRST_WAL_POLL;
     loop {
         let last = match archive.prove(timeline, from, stop).await {
             Ok(proof) if from == start => return Ok(proof),
@@ -534,6 +537,7 @@ async fn prove(
                 tracing::warn!(%error, "the primary does not begin a new segment for a backup");
             }
         }
-        tokio::time::sleep(WAL_POLL).await;
+        tokio::time::sleep(poll).await;
+        poll = WAL_POLL.min(poll * 2);
     }
 }

@@ -1,17 +1,18 @@
 //! Everything of a backup is read back: each map, each frame of each file with its hash, each file with the hash of the whole, and WAL.
 //!
-//! What is damaged is told by file and object, and the rest is read all the same. Leaves out: repair. Hazard: something that is called sound and
-//! is not; so it goes through the same code as a restore.
+//! What is damaged is told by file and object, and the rest is read all the same. Or only what is stored is compared ([`Depth::Stored`]).
+//! Leaves out: repair. Hazard: something that is called sound and is not; so it goes through the same code as a restore.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pgherd_api::backup::{Damage, Verification, VerifiedBackup, VerifiedWal, WalGap};
 use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::map::{Entry, Kind};
+use pgherd_backup::pack::PackId;
 use pgherd_backup::wal::{Segment, window};
 use tokio::sync::{mpsc, watch};
 
@@ -20,6 +21,16 @@ use super::{Done, MAX_READERS, Progress, QUEUE, REPORT, Stop, on_a_thread};
 
 /// Of one backup, damages that are told.
 const MAX_TOLD: usize = 1000;
+
+/// How far it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// To the content of each file.
+    Content,
+    /// Each object as it is stored, against the hash that it was stored with. What went wrong before that, in memory or in the compressor, is not
+    /// seen; nothing is decompressed.
+    Stored,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
@@ -35,6 +46,7 @@ pub enum VerifyError {
 pub async fn verify(
     catalog: &Catalog,
     which: Option<Which>,
+    depth: Depth,
     readers: usize,
     progress: &watch::Sender<Progress>,
 ) -> Result<Verification, VerifyError> {
@@ -43,18 +55,28 @@ pub async fn verify(
         None => catalog.manifests().collect(),
     };
     let shared = Arc::new(Shared {
-        repository: catalog.repository.clone(),
+        repository: catalog.repository.on_own_thread(),
         stop: Stop::default(),
         done: Done::default(),
     });
     let _ended = shared.stop.when_dropped();
-    shared.done.total_bytes.store(manifests.iter().map(|manifest| manifest.bytes).sum(), Ordering::Relaxed);
+    let bytes = |manifest: &&Manifest| match depth {
+        Depth::Content => manifest.bytes,
+        Depth::Stored => manifest.all_packs().map(|(_, pack)| pack.bytes).sum(),
+    };
+    shared.done.total_bytes.store(manifests.iter().map(bytes).sum(), Ordering::Relaxed);
     let mut reports = tokio::time::interval(REPORT);
     let mut backups = Vec::new();
     for manifest in &manifests {
         let work = {
             let (shared, manifest) = (Arc::clone(&shared), (*manifest).clone());
-            on_a_thread(move || backup(shared, manifest, readers.clamp(1, MAX_READERS)))
+            let readers = readers.clamp(1, MAX_READERS);
+            on_a_thread(move || async move {
+                match depth {
+                    Depth::Content => contents(shared, manifest, readers).await,
+                    Depth::Stored => stored(shared, manifest, readers).await,
+                }
+            })
         };
         let mut work = std::pin::pin!(work);
         backups.push(loop {
@@ -65,7 +87,7 @@ pub async fn verify(
         });
     }
     progress.send_replace(shared.done.progress());
-    let wal = wal(catalog, which.is_some(), &manifests).await?;
+    let wal = wal(catalog, which.is_some(), depth, &manifests).await?;
     Ok(Verification { backups, wal })
 }
 
@@ -75,7 +97,7 @@ struct Shared {
     done: Done,
 }
 
-async fn backup(
+async fn contents(
     shared: Arc<Shared>,
     manifest: Manifest,
     readers: usize,
@@ -119,6 +141,71 @@ async fn backup(
     }
     damaged.sort_by(|one, other| one.file.cmp(&other.file));
     damaged.truncate(MAX_TOLD);
+    Ok(VerifiedBackup { id: manifest.id.to_string(), files, bytes, damaged })
+}
+
+/// Packs first, each once; then the files that have something in those that are damaged.
+async fn stored(
+    shared: Arc<Shared>,
+    manifest: Manifest,
+    readers: usize,
+) -> Result<VerifiedBackup, VerifyError> {
+    let packs: Vec<PackId> = manifest.all_packs().map(|(id, _)| id).collect();
+    let manifest = Arc::new(manifest);
+    let next = Arc::new(AtomicUsize::new(0));
+    let packs = Arc::new(packs);
+    let readers: Vec<_> = (0..readers)
+        .map(|_| {
+            let (shared, manifest) = (Arc::clone(&shared), Arc::clone(&manifest));
+            let (packs, next) = (Arc::clone(&packs), Arc::clone(&next));
+            on_a_thread(move || async move {
+                let contents = manifest.contents(&shared.repository);
+                let mut damaged = BTreeMap::new();
+                while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if shared.stop.is_wanted() {
+                        break;
+                    }
+                    match contents.stored(*pack).await {
+                        Ok(bytes) => {
+                            shared.done.bytes.fetch_add(bytes, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            damaged.insert(*pack, told(&error));
+                        }
+                    }
+                }
+                damaged
+            })
+        })
+        .collect();
+    let mut damaged_packs = BTreeMap::new();
+    for reader in readers {
+        damaged_packs.extend(reader.await?);
+    }
+    let (mut files, mut bytes, mut damaged) = (0, 0, Vec::new());
+    let mut entries = manifest.entries(&shared.repository);
+    loop {
+        match entries.next().await {
+            Ok(Some(entry)) if entry.kind == Kind::File => {
+                match entry.runs.iter().find_map(|run| damaged_packs.get(&run.pack)) {
+                    None => (files, bytes) = (files + 1, bytes + entry.size),
+                    Some(what) if damaged.len() < MAX_TOLD => {
+                        let file = String::from_utf8_lossy(&entry.path).into_owned();
+                        damaged.push(Damage { file: Some(file), what: what.clone() });
+                    }
+                    Some(_) => {}
+                }
+                shared.done.files.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            // What is behind it in the list is not known.
+            Err(error) => {
+                damaged.push(Damage { file: None, what: told(&error) });
+                break;
+            }
+        }
+    }
     Ok(VerifiedBackup { id: manifest.id.to_string(), files, bytes, damaged })
 }
 
@@ -167,7 +254,12 @@ fn told(error: &ReadError) -> String {
 }
 
 /// Own WAL of the one that is meant, or everything that any of them needs.
-async fn wal(catalog: &Catalog, own: bool, manifests: &[&Manifest]) -> Result<VerifiedWal, VerifyError> {
+async fn wal(
+    catalog: &Catalog,
+    own: bool,
+    depth: Depth,
+    manifests: &[&Manifest],
+) -> Result<VerifiedWal, VerifyError> {
     let mut wal = VerifiedWal { segments: 0, damaged: Vec::new(), gaps: Vec::new() };
     let Some(archive) = catalog.archive()? else { return Ok(wal) };
     let segments = archive.segments();
@@ -187,8 +279,12 @@ async fn wal(catalog: &Catalog, own: bool, manifests: &[&Manifest]) -> Result<Ve
             .collect();
     }
     for segment in wanted {
-        match archive.segment(segment).await {
-            Ok(_) => wal.segments += 1,
+        let read = match depth {
+            Depth::Content => archive.segment(segment).await.map(|_| ()),
+            Depth::Stored => archive.stored(segment).await,
+        };
+        match read {
+            Ok(()) => wal.segments += 1,
             Err(error) => {
                 let file = Some(segments.file_name(segment));
                 wal.damaged.push(Damage { file, what: told(&error) });

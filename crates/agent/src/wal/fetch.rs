@@ -5,10 +5,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use pgherd_backup::wal::{Archive, Fetched as Archived, Segment};
+use pgherd_backup::document::ReadError;
+use pgherd_backup::wal::{Archive, Fetched as Archived, Segment, WalError};
+use tokio::runtime::Handle;
 
 use super::spool::Spool;
 use super::{FileError, FileName};
@@ -17,6 +20,11 @@ use super::{FileError, FileName};
 const AT_ONCE: usize = 4;
 /// How much is fetched ahead, and so how much space a spool takes.
 pub const AHEAD_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Whoever fetches ahead and has not brought a segment by then does not keep recovery waiting.
+const COMES_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks whether it has come.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// How a fetch came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +56,7 @@ pub(super) async fn fetch(
     };
     let spool = Spool::of(data_dir);
     let file = archive.segments().file_name(segment);
-    if !spool.take(&file, to)? {
+    if !taken(&spool, &file, to).await? {
         match archive.fetch(segment).await {
             // Of the last one there may be a beginning, at whose end recovery ends.
             Ok(Archived::Whole(content) | Archived::Beginning { content, .. }) => put(to, &content)?,
@@ -62,8 +70,24 @@ pub(super) async fn fetch(
     let next = archive.segments().file_name(Segment { number: segment.number + 1, ..segment });
     // Half of what is fetched ahead is used up before it is filled again.
     let middle = Segment { number: segment.number + (ahead(archive) / 2).max(1), ..segment };
-    let is_filled = spool.has(&archive.segments().file_name(middle));
+    let is_filled = spool.has(&archive.segments().file_name(middle)) || spool.is_coming(&next);
     Ok(Fetched::Found { ahead: (!is_filled).then_some(next) })
+}
+
+/// What another process is about to have fetched is not fetched twice: both would be late.
+async fn taken(spool: &Spool, file: &str, to: &Path) -> Result<bool, FileError> {
+    let began = Instant::now();
+    loop {
+        // Asked first: it may come between the two.
+        let is_coming = spool.is_coming(file) && began.elapsed() < COMES_WITHIN;
+        if spool.take(file, to)? {
+            return Ok(true);
+        }
+        if !is_coming {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn ahead(archive: &Archive) -> u64 {
@@ -75,19 +99,22 @@ fn ahead(archive: &Archive) -> u64 {
 pub(super) async fn fill(archive: &Archive, data_dir: &Path, first: &str) -> Result<bool, FileError> {
     let FileName::Segment(first) = FileName::parse(first, archive.segments())? else { return Ok(false) };
     let spool = Spool::of(data_dir);
-    let Some(filling) = spool.fill()? else { return Ok(false) };
     let segments = archive.segments();
+    let numbers = first.number..first.number + ahead(archive);
+    let last = Segment { number: numbers.end - 1, ..first };
+    let Some(filling) = spool.fill(&segments.file_name(first), &segments.file_name(last))? else {
+        return Ok(false);
+    };
     // What recovery has passed is of no use any more.
     filling.forget_before(&segments.file_name(first))?;
-    let numbers = first.number..first.number + ahead(archive);
     let wanted = numbers.map(|number| Segment { number, ..first });
     let wanted = wanted.filter(|segment| !spool.has(&segments.file_name(*segment)));
     let at_once = AT_ONCE.min(ahead(archive) as usize);
     let contents = futures_util::stream::iter(wanted)
         // Whole ones only: what there is of the last one grows.
-        .map(|segment| async move { (segment, archive.segment(segment).await) })
+        .map(|segment| async move { (segment, on_a_thread(archive, segment).await) })
         .buffered(at_once)
-        .map(|(segment, content)| match content {
+        .map(|(segment, content)| match content? {
             Ok(content) => Ok(Some((segment, content))),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(FileError::from(error)),
@@ -103,6 +130,13 @@ pub(super) async fn fill(archive: &Archive, data_dir: &Path, first: &str) -> Res
         .await?;
     filling.end(&spool);
     Ok(true)
+}
+
+/// Decompressing takes longer than reading, and several processors do it beside each other.
+async fn on_a_thread(archive: &Archive, segment: Segment) -> Result<Result<Bytes, ReadError>, FileError> {
+    let (archive, runtime) = (archive.clone(), Handle::current());
+    let reading = tokio::task::spawn_blocking(move || runtime.block_on(archive.segment(segment)));
+    reading.await.map_err(|lost| WalError::Lost { why: lost.to_string() }.into())
 }
 
 /// By renaming, so that nobody finds half of it. Not flushed: whoever asked for it does that, or asks again after a crash.

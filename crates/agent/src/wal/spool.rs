@@ -6,7 +6,7 @@
 //! Hazard: a file that is not what its name says. Only what was verified against its hash is put here, by renaming.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -57,17 +57,41 @@ impl Spool {
         }
     }
 
-    /// `None`: another process fills it.
-    pub(super) fn fill(&self) -> Result<Option<Filling>, FileError> {
+    /// Whether another process is about to put it here.
+    pub(super) fn is_coming(&self, file: &str) -> bool {
+        let Some(directory) = &self.directory else { return false };
+        let Ok(lock) = File::open(directory.join(LOCK)) else { return false };
+        let is_held = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)
+            .is_err_and(|error| error == rustix::io::Errno::WOULDBLOCK);
+        let Some((first, last)) = io::read_to_string(&lock).ok().filter(|_| is_held).and_then(|text| {
+            let (first, last) = text.trim().split_once(' ')?;
+            Some((first.to_owned(), last.to_owned()))
+        }) else {
+            return false;
+        };
+        // It puts them in their order: behind it there is nothing yet.
+        let is_passed = |name: &str| name.len() == file.len() && name > file;
+        let mut there = fs::read_dir(directory).into_iter().flatten().flatten();
+        (first.as_str()..=last.as_str()).contains(&file)
+            && !there.any(|entry| entry.file_name().to_str().is_some_and(is_passed))
+    }
+
+    /// For the segments from `first` to `last`, in their order. `None`: another process fills it.
+    pub(super) fn fill(&self, first: &str, last: &str) -> Result<Option<Filling>, FileError> {
         let Some(directory) = &self.directory else { return Ok(None) };
         fs::create_dir_all(directory).map_err(FileError::file("create", directory))?;
         let path = directory.join(LOCK);
-        let lock = File::create(&path).map_err(FileError::file("create", &path))?;
+        // What another one has written there stays until this one has the lock.
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let mut lock = opened.map_err(FileError::file("create", &path))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Filling { directory: directory.clone(), _lock: lock })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(FileError::file("lock", &path)(error.into())),
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(FileError::file("lock", &path)(error.into())),
         }
+        let written = lock.set_len(0).and_then(|()| lock.write_all(format!("{first} {last}\n").as_bytes()));
+        written.map_err(FileError::file("write", &path))?;
+        Ok(Some(Filling { directory: directory.clone(), _lock: lock }))
     }
 
     /// At the end of the WAL nothing more will be asked for. What cannot be removed does no harm.

@@ -224,8 +224,33 @@ async fn what_recovery_has_passed_and_what_another_boot_left_is_forgotten() {
     assert!(scene.fill(6).await);
     assert_eq!(scene.spooled(), [scene.name(6)]);
     let spool = spool::Spool::of(&scene.at("data"));
-    let filling = spool.fill().unwrap();
+    let filling = spool.fill(&scene.name(7), &scene.name(8)).unwrap();
     assert!(!scene.fill(6).await, "somebody else fills it");
     drop(filling);
     assert!(scene.fill(6).await);
+}
+
+#[tokio::test]
+async fn what_another_process_is_about_to_bring_is_waited_for() {
+    let scene = Scene::new().await;
+    for number in 3..7 {
+        scene.push(&scene.name(number), &scene.content(number)).await.unwrap();
+    }
+    let spool = spool::Spool::of(&scene.at("data"));
+    let filling = spool.fill(&scene.name(4), &scene.name(5)).unwrap().unwrap();
+    let bring = |number: u64| filling.put(&scene.name(number), &scene.content(number).into()).unwrap();
+    // Nobody can fetch it himself.
+    fs::rename(scene.at("objects"), scene.at("unmounted")).unwrap();
+    let name = scene.name(4);
+    let (fetched, ()) = tokio::join!(scene.fetch(&name), async { bring(4) });
+    assert_eq!(fetched.unwrap(), Fetched::Found { ahead: None }, "somebody fetches ahead");
+    assert_eq!(fs::read(scene.at("RECOVERYXLOG")).unwrap(), scene.content(4));
+    fs::rename(scene.at("unmounted"), scene.at("objects")).unwrap();
+    // What is not among these, or should have come before, is nothing to wait for.
+    assert!(!spool.is_coming(&scene.name(6)) && !spool.is_coming(&scene.name(3)));
+    assert!(spool.is_coming(&scene.name(5)));
+    bring(5);
+    assert!(!spool.is_coming(&scene.name(4)));
+    drop(filling);
+    assert!(!spool.is_coming(&scene.name(5)), "nobody brings it any more");
 }

@@ -27,7 +27,8 @@ fn object(frames: &[Vec<u8>], extra: &[u8], protection: &Protection) -> Sealed {
 
 fn read_all(bytes: &[u8], protection: &Protection) -> Result<(Vec<Vec<u8>>, Vec<u8>), Damage> {
     let table = Table::of_whole(Kind::Pack, &name(), protection, bytes)?;
-    let frames = (0..table.frames().len() as u32).map(|number| table.open_in(number, bytes));
+    let frames = (0..table.frames().len() as u32)
+        .map(|number| table.open_in(number, bytes, &mut FrameReader::default()));
     Ok((frames.collect::<Result<_, _>>()?, table.extra.clone()))
 }
 
@@ -83,7 +84,7 @@ fn damaged_frames_that_are_returned(rounds: u64) -> u64 {
         let mut stored = sealed.bytes[place.start as usize..place.end as usize].to_vec();
         let at = random.below(stored.len() as u64) as usize;
         stored[at] ^= 1 << random.below(8);
-        if let Ok(content) = table.open(number, &stored) {
+        if let Ok(content) = table.open(number, &stored, &mut FrameReader::default()) {
             wrong += u64::from(content != frames[number as usize]);
         }
     }
@@ -123,8 +124,11 @@ fn a_footer_that_is_longer_than_the_first_read_is_read_again() {
         store.put(&name(), object.bytes.clone()).await.unwrap();
         let table = Table::read(Kind::Pack, &name(), &Protection::Plain, &store).await.unwrap();
         assert_eq!(table.hash, object.hash);
-        assert_eq!(table.fetch(2999, &name(), &store).await.unwrap(), frames[2999]);
-        assert!(table.fetch(3000, &name(), &store).await.is_err());
+        assert_eq!(
+            table.fetch(2999, &name(), &store, &mut FrameReader::default()).await.unwrap(),
+            frames[2999]
+        );
+        assert!(table.fetch(3000, &name(), &store, &mut FrameReader::default()).await.is_err());
     });
 }
 

@@ -154,6 +154,9 @@ fn a_pack_that_the_manifest_does_not_name_or_that_is_another_is_not_read() {
         without.packs.clear();
         let error = read_back(&repository, &without).await.unwrap_err();
         assert!(format!("{error:?}").contains("does not name it"), "{error:?}");
+        let id = PackId { backup: manifest.id, number: 0 };
+        let error = without.contents(&repository).stored(id).await.unwrap_err();
+        assert!(format!("{error:?}").contains("does not name it"), "{error:?}");
 
         // A complete and correct pack of the same name, from another life of the repository.
         let pack = PLACE.pack(manifest.id, 0);
@@ -162,10 +165,37 @@ fn a_pack_that_the_manifest_does_not_name_or_that_is_another_is_not_read() {
         cloud.damage(pack.as_str(), writer.finish(&[]).unwrap().bytes);
         let error = read_back(&repository, &manifest).await.unwrap_err();
         assert!(format!("{error:?}").contains("OtherObject"), "{error:?}");
+        let error = manifest.contents(&repository).stored(id).await.unwrap_err();
+        assert!(format!("{error:?}").contains("OtherObject"), "{error:?}");
 
         cloud.remove(pack.as_str());
         let error = read_back(&repository, &manifest).await.unwrap_err();
         assert!(error.is_absent(), "{error}");
+    });
+}
+
+#[test]
+fn damage_to_a_pack_is_seen_without_decompressing_it() {
+    run(async {
+        let mut random = Random(17);
+        for sealed in [false, true] {
+            let cloud = Cloud::new(1);
+            let repository = if sealed { encrypted(&cloud).await } else { repository(&cloud).await };
+            let file = (b"a".as_slice(), random.bytes(5000));
+            let manifest = take(&repository, None, &[file], 3, cloud.now()).await;
+            let id = PackId { backup: manifest.id, number: 0 };
+            let name = PLACE.pack(manifest.id, 0).to_string();
+            let right = cloud.bytes(&name).unwrap();
+            let stored = manifest.contents(&repository).stored(id).await.unwrap();
+            assert_eq!(stored, right.len() as u64);
+            for _ in 0..350 {
+                let mut wrong = right.to_vec();
+                let at = random.below(wrong.len() as u64) as usize;
+                wrong[at] ^= 1 << random.below(8);
+                cloud.damage(&name, wrong);
+                assert!(manifest.contents(&repository).stored(id).await.is_err(), "byte {at}");
+            }
+        }
     });
 }
 

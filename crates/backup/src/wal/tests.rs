@@ -250,12 +250,14 @@ fn damage_to_wal_objects_is_never_read() {
             archive.put_segment(segment(1, 3), &content).await.unwrap();
             let name = PLACE.wal(Timeline(1), &segments().file_name(segment(1, 3))).to_string();
             let right = cloud.bytes(&name).unwrap();
+            archive.stored(segment(1, 3)).await.unwrap();
             for _ in 0..350 {
                 let mut wrong = right.to_vec();
                 let at = random.below(wrong.len() as u64) as usize;
                 wrong[at] ^= 1 << random.below(8);
                 cloud.damage(&name, wrong);
                 assert!(archive.segment(segment(1, 3)).await.is_err(), "byte {at}");
+                assert!(archive.stored(segment(1, 3)).await.is_err(), "byte {at}, as it is stored");
             }
         }
     });

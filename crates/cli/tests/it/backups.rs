@@ -156,6 +156,11 @@ fn as_root_what_is_damaged_is_told_by_file_and_object() {
         assert_eq!(sound["backups"][0]["files"], backup["files"]);
         assert_eq!(sound["backups"][0]["bytes"], backup["size_bytes"]);
         assert!(sound["wal"]["segments"].as_u64() > Some(1), "{sound}");
+        assert_eq!(
+            scene.json(&["backup", "verify", "--stored"]),
+            sound,
+            "what is stored says the same of it"
+        );
 
         let segment =
             PathBuf::from(scene.at("objects")).join("cluster").join(system(&scene)).join("wal/00000001");
@@ -164,7 +169,9 @@ fn as_root_what_is_damaged_is_told_by_file_and_object() {
         let pack = packs(&scene).remove(0);
         change(&pack);
         assert_eq!(check(&scene, &[]).0, 0, "it looks at names only");
-        for arguments in [&["backup", "verify"][..], &["backup", "verify", "last"]] {
+        for arguments in
+            [&["backup", "verify"][..], &["backup", "verify", "last"], &["backup", "verify", "--stored"]]
+        {
             let output = scene.call(&[arguments, &["--json"]].concat());
             assert_eq!(output.status.code(), Some(1));
             let told: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -175,7 +182,11 @@ fn as_root_what_is_damaged_is_told_by_file_and_object() {
                 assert!(scene.server.data_dir().join(text(&damage["file"])).exists(), "{damage}");
             }
             let read = told["backups"][0]["files"].as_u64().unwrap() + damaged.len() as u64;
-            assert_eq!(Some(read), backup["files"].as_u64(), "the others were read all the same");
+            assert_eq!(
+                Some(read),
+                backup["files"].as_u64(),
+                "the others were read all the same: {arguments:?}"
+            );
             assert_eq!(told["wal"]["damaged"][0]["file"], backup["begin_wal"]);
         }
         let (_, said) = scene.refused(&["backup", "verify"]);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::catalog::{self, Catalog, Which};
-use pgherd_agent::backups::verify::{VerifyError, verify};
+use pgherd_agent::backups::verify::{Depth, VerifyError, verify};
 use pgherd_api::backup::{
     Backup, BackupMode, BackupStatus, Backups, Damage, Keep, RecoveryWindow, Verification,
 };
@@ -183,6 +183,7 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
 pub(super) async fn verified(
     of: &Of,
     backup: Option<&str>,
+    depth: Depth,
     jobs: u8,
     global: &Global,
 ) -> Result<(), Failure> {
@@ -193,7 +194,7 @@ pub(super) async fn verified(
     }
     let sender = watch::Sender::new(Progress::default());
     let seen = sender.subscribe();
-    let work = verify(&catalog, meant, jobs.into(), &sender);
+    let work = verify(&catalog, meant, depth, jobs.into(), &sender);
     let verification = match progress::shown("reading", "reading WAL", seen, work).await? {
         Ok(verification) => verification,
         Err(VerifyError::Catalog(error)) => return Err(super::of_catalog(error)),
@@ -202,7 +203,7 @@ pub(super) async fn verified(
     if global.json {
         print_json(&verification)?;
     } else {
-        print(&of_verification(&verification))?;
+        print(&of_verification(&verification, depth))?;
     }
     match verification.is_sound() {
         true => Ok(()),
@@ -211,7 +212,11 @@ pub(super) async fn verified(
     }
 }
 
-fn of_verification(verification: &Verification) -> String {
+fn of_verification(verification: &Verification, depth: Depth) -> String {
+    let sound = match depth {
+        Depth::Content => "as they were written",
+        Depth::Stored => "stored as they were",
+    };
     let mut text = String::new();
     let damages = |text: &mut String, damaged: &[Damage]| {
         for Damage { file, what } in damaged {
@@ -224,7 +229,7 @@ fn of_verification(verification: &Verification) -> String {
             backup.id,
             counted(backup.files as usize, "file", "files"),
             bytes(backup.bytes),
-            if backup.damaged.is_empty() { "as they were written" } else { "and damaged ones" }
+            if backup.damaged.is_empty() { sound } else { "and damaged ones" }
         ));
         damages(&mut text, &backup.damaged);
     }
@@ -232,7 +237,7 @@ fn of_verification(verification: &Verification) -> String {
     text.push_str(&format!(
         "WAL: {}{}\n",
         counted(wal.segments as usize, "segment", "segments"),
-        if wal.damaged.is_empty() { " as they were written" } else { ", and damaged ones" }
+        if wal.damaged.is_empty() { format!(" {sound}") } else { ", and damaged ones".to_owned() }
     ));
     damages(&mut text, &wal.damaged);
     for gap in &wal.gaps {
