@@ -1,6 +1,8 @@
 //! Base backups: taken from the server of this node into a repository ([`take`]), and restored into a directory
 //! ([`restore`]). [`create`] and [`recover`] are what commands and agents call for the two; [`catalog`] says what is there, [`keeping`] what
-//! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one. Files go through several readers beside each other, each on a thread
+//! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one. [`scratch`] is a server of an
+//! earlier moment for a while: [`tables`] fetches tables from one. Files go through several
+//! readers beside each other, each on a thread
 //! of its own: the agent's runtime proves a lease, and must not wait for a compressor.
 //!
 //! Leaves out: which backup, when and from which node, which is decided. Hazard: takes disk, network and processor from
@@ -21,7 +23,9 @@ pub mod keeping;
 pub(crate) mod member;
 pub mod recover;
 pub mod restore;
+pub mod scratch;
 mod storing;
+pub mod tables;
 pub mod take;
 pub mod target;
 pub mod verify;
@@ -42,6 +46,8 @@ pub struct Progress {
     /// 0 while it is not known.
     pub total_bytes: u64,
     pub done_files: u64,
+    /// What is being done, where that is more than one thing.
+    pub step: Option<&'static str>,
 }
 
 /// What all readers have done so far.
@@ -58,6 +64,7 @@ impl Done {
             done_bytes: self.bytes.load(Ordering::Relaxed),
             total_bytes: self.total_bytes.load(Ordering::Relaxed),
             done_files: self.files.load(Ordering::Relaxed),
+            step: None,
         }
     }
 }

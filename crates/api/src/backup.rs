@@ -121,6 +121,73 @@ pub struct Restored {
     pub seconds: f64,
 }
 
+/// `pgherd restore --table --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableRestore {
+    pub plan: TablePlan,
+    /// Null where nothing was done: `--dry-run`.
+    pub brought: Option<Brought>,
+}
+
+/// Which tables come from where, and into which server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TablePlan {
+    /// Of the scratch server that they are fetched from.
+    pub restore: RestorePlan,
+    pub database: String,
+    pub tables: Vec<PlannedTable>,
+    /// Under their own names, with all that belongs to them.
+    pub in_place: bool,
+    pub into: TableTarget,
+}
+
+/// A table, and where it comes. Without a schema both are what is found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedTable {
+    pub table: String,
+    pub brought_as: String,
+}
+
+/// A server that gets tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TableTarget {
+    pub database: String,
+    pub role: String,
+    /// Null through a Unix socket.
+    pub address: Option<String>,
+    pub port: Option<u16>,
+    pub postgresql_version: String,
+}
+
+/// What came of it, in one transaction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Brought {
+    pub tables: Vec<BroughtTable>,
+    /// Of the dump that brought them.
+    pub bytes: u64,
+    /// To restore the backup, to recover it, to bring the tables over.
+    pub restore_seconds: f64,
+    pub recovery_seconds: f64,
+    pub transfer_seconds: f64,
+}
+
+/// A table of an earlier moment, as it is there now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BroughtTable {
+    pub table: String,
+    pub brought_as: String,
+    pub rows: u64,
+    pub partitions: u64,
+    /// Null: who brought it.
+    pub owner: Option<String>,
+    pub indexes: Vec<String>,
+    pub constraints: Vec<String>,
+    /// That it owns; they go on where they were.
+    pub sequences: Vec<String>,
+    /// What of it did not come along.
+    pub left_out: Vec<String>,
+}
+
 /// `pgherd backup create --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Created {

@@ -71,7 +71,7 @@ pub(crate) enum Command {
     Logs(commands::logs::LogsArgs),
     Psql(commands::psql::PsqlArgs),
     Backup(commands::backup::BackupArgs),
-    Restore(commands::restore::RestoreArgs),
+    Restore(Box<commands::restore::RestoreArgs>),
     Wal(commands::wal::WalArgs),
     Import(commands::import::ImportArgs),
     Completions(commands::completions::CompletionsArgs),

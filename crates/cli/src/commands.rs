@@ -60,7 +60,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Logs(args) => block_on(&global, logs::run(args, &global)),
         Command::Psql(args) => block_on(&global, psql::run(args, &global)),
         Command::Backup(args) => block_on_threads(&global, backup::run(args, &global)),
-        Command::Restore(args) => block_on_threads(&global, restore::run(args, &global)),
+        Command::Restore(args) => block_on_threads(&global, restore::run(*args, &global)),
         Command::Wal(args) => block_on(&global, wal::run(args, &global)),
         Command::Import(args) => import::run(&args, &global),
         Command::Completions(args) => completions::run(&args),

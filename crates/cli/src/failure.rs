@@ -27,7 +27,7 @@ pub(crate) enum Failure {
     Silent(u8),
     /// The reader of stdout went away, as `head` does. Nobody is left to be told.
     OutputClosed,
-    /// By Ctrl-C.
+    /// By Ctrl-C, or by SIGTERM where something has to be taken back.
     Interrupted,
 }
 

@@ -85,7 +85,7 @@ impl Error {
 }
 
 /// The server's own message where there is one: `tokio_postgres` prints only "db error".
-fn sql_text(error: &tokio_postgres::Error) -> String {
+pub fn sql_text(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         return format!("{} ({})", db.message(), db.code().code());
     }

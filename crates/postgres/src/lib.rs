@@ -11,6 +11,7 @@
 //! | [`roles`] | pgherd's own roles and the application's |
 //! | [`initdb`], [`clone`] | a data directory comes into being |
 //! | [`base_backup`], [`restoring`] | a data directory is read while its server runs, and written |
+//! | [`scratch`] | a server apart from all others, for a while |
 //! | [`process`] | start, adopt, watch, stop; stopped means gone |
 //! | [`control`], `page` | `pg_control` and pages of relations, without a server |
 //! | [`wal`] | the end of WAL on disk, timelines and their forks |
@@ -51,6 +52,7 @@ pub mod replication;
 pub mod restoring;
 pub mod rewind;
 pub mod roles;
+pub mod scratch;
 pub mod seal;
 pub mod secret;
 pub mod slots;

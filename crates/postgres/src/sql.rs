@@ -5,9 +5,11 @@
 //! side: it would cancel the wait of a commit for its standbys.
 //!
 //! Leaves out: pooling; each caller holds its own session. Hazard: a session of the superuser on a database of
-//! users; so `postgres` is the only database that is ever connected to, but for creating an application's.
+//! users; so `postgres` is the only database that is ever connected to, but for
+//! creating an application's, and in a server that is thrown away.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +27,19 @@ pub use tls::{TlsError, TlsIdentity};
 
 /// Of the notices between two statements, how many are kept.
 const MAX_NOTICES: usize = 64;
+
+/// In a scratch server, what is set for a database or a role of the original must not load anything there, nor stand in the way.
+pub(crate) const SCRATCH_OPTIONS: &str = "-c session_preload_libraries= -c local_preload_libraries= -c session_replication_role=replica \
+     -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0";
+
+/// Where names without a schema are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchPath {
+    /// Among PostgreSQL's own only.
+    Empty,
+    /// As the role and the database have it.
+    OfDatabase,
+}
 
 /// A session. Dropping it closes the connection.
 #[derive(Debug)]
@@ -86,6 +101,29 @@ impl Session {
         within("connecting to the local PostgreSQL", deadline, async {
             let refused =
                 |source| Error::Connect { server: format!("PostgreSQL of {}", instance.node), source };
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
+            Ok(Session::drive(client, connection))
+        })
+        .await
+    }
+
+    /// Connects to a database of a server that nobody else uses, by the socket in `dir`.
+    pub(crate) async fn scratch(
+        dir: &Path,
+        port: u16,
+        role: &str,
+        database: &str,
+        path: SearchPath,
+        deadline: Duration,
+    ) -> Result<Session> {
+        let mut config = base(role);
+        config.options(match path {
+            SearchPath::Empty => format!("-c search_path= {SCRATCH_OPTIONS}"),
+            SearchPath::OfDatabase => SCRATCH_OPTIONS.to_owned(),
+        });
+        config.host_path(dir).port(port).dbname(database);
+        within("connecting to the scratch server", deadline, async {
+            let refused = |source| Error::Connect { server: "the scratch server".to_owned(), source };
             let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
             Ok(Session::drive(client, connection))
         })
@@ -165,12 +203,12 @@ fn base(role: &str) -> Config {
 }
 
 /// An identifier in a statement.
-pub(crate) fn name(text: &str) -> String {
+pub fn name(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\"").replace('\0', ""))
 }
 
 /// A string in a statement.
-pub(crate) fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     let text = text.replace('\0', "").replace('\'', "''");
     if text.contains('\\') { format!(" E'{}'", text.replace('\\', "\\\\")) } else { format!("'{text}'") }
 }

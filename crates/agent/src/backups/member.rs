@@ -265,6 +265,7 @@ async fn restore(
         data_dir: filling.data_dir().to_owned(),
         wal_dir: filling.wal_dir().map(ToOwned::to_owned),
         tablespaces: Default::default(),
+        tablespaces_in: None,
         over: Over::Nothing,
         recovery: Recovery {
             restore_command: String::new(),

@@ -18,10 +18,11 @@ use pgherd_api::backup::{
 };
 use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
+use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::BackupId;
 use pgherd_backup::recovery::{self, Commit, Line, Refusal, Sources, Target};
 use pgherd_backup::wal::BackupRange;
-use pgherd_core::types::Timeline;
+use pgherd_core::types::{Lsn, Timeline};
 use pgherd_postgres::restoring::{self, Action, Come, End, FollowTimeline, Over, Recovery};
 use tokio::sync::watch;
 
@@ -76,6 +77,8 @@ pub struct Order {
     pub wal_dir: Option<PathBuf>,
     /// By their numbers, those that are to lie elsewhere than they did.
     pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// Where all others lie, by their numbers; where they did if there is none.
+    pub tablespaces_in: Option<PathBuf>,
     pub delta: bool,
     pub at_target: AtTarget,
     /// That the restored server calls for its WAL.
@@ -178,6 +181,7 @@ pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
             .iter()
             .map(|(oid, place)| Ok((*oid, absolute(place)?)))
             .collect::<Result<_, RecoverError>>()?,
+        tablespaces_in: order.tablespaces_in.as_deref().map(absolute).transpose()?,
         over: if order.delta { Over::Delta } else { Over::Nothing },
         recovery: Recovery {
             restore_command: restore_command(&order.program, &file, Ahead::Some)?,
@@ -272,6 +276,21 @@ pub(crate) fn restore_command(
 }
 
 impl Prepared {
+    /// Of the backup.
+    pub fn manifest(&self) -> &Manifest {
+        &self.restore.manifest
+    }
+
+    /// From where recovery reads WAL, and where it will end.
+    pub fn wal(&self) -> (Lsn, Lsn) {
+        (self.recovery.wal_from, self.recovery.end.lsn)
+    }
+
+    /// What comes onto which file system.
+    pub fn volumes(&self) -> &[restore::Volume] {
+        &self.restore.volumes
+    }
+
     /// Whether files of a server are written over, and what does not belong is deleted.
     pub fn overwrites(&self) -> bool {
         self.restore.standing == restoring::Standing::DataDirectory

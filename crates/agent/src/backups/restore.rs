@@ -44,6 +44,8 @@ pub struct Wish {
     pub wal_dir: Option<PathBuf>,
     /// Tablespaces that are to lie elsewhere than they did.
     pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// The directory of all others, by their numbers; none where they lie where they did.
+    pub tablespaces_in: Option<PathBuf>,
     pub over: Over,
     pub recovery: Recovery,
 }
@@ -164,7 +166,7 @@ pub async fn plan(repository: &Repository, manifest: &Manifest, wish: Wish) -> R
 }
 
 async fn survey(repository: Repository, manifest: Manifest, wish: Wish) -> Result<Plan, RestoreError> {
-    let Wish { data_dir, wal_dir, tablespaces: mut moved, over, recovery } = wish;
+    let Wish { data_dir, wal_dir, tablespaces: mut moved, tablespaces_in, over, recovery } = wish;
     let mut target = Target { data_dir, wal_dir, tablespaces: Vec::new() };
     // Links come before what is in them, so that each file finds its tablespace.
     let mut sizes: BTreeMap<PathBuf, u64> = BTreeMap::new();
@@ -178,7 +180,8 @@ async fn survey(repository: Repository, manifest: Manifest, wish: Wish) -> Resul
             Kind::Symlink(to) => {
                 if let Some(oid) = restoring::tablespace(&entry.path) {
                     let was = PathBuf::from(std::ffi::OsString::from_vec(to.clone()));
-                    let place = moved.remove(&oid).unwrap_or_else(|| was.clone());
+                    let apart = || tablespaces_in.as_ref().map(|dir| dir.join(oid.to_string()));
+                    let place = moved.remove(&oid).or_else(apart).unwrap_or_else(|| was.clone());
                     target.tablespaces.push(Tablespace { oid, was, place });
                 }
             }

@@ -31,6 +31,7 @@ impl Copy {
             data_dir: self.instance.data_dir.clone(),
             wal_dir: None,
             tablespaces: BTreeMap::new(),
+            tablespaces_in: None,
             over: Over::Nothing,
             recovery: recovery(archive, end),
         }

@@ -41,15 +41,7 @@ pub(crate) struct PsqlArgs {
 }
 
 pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> {
-    let agents = Agents::find(global)?;
-    let status = agents.call(async |client| client.status().await).await?;
-    let cluster = super::cluster(&status, global.cluster.as_deref())?;
-    let stored = agents.call(async |client| client.spec().await).await?;
-    let read = herd::read("the herd's specification", &stored.text)?;
-    let (database, user) = database_and_user(&args, &read, cluster)?;
-    let files = local::client_files(&global.dir()?);
-    let proxy = Through::of(&status, cluster, &read).filter(|_| args.node.is_none());
-    let conninfo = conninfo(cluster, proxy.as_ref(), args.node.as_deref(), &database, &user, &files)?;
+    let conninfo = found(&args, global).await?;
     if args.print {
         return print_line(&conninfo);
     }
@@ -57,6 +49,26 @@ pub(crate) async fn run(args: PsqlArgs, global: &Global) -> Result<(), Failure> 
     // Takes the place of this process, and returns only if that failed.
     let error = std::process::Command::new(&psql).arg(conninfo).args(args.arguments).exec();
     Err(Failure::io("run", &psql, &error))
+}
+
+/// The connection string that was asked for.
+async fn found(args: &PsqlArgs, global: &Global) -> Result<String, Failure> {
+    let agents = Agents::find(global)?;
+    let status = agents.call(async |client| client.status().await).await?;
+    let cluster = super::cluster(&status, global.cluster.as_deref())?;
+    let stored = agents.call(async |client| client.spec().await).await?;
+    let read = herd::read("the herd's specification", &stored.text)?;
+    let (database, user) = database_and_user(args, &read, cluster)?;
+    let files = local::client_files(&global.dir()?);
+    let proxy = Through::of(&status, cluster, &read).filter(|_| args.node.is_none());
+    conninfo(cluster, proxy.as_ref(), args.node.as_deref(), &database, &user, &files)
+}
+
+/// The connection string of the primary, for the owner of a database.
+pub(super) async fn of_primary(global: &Global, database: Option<&str>) -> Result<String, Failure> {
+    let database = database.map(str::to_owned);
+    let args = PsqlArgs { node: None, print: true, database, user: None, arguments: Vec::new() };
+    found(&args, global).await
 }
 
 /// What was asked for, else what the herd file names first.

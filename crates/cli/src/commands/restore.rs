@@ -1,4 +1,4 @@
-//! `pgherd restore`: a backup and the WAL behind it into a directory, up to a moment.
+//! `pgherd restore`: a backup and the WAL behind it into a directory, up to a moment, or tables of that moment into a server that works.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -17,6 +17,9 @@ use crate::output::confirm::confirm;
 use crate::output::numbers::{bytes, counted, listed, span};
 use crate::output::{note, print, print_json, progress};
 
+pub(super) mod scratch;
+mod tables;
+
 /// Restore a backup into a directory, up to a moment
 ///
 /// Says first which backup it takes, which WAL recovery will read, the last transaction that will be there and the first one that will
@@ -24,14 +27,18 @@ use crate::output::{note, print, print_json, progress};
 /// recovers when PostgreSQL is started in it: it fetches its WAL by itself. Whatever the plan cannot promise is refused before
 /// anything is touched, and no other target is taken instead. What lets a copy archive into, or stream from, the original is taken out of its
 /// configuration.
+///
+/// With --table, tables of that moment are brought into a server that works: all is restored into a scratch server beside it, which nobody
+/// else hears of and which is removed afterwards, and the tables come over in one transaction. Nothing that is there is written over: they come
+/// into the schema "restored", or where --into-schema, --as or --in-place say.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// File that says where the repository is and what opens it [default: that of the herd on this host]
     #[arg(long, value_name = "FILE")]
     repository: Option<PathBuf>,
     /// Directory that becomes the data directory; nothing may be in it, or see --delta
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "table", conflicts_with = "table")]
+    to: Option<PathBuf>,
     /// System identifier of the cluster, where the repository has several
     #[arg(long, value_name = "ID")]
     cluster_system: Option<String>,
@@ -44,20 +51,20 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "TIMELINE", default_value = "latest", value_parser = along)]
     target_timeline: Along,
     /// What PostgreSQL does at the target, pause if nothing is said; without a target it becomes a primary
-    #[arg(long, value_name = "ACTION", value_enum)]
+    #[arg(long, value_name = "ACTION", value_enum, conflicts_with = "table")]
     target_action: Option<Action>,
     /// This backup and no other: a name such as 20261120T205454, first or last [default: the newest that leads there]
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
     /// Restore over a stopped server's data directory, or what an interrupted restore left: only what differs is fetched, and what does not
     /// belong is deleted
-    #[arg(long)]
+    #[arg(long, conflicts_with = "table")]
     delta: bool,
     /// Place of a tablespace, by its OID [default: where it was]
-    #[arg(long, value_name = "OID=DIR", value_parser = tablespace)]
+    #[arg(long, value_name = "OID=DIR", value_parser = tablespace, conflicts_with = "table")]
     tablespace: Vec<(u32, PathBuf)>,
     /// Directory of WAL, to which pg_wal becomes a link
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "table")]
     wal_dir: Option<PathBuf>,
     /// Files that are written beside each other
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
@@ -68,15 +75,18 @@ pub(crate) struct RestoreArgs {
     /// Say what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask before files are overwritten
+    /// Do not ask before files are overwritten, or tables brought in
     #[arg(long)]
     yes: bool,
+    // Last: options that follow a group would be shown under its heading.
+    #[command(flatten)]
+    tables: tables::TablesArgs,
 }
 
 /// Where recovery ends; at the end of the WAL where none is given.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
-struct TargetArgs {
+pub(super) struct TargetArgs {
     /// Up to a time with its zone: "2026-11-20 20:54:54+01", "2026-11-20T19:54:54Z", "2026-11-20 20:54:54 Europe/Berlin"
     #[arg(long, value_name = "TIME")]
     target_time: Option<String>,
@@ -104,7 +114,7 @@ enum Action {
     Shutdown,
 }
 
-fn along(text: &str) -> Result<Along, String> {
+pub(super) fn along(text: &str) -> Result<Along, String> {
     match text {
         "latest" => Ok(Along::Latest),
         "current" => Ok(Along::Current),
@@ -124,7 +134,7 @@ fn tablespace(text: &str) -> Result<(u32, PathBuf), String> {
 }
 
 impl TargetArgs {
-    fn until(self) -> Until {
+    pub(super) fn until(self) -> Until {
         let TargetArgs { target_time, target_lsn, target_xid, target_name, target_immediate } = self;
         let named = [
             target_time.map(Until::Time),
@@ -150,8 +160,6 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
             return Err(Failure::usage(format!("--tablespace names two places of tablespace {oid}")));
         }
     }
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::failed("it is not known where this program is").because(error))?;
     let order = Order {
         repository: super::repository_file(global, args.repository)?,
         system: args.cluster_system,
@@ -159,17 +167,24 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
         exclusive: args.exclusive,
         along: args.target_timeline,
         backup: args.backup,
-        to: args.to,
+        // Of tables there is no such place.
+        to: args.to.unwrap_or_default(),
         wal_dir: args.wal_dir,
         tablespaces,
+        tablespaces_in: None,
         delta: args.delta,
         at_target: match args.target_action {
             Some(Action::Promote) => AtTarget::Promote,
             Some(Action::Shutdown) => AtTarget::Shutdown,
             Some(Action::Pause) | None => AtTarget::Pause,
         },
-        program,
+        program: program()?,
     };
+    let rate = args.max_rate.map(|rate| rate.saturating_mul(super::backup::MIB));
+    if args.tables.is_wanted() {
+        let way = tables::Way { readers: args.jobs.into(), rate, dry_run: args.dry_run, yes: args.yes };
+        return tables::run(args.tables, order, way, global).await;
+    }
     let prepared = recover::prepare(&order).await.map_err(failed)?;
     let plan = prepared.report();
     if !global.json {
@@ -195,7 +210,6 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
     }
     let sender = watch::Sender::new(Progress::default());
     let seen = sender.subscribe();
-    let rate = args.max_rate.map(|rate| rate.saturating_mul(super::backup::MIB));
     let work = prepared.run(args.jobs.into(), rate, &sender);
     let restored = match progress::shown("restoring", "flushing", seen, work).await {
         Ok(Ok(restored)) => restored,
@@ -220,8 +234,70 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
     Ok(())
 }
 
+/// That a restored server calls.
+pub(super) fn program() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|error| Failure::failed("it is not known where this program is").because(error))
+}
+
 /// The plan for people.
 fn told(plan: &RestorePlan) -> String {
+    let mut lines = recovery_lines(plan);
+    let standing = match plan.standing {
+        Standing::Empty => "nothing is there",
+        Standing::Interrupted => "an earlier restore did not come to its end there",
+        Standing::DataDirectory => "over the data directory that is there",
+    };
+    lines.push(("to", format!("{} ({standing})", plan.data_dir)));
+    if let Some(dir) = &plan.wal_dir {
+        lines.push(("", format!("WAL in {dir}")));
+    }
+    for space in &plan.tablespaces {
+        let was = if space.place == space.was { String::new() } else { format!(", it was in {}", space.was) };
+        lines.push(("", format!("tablespace {} in {}{was}", space.oid, space.place)));
+    }
+    lines.extend(size_lines(plan));
+    for (at, setting) in plan.settings.iter().enumerate() {
+        let heading = if at == 0 { "settings" } else { "" };
+        let text = match (&setting.was, &setting.now) {
+            (_, None) => format!("{} is taken out of {}", setting.name, setting.file),
+            (None, Some(now)) => format!("{} = {now}", setting.name),
+            (Some(was), Some(now)) => format!("{} = {now}, it was {was}", setting.name),
+        };
+        lines.push((heading, text));
+    }
+    for (at, setting) in plan.outside.iter().enumerate() {
+        let heading = if at == 0 { "stays, look at it" } else { "" };
+        lines.push((heading, format!("{} = {} in {}", setting.name, setting.value, setting.file)));
+    }
+    aligned(&lines)
+}
+
+/// What comes onto which disk.
+fn size_lines(plan: &RestorePlan) -> Vec<(&'static str, String)> {
+    let mut lines =
+        vec![("size", format!("{}, {}", counted(plan.files as usize, "file", "files"), bytes(plan.bytes)))];
+    for volume in &plan.volumes {
+        lines.push((
+            "",
+            format!(
+                "{} come to {}, where {} are free",
+                bytes(volume.needed_bytes),
+                listed(&volume.places, "and"),
+                bytes(volume.free_bytes)
+            ),
+        ));
+    }
+    lines
+}
+
+fn aligned(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(heading, _)| heading.len()).max().unwrap_or(0);
+    lines.iter().map(|(heading, text)| format!("{heading:width$}  {text}\n")).collect()
+}
+
+/// Which backup, which WAL, and where it ends.
+fn recovery_lines(plan: &RestorePlan) -> Vec<(&'static str, String)> {
     let mut lines: Vec<(&str, String)> = vec![
         (
             "backup",
@@ -264,46 +340,7 @@ fn told(plan: &RestorePlan) -> String {
             .as_ref()
             .map_or_else(|| "none: no later transaction is in the repository".to_owned(), transaction),
     ));
-    let standing = match plan.standing {
-        Standing::Empty => "nothing is there",
-        Standing::Interrupted => "an earlier restore did not come to its end there",
-        Standing::DataDirectory => "over the data directory that is there",
-    };
-    lines.push(("to", format!("{} ({standing})", plan.data_dir)));
-    if let Some(dir) = &plan.wal_dir {
-        lines.push(("", format!("WAL in {dir}")));
-    }
-    for space in &plan.tablespaces {
-        let was = if space.place == space.was { String::new() } else { format!(", it was in {}", space.was) };
-        lines.push(("", format!("tablespace {} in {}{was}", space.oid, space.place)));
-    }
-    lines.push(("size", format!("{}, {}", counted(plan.files as usize, "file", "files"), bytes(plan.bytes))));
-    for volume in &plan.volumes {
-        lines.push((
-            "",
-            format!(
-                "{} come to {}, where {} are free",
-                bytes(volume.needed_bytes),
-                listed(&volume.places, "and"),
-                bytes(volume.free_bytes)
-            ),
-        ));
-    }
-    for (at, setting) in plan.settings.iter().enumerate() {
-        let heading = if at == 0 { "settings" } else { "" };
-        let text = match (&setting.was, &setting.now) {
-            (_, None) => format!("{} is taken out of {}", setting.name, setting.file),
-            (None, Some(now)) => format!("{} = {now}", setting.name),
-            (Some(was), Some(now)) => format!("{} = {now}, it was {was}", setting.name),
-        };
-        lines.push((heading, text));
-    }
-    for (at, setting) in plan.outside.iter().enumerate() {
-        let heading = if at == 0 { "stays, look at it" } else { "" };
-        lines.push((heading, format!("{} = {} in {}", setting.name, setting.value, setting.file)));
-    }
-    let width = lines.iter().map(|(heading, _)| heading.len()).max().unwrap_or(0);
-    lines.iter().map(|(heading, text)| format!("{heading:width$}  {text}\n")).collect()
+    lines
 }
 
 fn done(plan: &RestorePlan, restored: &Restored) -> String {
@@ -327,7 +364,7 @@ fn done(plan: &RestorePlan, restored: &Restored) -> String {
     )
 }
 
-fn failed(error: RecoverError) -> Failure {
+pub(super) fn failed(error: RecoverError) -> Failure {
     if let RecoverError::Catalog(error) = error {
         return super::backup::of_catalog(error);
     }

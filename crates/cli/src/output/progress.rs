@@ -1,4 +1,4 @@
-//! How far something is, on a terminal only, and that Ctrl-C ends it.
+//! How far something is, on a terminal only, and that Ctrl-C and SIGTERM end it.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::failure::Failure;
 
 const DRAW_EVERY: Duration = Duration::from_millis(250);
 
-/// Does work that reports how far it is. Ctrl-C drops it; `behind` is what it still does when all bytes are through.
+/// Does work that reports how far it is. Ctrl-C and SIGTERM drop it; `behind` is what it still does when all bytes are through.
 pub(crate) async fn shown<T>(
     what: &str,
     behind: &str,
@@ -29,21 +29,25 @@ pub(crate) async fn shown<T>(
     bar.set_message(what.to_owned());
     bar.enable_steady_tick(DRAW_EVERY);
     // From here on, and not from when the work has begun.
-    let mut interrupts = signal(SignalKind::interrupt())
-        .map_err(|error| Failure::failed("Ctrl-C cannot be waited for").because(error))?;
+    let waited =
+        |kind| signal(kind).map_err(|error| Failure::failed("Ctrl-C cannot be waited for").because(error));
+    let (mut interrupts, mut ends) = (waited(SignalKind::interrupt())?, waited(SignalKind::terminate())?);
     let mut work = std::pin::pin!(work);
     let done = loop {
         tokio::select! {
             done = &mut work => break Ok(done),
             _ = interrupts.recv() => break Err(Failure::Interrupted),
+            _ = ends.recv() => break Err(Failure::Interrupted),
             Ok(()) = progress.changed() => {
-                let Progress { done_bytes, total_bytes, .. } = *progress.borrow();
+                let Progress { done_bytes, total_bytes, step, .. } = *progress.borrow();
                 bar.set_length(total_bytes);
                 bar.set_position(done_bytes.min(total_bytes));
-                bar.set_prefix(format!("{} of {}", bytes(done_bytes), bytes(total_bytes)));
-                if total_bytes > 0 && done_bytes >= total_bytes {
-                    bar.set_message(behind.to_owned());
-                }
+                bar.set_prefix(match total_bytes {
+                    0 => bytes(done_bytes),
+                    total => format!("{} of {}", bytes(done_bytes), bytes(total)),
+                });
+                let is_over = total_bytes > 0 && done_bytes >= total_bytes;
+                bar.set_message(step.unwrap_or(if is_over { behind } else { what }).to_owned());
             }
         }
     };

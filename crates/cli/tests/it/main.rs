@@ -17,4 +17,5 @@ mod run;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod stories;
+mod tables;
 mod wal;

@@ -16,5 +16,6 @@ mod observing;
 mod reign;
 mod rejoining;
 mod replicating;
+mod scratch;
 mod sealing;
 mod wal;
