@@ -26,6 +26,8 @@ pub struct RestorePlan {
     pub backup_end_lsn: String,
     /// In words.
     pub target: String,
+    /// Where the table was dropped before which recovery ends; null where the target is another one.
+    pub dropped: Option<DroppedTable>,
     /// Where recovery goes, and over which timelines.
     pub timeline: u32,
     pub timelines: Vec<u32>,
@@ -44,6 +46,22 @@ pub struct RestorePlan {
     pub settings: Vec<SettingChange>,
     /// Settings that lead out of the data directory and stay as they are.
     pub outside: Vec<SettingOutside>,
+}
+
+/// That a table was dropped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DroppedTable {
+    /// With its schema.
+    pub table: String,
+    pub database: String,
+    pub oid: u32,
+    /// Whether its whole database was dropped.
+    pub with_database: bool,
+    pub xid: u32,
+    /// When that transaction was committed.
+    pub at: String,
+    /// Everything before this position is from before it.
+    pub lsn: String,
 }
 
 /// What is at the place that is restored into.

@@ -38,6 +38,7 @@ mod breakage;
 pub mod collect;
 mod container;
 pub mod document;
+pub mod drops;
 pub mod format;
 mod frame;
 pub mod hash;

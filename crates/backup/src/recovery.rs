@@ -190,10 +190,7 @@ pub async fn plan(
 ) -> Result<Plan, Refusal> {
     let target = &target.as_postgresql_has_it();
     let backups = named(sources.backups, backup)?;
-    let history = match line {
-        Line::To(timeline) => sources.inventory.history(timeline).ok_or(Refusal::NoTimeline { timeline })?,
-        Line::Latest => latest(sources.inventory, &backups)?,
-    };
+    let history = followed(sources.inventory, &backups, line)?;
     let timeline = history.timeline();
     // The newest first: the less WAL there is to read, the sooner it is over.
     let mut on_line: Vec<BackupRange> =
@@ -225,6 +222,18 @@ fn named(backups: &[BackupRange], id: Option<BackupId>) -> Result<Vec<BackupRang
             Some(backup) => Ok(vec![*backup]),
             None => Err(Refusal::NoSuchBackup { id }),
         },
+    }
+}
+
+/// The line of history that these backups are recovered along.
+pub fn followed<'i>(
+    inventory: &'i Inventory,
+    backups: &[BackupRange],
+    line: Line,
+) -> Result<&'i History, Refusal> {
+    match line {
+        Line::To(timeline) => inventory.history(timeline).ok_or(Refusal::NoTimeline { timeline }),
+        Line::Latest => latest(inventory, backups),
     }
 }
 

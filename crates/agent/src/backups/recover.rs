@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pgherd_api::backup::{
-    RecoveryEnd, RestorePlan, Restored, SettingChange, SettingOutside, Standing, TablespacePlace,
-    Transaction, Volume,
+    DroppedTable, RecoveryEnd, RestorePlan, Restored, SettingChange, SettingOutside, Standing,
+    TablespacePlace, Transaction, Volume,
 };
 use pgherd_backup::document::ReadError;
+pub use pgherd_backup::drops::Wanted;
+use pgherd_backup::drops::{self, Drop, DropError};
 use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::BackupId;
@@ -29,6 +31,7 @@ use tokio::sync::watch;
 use super::Progress;
 use super::catalog::{Catalog, CatalogError, Which, time, version};
 use super::restore::{self, RestoreError};
+use super::tables::TableName;
 use super::target::{TargetError, Until};
 
 /// Which line of history is followed.
@@ -68,6 +71,8 @@ pub struct Order {
     /// Needed where the repository has several clusters.
     pub system: Option<String>,
     pub until: Until,
+    /// Instead of that: just before this table was dropped.
+    pub before_drop: Option<Wanted>,
     /// Without what is at the target itself.
     pub exclusive: bool,
     pub along: Along,
@@ -95,6 +100,10 @@ pub enum RecoverError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Drop(#[from] DropError),
+    #[error("no table {table} was dropped in the WAL that is there behind the backups")]
+    NotDropped { table: String },
     #[error("the archive cannot be read")]
     Read(#[from] ReadError),
     #[error("there is no absolute path of {path}")]
@@ -113,6 +122,16 @@ impl RecoverError {
             RecoverError::Catalog(error) => error.hint(),
             RecoverError::Target(error) => error.hint(),
             RecoverError::Refused(refusal) => of_refusal(refusal).map(str::to_owned),
+            RecoverError::Drop(DropError::Version { .. }) => {
+                Some("--target-time and --target-xid name the moment".to_owned())
+            }
+            RecoverError::NotDropped { .. } => Some(
+                "it is looked for by the name that it had in the backup, or was created with; --database and a schema in front of it say which; \
+                 else --target-time names the moment"
+                    .to_owned(),
+            ),
+            RecoverError::Drop(DropError::Walk(refusal)) => of_refusal(refusal).map(str::to_owned),
+            RecoverError::Drop(DropError::Read(_)) => None,
             RecoverError::Restore(error) => error.hint(),
             RecoverError::Root => Some(
                 "run it as the user who will run the server: runuser -u postgres -- pgherd restore …"
@@ -126,7 +145,10 @@ impl RecoverError {
     pub fn is_refusal(&self) -> bool {
         match self {
             RecoverError::Refused(Refusal::Wal(_) | Refusal::Read(_)) => false,
-            RecoverError::Refused(_) | RecoverError::Root => true,
+            RecoverError::Refused(_)
+            | RecoverError::Root
+            | RecoverError::NotDropped { .. }
+            | RecoverError::Drop(DropError::Version { .. }) => true,
             RecoverError::Restore(error) => error.is_refusal(),
             _ => false,
         }
@@ -162,15 +184,24 @@ pub struct Prepared {
     repository: Repository,
     recovery: recovery::Plan,
     restore: restore::Plan,
+    dropped: Option<Drop>,
 }
 
 /// Finds out what a restore would do, and where it would end. Touches nothing.
 pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
-    let target = order.until.target(!order.exclusive)?;
     let which = order.backup.as_deref().map(str::parse::<Which>).transpose()?;
     let file = absolute(&order.repository)?;
     let catalog = Catalog::open(&file, order.system.as_deref()).await?;
     let only = which.map(|which| catalog.manifest(which).map(|manifest| manifest.id)).transpose()?;
+    let dropped = match &order.before_drop {
+        Some(_) if order.exclusive => return Err(TargetError::NotExclusive.into()),
+        Some(wanted) => Some(dropped(&catalog, wanted, order.along, only).await?),
+        None => None,
+    };
+    let target = match &dropped {
+        Some(drop) => Target::Lsn { at: drop.lsn, inclusive: false },
+        None => order.until.target(!order.exclusive)?,
+    };
     let recovery = plan(&catalog, &target, order.along, only).await?;
     let manifest = catalog.manifest(Which::Named(recovery.backup.id))?;
     let wish = restore::Wish {
@@ -196,7 +227,37 @@ pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
         },
     };
     let restore = restore::plan(&catalog.repository, manifest, wish).await?;
-    Ok(Prepared { repository: catalog.repository, recovery, restore })
+    Ok(Prepared { repository: catalog.repository, recovery, restore, dropped })
+}
+
+/// Where a table was dropped last: looked for behind the newest backup that leads along the line, and behind an older one where that
+/// does not have it any more.
+async fn dropped(
+    catalog: &Catalog,
+    wanted: &Wanted,
+    along: Along,
+    only: Option<BackupId>,
+) -> Result<Drop, RecoverError> {
+    let ranges = catalog.ranges();
+    let Some(archive) = catalog.archive()? else { return Err(Refusal::NoBackup.into()) };
+    let inventory = archive.inventory().await?;
+    let line = match along {
+        Along::Latest => Line::Latest,
+        Along::To(timeline) => Line::To(Timeline(timeline)),
+        Along::Current => Line::To(ranges.last().map_or(Timeline(1), |newest| newest.timeline)),
+    };
+    let sources = Sources { archive: &archive, inventory: &inventory, backups: &ranges };
+    let history = recovery::followed(&inventory, &ranges, line)?;
+    let leads = |manifest: &&Manifest| {
+        history.passes(manifest.timeline, manifest.stop) && only.is_none_or(|id| id == manifest.id)
+    };
+    for manifest in catalog.manifests().rev().filter(leads) {
+        if let Some(drop) = drops::find(&sources, &catalog.repository, manifest, history, wanted).await? {
+            return Ok(drop);
+        }
+    }
+    let name = TableName { schema: wanted.schema.clone(), name: wanted.name.clone() };
+    Err(RecoverError::NotDropped { table: name.to_string() })
 }
 
 /// Which backup, and where it ends.
@@ -326,6 +387,7 @@ impl Prepared {
             backup_ended: time(manifest.facts.stopped),
             backup_end_lsn: manifest.stop.to_string(),
             target: recovery.target.to_string(),
+            dropped: self.dropped.as_ref().map(dropped_table),
             timeline: recovery.timeline.0,
             timelines: begins.filter(of_backup).map(|timeline| timeline.0).collect(),
             wal_from: recovery.wal_from.to_string(),
@@ -391,6 +453,19 @@ impl Prepared {
             deleted: report.restored.deleted,
             seconds: began.elapsed().as_secs_f64(),
         })
+    }
+}
+
+fn dropped_table(drop: &Drop) -> DroppedTable {
+    let name = TableName { schema: Some(drop.schema.clone()), name: drop.name.clone() };
+    DroppedTable {
+        table: name.to_string(),
+        database: drop.database.clone(),
+        oid: drop.oid,
+        with_database: drop.with_database,
+        xid: drop.xid,
+        at: time(drop.at),
+        lsn: drop.lsn.to_string(),
     }
 }
 

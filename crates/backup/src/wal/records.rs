@@ -5,7 +5,8 @@
 //! record if its length, its link to the record before it and its CRC-32C are. It ends where nothing continues the log.
 //!
 //! Of each record it keeps the beginning, where everything is that is looked at here: `xl_xact_commit` and its like, and
-//! restore points. What a record changes is not decoded.
+//! restore points. What a record changes is not decoded, but for rows that are put into one table (`added`): of `pg_class`, so that a
+//! name is known of what is dropped later.
 //!
 //! Left out: which segments follow each other (`History`), and which file of a position is read. Hazard: an end that is taken
 //! for the end of all there is makes a plan promise less than is there; one that is passed over makes it promise what cannot be
@@ -42,6 +43,7 @@ const KEPT_BYTES_OF_TRANSACTION: usize = 16 * 1024 * 1024;
 /// `rmgrlist.h`.
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+const RM_DBASE: u8 = 4;
 
 /// Types of records are in the upper half of the byte.
 const TYPE_BITS: u8 = 0xF0;
@@ -69,6 +71,15 @@ const BLOCK_DATA_LONG: u8 = 254;
 const BLOCK_ORIGIN: u8 = 253;
 const BLOCK_TOPLEVEL_XID: u8 = 252;
 
+/// `PgStat_Kind`, the same in each version that has it.
+const KIND_RELATION: u32 = 2;
+/// From this version on an object of the statistics has eight bytes, the lower half first.
+const WIDE_OBJECTS: u16 = 18;
+
+/// `XLOG_DBASE_DROP`, which got another number when `CREATE DATABASE` learned a second way.
+const DBASE_DROP: u8 = 0x20;
+const DBASE_DROP_BEFORE_15: u8 = 0x10;
+
 /// A restore point's name ends with a zero byte.
 const RESTORE_POINT_NAME_BYTES: usize = 64;
 
@@ -83,14 +94,24 @@ pub struct RelationFile {
     pub number: u32,
 }
 
+/// Something that a transaction dropped: of which nothing is left in PostgreSQL's statistics. Known from version 15 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Dropped {
+    pub database: u32,
+    /// As in `pg_class.oid`, for relations.
+    pub oid: u32,
+}
+
 /// A record at which a recovery can end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Landmark {
     Commit {
         xid: u32,
         at: Timestamp,
-        /// Relations whose files are gone from then on.
+        /// Relations whose files are gone from then on: also of those that were truncated or rewritten.
         dropped: Vec<RelationFile>,
+        /// Relations that are gone themselves.
+        relations: Vec<Dropped>,
     },
     Abort {
         xid: u32,
@@ -394,6 +415,15 @@ impl Record<'_> {
         }
     }
 
+    /// The database whose files this record deletes. Its transaction is committed behind that.
+    pub fn drops_database(&self) -> Option<u32> {
+        let drop = if self.major >= 15 { DBASE_DROP } else { DBASE_DROP_BEFORE_15 };
+        match self.head[17] == RM_DBASE && self.head[16] & TYPE_BITS == drop {
+            true => self.data()?.u32(),
+            false => None,
+        }
+    }
+
     /// Of the transaction that wrote it, if one did.
     pub fn xid(&self) -> Option<u32> {
         Some(u32_at(self.head, 4)).filter(|xid| *xid != 0)
@@ -413,10 +443,10 @@ impl Record<'_> {
             // What is cut off at the end of what is kept stays as it is.
             let _whole = data.rest_of_transaction(self.major, &mut rest);
         }
-        let Rest { prepared, dropped } = rest;
+        let Rest { prepared, dropped, relations } = rest;
         let xid = prepared.or(self.xid()).unwrap_or_default();
         Some(match is_commit {
-            true => Landmark::Commit { xid, at, dropped },
+            true => Landmark::Commit { xid, at, dropped, relations },
             false => Landmark::Abort { xid, at },
         })
     }
@@ -450,6 +480,7 @@ struct Rest {
     /// Whose end it is, if it was prepared.
     prepared: Option<u32>,
     dropped: Vec<RelationFile>,
+    relations: Vec<Dropped>,
 }
 
 /// Bytes of a record that were not read yet.
@@ -494,8 +525,15 @@ impl<'a> Data<'a> {
             }
         }
         if has & HAS_DROPPED_STATS != 0 {
-            // Kind, database and object; from version 18 on the object has eight bytes.
-            self.skip(if major >= 18 { 16 } else { 12 })?;
+            for _ in 0..self.u32()? {
+                let (kind, database, oid) = (self.u32()?, self.u32()?, self.u32()?);
+                if major >= WIDE_OBJECTS {
+                    self.u32()?;
+                }
+                if kind == KIND_RELATION {
+                    rest.relations.push(Dropped { database, oid });
+                }
+            }
         }
         if has & HAS_INVALS != 0 {
             self.skip(16)?;
@@ -518,6 +556,10 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
+
+mod added;
+
+pub use added::rows;
 
 #[cfg(test)]
 mod tests;

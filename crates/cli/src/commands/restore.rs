@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use pgherd_agent::backups::Progress;
+use pgherd_agent::backups::recover::Wanted;
 use pgherd_agent::backups::recover::{self, Along, AtTarget, Order, RecoverError};
+use pgherd_agent::backups::tables::TableName;
 use pgherd_agent::backups::target::Until;
 use pgherd_api::backup::{Restore, RestorePlan, Restored, Standing, Transaction};
 use tokio::sync::watch;
@@ -102,6 +104,9 @@ pub(super) struct TargetArgs {
     /// Only until the backup is consistent
     #[arg(long)]
     target_immediate: bool,
+    /// Just before this table was dropped, the last time if it was several times; the WAL is looked through for it. From PostgreSQL 15 on
+    #[arg(long, value_name = "[SCHEMA.]TABLE")]
+    before_drop: Option<TableName>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -134,8 +139,14 @@ fn tablespace(text: &str) -> Result<(u32, PathBuf), String> {
 }
 
 impl TargetArgs {
+    /// The table before whose drop recovery ends.
+    pub(super) fn drop_of(&self, database: Option<&str>) -> Option<Wanted> {
+        let TableName { schema, name } = self.before_drop.clone()?;
+        Some(Wanted { database: database.map(str::to_owned), schema, name })
+    }
+
     pub(super) fn until(self) -> Until {
-        let TargetArgs { target_time, target_lsn, target_xid, target_name, target_immediate } = self;
+        let TargetArgs { target_time, target_lsn, target_xid, target_name, target_immediate, .. } = self;
         let named = [
             target_time.map(Until::Time),
             target_lsn.map(Until::Lsn),
@@ -148,8 +159,12 @@ impl TargetArgs {
 }
 
 pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failure> {
+    if args.tables.database.is_some() && !args.tables.is_wanted() && args.target.before_drop.is_none() {
+        return Err(Failure::usage("--database means nothing without --table or --before-drop"));
+    }
+    let before_drop = args.target.drop_of(args.tables.database.as_deref());
     let until = args.target.until();
-    if until == Until::Latest && args.target_action.is_some() {
+    if until == Until::Latest && before_drop.is_none() && args.target_action.is_some() {
         return Err(Failure::usage("--target-action means nothing without a target")
             .because("at the end of the WAL PostgreSQL always ends recovery and is a primary")
             .hint("name a target, or leave it out"));
@@ -164,6 +179,7 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
         repository: super::repository_file(global, args.repository)?,
         system: args.cluster_system,
         until,
+        before_drop,
         exclusive: args.exclusive,
         along: args.target_timeline,
         backup: args.backup,
@@ -309,6 +325,16 @@ fn recovery_lines(plan: &RestorePlan) -> Vec<(&'static str, String)> {
         ("", format!("consistent from {} on, reached at {}", plan.backup_end_lsn, plan.backup_ended)),
         ("target", plan.target.clone()),
     ];
+    if let Some(dropped) = &plan.dropped {
+        let how = if dropped.with_database { "went with its database" } else { "was dropped" };
+        lines.push((
+            "",
+            format!(
+                "before {} of database {} (OID {}) {how}, by transaction {}, committed at {}",
+                dropped.table, dropped.database, dropped.oid, dropped.xid, dropped.at
+            ),
+        ));
+    }
     let timelines: Vec<String> = plan.timelines.iter().map(ToString::to_string).collect();
     lines.push((
         "WAL",

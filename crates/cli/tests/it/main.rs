@@ -8,6 +8,7 @@
 
 mod backed_up;
 mod backups;
+mod before_drop;
 mod command_line;
 mod exact;
 mod herd;

@@ -238,10 +238,12 @@ fn wal_of_another_cluster_or_size_is_none() {
 fn ends_of_transactions_say_who_and_when() {
     let at: Timestamp = "2026-11-22T11:20:00.123456Z".parse().unwrap();
     let micros = at.as_microsecond() - 946_684_800_000_000;
-    let mut data = vec![BLOCK_DATA_SHORT, 8 + 4 + 4 + 24];
+    let mut data = vec![BLOCK_DATA_SHORT, 8 + 4 + 4 + 24 + 4 + 24];
     data.extend(micros.to_le_bytes());
-    data.extend(HAS_RELFILELOCATORS.to_le_bytes());
+    data.extend((HAS_RELFILELOCATORS | HAS_DROPPED_STATS).to_le_bytes());
     data.extend([2_u32, 1663, 5, 16384, 1663, 5, 16385].iter().flat_map(|word| word.to_le_bytes()));
+    // A relation, and a function of the same number.
+    data.extend([2_u32, 2, 5, 16384, 3, 5, 16384].iter().flat_map(|word| word.to_le_bytes()));
     let mut writer = Writer::new();
     writer.write(RM_XACT, XACT_COMMIT | XACT_HAS_INFO, &data);
     writer.write(RM_XACT, XACT_ABORT, &data[..10]);
@@ -262,10 +264,15 @@ fn ends_of_transactions_say_who_and_when() {
     assert_eq!(
         landmarks,
         [
-            Some(Landmark::Commit { xid: 77, at, dropped: vec![file(16384), file(16385)] }),
+            Some(Landmark::Commit {
+                xid: 77,
+                at,
+                dropped: vec![file(16384), file(16385)],
+                relations: vec![Dropped { database: 5, oid: 16384 }],
+            }),
             Some(Landmark::Abort { xid: 77, at }),
             None,
-            Some(Landmark::Commit { xid: 77, at, dropped: Vec::new() }),
+            Some(Landmark::Commit { xid: 77, at, dropped: Vec::new(), relations: Vec::new() }),
             None,
             Some(Landmark::RestorePoint { name: "before".to_owned(), at }),
         ]

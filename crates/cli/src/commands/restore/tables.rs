@@ -27,9 +27,9 @@ pub(super) struct TablesArgs {
     /// Bring this table back into a server that works, and restore nothing else; may be given several times
     #[arg(long, value_name = "[SCHEMA.]TABLE")]
     table: Vec<TableName>,
-    /// Database that the tables were in [default: the one that they are brought into]
-    #[arg(long, value_name = "NAME", requires = "table")]
-    database: Option<String>,
+    /// Database that the tables were in [default: that of --before-drop, else the one that they are brought into]
+    #[arg(long, value_name = "NAME")]
+    pub(super) database: Option<String>,
     /// Connection string of the server that gets them; a password is better kept in ~/.pgpass [default: the primary of the herd on this host]
     #[arg(long, value_name = "CONNINFO", requires = "table")]
     into: Option<String>,
@@ -98,7 +98,8 @@ pub(super) async fn run(
         .await
         .map_err(super::scratch::failed)?;
     let live = Live { installation: ready.installation().clone(), conninfo };
-    let (tables, database, no_owner) = (args.table, args.database, args.no_owner);
+    let of_drop = ready.report().dropped.map(|dropped| dropped.database);
+    let (tables, database, no_owner) = (args.table, args.database.or(of_drop), args.no_owner);
     let wanted = Wanted { tables, database, placing, no_owner, live };
     let target = tables::look(&wanted).await.map_err(failed)?;
     let plan = plan(&ready, &wanted, &target);
