@@ -13,7 +13,7 @@ use pgherd_core::ha::{self, Decision, lease, suspicion};
 use pgherd_core::observation as seen;
 use pgherd_core::observation::{Local, Observation, Report, StoreView};
 use pgherd_core::reason::Reason;
-use pgherd_core::record::{BackupEnd, BackupOutcome, Cause, Proposal};
+use pgherd_core::record::{BackupEnd, BackupOutcome, Cause, DrillEnd, Proposal};
 use pgherd_core::types::{Instant, Member, Term};
 
 use crate::breakage::{self, Breakage};
@@ -26,6 +26,8 @@ use crate::world::{Agent, Event, Layer, MS, Node, SECOND, Time, World, is_propos
 const CRASH_WINDOW: Time = 600 * SECOND;
 /// Base backups that fall due in one run.
 const BACKUPS: u64 = 3;
+/// Drills that do.
+const DRILLS: u64 = 2;
 /// Reports to the other agents.
 const REPORT_EVERY: (Time, Time) = (280 * MS, 340 * MS);
 
@@ -165,7 +167,15 @@ impl World {
             streams: true,
             backup_is_due: archive.begun < BACKUPS,
             after: archive.ended.as_ref().map_or(0, |end| end.number),
+            drill_is_due: archive.drill.as_ref().is_none_or(|drill| drill.began_unix_seconds < DRILLS),
+            drill_after: archive.drill.as_ref().map(|drill| drill.began_unix_seconds),
         });
+        if agent.duties.drill {
+            let last = archive.and_then(|archive| archive.drill.as_ref());
+            let began_unix_seconds = last.map_or(1, |drill| drill.began_unix_seconds + 1);
+            let (node, backup, failed) = (name.clone(), None, None);
+            agent.local.drill_ended = Some(DrillEnd { node, began_unix_seconds, seconds: 0, backup, failed });
+        }
         if let Some(number) = agent.duties.backup {
             let outcome = BackupOutcome::Complete { id: number.to_string() };
             let end = BackupEnd { number, node: name.clone(), unix_seconds: None, outcome };

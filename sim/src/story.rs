@@ -56,6 +56,7 @@ pub fn proposal(proposal: &Proposal) -> String {
         Proposal::UseRepository { repository, .. } => format!("the repository is {repository}"),
         Proposal::AskForBackup => "a base backup is asked for".to_owned(),
         Proposal::BeginBackup { node, .. } => format!("a base backup of {node} begins"),
+        Proposal::EndDrill { end } => format!("a drill of {} has ended", end.node),
         Proposal::EndBackup { end } => match &end.outcome {
             BackupOutcome::Complete { id } => format!("base backup {id} of {} is complete", end.node),
             BackupOutcome::Failed { why } => format!("the base backup of {} has failed: {why}", end.node),

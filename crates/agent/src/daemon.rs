@@ -221,6 +221,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         archive: None,
         backing_up: None,
         backup_ended: None,
+        drill_ended: None,
         memory: Memory::default(),
         decision: None,
         reason_since: None,
@@ -253,6 +254,8 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         keeper,
     });
 
+    let (cluster_of_drills, node_of_drills) = (cluster.clone(), me.clone());
+    let state_dir_of_drills = file.state_dir.clone();
     let (cluster_of_slots, cluster_of_archive, node_of_archive) =
         (cluster.clone(), cluster.clone(), me.clone());
     let order: Vec<NodeName> = stored.spec.agents().map(|(name, _, _)| name.clone()).collect();
@@ -302,6 +305,15 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             server: server.clone(),
             cluster: cluster_of_archive,
             node: node_of_archive,
+            assigned: duties.clone(),
+            spec: spec.clone(),
+            events: sender.clone(),
+        })));
+        tasks.push(tokio::spawn(backups::drilling::make_drills(backups::drilling::Drilling {
+            server: server.clone(),
+            cluster: cluster_of_drills,
+            node: node_of_drills,
+            state_dir: state_dir_of_drills,
             assigned: duties.clone(),
             spec: spec.clone(),
             events: sender.clone(),

@@ -55,7 +55,8 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         | Proposal::UseRepository { .. }
         | Proposal::AskForBackup
         | Proposal::BeginBackup { .. }
-        | Proposal::EndBackup { .. } => return None,
+        | Proposal::EndBackup { .. }
+        | Proposal::EndDrill { .. } => return None,
     })
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pgherd_core::action::{Action, Address, Duties};
 use pgherd_core::observation::{ArchiveView, Busy, Durable, Postgres, SyncList};
-use pgherd_core::record::{Archive, BackupEnd, Proposal};
+use pgherd_core::record::{Archive, BackupEnd, DrillEnd, Proposal};
 use pgherd_core::types::{Instant, NodeName, SystemId, Term};
 use pgherd_dcs::{Revision, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -71,6 +71,8 @@ pub(crate) enum Event {
     /// How far the base backup is that this node takes.
     BackingUp(Option<BackupShow>),
     BackedUp(Box<BackupEnd>),
+    /// How the drill came out that this node has made.
+    Drilled(Box<DrillEnd>),
     /// Every proxy that follows this agent has said so of this drain.
     Drained(u64),
     /// An operator wants PostgreSQL stopped, for good or until this agent starts again.
@@ -256,6 +258,7 @@ impl MainLoop {
             Event::Archive(seen) => self.mind.archive = seen.map(|seen| *seen),
             Event::BackingUp(show) => self.mind.backing_up = show,
             Event::BackedUp(end) => self.mind.backup_ended = Some(*end),
+            Event::Drilled(end) => self.mind.drill_ended = Some(*end),
             Event::Drained(drain) => {
                 if self.mind.drain == Some(drain) {
                     self.mind.drained_for = self.mind.record().map(|record| record.term);

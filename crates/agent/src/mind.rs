@@ -11,7 +11,7 @@ use pgherd_core::ha::{Decision, Memory, decide, suspicion};
 use pgherd_core::observation::{
     Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
 };
-use pgherd_core::record::{BackupEnd, Record};
+use pgherd_core::record::{BackupEnd, DrillEnd, Record};
 use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Instant, Lsn, NodeName, Term};
 use pgherd_dcs::Revision;
@@ -74,6 +74,7 @@ pub(crate) struct Mind {
     pub(crate) archive: Option<ArchiveSeen>,
     pub(crate) backing_up: Option<BackupShow>,
     pub(crate) backup_ended: Option<BackupEnd>,
+    pub(crate) drill_ended: Option<DrillEnd>,
     pub(crate) memory: Memory,
     pub(crate) decision: Option<Decision>,
     pub(crate) reason_since: Option<Instant>,
@@ -175,6 +176,7 @@ impl Mind {
             drained_for: self.drained_for,
             archive: self.archive.as_ref().map(|seen| seen.view.clone()),
             backup_ended: self.backup_ended.clone(),
+            drill_ended: self.drill_ended.clone(),
         }
     }
 

@@ -206,6 +206,59 @@ pub struct BroughtTable {
     pub left_out: Vec<String>,
 }
 
+/// `pgherd backup drill --json`: what came of restoring a backup into a server that was thrown away afterwards.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drill {
+    pub repository: String,
+    pub system_identifier: String,
+    pub postgresql_version: String,
+    pub backup: String,
+    /// In words.
+    pub target: String,
+    /// When it began.
+    pub at: String,
+    pub passed: bool,
+    pub seconds: f64,
+    pub files: u64,
+    pub bytes: u64,
+    /// Null where it was not restored.
+    pub restore_seconds: Option<f64>,
+    pub recovery: Option<DrillRecovery>,
+    /// In the order in which they were made. After a failure of the recovery there are no others.
+    pub checks: Vec<DrillCheck>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrillRecovery {
+    /// Between the start of the backup and the end.
+    pub wal_bytes: u64,
+    /// From the start of the server until it was promoted.
+    pub seconds: f64,
+    /// Where it was to end.
+    pub lsn: String,
+    pub timeline: u32,
+    pub last: Option<Transaction>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrillCheck {
+    /// `recovery`, `queries`, `indexes` or `checksums`.
+    pub name: String,
+    pub outcome: DrillOutcome,
+    /// What was looked at, or what is wrong.
+    pub told: Vec<String>,
+    pub seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DrillOutcome {
+    Passed,
+    Failed,
+    /// There was nothing to look at, or nothing to look with.
+    Skipped,
+}
+
 /// `pgherd backup create --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Created {

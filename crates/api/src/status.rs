@@ -183,6 +183,8 @@ pub struct Backup {
     pub running: Option<BackupRunning>,
     /// The newest attempt that has ended; null before the first.
     pub ended: Option<BackupEnded>,
+    /// The last drill by the schedule; null before the first.
+    pub drill: Option<BackupDrill>,
     /// WAL that is missing with something behind it: positions there cannot be restored.
     pub gaps: Vec<String>,
     /// Why WAL does not go on into the repository; null if it does.
@@ -200,6 +202,20 @@ pub struct BackupEnded {
     /// Its name in the repository; null if it failed.
     pub name: Option<String>,
     /// Why it failed; null if it is complete.
+    pub failed: Option<String>,
+}
+
+/// A backup was restored to see whether it can be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupDrill {
+    /// On whose host.
+    pub node: String,
+    /// RFC 3339, when it began, by the clock of that node.
+    pub at: String,
+    pub seconds: u64,
+    /// Null if it did not come so far.
+    pub backup: Option<String>,
+    /// Why it failed; null if it passed.
     pub failed: Option<String>,
 }
 

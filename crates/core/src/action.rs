@@ -154,6 +154,8 @@ pub struct Duties {
     pub archive: bool,
     /// Take the base backup of this number from the server here.
     pub backup: Option<u64>,
+    /// Restore a backup on this host, to see whether it can be.
+    pub drill: bool,
     /// Tell the proxies to begin nothing on this primary, and see when nothing of theirs is left on it.
     pub drain: bool,
 }

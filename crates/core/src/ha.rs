@@ -231,6 +231,7 @@ fn holding(
     decision.duties.archive =
         archive::is_owned(seen, record) && !stops && seen.local.busy != Some(Busy::Stop);
     decision.duties.backup = archive::backup_here(seen, record);
+    decision.duties.drill = archive::drill_here(seen, record);
     decision.duties.keep_slots = !holds && matches!(seen.local.postgres, Postgres::Standby(_));
     decision
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ha::election;
-use crate::record::{BackupEnd, Position, Record};
+use crate::record::{BackupEnd, DrillEnd, Position, Record};
 use crate::spec::{ClusterSpec, Times};
 use crate::types::{Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
 
@@ -66,6 +66,8 @@ pub struct Local {
     pub archive: Option<ArchiveView>,
     /// How the base backup came out that this node took last.
     pub backup_ended: Option<BackupEnd>,
+    /// How the drill came out that this node made last.
+    pub drill_ended: Option<DrillEnd>,
 }
 
 /// What the owner of the archive knows of the repository.
@@ -79,6 +81,10 @@ pub struct ArchiveView {
     pub backup_is_due: bool,
     /// as far as was seen after the end of the one with this number.
     pub after: u64,
+    /// A drill is due by the schedule,
+    pub drill_is_due: bool,
+    /// as far as was seen after the one that began then.
+    pub drill_after: Option<u64>,
 }
 
 /// What this node's own disk remembers; it survives any crash.

@@ -320,6 +320,23 @@ pub struct Archive {
     pub backup: Option<Backup>,
     /// How the newest one that has ended came out.
     pub ended: Option<BackupEnd>,
+    /// How the last drill came out. Whoever does not know of drills forgets it, and another one is made by the schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillEnd>,
+}
+
+/// A backup was restored to see whether it can be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillEnd {
+    /// By whose agent, on whose host.
+    pub node: NodeName,
+    /// By that host's clock, when it began.
+    pub began_unix_seconds: u64,
+    pub seconds: u64,
+    /// Which one; `None`: it did not come so far.
+    pub backup: Option<String>,
+    /// In one line; `None`: it passed.
+    pub failed: Option<String>,
 }
 
 /// A base backup under way.
@@ -464,6 +481,10 @@ pub enum Proposal {
     },
     EndBackup {
         end: BackupEnd,
+    },
+    /// A drill has come to its end.
+    EndDrill {
+        end: DrillEnd,
     },
 }
 
@@ -648,6 +669,17 @@ impl Record {
                 let is_it = |running: &mut Backup| running.number == end.number && running.node == end.node;
                 archive.backup.take_if(is_it).ok_or(Refusal::Stale)?;
                 archive.ended = Some(end.clone());
+            }
+            Proposal::EndDrill { end } => {
+                let known = &mut next.archive.as_mut().ok_or(Refusal::Stale)?.drill;
+                // One that another node has made since is the last one.
+                let is_later = |known: &DrillEnd| {
+                    known.node != end.node && known.began_unix_seconds > end.began_unix_seconds
+                };
+                if known.as_ref().is_some_and(is_later) {
+                    return Err(Refusal::Stale);
+                }
+                *known = Some(end.clone());
             }
         }
         if next == *self { Err(Refusal::Stale) } else { Ok(next) }
@@ -884,6 +916,7 @@ impl Record {
                     asked: false,
                     backup: None,
                     ended: None,
+                    drill: None,
                 });
             }
         }

@@ -40,8 +40,10 @@ use crate::proc::{self, Process};
 use crate::process::{GoneError, PostmasterPid, Status, ensure_gone_blocking};
 use crate::sql::{SCRATCH_OPTIONS, SearchPath, Session};
 
+mod checksums;
 mod transfer;
 
+pub use checksums::{Checksums, checksums};
 pub use transfer::{Dump, Live, LiveError, Transferred, transfer};
 
 /// Its directories are named so, and found by that.

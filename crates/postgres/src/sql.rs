@@ -41,6 +41,17 @@ pub enum SearchPath {
     OfDatabase,
 }
 
+/// What a statement answered first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstField {
+    /// It returns no rows.
+    NoRows,
+    /// It returns rows, and there was none.
+    Empty,
+    Null,
+    Value(String),
+}
+
 /// A session. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct Session {
@@ -180,6 +191,25 @@ impl Session {
     /// The notices since this was asked last.
     pub(crate) fn take_notices(&self) -> Vec<DbError> {
         std::mem::take(&mut *self.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// The first field of the first row that a text of statements answers with.
+    pub async fn first_field(&self, statements: &str) -> Result<FirstField> {
+        let answer =
+            self.client.simple_query(statements).await.map_err(Error::sql("carry a statement out"))?;
+        let mut found = FirstField::NoRows;
+        for message in answer {
+            match message {
+                SimpleQueryMessage::Row(row) => {
+                    return Ok(row
+                        .get(0)
+                        .map_or(FirstField::Null, |value| FirstField::Value(value.to_owned())));
+                }
+                SimpleQueryMessage::RowDescription(_) => found = FirstField::Empty,
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     pub fn is_closed(&self) -> bool {

@@ -13,7 +13,7 @@ use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
 use pgherd_backup::receive::Branch;
 use pgherd_backup::wal::window;
-use pgherd_core::ha::archive::is_due;
+use pgherd_core::ha::archive::{is_drill_due, is_due};
 use pgherd_core::observation::ArchiveView;
 use pgherd_core::record::{self, BackupOutcome};
 use pgherd_core::retention::Retention;
@@ -356,7 +356,10 @@ impl Sight {
         let failed = archive.ended.as_ref().filter(|end| matches!(end.outcome, BackupOutcome::Failed { .. }));
         let failed = failed.and_then(|end| i64::try_from(end.unix_seconds?).ok());
         let began = self.known.newest.as_ref().map(|newest| newest.began.as_second());
-        let scheduled = spec.schedule.as_deref().and_then(|text| Schedule::parse(text).ok()?.last(now));
+        let last = |schedule: &Option<String>| Schedule::parse(schedule.as_deref()?).ok()?.last(now);
+        let scheduled = last(&spec.schedule);
+        let drilled = archive.drill.as_ref().map(|drill| drill.began_unix_seconds);
+        let drilled_at = drilled.and_then(|at| i64::try_from(at).ok());
         ArchiveSeen {
             view: ArchiveView {
                 repository: Some(self.repository.format().repository.clone()),
@@ -364,6 +367,8 @@ impl Sight {
                 backup_is_due: is_due(now.as_second(), began, scheduled, failed),
                 // Before the first look nothing is known.
                 after: self.ended.unwrap_or(u64::MAX),
+                drill_is_due: is_drill_due(began, last(&spec.drill), drilled_at),
+                drill_after: drilled,
             },
             show: ArchiveShow {
                 timeline: status.timeline,

@@ -61,8 +61,8 @@ pub enum Error {
     OtherVersion { wanted: u32, found: u16, bin_dir: PathBuf },
     #[error(transparent)]
     Segments(#[from] SegmentError),
-    #[error("{needed} bytes and some WAL come to {}, and {free} are free", .place.display())]
-    NoSpace { place: PathBuf, needed: u64, free: u64 },
+    #[error("{needed} bytes come to {}, {spare} have to stay free behind them for WAL and whoever else writes there, and {free} are free", .place.display())]
+    NoSpace { place: PathBuf, needed: u64, spare: u64, free: u64 },
 }
 
 impl Error {
@@ -168,7 +168,7 @@ impl Ready {
             let needed = volume.needed_bytes;
             if needed.saturating_add(spare) > volume.free_bytes {
                 let place = self.dir.clone();
-                return Err(Error::NoSpace { place, needed, free: volume.free_bytes });
+                return Err(Error::NoSpace { place, needed, spare, free: volume.free_bytes });
             }
         }
         Ok(())

@@ -24,6 +24,7 @@ use super::agent::Listen;
 use super::finding::{Findings, Kind, Mistake};
 use super::reader::{Read, Reader, Section, Table};
 use super::repository;
+use crate::backups::drill::Query;
 use crate::schedule::Schedule;
 
 mod keys;
@@ -381,6 +382,32 @@ fn read_backup(
             }
         },
         Read::Absent | Read::Broken => {}
+    }
+    match reader.text(&table, "drill") {
+        Read::Is(schedule) if schedule == "never" => backup.drill = None,
+        Read::Is(schedule) => match Schedule::parse(&schedule) {
+            Ok(_) => backup.drill = Some(schedule),
+            Err(error) => {
+                let hint =
+                    "\"0 4 * * 7\" is four o'clock each Sunday, in UTC; \"never\" makes none by itself";
+                let message = format!("\"{schedule}\" is no schedule: {error}");
+                reader.wrong_value(&table.at.key("drill"), message, Some(hint.to_owned()));
+            }
+        },
+        Read::Absent | Read::Broken => {}
+    }
+    if let Read::Is(dir) = reader.text(&table, "drill_dir") {
+        backup.drill_dir = Some(dir.into());
+    }
+    if reader.has(&table.at.key("drill_queries")) {
+        let queries = reader.texts(&table, "drill_queries");
+        for (index, query) in queries.iter().enumerate() {
+            if let Err(why) = query.parse::<Query>() {
+                let at = table.at.key("drill_queries").index(index);
+                reader.wrong_value(&at, format!("\"{query}\" is no query of a drill"), Some(why));
+            }
+        }
+        backup.drill_queries = queries;
     }
     if let Read::Is(policy) = reader.parsed(&table, "retention") {
         backup.retention.policy = Some(policy);

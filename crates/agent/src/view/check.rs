@@ -10,7 +10,7 @@ use pgherd_api::status::State;
 use pgherd_core::record::BackupOutcome;
 use pgherd_core::spec::check::Doubt;
 use pgherd_core::spec::times::Span;
-use pgherd_core::spec::{ClusterSpec, NodeSpec, TlsMode};
+use pgherd_core::spec::{BackupSpec, ClusterSpec, NodeSpec, TlsMode};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::MemberHealth;
 
@@ -385,6 +385,27 @@ fn vip(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
     }
 }
 
+/// Whether what is in the repository could be restored when that was tried last.
+fn drill(sight: &Sight<'_>, wanted: &BackupSpec, report: &mut Report<'_>) {
+    let last = sight.archive().and_then(|archive| archive.drill.as_ref());
+    let Some(last) = last.filter(|_| wanted.drill.is_some()) else { return };
+    let began = i64::try_from(last.began_unix_seconds).unwrap_or(i64::MAX);
+    let ago = Duration::from_secs(u64::try_from(sight.now.as_second().saturating_sub(began)).unwrap_or(0));
+    let backup =
+        last.backup.as_deref().map_or_else(|| "a backup".to_owned(), |backup| format!("backup {backup}"));
+    match &last.failed {
+        None => {
+            let message = format!("{backup} was restored {} ago, and all was well", span(ago));
+            report.add("drill", Some(&last.node), CheckState::Ok, message);
+        }
+        Some(why) => {
+            let message = format!("restoring {backup} was tried {} ago, and failed: {why}", span(ago));
+            report.add("drill", Some(&last.node), CheckState::Critical, message);
+            report.hinting("pgherd backup drill tries it again, and tells all of it");
+        }
+    }
+}
+
 /// Whether WAL reaches the repository, and whether there is a base backup to begin with.
 fn archive(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
     let Some(wanted) = &cluster.backup else { return };
@@ -414,6 +435,7 @@ fn archive(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
         report.add("archive-gaps", None, CheckState::Warning, message);
         report.hinting("moments in it cannot be restored; pgherd backup list shows from when on all can be");
     }
+    drill(sight, wanted, report);
     let age = says.newest_began.map(|began| {
         Duration::from_secs(u64::try_from(sight.now.as_second().saturating_sub(began)).unwrap_or(0))
     });

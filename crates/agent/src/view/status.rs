@@ -1,10 +1,10 @@
 //! `pgherd status`: the contract in [`pgherd_api::status`], field by field.
 
 use pgherd_api::status::{
-    Backup, BackupEnded, BackupRunning, Cluster, Durability, DurabilityMode, Gate, Member, RecoveryWindow,
-    Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
+    Backup, BackupDrill, BackupEnded, BackupRunning, Cluster, Durability, DurabilityMode, Gate, Member,
+    RecoveryWindow, Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
 };
-use pgherd_core::record::{BackupEnd, BackupOutcome};
+use pgherd_core::record::{BackupEnd, BackupOutcome, DrillEnd};
 use pgherd_core::spec::{self, ClusterSpec, NodeSpec, WitnessSpec};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::{Kind, MemberHealth};
@@ -85,8 +85,19 @@ fn backup(sight: &Sight<'_>, wanted: &spec::BackupSpec) -> Backup {
         backups: says.map(|says| says.backups),
         running,
         ended: archive.and_then(|archive| archive.ended.as_ref()).map(ended),
+        drill: archive.and_then(|archive| archive.drill.as_ref()).map(drill),
         gaps: says.map_or_else(Vec::new, |says| says.gaps.clone()),
         trouble: sight.archive_trouble(),
+    }
+}
+
+fn drill(end: &DrillEnd) -> BackupDrill {
+    BackupDrill {
+        node: end.node.to_string(),
+        at: moment(i64::try_from(end.began_unix_seconds).unwrap_or(i64::MAX)),
+        seconds: end.seconds,
+        backup: end.backup.clone(),
+        failed: end.failed.clone(),
     }
 }
 

@@ -8,8 +8,8 @@ use pgherd_api::report::CheckState;
 use pgherd_api::status::{Gate, Role, State, Sync};
 use pgherd_core::observation::{Copy, Postgres, Primary, Standby};
 use pgherd_core::record::{
-    Archive, Backup, BackupEnd, BackupOutcome, Cause, Election, Line, NodeRecord, Position, Record, Reign,
-    Rule, Rules, Standing, Switchover, Vote,
+    Archive, Backup, BackupEnd, BackupOutcome, Cause, DrillEnd, Election, Line, NodeRecord, Position, Record,
+    Reign, Rule, Rules, Standing, Switchover, Vote,
 };
 use pgherd_core::spec::backup::Location;
 use pgherd_core::spec::{BackupSpec, OptionValue, ProxyOption, ProxySpec, ProxyTls, RepositorySpec, TlsMode};
@@ -463,6 +463,7 @@ fn what_can_be_restored_and_why_wal_does_not_arrive() {
         begun: 2,
         asked: false,
         backup: Some(Backup { number: 2, node: name("c") }),
+        drill: None,
         ended: None,
     };
     moment.picture.record.as_mut().unwrap().archive = Some(archive.clone());
@@ -511,6 +512,26 @@ fn what_can_be_restored_and_why_wal_does_not_arrive() {
     );
     moment.says("b").show.archive.as_mut().unwrap().newest_began = None;
     assert_eq!(moment.checks()["backup"].0, CheckState::Critical);
+
+    // Nobody has ever tried whether it can be restored; then it could be, and then not.
+    moment.picture.spec.clusters[0].backup.as_mut().unwrap().drill = Some("0 4 * * 7".to_owned());
+    assert!(!moment.checks().keys().any(|check| check.starts_with("drill")));
+    let began_unix_seconds = u64::try_from(now().as_second() - 7200).unwrap();
+    let drill = DrillEnd { node: name("b"), began_unix_seconds, seconds: 60, backup: None, failed: None };
+    let recorded = |moment: &mut Moment, drill: &DrillEnd| {
+        moment.picture.record.as_mut().unwrap().archive.as_mut().unwrap().drill = Some(drill.clone());
+    };
+    recorded(&mut moment, &drill);
+    assert_eq!(moment.checks()["drill b"].0, CheckState::Ok);
+    let failed = DrillEnd { failed: Some("indexes: by_key is damaged".to_owned()), ..drill };
+    recorded(&mut moment, &failed);
+    let (state, message) = moment.checks()["drill b"].clone();
+    assert!(
+        state == CheckState::Critical && message.ends_with("failed: indexes: by_key is damaged"),
+        "{message}"
+    );
+    let shown = backup(&moment).unwrap().drill.unwrap();
+    assert_eq!((shown.at.as_str(), shown.failed), ("2026-11-20T18:54:54Z", failed.failed));
 
     // What it said once is not the present when it has fallen silent.
     moment.silence("b", 12);

@@ -265,6 +265,9 @@ fn backup() -> impl Strategy<Value = BackupSpec> {
             },
             maximum_age: age_h.map(|hours| Duration::from_secs(hours * 3600)),
             archive_interval: interval_ms.map(Duration::from_millis),
+            drill: (count > 0).then(|| "0 4 * * 7".to_owned()),
+            drill_dir: (count > 1).then(|| "/srv/drill".into()),
+            drill_queries: (0..count).map(|number| format!("app=SELECT \"it's\" > {number}")).collect(),
         },
     )
 }

@@ -45,6 +45,8 @@ fn sample() -> Value {
                        "owner": "c", "backups": 3,
                        "running": {"number": 5, "node": "c", "done_bytes": 4096, "total_bytes": null},
                        "ended": {"number": 4, "node": "b", "at": null, "name": null, "failed": "no space left"},
+                       "drill": {"node": "c", "at": "2026-11-20T20:54:54Z", "seconds": 75, "backup": "20261120T205454",
+                                 "failed": null},
                        "gaps": ["timeline 3, 0/3000000 to 0/4000000"], "trouble": null},
             "vip": {"address": "192.168.122.10/24", "interface": "eth0", "holder": "a",
                     "trouble": ["c: there is no interface eth0 on this host"]}},

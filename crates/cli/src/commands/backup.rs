@@ -16,6 +16,7 @@ use catalog::Of;
 mod catalog;
 mod check;
 mod create;
+mod drill;
 mod herd;
 mod keeping;
 
@@ -77,6 +78,7 @@ enum Action {
         stored: bool,
     },
     Check(check::CheckArgs),
+    Drill(Box<drill::DrillArgs>),
     Delete(keeping::DeleteArgs),
     /// Take the deletion of a backup back
     Undelete {
@@ -117,6 +119,7 @@ pub(crate) async fn run(args: BackupArgs, global: &Global) -> Result<(), Failure
             catalog::verified(&of, backup.as_deref(), depth, jobs, global).await
         }
         Action::Check(args) => check::run(args, global).await,
+        Action::Drill(args) => drill::run(*args, global).await,
         Action::Delete(args) => keeping::delete(args, global).await,
         Action::Undelete { of, backup } => keeping::undelete(&of, &backup, global).await,
         Action::Keep(args) => keeping::keep(args, global).await,

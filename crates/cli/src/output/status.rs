@@ -215,6 +215,17 @@ fn backup(backup: &Backup) -> String {
     if let Some(failed) = backup.ended.as_ref().and_then(|ended| ended.failed.as_ref()) {
         text.push_str(&format!("\n        the last attempt at a base backup failed: {}", plain(failed)));
     }
+    if let Some(drill) = &backup.drill {
+        let what = match &drill.failed {
+            None => format!("passed in {}", span(drill.seconds.saturating_mul(1000))),
+            Some(failed) => format!("failed: {}", plain(failed)),
+        };
+        text.push_str(&format!(
+            "\n        the drill of {} on {} {what}",
+            plain(&drill.at),
+            plain(&drill.node)
+        ));
+    }
     for gap in &backup.gaps {
         text.push_str(&format!("\n        WAL is missing: {}", plain(gap)));
     }

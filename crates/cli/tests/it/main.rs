@@ -10,6 +10,7 @@ mod backed_up;
 mod backups;
 mod before_drop;
 mod command_line;
+mod drills;
 mod exact;
 mod herd;
 mod repository;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::ha::{Memory, heard_lately};
 use crate::observation::{Observation, Postgres, Running};
-use crate::record::{Archive, BackupEnd, BackupOutcome, Proposal, Record};
+use crate::record::{Archive, BackupEnd, BackupOutcome, DrillEnd, Proposal, Record};
 use crate::spec::NodeSpec;
 use crate::types::Instant;
 
@@ -37,6 +37,9 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
         if let Some(end) = seen.local.backup_ended.as_ref().filter(|end| is_under_way(archive, end)) {
             proposals.push(Proposal::EndBackup { end: end.clone() });
         }
+        if let Some(end) = seen.local.drill_ended.as_ref().filter(|end| is_news(archive, end)) {
+            proposals.push(Proposal::EndDrill { end: end.clone() });
+        }
         if archive.owner == *seen.me {
             proposals.extend(as_owner(memory, now, seen, archive));
         }
@@ -58,6 +61,32 @@ pub fn backup_here(seen: &Observation<'_>, record: &Record) -> Option<u64> {
     let is_up = matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_));
     let has_ended = seen.local.backup_ended.as_ref().is_some_and(|end| end.number == backup.number);
     (is_up && !has_ended).then_some(backup.number)
+}
+
+/// Whether this node is to restore a backup, to see whether it can be. The owner does it, so that there is one at a time, and only beside a standby:
+/// a primary's host has its work. While this server is copied it waits: one of the two at a time has the disk.
+pub fn drill_here(seen: &Observation<'_>, record: &Record) -> bool {
+    let Some(archive) = record.archive.as_ref().filter(|_| is_owned(seen, record)) else { return false };
+    let Some(view) = &seen.local.archive else { return false };
+    let is_copied = archive.backup.as_ref().is_some_and(|backup| backup.node == *seen.me);
+    let untold = seen.local.drill_ended.as_ref().is_some_and(|end| is_news(archive, end));
+    let after = archive.drill.as_ref().map(|drill| drill.began_unix_seconds);
+    let is_standby = matches!(seen.local.postgres, Postgres::Standby(_));
+    is_standby && view.drill_is_due && view.drill_after == after && !untold && !is_copied
+}
+
+/// Whether a drill begins by itself, in seconds since 1970 as in [`is_due`]: at the first moment of its schedule behind the last one, and, where there was none,
+/// behind the newest backup.
+pub fn is_drill_due(newest_began: Option<i64>, scheduled: Option<i64>, last_began: Option<i64>) -> bool {
+    let since = last_began.or(newest_began);
+    newest_began.is_some() && since.zip(scheduled).is_some_and(|(since, scheduled)| scheduled > since)
+}
+
+/// Whether the record lacks the end of this drill. That of another node which has begun later is the newer one.
+fn is_news(archive: &Archive, end: &DrillEnd) -> bool {
+    archive.drill.as_ref().is_none_or(|known| {
+        known != end && (known.node == end.node || known.began_unix_seconds <= end.began_unix_seconds)
+    })
 }
 
 /// Whether a base backup begins by itself. All times are in seconds since 1970: `newest_began` of the newest backup that leads to the
@@ -234,20 +263,31 @@ mod tests {
 
         /// What `me` proposes; what it proposes is agreed.
         fn decide(&mut self, me: &str, view: Option<ArchiveView>) -> Vec<Proposal> {
+            self.decide_after(me, view, None).0
+        }
+
+        /// The same when a drill has ended there; and whether one is to go on there.
+        fn decide_after(
+            &mut self,
+            me: &str,
+            view: Option<ArchiveView>,
+            drill_ended: Option<DrillEnd>,
+        ) -> (Vec<Proposal>, bool) {
             let (me, times) = (name(me), Times::default());
             let postgres = match me.as_str() {
                 "a" => Postgres::Primary(Primary::default()),
                 _ => Postgres::Standby(Standby::default()),
             };
-            let local = Local { postgres, archive: view, ..Local::default() };
+            let local = Local { postgres, archive: view, drill_ended, ..Local::default() };
             let mut peers = self.peers.clone();
             peers.remove(&me);
             let seen = observation(&me, &self.spec, &times, &self.record, &local, &peers);
+            let drills = drill_here(&seen, &self.record);
             let proposals = decide(&mut self.memory, self.now, &seen, &self.record);
             for proposal in &proposals {
                 self.record = self.record.apply(proposal).unwrap();
             }
-            proposals
+            (proposals, drills)
         }
 
         fn owner(&self) -> Option<&str> {
@@ -257,7 +297,56 @@ mod tests {
 
     fn due(after: u64) -> Option<ArchiveView> {
         let repository = Some("one".to_owned());
-        Some(ArchiveView { repository, streams: true, backup_is_due: true, after })
+        Some(ArchiveView { repository, streams: true, backup_is_due: true, after, ..ArchiveView::default() })
+    }
+
+    fn drill(node: &str, began_unix_seconds: u64) -> DrillEnd {
+        DrillEnd { node: name(node), began_unix_seconds, seconds: 60, backup: None, failed: None }
+    }
+
+    #[test]
+    fn a_drill_is_made_once_by_the_owner_and_never_beside_the_primary() {
+        let mut scene = Scene::on(["x", "y", "z"]);
+        scene.decide("a", None);
+        let view = |drill_after| {
+            Some(ArchiveView { backup_is_due: false, drill_is_due: true, drill_after, ..due(0).unwrap() })
+        };
+        scene.decide("b", view(None));
+        assert!(!scene.decide_after("c", view(None), None).1, "it is not the owner");
+        assert!(scene.decide_after("b", view(None), None).1);
+        let (told, drills) = scene.decide_after("b", view(None), Some(drill("b", 7)));
+        assert!(!drills, "it has ended");
+        assert_eq!(told, [Proposal::EndDrill { end: drill("b", 7) }]);
+        let (told, drills) = scene.decide_after("b", view(None), Some(drill("b", 7)));
+        assert_eq!((told.len(), drills), (0, false), "what is due was seen before it ended");
+        assert!(scene.decide_after("b", view(Some(7)), Some(drill("b", 7))).1, "this is due after it");
+
+        // Another owner has made one since.
+        scene.record.archive.as_mut().unwrap().owner = name("c");
+        assert_eq!(scene.decide_after("c", view(Some(7)), Some(drill("c", 9))).0.len(), 1);
+        assert_eq!(
+            scene.decide_after("b", None, Some(drill("b", 7))).0,
+            [],
+            "and the former one is not told again"
+        );
+        assert!(scene.record.apply(&Proposal::EndDrill { end: drill("b", 7) }).is_err());
+
+        scene.record.archive.as_mut().unwrap().backup =
+            Some(crate::record::Backup { number: 1, node: name("c") });
+        assert!(!scene.decide_after("c", view(Some(9)), None).1, "its server is copied");
+        scene.record.archive.as_mut().unwrap().backup = None;
+        scene.record.archive.as_mut().unwrap().owner = name("a");
+        assert!(!scene.decide_after("a", view(Some(9)), None).1, "it is the primary");
+    }
+
+    #[test]
+    fn a_drill_is_due_at_the_first_moment_of_its_schedule_behind_the_last_one() {
+        assert!(!is_drill_due(None, Some(5), None), "there is nothing to restore");
+        assert!(!is_drill_due(Some(5), Some(5), None));
+        assert!(is_drill_due(Some(5), Some(6), None));
+        assert!(!is_drill_due(Some(5), Some(6), Some(6)));
+        assert!(is_drill_due(Some(5), Some(7), Some(6)));
+        assert!(!is_drill_due(Some(5), None, None), "there is no schedule");
     }
 
     #[test]

@@ -46,6 +46,15 @@ pub struct BackupSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub archive_interval: Option<Duration>,
+    /// When a backup is restored to see whether it can be, as `schedule`; `None`: when somebody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<String>,
+    /// In which directory; `None`: in that of the agent's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill_dir: Option<PathBuf>,
+    /// What is asked there: a database, `=` and a statement.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drill_queries: Vec<String>,
 }
 
 impl BackupSpec {
@@ -61,6 +70,9 @@ impl BackupSpec {
             },
             maximum_age: None,
             archive_interval: Some(DEFAULT_ARCHIVE_INTERVAL),
+            drill: None,
+            drill_dir: None,
+            drill_queries: Vec::new(),
         }
     }
 }

@@ -492,9 +492,14 @@ impl HerdSpec {
             if let Some(interval) = spec.archive_interval.filter(|interval| !bounds.contains(interval)) {
                 add(at.key("archive_interval"), Wrong::ArchiveInterval { interval });
             }
-            let fields = spec.schedule.as_ref().map(|schedule| schedule.split_ascii_whitespace().count());
-            if let Some(fields) = fields.filter(|fields| *fields != 5) {
-                add(at.key("schedule"), Wrong::ScheduleFields { fields });
+            for (key, schedule) in [("schedule", &spec.schedule), ("drill", &spec.drill)] {
+                let fields = schedule.as_ref().map(|schedule| schedule.split_ascii_whitespace().count());
+                if let Some(fields) = fields.filter(|fields| *fields != 5) {
+                    add(at.key(key), Wrong::ScheduleFields { fields });
+                }
+            }
+            if spec.drill_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+                add(at.key("drill_dir"), Wrong::FileNotAbsolute);
             }
             for (key, path) in files_of(&spec.repository) {
                 if !path.is_absolute() {

@@ -603,6 +603,15 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
     let never = || "never".to_owned();
     let time = |time: Option<Duration>| time.map_or_else(never, |time| Span(time).to_string());
     let schedule = |spec: &BackupSpec| spec.schedule.clone().unwrap_or_else(never);
+    let drill = |spec: &BackupSpec| spec.drill.clone().unwrap_or_else(never);
+    let drill_dir = |spec: &BackupSpec| {
+        let dir = spec.drill_dir.as_ref().map(|dir| dir.display().to_string());
+        dir.unwrap_or_else(|| "beside the agent's state".to_owned())
+    };
+    let drill_queries = |spec: &BackupSpec| match spec.drill_queries.as_slice() {
+        [] => "none".to_owned(),
+        queries => queries.join("; "),
+    };
     let policy = |spec: &BackupSpec| {
         spec.retention.policy.map_or_else(|| "keep everything".to_owned(), |policy| policy.to_string())
     };
@@ -620,6 +629,9 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
         ("monthly", tiers(was).monthly.to_string(), tiers(is).monthly.to_string()),
         ("maximum_age", time(was.maximum_age), time(is.maximum_age)),
         ("archive_interval", time(was.archive_interval), time(is.archive_interval)),
+        ("drill", drill(was), drill(is)),
+        ("drill_dir", drill_dir(was), drill_dir(is)),
+        ("drill_queries", drill_queries(was), drill_queries(is)),
     ] {
         if from != to {
             plan.change(format!("{root}.backup.{key}"), Some(&from), Some(&to), Effect::AtOnce);

@@ -1,15 +1,16 @@
 //! A scratch server is nobody's business but its owner's, and leaves nothing behind.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
 use pgherd_postgres::Installation;
 use pgherd_postgres::scratch::{
-    Dump, How, Live, LiveError, Scratch, ScratchError, State, choose, remove_leftovers, transfer,
+    Checksums, Dump, How, Live, LiveError, Scratch, ScratchError, State, checksums, choose, remove_leftovers,
+    transfer,
 };
 
-use crate::harness::{ask, installation, story, until};
+use crate::harness::{SOON, ask, installation, story, until};
 
 fn how(roles: &[&str]) -> How {
     let roles = roles.iter().map(|role| (*role).to_owned()).collect();
@@ -97,6 +98,24 @@ story! {
         assert!(error.to_string().contains("no_such_library"), "{error}");
         scratch.remove().await.unwrap();
         assert!(std::fs::read_dir(parent.path()).unwrap().next().is_none());
+    }
+}
+
+story! {
+    async fn a_page_that_is_damaged_is_found_when_the_server_has_stopped() {
+        let parent = tempfile::tempdir().unwrap();
+        let (mut scratch, installation, how) = started(parent.path(), &["boss"]).await;
+        let session = scratch.connect("postgres", &how).await.unwrap();
+        session.batch_execute("CREATE TABLE public.t AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+        let file = ask(&session, "SELECT pg_relation_filepath('public.t')").await;
+        drop(session);
+        scratch.stop(SOON).await.unwrap();
+        let data = scratch.data_dir();
+        assert!(matches!(checksums(&installation, &data).await.unwrap(), Checksums::Good { blocks, .. } if blocks > 100));
+        let opened = std::fs::OpenOptions::new().write(true).open(data.join(file)).unwrap();
+        opened.write_all_at(b"x", 8192 + 4000).unwrap();
+        let Checksums::Bad { blocks: 1, told } = checksums(&installation, &data).await.unwrap() else { panic!() };
+        assert!(told.iter().any(|line| line.contains("block 1")), "{told:?}");
     }
 }
 

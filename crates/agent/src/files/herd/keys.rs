@@ -368,7 +368,7 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// The keys of a repository come from its own file.
-static BACKUP_KEYS: [Key; 16] = {
+static BACKUP_KEYS: [Key; 19] = {
     let [
         repository,
         region,
@@ -420,6 +420,27 @@ static BACKUP_KEYS: [Key; 16] = {
             "\"5s\"",
             "1s",
             "how often WAL goes to the repository before its segment is full; never: whole segments alone",
+        ),
+        key(
+            "drill",
+            "five fields of cron in UTC, or \"never\"",
+            "\"0 4 * * 7\"",
+            "never",
+            "when a backup is restored on a standby's host, to see whether it can be",
+        ),
+        key(
+            "drill_dir",
+            "a path",
+            "\"/srv/drill\"",
+            NONE,
+            "in which that is done; beside the agent's state if nothing is said. The whole cluster has to fit",
+        ),
+        key(
+            "drill_queries",
+            "a list of texts",
+            "[\"app=SELECT count(*) > 0 FROM orders\"]",
+            "[]",
+            "asked there, each with its database: it fails if one returns false, null or no row",
         ),
     ]
 };

@@ -189,10 +189,11 @@ fn write_proxy(file: &mut String, proxy: Option<&ProxySpec>) {
 }
 
 fn write_backup(file: &mut String, backup: Option<&BackupSpec>) {
-    let Some(BackupSpec { repository, schedule, retention, maximum_age, archive_interval }) = backup else {
+    let Some(backup) = backup else {
         let example = "repository = \"s3://bucket/shop\"";
         return line(file, format_args!("\n# [backup]                      # {example}"));
     };
+    let BackupSpec { repository, schedule, retention, maximum_age, archive_interval, .. } = backup;
     line(file, format_args!("\n[backup]"));
     for (key, value) in repository::lines(repository) {
         match value {
@@ -220,6 +221,17 @@ fn write_backup(file: &mut String, backup: Option<&BackupSpec>) {
     }
     if *archive_interval != Some(DEFAULT_ARCHIVE_INTERVAL) {
         line(file, format_args!("archive_interval = {}", quoted(&time(archive_interval))));
+    }
+    let BackupSpec { drill, drill_dir, drill_queries, .. } = backup;
+    if let Some(schedule) = drill {
+        line(file, format_args!("drill = {}", quoted(schedule)));
+    }
+    if let Some(dir) = drill_dir {
+        line(file, format_args!("drill_dir = {}", quoted(&dir.display().to_string())));
+    }
+    if !drill_queries.is_empty() {
+        let queries: Vec<String> = drill_queries.iter().map(|query| quoted(query)).collect();
+        line(file, format_args!("drill_queries = [{}]", queries.join(", ")));
     }
 }
 
