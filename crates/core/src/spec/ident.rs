@@ -1,7 +1,7 @@
 //! One line of `pg_ident.conf`, as the herd file gives it: whom a certificate or an operating system knows by which name may be
 //! which role.
 //!
-//! PostgreSQL and proxies read these lines, each by its own means. So only such [`expression`]s are taken as mean the same to
+//! PostgreSQL and proxies read these lines, each by its own means. So only such [`Expression`]s are taken as mean the same to
 //! both, and nothing that an older PostgreSQL takes for something else. A line that does not parse would make PostgreSQL do
 //! without the whole file, pgherd's own lines included, which is why the grammar is checked to the end.
 
