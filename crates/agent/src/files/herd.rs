@@ -399,8 +399,8 @@ fn read_backup(
     if let Read::Is(dir) = reader.text(&table, "drill_dir") {
         backup.drill_dir = Some(dir.into());
     }
+    let queries = reader.texts(&table, "drill_queries");
     if reader.has(&table.at.key("drill_queries")) {
-        let queries = reader.texts(&table, "drill_queries");
         for (index, query) in queries.iter().enumerate() {
             if let Err(why) = query.parse::<Query>() {
                 let at = table.at.key("drill_queries").index(index);

@@ -168,8 +168,16 @@ fn as_root_a_lost_disk_comes_back_from_the_repository() {
         });
         herd.wait_whole();
 
-        // It is as good as any: it can lead.
-        herd.run(&["switchover", "--to", victim, "--yes"]);
+        // It is as good as any: it can lead, as soon as the rule by which it counts is proven.
+        wait_for("it to be taken for a target", || {
+            let output = herd.output(&["switchover", "--to", victim, "--yes"]);
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            match output.status.success() {
+                true => Ok(()),
+                false if told.contains("PGH-TARGET-NOT-ELECTABLE") => Err(told),
+                false => panic!("{told}"),
+            }
+        });
         wait_for("it to lead", || match herd.primary()? {
             primary if primary == victim => Ok(()),
             other => Err(other),
