@@ -90,17 +90,22 @@ impl Retry {
     }
 }
 
-/// Does this begin with the error by which a server that is told to ends a session?
-fn is_shutdown(answer: &[u8]) -> bool {
-    let Some((header, rest)) = answer.split_first_chunk::<HEADER_BYTES>() else { return false };
-    let [kind, length @ ..] = header;
-    let body = rest.get(..u32::from_be_bytes(*length).saturating_sub(4) as usize);
-    match body.map(|body| ServerMessage::parse(*kind, body)) {
-        Some(Ok(ServerMessage::ErrorResponse(fields))) => {
-            fields.is_fatal() && fields.sqlstate() == Some(SqlState::ADMIN_SHUTDOWN)
+/// Is this the error by which a server that is told to ends a session, with nothing before it but what columns there would have been?
+/// That much PostgreSQL has written of a query that runs, and sends it with whatever comes next.
+fn is_shutdown(mut answer: &[u8]) -> bool {
+    while let Some((header, rest)) = answer.split_first_chunk::<HEADER_BYTES>() {
+        let [kind, length @ ..] = header;
+        let length = u32::from_be_bytes(*length).saturating_sub(4) as usize;
+        let (Some(body), Some(behind)) = (rest.get(..length), rest.get(length..)) else { return false };
+        match ServerMessage::parse(*kind, body) {
+            Ok(ServerMessage::ErrorResponse(fields)) => {
+                return fields.is_fatal() && fields.sqlstate() == Some(SqlState::ADMIN_SHUTDOWN);
+            }
+            _ if *kind == b'T' => answer = behind,
+            _ => return false,
         }
-        _ => false,
     }
+    false
 }
 
 /// Is this, behind what is said of statements without a word on rows, the error that a table has changed?
@@ -261,12 +266,13 @@ mod tests {
             [&b"E"[..], &length, fields.as_bytes()].concat()
         };
         let query = bytes(|to| build::query(to, b"SELECT 1").unwrap());
-        let row = b"T\0\0\0\x06\0\0";
+        let (columns, row) = (b"T\0\0\0\x06\0\0", b"D\0\0\0\x06\0\0");
         for (answer, kept) in [
             (fatal("57P01"), true),
+            ([&columns[..], &fatal("57P01")].concat(), true),
             // Only the session's end is nothing of the answer.
             (fatal("53200"), false),
-            ([&row[..], &fatal("57P01")].concat(), false),
+            ([&columns[..], &row[..], &fatal("57P01")].concat(), false),
         ] {
             let Two { mut first, mut known, .. } = two();
             first.attach(Loan::new(known.take().unwrap(), 0));
