@@ -48,7 +48,7 @@ fn words(output: &Output) -> String {
 }
 
 /// The ids of user `postgres`, who owns every PostgreSQL here; PostgreSQL refuses to run as root.
-pub(crate) fn postgres_user() -> (u32, u32) {
+pub fn postgres_user() -> (u32, u32) {
     static IDS: OnceLock<(u32, u32)> = OnceLock::new();
     *IDS.get_or_init(|| {
         let id = |flag| run("id", &[flag, "postgres"]).trim().parse().expect("id prints a number");
@@ -57,7 +57,7 @@ pub(crate) fn postgres_user() -> (u32, u32) {
 }
 
 /// Gives a path to user `postgres`.
-pub(crate) fn give_to_postgres(path: &Path) {
+pub fn give_to_postgres(path: &Path) {
     let (uid, gid) = postgres_user();
     std::os::unix::fs::chown(path, Some(uid), Some(gid))
         .unwrap_or_else(|error| panic!("cannot give {} to postgres: {error}", path.display()));

@@ -12,6 +12,7 @@
 //! | [`whereabouts`] | which hosts have an address, and when |
 //! | [`connection`] | one connection, and what is certain about the outcome of a statement |
 //! | [`plain`] | PostgreSQL without a herd, failed over by hand: the floor of the benchmarks |
+//! | [`port`] | a free port of the machine itself, for benchmarks |
 //! | [`measure`] | rounds of a benchmark, and what they are worth |
 //! | [`alone`](mod@alone) | one cluster at a time on a machine |
 //! | [`wait`] | the only way to wait: for a condition, with a deadline |
@@ -38,6 +39,7 @@ pub mod history;
 pub mod measure;
 pub mod net;
 pub mod plain;
+pub mod port;
 pub mod process;
 pub mod random;
 mod shm;

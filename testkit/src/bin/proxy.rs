@@ -12,14 +12,16 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the report is what this program is for")]
 
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use pgherd_testkit::command::{give_to_postgres, postgres_user};
+use pgherd_testkit::port::free_port;
 
 const USER: &str = "postgres";
 const PASSWORD: &str = "bench";
@@ -183,7 +185,7 @@ impl Scene {
             newest.expect("PostgreSQL is not installed: apt-get install postgresql").join("bin")
         });
         let dir = tempfile::Builder::new().prefix("pgherd-bench-").tempdir().expect("a directory");
-        chown(dir.path(), Some(id("-u")), Some(id("-g"))).expect("the directory is ours");
+        give_to_postgres(dir.path());
         let mut scene = Scene { bin_dir, port: free_port(), server: None, dir };
         scene.start_server();
         scene
@@ -195,7 +197,8 @@ impl Scene {
         command.current_dir(self.dir.path()).env("PGPASSWORD", PASSWORD).env("HOME", self.dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if rustix::process::geteuid().is_root() {
-            command.uid(id("-u")).gid(id("-g"));
+            let (uid, gid) = postgres_user();
+            command.uid(uid).gid(gid);
         }
         command
     }
@@ -256,7 +259,7 @@ impl Scene {
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.dir.path().join(name);
         std::fs::write(&path, text).expect("the directory is ours");
-        chown(&path, Some(id("-u")), Some(id("-g"))).expect("the file is ours");
+        give_to_postgres(&path);
         path.display().to_string()
     }
 
@@ -468,21 +471,4 @@ fn resident_bytes(pid: u32) -> u64 {
     let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the subject runs");
     let pages = pages.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.expect("a number of pages") * rustix::param::page_size() as u64
-}
-
-fn id(flag: &str) -> u32 {
-    let output = Command::new("id").args([flag, USER]).output().expect("id runs");
-    String::from_utf8_lossy(&output.stdout).trim().parse().expect("there is a user postgres")
-}
-
-/// Below those that the kernel gives to outgoing connections.
-fn free_port() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let first = 24_000 + (std::process::id() % 500) as u16 * 10;
-    loop {
-        let port = first + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }

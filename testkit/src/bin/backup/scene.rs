@@ -1,12 +1,14 @@
 //! Where it is measured: a directory, PostgreSQL in it, the data set, and commands as the user who owns both.
 
 use std::ffi::OsStr;
-use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use pgherd_testkit::command::{give_to_postgres, postgres_user};
+use pgherd_testkit::port::free_port;
 
 use crate::Arguments;
 
@@ -14,6 +16,8 @@ pub(crate) const USER: &str = "postgres";
 const DATABASE: &str = "postgres";
 /// Directory of its modules.
 const BARMAN: &str = "barman-modules";
+/// Whoever fetches ahead has ended by then.
+const LEFT_WITHIN: Duration = Duration::from_secs(20);
 /// One that has to recover.
 const STARTS_WITHIN: Duration = Duration::from_secs(120);
 /// Rows of documents for each of pgbench's hundred thousand accounts.
@@ -110,7 +114,7 @@ impl Scene {
 
     fn give(&self, path: &Path) {
         if rustix::process::geteuid().is_root() {
-            chown(path, Some(id("-u")), Some(id("-g"))).expect("it is ours");
+            give_to_postgres(path);
         }
     }
 
@@ -127,7 +131,12 @@ impl Scene {
     pub(crate) fn remove(&self, name: &str) {
         let path = self.path(name);
         if path.is_dir() {
-            std::fs::remove_dir_all(&path).expect("the directory is ours");
+            let began = Instant::now();
+            while let Err(error) = std::fs::remove_dir_all(&path) {
+                // A process that a command has left behind still writes there.
+                let is_in_use = error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+                assert!(is_in_use && began.elapsed() < LEFT_WITHIN, "{}: {error}", path.display());
+            }
         } else if path.exists() {
             std::fs::remove_file(&path).expect("the file is ours");
         }
@@ -145,7 +154,8 @@ impl Scene {
         let mut command = Command::new(program);
         command.current_dir(&self.dir).env("HOME", &self.dir).stdin(Stdio::null());
         if rustix::process::geteuid().is_root() {
-            command.uid(id("-u")).gid(id("-g"));
+            let (uid, gid) = postgres_user();
+            command.uid(uid).gid(gid);
         }
         command
     }
@@ -263,22 +273,5 @@ impl Server {
         let mut pgbench = self.at(scene.command(scene.program("pgbench")));
         pgbench.args(["-N", "-n", "-c", "4", "-j", "1", "-T", &seconds.to_string()]);
         scene.done("pgbench -N", pgbench)
-    }
-}
-
-fn id(flag: &str) -> u32 {
-    let output = Command::new("id").args([flag, USER]).output().expect("id runs");
-    String::from_utf8_lossy(&output.stdout).trim().parse().expect("there is a user postgres")
-}
-
-/// Below those that the kernel gives to outgoing connections.
-fn free_port() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let first = 24_000 + (std::process::id() % 500) as u16 * 10;
-    loop {
-        let port = first + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
