@@ -47,6 +47,7 @@ use crate::workload::{Endpoint, Plan, Workload, create_tables};
 /// Below a host's directory.
 const STATE_DIR: &str = "pgherd";
 const WAL_DIR: &str = "wal";
+const REPOSITORY_DIR: &str = "repository";
 const CLUSTER: &str = "main";
 const DATABASE: &str = "app";
 pub const POSTGRES_PORT: u16 = 5432;
@@ -75,6 +76,7 @@ pub struct Layout {
     parameters: Vec<String>,
     volumes: Vec<(String, Place, Medium, u64)>,
     vip: bool,
+    keeper: Option<String>,
 }
 
 /// What of a node lies on a volume of its own.
@@ -137,6 +139,12 @@ impl Layout {
         self
     }
 
+    /// A witness with the herd's repository on its disk ([`Herd::repository`]).
+    pub fn with_keeper(mut self, name: &str) -> Layout {
+        self.keeper = Some(name.to_owned());
+        self.with_witness(name)
+    }
+
     /// Puts a part of a node on a volume of its own, which can then be filled, and a disk can hang or die.
     pub fn with_volume(mut self, node: &str, place: Place, medium: Medium, size_bytes: u64) -> Layout {
         self.volumes.push((node.to_owned(), place, medium, size_bytes));
@@ -192,6 +200,11 @@ impl Layout {
         line(&format!("parameters = {{ {} }}", self.parameters.join(", ")));
         line("\n[proxy]");
         self.proxy.iter().for_each(|setting| line(setting));
+        if let Some(keeper) = &self.keeper {
+            let place = net.host(keeper).dir().join(REPOSITORY_DIR);
+            line("\n[backup]\nschedule = \"never\"\nretention = \"REDUNDANCY 3\"");
+            line(&format!("repository = \"file://{}\"\nkeeper = \"{keeper}\"", place.display()));
+        }
         for witness in &self.witnesses {
             line("\n[[witness]]");
             line(&format!("name = \"{witness}\"\nhost = \"{}\"", net.host(witness).address()));
@@ -227,6 +240,11 @@ impl Layout {
         let herd = Herd { volumes, net, program, file, nodes, agents, login, privileged };
         for agent in &herd.agents {
             self.write_agent_file(&herd, agent);
+        }
+        if let Some(keeper) = &self.keeper {
+            let place = herd.repository(keeper);
+            std::fs::create_dir(&place).expect("the host's directory is there");
+            give_to_postgres(&place);
         }
         let first = herd.agents[0].clone();
         herd.pgherd(&first).args(["init", "--herd"]).arg(&herd.file).run();
@@ -291,6 +309,7 @@ impl Herd {
             parameters: Vec::new(),
             volumes: Vec::new(),
             vip: false,
+            keeper: None,
         }
     }
 
@@ -327,6 +346,11 @@ impl Herd {
     pub fn volume(&self, node: &str) -> &Volume {
         let found = self.volumes.iter().find(|(of, _)| of == node);
         &found.unwrap_or_else(|| panic!("{node} has no volume of its own")).1
+    }
+
+    /// Where a keeper has the repository.
+    pub fn repository(&self, keeper: &str) -> PathBuf {
+        self.host(keeper).dir().join(REPOSITORY_DIR)
     }
 
     pub fn data_dir(&self, node: &str) -> PathBuf {

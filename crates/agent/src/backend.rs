@@ -40,6 +40,7 @@ use crate::gossip::Gossip;
 use crate::http::backend::{Answer, Backend};
 use crate::http::health::HealthView;
 use crate::identity::Identity;
+use crate::kept;
 use crate::main_loop::{Event, Picture};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
@@ -86,6 +87,8 @@ pub(crate) struct AgentBackend {
     pub(crate) listeners: Listeners,
     /// Known once the specification has been read; a witness has none.
     pub(crate) instance: std::sync::OnceLock<pgherd_postgres::Instance>,
+    /// Known once it has been read.
+    pub(crate) spec: std::sync::OnceLock<watch::Receiver<Arc<HerdSpec>>>,
 }
 
 impl AgentBackend {
@@ -252,6 +255,12 @@ impl Backend for AgentBackend {
 
     async fn proxy_renew(&self, proxy: &NodeName, request: ProxyRenewRequest) -> Answer<ProxyAnswer> {
         self.renew_proxy(proxy, request).await
+    }
+
+    async fn objects(&self, body: Bytes) -> Answer<Bytes> {
+        let spec = self.spec.get().ok_or_else(|| Error::of(Code::NotReady))?.borrow().clone();
+        let me = &self.identity.node;
+        kept::serve::answer(&body, |path| kept::directories(&spec, me).any(|known| known == path)).await
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

@@ -1,6 +1,7 @@
 //! Base backups: taken from the server of this node into a repository ([`take`]), and restored into a directory
 //! ([`restore`]). [`create`] and [`recover`] are what commands and agents call for the two; [`catalog`] says what is there, [`keeping`] what
-//! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one. [`scratch`] is a server of an
+//! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one, and [`foreign`]
+//! restores what pgBackRest or Barman has kept. [`scratch`] is a server of an
 //! earlier moment for a while: [`tables`] fetches tables from one, and a [`drill`] shows that everything can be restored. Files go through several
 //! readers beside each other, each on a thread
 //! of its own: the agent's runtime proves a lease, and must not wait for a compressor.
@@ -21,6 +22,7 @@ pub mod create;
 pub mod drill;
 pub(crate) mod drilling;
 pub(crate) mod duty;
+pub mod foreign;
 pub mod keeping;
 pub(crate) mod member;
 pub mod recover;

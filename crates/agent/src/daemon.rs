@@ -36,7 +36,7 @@ use crate::server::{Remote, Server, ServerError};
 use crate::setup::{self, Directories};
 use crate::transport::OverApi;
 use crate::vip::Keeper;
-use crate::{archive, backups, duties, fence, paths, slots, tending, wire};
+use crate::{archive, backups, duties, fence, kept, paths, slots, tending, wire};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -112,6 +112,7 @@ pub async fn run(file: AgentFile, keeper: Keeper, stop: impl Future<Output = ()>
         changes: Default::default(),
         listeners: Default::default(),
         instance: Default::default(),
+        spec: Default::default(),
     });
     let listening = wire::serve(&file, Arc::clone(&tls), Arc::clone(&backend), metrics)
         .await
@@ -175,11 +176,12 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     let me = identity.node.clone();
     remember_spec(&file.state_dir, &stored.spec);
     keep_passfile(&file.state_dir, &stored.spec, &secrets);
-    keep_repository_file(&file.state_dir, &stored.spec, &own_cluster(&stored.spec, &me));
+    keep_repository_file(&file.state_dir, &stored.spec, &own_cluster(&stored.spec, &me), &me);
     let cluster = own_cluster(&stored.spec, &me);
     let durable = DurableFile::open(&file.state_dir)?;
 
     let (spec_sender, spec) = watch::channel(Arc::new(stored.spec.clone()));
+    backend.spec.get_or_init(|| spec.clone());
     let (duties_sender, duties) = watch::channel(Assigned::default());
     let (pause_sender, look_pause) = watch::channel(Duration::ZERO);
     let own_node = stored.spec.node(&me).map(|(_, node)| node.clone());
@@ -266,6 +268,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             spec_sender,
             file.state_dir.clone(),
             cluster.clone(),
+            me.clone(),
             sender.clone(),
         )),
         tokio::spawn(peers.gossip(spec.clone(), own_gossip, sender.clone())),
@@ -407,6 +410,7 @@ async fn follow_store(
     spec: watch::Sender<Arc<HerdSpec>>,
     state_dir: PathBuf,
     cluster: NodeName,
+    me: NodeName,
     events: mpsc::Sender<Event>,
 ) {
     loop {
@@ -415,7 +419,7 @@ async fn follow_store(
             && **spec.borrow() != stored.spec
         {
             remember_spec(&state_dir, &stored.spec);
-            keep_repository_file(&state_dir, &stored.spec, &cluster);
+            keep_repository_file(&state_dir, &stored.spec, &cluster, &me);
             spec.send_replace(Arc::new(stored.spec));
         }
         if events.send(Event::Store(snapshot)).await.is_err() || view.changed().await.is_err() {
@@ -447,12 +451,15 @@ fn keep_passfile(state_dir: &Path, spec: &HerdSpec, secrets: &Secrets) {
 
 /// For commands on this host that read the repository themselves, also while no agent runs: `wal fetch` of a copy that was restored, `restore`. It names
 /// files of secrets and has none.
-fn keep_repository_file(state_dir: &Path, spec: &HerdSpec, cluster: &NodeName) {
+fn keep_repository_file(state_dir: &Path, spec: &HerdSpec, cluster: &NodeName, me: &NodeName) {
     let path = state_dir.join(paths::REPOSITORY_FILE);
     let backup = spec.cluster(cluster).and_then(|cluster| cluster.backup.as_ref());
     let kept = match backup {
         Some(backup) => {
-            let text = crate::files::repository::write(&backup.repository);
+            let text = {
+                let from_here = kept::from_here(&backup.repository, spec, me, &paths::pki_dir(state_dir));
+                crate::files::repository::write(&from_here)
+            };
             match fs::read_to_string(&path) {
                 Ok(there) if there == text => Ok(()),
                 _ => write_synced(&path, text.as_bytes(), 0o644),

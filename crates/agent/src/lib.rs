@@ -3,8 +3,9 @@
 //! [`daemon`] wires everything; `main_loop` is the one loop; `execute` does what was decided to PostgreSQL, and
 //! `server` is how it and the looks at PostgreSQL use the driver. [`local`] is the supervisor of `pgherd up`,
 //! [`proxy`] the process that clients connect to, [`fence`] the sibling process that can only stop PostgreSQL, [`setup`] how a
-//! node comes into a herd. Of backups: [`repository`] opens what a file names, [`archive`] streams WAL into it, [`backups`]
-//! takes base backups and restores them, [`wal`] is what PostgreSQL's commands call.
+//! node comes into a herd. Of backups: [`repository`] opens what a file names, `kept` is how it comes to the disk of a witness,
+//! [`archive`] streams WAL into it, [`backups`]
+//! takes base backups and restores them, [`wal`] is what PostgreSQL's commands call, [`named_server`] finds a server that no herd has.
 //!
 //! Left out: decisions. What cannot be read off an action must not be done.
 
@@ -27,10 +28,12 @@ mod history;
 pub mod http;
 pub mod identity;
 pub mod import;
+mod kept;
 pub mod local;
 mod main_loop;
 pub mod metrics;
 mod mind;
+pub mod named_server;
 mod pace;
 pub mod paths;
 mod peers;

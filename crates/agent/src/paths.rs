@@ -30,6 +30,11 @@ pub fn api_socket(state_dir: &Path) -> PathBuf {
     socket_dir(state_dir).join("agent.sock")
 }
 
+/// Certificates and key, readable for the agent's user only.
+pub fn pki_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("pki")
+}
+
 /// Logs of the agent and of PostgreSQL.
 pub fn log_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("log")

@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use pgherd_backup::format::{OpenError, Repository};
-use pgherd_backup::keys::{Secret, SecretError};
+use pgherd_backup::keys::{KeysError, Secret, SecretError};
 use pgherd_backup::store::{Credentials, Store, StoreError};
 use pgherd_core::spec::RepositorySpec;
 use pgherd_core::spec::backup::{Location, SecretFile};
+use pgherd_core::types::NodeName;
 
 use crate::files::Findings;
 use crate::files::repository::read as read_file;
+use crate::kept;
+use crate::pki::CredentialsError;
 
 /// A file of a secret has one line.
 const MAX_SECRET_BYTES: u64 = 4096;
@@ -31,10 +34,20 @@ pub enum RepositoryError {
     File(Findings),
     #[error("there is no directory {path}")]
     NoDirectory { path: PathBuf },
+    #[error("the certificate in {path} cannot be used")]
+    Credentials { path: PathBuf, source: CredentialsError },
+    #[error("nothing says how keeper {keeper} is reached")]
+    NoWay { keeper: NodeName },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("the repository in {place} is not encrypted")]
+    NotEncrypted { place: String },
+    #[error("the repository in {place} is opened by that secret already")]
+    SameSecret { place: String },
 }
 
 impl RepositoryError {
@@ -44,6 +57,20 @@ impl RepositoryError {
             RepositoryError::Open(OpenError::NoRepository { .. }) => Some(
                 "pgherd backup init makes one; if there was one, see whether its disk is mounted".to_owned(),
             ),
+            RepositoryError::Credentials { path, .. } => Some(format!(
+                "run it as the user who owns {}: runuser -u postgres -- pgherd …",
+                path.display()
+            )),
+            RepositoryError::NoWay { .. } => Some(
+                "keeper_address = \"HOST:PORT\" and credentials = DIR, as in repository.toml in the state directory of a node".to_owned(),
+            ),
+            RepositoryError::NotEncrypted { .. } => {
+                Some("what is in it cannot be encrypted afterwards: make another one with a passphrase_file, and take a backup".to_owned())
+            }
+            RepositoryError::SameSecret { .. } => Some("--new-data-key changes what seals from now on".to_owned()),
+            RepositoryError::Keys(KeysError::Rotated { .. }) => {
+                Some("the file has to name the newest secret: put it there, and try again".to_owned())
+            }
             RepositoryError::Open(OpenError::SecretNeeded { .. }) => {
                 Some("name it as passphrase_file or key_file in the repository's file".to_owned())
             }
@@ -85,19 +112,77 @@ pub async fn create_at(spec: &RepositorySpec) -> Result<Repository, RepositoryEr
     Ok(Repository::create(store, secret.as_ref(), Timestamp::now()).await?)
 }
 
+/// What opens a repository from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rekey {
+    /// That of this file, beside the secret that the repository's file names, until that one is retired.
+    Passphrase(PathBuf),
+    /// The same with a key.
+    Key(PathBuf),
+    /// The same secret; what is written from now on is sealed by a data key of its own.
+    DataKey,
+    /// Former secrets open nothing any more.
+    Retire,
+}
+
+/// What became of the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rekeyed {
+    pub place: String,
+    /// Wrappings are counted.
+    pub generation: u32,
+    /// Wrappings that are gone.
+    pub retired: usize,
+}
+
+/// Wraps the keys of the repository that a file names anew, or deletes former wrappings. Nothing else is rewritten.
+pub async fn rekey(file: &Path, what: Rekey) -> Result<Rekeyed, RepositoryError> {
+    let (store, secret) = place(&named_in(file)?)?;
+    let repository = Repository::open(store, secret.as_ref()).await?;
+    let place = repository.store().place().to_owned();
+    let (Some(keys), Some(secret)) = (repository.keys(), secret) else {
+        return Err(RepositoryError::NotEncrypted { place });
+    };
+    let store = repository.store();
+    let new = match &what {
+        Rekey::Passphrase(path) => Some(self::secret(path, Secret::passphrase)?),
+        Rekey::Key(path) => Some(self::secret(path, Secret::key)?),
+        Rekey::DataKey | Rekey::Retire => None,
+    };
+    if new.as_ref() == Some(&secret) {
+        return Err(RepositoryError::SameSecret { place });
+    }
+    let (generation, retired) = match what {
+        Rekey::Retire => (keys.generation(), keys.retire(store, &secret).await?),
+        _ => {
+            let add = what == Rekey::DataKey;
+            (keys.rotate(store, new.as_ref().unwrap_or(&secret), add).await?.generation(), 0)
+        }
+    };
+    Ok(Rekeyed { place, generation, retired })
+}
+
+fn secret_of(file: &SecretFile) -> Result<Secret, RepositoryError> {
+    match file {
+        SecretFile::Passphrase(path) => secret(path, Secret::passphrase),
+        SecretFile::Key(path) => secret(path, Secret::key),
+    }
+}
+
 fn named_in(file: &Path) -> Result<RepositorySpec, RepositoryError> {
     read_file(&file.display().to_string(), &read(file)?).map_err(RepositoryError::File)
 }
 
 fn place(spec: &RepositorySpec) -> Result<(Store, Option<Secret>), RepositoryError> {
-    let secret = match &spec.secret {
-        None => None,
-        Some(SecretFile::Passphrase(path)) => Some(secret(path, Secret::passphrase)?),
-        Some(SecretFile::Key(path)) => Some(secret(path, Secret::key)?),
-    };
+    let secret = spec.secret.as_ref().map(secret_of).transpose()?;
     let store = match spec.location.clone() {
         Location::Directory(path) if !path.is_dir() => return Err(RepositoryError::NoDirectory { path }),
         Location::Directory(path) => Store::directory(path),
+        Location::Kept { keeper, path, through: Some(through) } => {
+            let opened = kept::client::store(&spec.location.to_string(), &keeper, &path, &through);
+            opened.map_err(|source| RepositoryError::Credentials { path: through.credentials, source })?
+        }
+        Location::Kept { keeper, .. } => return Err(RepositoryError::NoWay { keeper }),
         Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {
             let line = |file: Option<PathBuf>| file.map(|file| read_secret(&file)).transpose();
             let (access_key, secret_key) = (line(access_key_file)?, line(secret_key_file)?);
@@ -166,5 +251,45 @@ mod tests {
         assert!(matches!(open(&file).await, Err(RepositoryError::Open(OpenError::Keys(_)))));
         write(&file, &place, 0o644);
         assert!(matches!(open(&file).await, Err(RepositoryError::Open(OpenError::SecretNeeded { .. }))));
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_replaced_host_by_host_and_then_retired() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("objects")).unwrap();
+        write(&at("old"), "correct horse battery\n", 0o600);
+        write(&at("new"), &format!("{}\n", "5".repeat(64)), 0o600);
+        let place = format!("repository = \"file://{}\"\n", at("objects").display());
+        let with = |key: &str, secret: &str| format!("{place}{key} = \"{}\"\n", at(secret).display());
+        let (former, latter, plain) = (at("former.toml"), at("latter.toml"), at("plain.toml"));
+        write(&former, &with("passphrase_file", "old"), 0o644);
+        write(&latter, &with("key_file", "new"), 0o644);
+        create(&former).await.unwrap();
+        assert!(open(&latter).await.is_err());
+
+        let new = || Rekey::Key(at("new"));
+        assert_eq!(rekey(&former, new()).await.unwrap().generation, 2);
+        open(&former).await.unwrap();
+        open(&latter).await.unwrap();
+        let late = rekey(&former, Rekey::DataKey).await.unwrap_err();
+        assert!(
+            matches!(&late, RepositoryError::Keys(KeysError::Rotated { .. })) && late.hint().is_some(),
+            "{late}"
+        );
+        assert!(rekey(&former, Rekey::Retire).await.is_err(), "only who has the newest one retires others");
+        open(&former).await.unwrap();
+        assert!(matches!(rekey(&latter, new()).await, Err(RepositoryError::SameSecret { .. })));
+        assert_eq!(rekey(&latter, Rekey::DataKey).await.unwrap().generation, 3);
+        let retired = rekey(&latter, Rekey::Retire).await.unwrap();
+        assert_eq!((retired.generation, retired.retired), (3, 2));
+        open(&latter).await.unwrap();
+        assert!(matches!(open(&former).await, Err(RepositoryError::Open(OpenError::Keys(_)))));
+
+        std::fs::create_dir(at("bare")).unwrap();
+        write(&plain, &format!("repository = \"file://{}\"\n", at("bare").display()), 0o644);
+        create(&plain).await.unwrap();
+        let refused = rekey(&plain, Rekey::DataKey).await.unwrap_err();
+        assert!(matches!(&refused, RepositoryError::NotEncrypted { .. }) && refused.hint().is_some());
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pgherd_core::observation::{Copy, Postgres, Primary, Sender, Standby, SyncList};
 use pgherd_core::record::Record;
-use pgherd_core::spec::{HerdSpec, NodeSpec, PostgresSource};
+use pgherd_core::spec::{HerdSpec, NodeSpec, PostgresSource, RepositorySpec};
 use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 use pgherd_dcs::Snapshot;
 use pgherd_postgres::conf::{Settings, SyncNames, Upstream};
@@ -35,6 +35,7 @@ use crate::agreed::{self, Secrets};
 use crate::backups::take;
 use crate::clock;
 use crate::files::agent::AgentFile;
+use crate::kept;
 use crate::main_loop::{Event, Seen};
 use crate::paths;
 use crate::secrets;
@@ -136,6 +137,8 @@ struct Inner {
     secrets: Secrets,
     /// Names the cluster's repository for commands; there is none where it has no repository.
     repository_file: PathBuf,
+    /// By which it is known to a keeper.
+    pki_dir: PathBuf,
     spec: watch::Receiver<Arc<HerdSpec>>,
     view: watch::Receiver<Snapshot>,
     running: Mutex<Option<process::Server>>,
@@ -237,6 +240,7 @@ impl Server {
             tls: TlsIdentity::load(&tls_files).await?,
             secrets,
             repository_file: file.state_dir.join(paths::REPOSITORY_FILE),
+            pki_dir: paths::pki_dir(&file.state_dir),
             spec,
             view,
             running: Mutex::default(),
@@ -529,6 +533,11 @@ impl Server {
         Ok(Some(proxy || monitor))
     }
 
+    /// The repository as it is reached from here.
+    pub(crate) fn repository(&self, repository: &RepositorySpec) -> Result<RepositorySpec> {
+        Ok(self.inner()?.repository(repository))
+    }
+
     /// Where WAL is streamed from for the archive: this very server. A standby goes on to be one through failovers, and its WAL does not cost the primary.
     pub(crate) async fn archive_source(&self, host: &str) -> Result<Source> {
         let inner = self.inner()?;
@@ -745,6 +754,10 @@ impl Server {
 }
 
 impl Inner {
+    fn repository(&self, repository: &RepositorySpec) -> RepositorySpec {
+        kept::from_here(repository, &self.spec.borrow(), &self.node, &self.pki_dir)
+    }
+
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -43,7 +43,7 @@ pub struct Directories {
 impl Directories {
     /// Certificates and key, readable for this user only.
     pub fn pki(&self) -> PathBuf {
-        self.state_dir.join("pki")
+        crate::paths::pki_dir(&self.state_dir)
     }
 }
 

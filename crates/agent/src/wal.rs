@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use pgherd_backup::document::ReadError;
+use pgherd_backup::foreign::ForeignError;
 use pgherd_backup::wal::{Archive, Archived, Inventory, Segment, SegmentError, Segments, WalError};
 use pgherd_core::types::Timeline;
 use pgherd_postgres::control::ControlFile;
@@ -18,10 +19,12 @@ use crate::repository::RepositoryError;
 
 mod fetch;
 pub mod find;
+mod foreign;
 mod spool;
 pub mod switch;
 
 pub use fetch::{AHEAD_BYTES, Fetched};
+pub use foreign::ForeignFiles;
 
 /// `000000010000000000000001.00000028.backup` and `00000002.history` have no more.
 const MAX_NAME_BYTES: usize = 64;
@@ -45,6 +48,8 @@ pub enum FileError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Wal(#[from] WalError),
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
 }
 
 impl FileError {

@@ -46,6 +46,9 @@ pub struct RestorePlan {
     pub settings: Vec<SettingChange>,
     /// Settings that lead out of the data directory and stay as they are.
     pub outside: Vec<SettingOutside>,
+    /// What is known of a backup that another program took: how its files are verified, what is different then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
 /// That a table was dropped.

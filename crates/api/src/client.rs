@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, ExitClass};
 use crate::route::{self, Method, Route};
-use crate::{change, join, logs, peer, proxy, report, routing, spec, status};
+use crate::{change, join, logs, objects, peer, proxy, report, routing, spec, status};
 
 mod connection;
 mod lines;
@@ -135,22 +135,28 @@ impl CallError {
     }
 }
 
-/// One request. The body is JSON, whoever made it.
+/// One request. The body is JSON, whoever made it, or begins with it.
 #[derive(Clone, Debug)]
 pub struct Request {
     method: Method,
     target: String,
     body: Bytes,
     repeatable: bool,
+    /// A longer answer is none.
+    answer_bytes: usize,
 }
 
 impl Request {
     pub fn get(target: impl Into<String>) -> Request {
-        Request { method: Method::Get, target: target.into(), body: Bytes::new(), repeatable: true }
+        Request { repeatable: true, ..Request::new(Method::Get, target.into(), Bytes::new()) }
     }
 
     pub fn post(target: impl Into<String>, body: Bytes) -> Request {
-        Request { method: Method::Post, target: target.into(), body, repeatable: false }
+        Request::new(Method::Post, target.into(), body)
+    }
+
+    fn new(method: Method, target: String, body: Bytes) -> Request {
+        Request { method, target, body, repeatable: false, answer_bytes: MAX_ANSWER_BYTES }
     }
 
     /// Doing it twice is as good as once: it may be sent again on another connection if the one it was
@@ -193,7 +199,7 @@ impl Client {
         let call = async {
             let (lease, response) = self.exchange(&request, &mut phase).await?;
             phase = Phase::Reading;
-            self.read_answer(lease, response).await
+            self.read_answer(lease, response, request.answer_bytes).await
         };
         let outcome = tokio::time::timeout(self.deadline, call).await;
         outcome.unwrap_or_else(|_| Err(self.deadline_passed(phase)))
@@ -209,7 +215,7 @@ impl Client {
                 return Ok(Lines::new(lease, response.into_body(), self.endpoint().to_string()));
             }
             phase = Phase::Reading;
-            match self.read_answer(lease, response).await {
+            match self.read_answer(lease, response, MAX_ANSWER_BYTES).await {
                 Ok(_) => Err(self.protocol("a success that is not a stream")),
                 Err(error) => Err(error),
             }
@@ -285,13 +291,14 @@ impl Client {
         &self,
         mut lease: Lease,
         response: hyper::Response<hyper::body::Incoming>,
+        limit: usize,
     ) -> Result<Bytes, CallError> {
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        let body = Limited::new(response.into_body(), limit);
         let bytes = match body.collect().await {
             Ok(collected) => collected.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => {
-                return Err(self.protocol(format!("the answer is longer than {MAX_ANSWER_BYTES} bytes")));
+                return Err(self.protocol(format!("the answer is longer than {limit} bytes")));
             }
             Err(error) => {
                 return Err(CallError::Broken {
@@ -451,6 +458,17 @@ impl Client {
 
     pub async fn peer_report(&self, body: Bytes) -> Result<Bytes, CallError> {
         self.send(Request::post(route::PEER_REPORT.path, body).repeatable()).await
+    }
+
+    /// Objects of the repository that the agent keeps. May be repeated: each is written once.
+    pub async fn objects(
+        &self,
+        ask: &objects::Ask,
+        bytes: &[u8],
+    ) -> Result<(objects::Told, Bytes), CallError> {
+        let mut request = Request::post(route::OBJECTS.path, objects::join(ask, bytes)).repeatable();
+        request.answer_bytes = objects::MAX_OBJECTS_BYTES;
+        objects::split(&self.send(request).await?).map_err(|error| self.protocol(error))
     }
 
     /// May be repeated: a term is given up once, however often that is said.

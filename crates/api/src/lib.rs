@@ -18,6 +18,7 @@ pub mod error;
 pub mod identity;
 pub mod join;
 pub mod logs;
+pub mod objects;
 pub mod peer;
 pub mod proxy;
 pub mod report;

@@ -94,6 +94,7 @@ routes! {
     RENEW = Post "/v1/renew" Node;
     RAFT = Post "/v1/raft/{rpc}" Node;
     PEER_REPORT = Post "/v1/peer" Node;
+    OBJECTS = Post "/v1/objects" Member;
     JOIN = Post "/v1/join" Anyone;
     FENCED = Post "/v1/fenced" Anyone;
 }

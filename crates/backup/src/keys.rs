@@ -178,7 +178,7 @@ impl Keys {
         Ok(first)
     }
 
-    /// The newest generation. A listing may be late, so it is asked for the next one by name.
+    /// The newest generation that the secret opens. A listing may be late, so it is asked for the next one by name.
     pub(crate) async fn open(store: &Store, repository: &str, secret: &Secret) -> Result<Keys, KeysError> {
         let listed = store.list_all(&name::all_keys(repository)).await?;
         let mut newest =
@@ -201,12 +201,29 @@ impl Keys {
             }
         }
         let Some(wrapped) = found else { return Err(KeysError::NoKeys { place: store.place().to_owned() }) };
-        unwrap(&wrapped, secret, store)
+        let wrong = match unwrap(&wrapped, secret, store) {
+            Err(wrong @ (KeysError::WrongSecret { .. } | KeysError::OtherKindOfSecret { .. })) => wrong,
+            opened => return opened,
+        };
+        // The former secret is as good until its generation is retired: hosts get the new one one after the other.
+        let mut older: Vec<&Name> = listed.iter().map(|listed| &listed.name).collect();
+        older.retain(|name| **name < name::keys(repository, newest));
+        for name in older.into_iter().rev() {
+            let Some(wrapped) = document::find::<Wrapped>(store, name, &Protection::Plain).await? else {
+                continue;
+            };
+            let is_its_own =
+                wrapped.repository == repository && *name == name::keys(repository, wrapped.generation);
+            if let (true, Ok(keys)) = (is_its_own, unwrap(&wrapped, secret, store)) {
+                return Ok(keys);
+            }
+        }
+        Err(wrong)
     }
 
     /// Writes the next generation: with one more data key if `add` says so, wrapped with `secret`, which may be another
-    /// one. What was written before stays readable. The former generation still opens with the former secret, until
-    /// [`Keys::retire`].
+    /// one. What was written before stays readable. The former secret opens the former generation until [`Keys::retire`], and with it
+    /// everything but what a data key sealed that was added since.
     pub async fn rotate(&self, store: &Store, secret: &Secret, add: bool) -> Result<Keys, KeysError> {
         self.rotate_with(store, secret, add, ITERATIONS).await
     }
@@ -234,8 +251,13 @@ impl Keys {
             return Err(KeysError::Rotated { place: store.place().to_owned() });
         }
         let own = name::keys(&self.repository, self.generation);
+        let listed = store.list_all(&name::all_keys(&self.repository)).await?;
+        // A former secret opens a former generation, and is the one that has to go.
+        if listed.iter().any(|other| other.name > own) {
+            return Err(KeysError::Rotated { place: store.place().to_owned() });
+        }
         let mut deleted = 0;
-        for old in store.list_all(&name::all_keys(&self.repository)).await? {
+        for old in listed {
             if old.name < own {
                 store.delete(&old.name).await?;
                 deleted += 1;

@@ -27,6 +27,7 @@
 //! | [`receive`] | what becomes of a stream of WAL |
 //! | [`recovery`] | from what is wanted back to what has to be restored |
 //! | [`keep`], [`tombstone`], [`collect`] | keeping and deleting |
+//! | [`foreign`] | what pgBackRest and Barman have kept |
 //!
 //! The layout of every object is in `docs/reference/repository-format.md`.
 //!
@@ -39,6 +40,7 @@ pub mod collect;
 mod container;
 pub mod document;
 pub mod drops;
+pub mod foreign;
 pub mod format;
 mod frame;
 pub mod hash;

@@ -19,7 +19,7 @@ use pgherd_core::types::{Lsn, Timeline};
 use crate::document::ReadError;
 use crate::name::BackupId;
 use crate::wal::records::{Landmark, Record, Records};
-use crate::wal::{Archive, BackupRange, Fetched, Fork, Gap, History, Inventory, WalError, candidates};
+use crate::wal::{Archive, BackupRange, Fetched, Fork, Gap, History, Inventory, Wal, WalError, candidates};
 
 /// Segments that are read ahead while one is looked at.
 const AHEAD: usize = 4;
@@ -174,16 +174,16 @@ fn last_of(last: &Option<Commit>) -> String {
 }
 
 /// Everything a plan is made from.
-pub struct Sources<'a> {
-    pub archive: &'a Archive,
+pub struct Sources<'a, A = Archive> {
+    pub archive: &'a A,
     pub inventory: &'a Inventory,
     /// Those that can be restored, in any order.
     pub backups: &'a [BackupRange],
 }
 
 /// What has to be restored to have `target` back. `backup` is used if one is named, else the newest that leads there.
-pub async fn plan(
-    sources: &Sources<'_>,
+pub async fn plan<A: Wal>(
+    sources: &Sources<'_, A>,
     target: &Target,
     line: Line,
     backup: Option<BackupId>,
@@ -269,8 +269,8 @@ impl<E: Into<Refusal>> From<E> for Missed {
 }
 
 /// Follows a recovery from one backup to its end.
-async fn from(
-    sources: &Sources<'_>,
+async fn from<A: Wal>(
+    sources: &Sources<'_, A>,
     target: &Target,
     history: &History,
     backup: &BackupRange,
@@ -414,8 +414,8 @@ pub struct Walked {
 }
 
 /// Looks at each record from the segment of `from` on, along a line of history, until `each` breaks or nothing more is there.
-pub async fn walk(
-    archive: &Archive,
+pub async fn walk<A: Wal>(
+    archive: &A,
     inventory: &Inventory,
     history: &History,
     from: Lsn,

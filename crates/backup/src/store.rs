@@ -1,4 +1,4 @@
-//! Objects that are written once: on a directory, or in an object store.
+//! Objects that are written once: on a directory, in an object store, or where another agent keeps them.
 //!
 //! | operation | promise |
 //! |---|---|
@@ -27,6 +27,7 @@ use crate::name::{self, Name};
 
 mod cloud;
 mod directory;
+mod remote;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ pub use cloud::Credentials;
 use directory::Directory;
 #[cfg(test)]
 use directory::Step;
+pub use remote::{Remote, RemoteAnswer};
 
 /// Objects of one page of a listing: ten of S3's own pages, one MB of names. A directory is read anew for each.
 pub const MAX_PAGE: usize = 10_000;
@@ -108,7 +110,7 @@ impl fmt::Display for Failure {
     }
 }
 
-pub(crate) type Source = Box<dyn Error + Send + Sync>;
+pub type Source = Box<dyn Error + Send + Sync>;
 
 /// What failed, at which object, where, and why.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +168,7 @@ pub struct Store {
 enum Behind {
     Directory(Arc<Directory>),
     Cloud(Arc<dyn object_store::ObjectStore>),
+    Remote(Arc<dyn Remote>),
 }
 
 impl fmt::Debug for Store {
@@ -195,6 +198,11 @@ impl Store {
                 source: Some(source),
             }),
         }
+    }
+
+    /// Somebody else's store, at `place` in messages.
+    pub fn remote(place: &str, remote: Arc<dyn Remote>) -> Store {
+        Store { behind: Behind::Remote(remote), place: place.into(), may_block: false }
     }
 
     #[cfg(test)]
@@ -245,6 +253,13 @@ impl Store {
                 self.blocking(move || directory.put(&name, &bytes)).await
             }
             Behind::Cloud(cloud) => cloud::put(&**cloud, name, &bytes).await,
+            // It has looked at what is there.
+            Behind::Remote(remote) => {
+                let put = remote.put(name, bytes).await;
+                return put.map_err(|(failure, source)| {
+                    self.error(Doing::Writing, name.as_str(), failure, Some(source))
+                });
+            }
         };
         let created = put.map_err(|(failure, source)| {
             // A store without the bucket says that it finds nothing; nothing was absent that we asked for.
@@ -277,6 +292,7 @@ impl Store {
                 self.blocking(move || directory.read_range(&name, range)).await
             }
             Behind::Cloud(cloud) => cloud::read_range(&**cloud, name, range.clone()).await,
+            Behind::Remote(remote) => remote.read_range(name, range.clone()).await,
         };
         match read
             .map_err(|(failure, source)| self.error(Doing::Reading, name.as_str(), failure, Some(source)))
@@ -307,6 +323,7 @@ impl Store {
                 self.blocking(move || directory.list(&prefix, after.as_ref(), limit)).await
             }
             Behind::Cloud(cloud) => cloud::list(&**cloud, prefix, after, limit).await,
+            Behind::Remote(remote) => remote.list(prefix, after, limit).await,
         };
         let page =
             listed.map_err(|(failure, source)| self.error(Doing::Listing, prefix, failure, Some(source)))?;
@@ -342,6 +359,7 @@ impl Store {
                 self.blocking(move || directory.delete(&name)).await
             }
             Behind::Cloud(cloud) => cloud::delete(&**cloud, name).await,
+            Behind::Remote(remote) => remote.delete(name).await,
         };
         match deleted {
             Ok(()) | Err((Failure::Absent, _)) => Ok(()),
@@ -358,6 +376,10 @@ impl Store {
                 swept.map_err(|(failure, source)| self.error(Doing::Sweeping, "", failure, Some(source)))
             }
             Behind::Cloud(_) => Ok(0),
+            Behind::Remote(remote) => {
+                let swept = remote.sweep().await;
+                swept.map_err(|(failure, source)| self.error(Doing::Sweeping, "", failure, Some(source)))
+            }
         }
     }
 
@@ -384,6 +406,7 @@ impl Store {
                 self.blocking(move || directory.read(&name, limit)).await
             }
             Behind::Cloud(cloud) => cloud::read(&**cloud, name, limit).await,
+            Behind::Remote(remote) => remote.read(name, limit).await,
         };
         read.map_err(|(failure, source)| self.error(Doing::Reading, name.as_str(), failure, Some(source)))
     }
@@ -395,6 +418,7 @@ impl Store {
                 self.blocking(move || directory.head(&name)).await
             }
             Behind::Cloud(cloud) => cloud::head(&**cloud, name).await,
+            Behind::Remote(remote) => remote.head(name).await,
         };
         head.map_err(|(failure, source)| self.error(Doing::Reading, name.as_str(), failure, Some(source)))
     }

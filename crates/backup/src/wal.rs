@@ -103,6 +103,45 @@ pub enum Fetched {
     },
 }
 
+/// Where the WAL of one cluster is read from: an [`Archive`] of ours, or one that another program keeps.
+///
+/// What is verified is verified here. [`ReadError::is_absent`] is certain: PostgreSQL ends recovery there.
+pub trait Wal: Send + Sync {
+    fn system(&self) -> SystemId;
+    fn segments(&self) -> Segments;
+    /// The content of a segment.
+    fn segment(&self, segment: Segment) -> impl Future<Output = Result<Bytes, ReadError>> + Send;
+    /// What there is of a segment: all of it, or of the last one a beginning.
+    fn fetch(&self, segment: Segment) -> impl Future<Output = Result<Fetched, ReadError>> + Send;
+    /// A timeline's history, and the bytes of its file.
+    fn history_file(
+        &self,
+        timeline: Timeline,
+    ) -> impl Future<Output = Result<(History, Bytes), ReadError>> + Send;
+}
+
+impl Wal for Archive {
+    fn system(&self) -> SystemId {
+        Archive::system(self)
+    }
+
+    fn segments(&self) -> Segments {
+        Archive::segments(self)
+    }
+
+    async fn segment(&self, segment: Segment) -> Result<Bytes, ReadError> {
+        Archive::segment(self, segment).await
+    }
+
+    async fn fetch(&self, segment: Segment) -> Result<Fetched, ReadError> {
+        Archive::fetch(self, segment).await
+    }
+
+    async fn history_file(&self, timeline: Timeline) -> Result<(History, Bytes), ReadError> {
+        Archive::history_file(self, timeline).await
+    }
+}
+
 /// How archiving something came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Archived {

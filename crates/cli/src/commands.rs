@@ -12,6 +12,7 @@ pub(crate) mod fence;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod init;
+pub(crate) mod kept;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod operator;
@@ -110,16 +111,21 @@ fn known_node(cluster: &Cluster, node: &str) -> Result<(), Failure> {
         .hint(format!("it has: {}", names.join(", "))))
 }
 
-/// The repository's file that is named, else that of a herd on this host: each of its agents keeps one.
+/// The repository's file that is named, else that of a herd on this host: each of its agents keeps one, in a directory of its own or below that of `up`.
 fn repository_file(global: &Global, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(named) = named {
         return Ok(named);
     }
     let dir = global.dir()?;
-    let nodes = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-    let files = nodes.map(|node| node.path().join(pgherd_agent::paths::REPOSITORY_FILE));
+    let below = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|node| node.path());
+    let files = below.chain([dir.clone()]).map(|place| place.join(pgherd_agent::paths::REPOSITORY_FILE));
     files.filter(|file| file.is_file()).min().ok_or_else(|| {
         Failure::usage(format!("no repository is named, and {} has no herd with one", dir.display()))
             .hint("--repository FILE names one, and --dir DIR a herd whose file has [backup]")
     })
+}
+
+/// As libpq has it, for a server that no herd knows.
+fn password_from_environment() -> Option<String> {
+    std::env::var("PGPASSWORD").ok().filter(|text| !text.is_empty())
 }

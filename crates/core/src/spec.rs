@@ -288,6 +288,13 @@ impl HerdSpec {
         )
     }
 
+    /// Has this witness a repository on its disk?
+    pub fn is_keeper(&self, name: &NodeName) -> bool {
+        let backups = self.clusters.iter().filter_map(|cluster| cluster.backup.as_ref());
+        let mut locations = backups.map(|backup| &backup.repository.location);
+        locations.any(|location| matches!(location, backup::Location::Kept { keeper, .. } if keeper == name))
+    }
+
     /// Who of the agents that have joined votes in the store: the largest odd number up to
     /// [`MAX_STORE_VOTERS`], distinct hosts first, in file order. An even number would cost a round trip
     /// without tolerating one loss more.

@@ -39,10 +39,15 @@ use crate::proc;
 
 mod configuration;
 
+pub use crate::base_backup::listing::is_left_out;
 pub use configuration::{Action, Change, Come, Configuration, End, FollowTimeline, Recovery, adapt};
 
-const CONTROL: &[u8] = b"global/pg_control";
-const WAL: &[u8] = b"pg_wal";
+/// Names in a backup that are treated by themselves.
+pub const CONTROL: &[u8] = b"global/pg_control";
+pub const LABEL: &[u8] = b"backup_label";
+pub const MAP: &[u8] = b"tablespace_map";
+pub const WAL: &[u8] = b"pg_wal";
+pub const VERSION: &[u8] = b"PG_VERSION";
 const TABLESPACES: &str = "pg_tblspc";
 
 /// Where a backup goes.

@@ -37,6 +37,17 @@ pub struct Cluster {
     pub durability: Durability,
     pub members: Vec<Member>,
     pub vip: Option<Vip>,
+    pub backup: Option<Backup>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Backup {
+    pub last: Option<String>,
+    pub owner: Option<String>,
+    pub repository: String,
+    pub wal_lag_seconds: Option<f64>,
+    pub gaps: Vec<String>,
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -166,6 +177,9 @@ impl std::fmt::Display for Status {
             )?;
             if durability.degraded {
                 f.write_str(", DEGRADED")?;
+            }
+            if let Some(backup) = &cluster.backup {
+                write!(f, "\n  {backup:?}")?;
             }
             for member in &cluster.members {
                 let Member { name, role, state, timeline, lsn, sync, upstream, reason, .. } = member;

@@ -13,6 +13,7 @@
 mod commits;
 mod cut_off;
 mod frozen;
+mod kept;
 mod killed;
 mod lost;
 mod planned;

@@ -2,7 +2,8 @@
 //!
 //! Positions alone say how many bytes are missing, and bytes say nothing of time: a server that has been idle for a day is behind
 //! by nothing, and one that is always written to is always behind by something. So moments are remembered, each with the position
-//! that the server had reached by then. Hazard: a lag that looks small hides an archive that has stopped.
+//! that the server reached after it: what it wrote while nobody looked, it may have written at once. Hazard: a lag that looks small hides an
+//! archive that has stopped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,6 +18,7 @@ const MAX_MARKS: usize = 3600;
 
 #[derive(Debug, Default)]
 pub(super) struct Lag {
+    looked: Option<Instant>,
     marks: VecDeque<(Instant, Lsn)>,
 }
 
@@ -29,8 +31,9 @@ impl Lag {
         let is_new =
             self.marks.back().is_none_or(|(at, last)| end > *last && now.duration_since(*at) >= APART);
         if end > durable && is_new && self.marks.len() < MAX_MARKS {
-            self.marks.push_back((now, end));
+            self.marks.push_back((self.looked.unwrap_or(now), end));
         }
+        self.looked = Some(now);
         self.marks.front().map(|(at, _)| *at)
     }
 }
@@ -48,13 +51,26 @@ mod tests {
         for second in 1..100 {
             // It writes ten bytes a second, and they are durable two seconds later.
             let since = lag.since(at(second), Lsn(100 + 10 * second), Lsn(80 + 10 * second));
-            assert!(since >= Some(at(second.saturating_sub(2))), "{second}");
+            assert!(since >= Some(at(second.saturating_sub(3))), "{second}");
         }
         let stopped = lag.since(at(100), Lsn(1100), Lsn(1070)).unwrap();
         for second in 101..200 {
             assert_eq!(lag.since(at(second), Lsn(100 + 10 * second), Lsn(1070)), Some(stopped));
         }
         assert_eq!(lag.since(at(200), Lsn(2090), Lsn(2090)), None);
+    }
+
+    #[test]
+    fn what_was_written_while_nobody_looked_is_as_old_as_the_last_look() {
+        let begun = Instant::now();
+        let at = |second: u64| begun + Duration::from_secs(second);
+        let mut lag = Lag::default();
+        assert_eq!(lag.since(at(0), Lsn(100), Lsn(100)), None);
+        // The connection was gone for a minute.
+        assert_eq!(lag.since(at(60), Lsn(900), Lsn(100)), Some(at(0)));
+        assert_eq!(lag.since(at(61), Lsn(910), Lsn(500)), Some(at(0)));
+        assert_eq!(lag.since(at(62), Lsn(920), Lsn(905)), Some(at(60)));
+        assert_eq!(lag.since(at(63), Lsn(920), Lsn(920)), None);
     }
 
     #[test]

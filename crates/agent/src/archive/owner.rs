@@ -17,7 +17,7 @@ use pgherd_core::ha::archive::{is_drill_due, is_due};
 use pgherd_core::observation::ArchiveView;
 use pgherd_core::record::{self, BackupOutcome};
 use pgherd_core::retention::Retention;
-use pgherd_core::spec::{BackupSpec, HerdSpec};
+use pgherd_core::spec::{BackupSpec, HerdSpec, RepositorySpec};
 use pgherd_core::types::{NodeName, SystemId};
 use pgherd_postgres::replication::SlotName;
 use pgherd_postgres::slots;
@@ -142,8 +142,12 @@ impl Owner {
     /// One reign over the repository. `None`: it has ended because it is not wanted any more.
     async fn hold(&mut self, spec: &BackupSpec, system: SystemId) -> Option<Result<(), OwnError>> {
         let known = self.archive().and_then(|archive| archive.repository);
+        let place = match self.server.repository(&spec.repository) {
+            Ok(place) => place,
+            Err(error) => return Some(Err(error.into())),
+        };
         let opened = tokio::select! {
-            opened = open(spec, known.as_deref()) => opened,
+            opened = open(&place, known.as_deref()) => opened,
             () = self.is_over(spec, system) => return None,
         };
         let repository = match opened {
@@ -168,14 +172,8 @@ impl Owner {
             piece_every: spec.archive_interval,
         });
         let mut status = archiving.status();
-        let mut sight = Sight::new(repository, system);
-        let mut expiring = Expiring {
-            repository: sight.repository.clone(),
-            system,
-            after: None,
-            due: Instant::now(),
-            task: None,
-        };
+        let mut sight = Sight::new(repository, place, system);
+        let mut expiring = Expiring { system, after: None, due: Instant::now(), task: None };
         let mut tick = tokio::time::interval(TELL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -186,7 +184,7 @@ impl Owner {
             let Some(archive) = self.archive() else { break };
             let ended = archive.ended.as_ref().map_or(0, |end| end.number);
             // While a base backup is taken nothing goes: what it refers to is pinned, and the disk has enough to do.
-            if archive.backup.is_none() && expiring.turn(ended, &spec.retention).await {
+            if archive.backup.is_none() && expiring.turn(&sight.repository, ended, &spec.retention).await {
                 sight.look_at = Instant::now();
             }
             // A store that does not answer must not keep the stream, and with it a server that stops.
@@ -220,7 +218,6 @@ impl Owner {
 
 /// The policy of the herd file, carried out beside the stream.
 struct Expiring {
-    repository: Repository,
     system: SystemId,
     /// The base backup that had ended when it was carried out last.
     after: Option<u64>,
@@ -230,7 +227,7 @@ struct Expiring {
 
 impl Expiring {
     /// Begins when it is time to. `true`: it has come to an end, and other backups may be there.
-    async fn turn(&mut self, ended: u64, retention: &Retention) -> bool {
+    async fn turn(&mut self, repository: &Repository, ended: u64, retention: &Retention) -> bool {
         if let Some(task) = self.task.take_if(|task| task.is_finished()) {
             if let Err(error) = task.await {
                 tracing::error!(%error, "carrying out the retention policy has ended by itself");
@@ -239,7 +236,7 @@ impl Expiring {
         }
         if self.task.is_none() && (self.after != Some(ended) || Instant::now() >= self.due) {
             (self.after, self.due) = (Some(ended), Instant::now() + EXPIRE_EVERY);
-            let (repository, system, retention) = (self.repository.clone(), self.system, *retention);
+            let (repository, system, retention) = (repository.clone(), self.system, *retention);
             self.task = Some(tokio::spawn(async move {
                 if let Err(error) = expire(&repository, system, &retention).await {
                     tracing::warn!(error = on_one_line(&error), "the retention policy cannot be carried out");
@@ -260,14 +257,12 @@ impl Drop for Expiring {
 }
 
 /// Opens the repository that is wanted, or makes it where there never was one.
-async fn open(spec: &BackupSpec, known: Option<&str>) -> Result<Repository, OwnError> {
-    let found = match repository::open_at(&spec.repository).await {
+async fn open(place: &RepositorySpec, known: Option<&str>) -> Result<Repository, OwnError> {
+    let found = match repository::open_at(place).await {
         Err(RepositoryError::Open(OpenError::NoRepository { .. })) if known.is_none() => {
-            match repository::create_at(&spec.repository).await {
+            match repository::create_at(place).await {
                 // Another owner of a moment ago was faster.
-                Err(RepositoryError::Open(OpenError::Exists { .. })) => {
-                    repository::open_at(&spec.repository).await
-                }
+                Err(RepositoryError::Open(OpenError::Exists { .. })) => repository::open_at(place).await,
                 made => made,
             }
         }
@@ -287,14 +282,18 @@ async fn open(spec: &BackupSpec, known: Option<&str>) -> Result<Repository, OwnE
 /// What is known of the repository.
 struct Sight {
     repository: Repository,
+    /// Where it was opened.
+    place: RepositorySpec,
     system: SystemId,
     known: Known,
     /// The end of a base backup that `known` has.
     ended: Option<u64>,
     look_at: Instant,
     trouble: Option<String>,
-    /// When all was durable that the server had flushed.
+    /// Up to which moment all is durable that the server had flushed.
     complete: Option<Instant>,
+    /// Since when there is what was missing at first.
+    found: Option<Instant>,
 }
 
 #[derive(Clone, Default)]
@@ -312,15 +311,17 @@ struct Newest {
 }
 
 impl Sight {
-    fn new(repository: Repository, system: SystemId) -> Sight {
+    fn new(repository: Repository, place: RepositorySpec, system: SystemId) -> Sight {
         Sight {
             repository,
+            place,
             system,
             known: Known::default(),
             ended: None,
             look_at: Instant::now(),
             trouble: None,
             complete: None,
+            found: None,
         }
     }
 
@@ -340,16 +341,30 @@ impl Sight {
                 tracing::warn!(error = trouble, "what is in the repository cannot be seen");
                 self.trouble = Some(trouble);
                 self.look_at = Instant::now() + LOOK_AGAIN;
+                // Its keys may have been changed since.
+                let fresh = repository::open_at(&self.place).await;
+                let fresh = fresh
+                    .ok()
+                    .filter(|fresh| fresh.format().repository == self.repository.format().repository);
+                self.repository = fresh.unwrap_or_else(|| self.repository.clone());
             }
         }
     }
 
     fn seen(&mut self, status: &Status, spec: &BackupSpec, archive: &record::Archive) -> ArchiveSeen {
         let streams = status.state == State::Streaming && status.durable.is_some();
-        if streams && status.behind_since.is_none() {
-            self.complete = Some(Instant::now());
+        if streams {
+            self.complete = match (status.behind_since, self.complete) {
+                (None, _) => Some(Instant::now()),
+                (Some(since), Some(_)) => Some(since),
+                // How old it is what the stream has found when it began, nobody knows; what has come since is younger.
+                (Some(since), None) => {
+                    let found = *self.found.get_or_insert(since);
+                    (since != found).then_some(since)
+                }
+            };
         }
-        // What could not be put for a while is older than the last complete moment can tell.
+        // Without a stream it grows: the server writes on.
         let behind = self.complete.map(|complete| complete.elapsed());
         let trouble = status.last_error.as_ref().map(|error| on_one_line(&**error));
         let now = Timestamp::now();

@@ -204,6 +204,7 @@ impl Scene {
             changes: Mutex::default(),
             listeners: Listeners::default(),
             instance: std::sync::OnceLock::new(),
+            spec: std::sync::OnceLock::new(),
         });
         Scene { backend, authority, credentials, dir, gossip, heard, ages, stuck }
     }

@@ -13,35 +13,25 @@ use pgherd_backup::manifest::Outcome;
 use pgherd_backup::name::Place;
 use pgherd_backup::tombstone::State;
 use pgherd_backup::wal::{Archive, SegmentError, Segments};
-use pgherd_core::types::{Malformed, NodeName, SystemId, Term, Timeline};
-use pgherd_postgres::Secret;
-use pgherd_postgres::base_backup::{BaseBackupError, Checkpoint, Survey};
-use pgherd_postgres::control::ControlFile;
-use pgherd_postgres::process::listens_at;
-use pgherd_postgres::sql::{Nearby, Session};
+use pgherd_core::types::{Malformed, NodeName, Term, Timeline};
+use pgherd_postgres::base_backup::Checkpoint;
+use pgherd_postgres::sql::Session;
 use tokio::sync::watch;
 
 use super::Progress;
 use super::catalog::{Catalog, CatalogError, Entry, report};
 use super::take::{self, Source, TakeError, Taken};
+use crate::named_server::{NamedServer, NamedServerError, Reached};
 use crate::repository::{self, RepositoryError};
 
-const CONNECTING: Duration = Duration::from_secs(10);
 const ASKING: Duration = Duration::from_secs(10);
-/// What PostgreSQL listens on when nothing says otherwise.
-const USUAL_PORT: u16 = 5432;
 
 /// Which server, and how.
 #[derive(Clone)]
 pub struct Order {
     /// File that names the repository.
     pub repository: PathBuf,
-    pub data_dir: PathBuf,
-    /// Directory of the server's socket or an address; what its own file says where there is none.
-    pub host: Option<String>,
-    pub port: Option<u16>,
-    pub role: String,
-    pub password: Option<String>,
+    pub server: NamedServer,
     /// By this name the backup remembers where it comes from.
     pub node: String,
     /// Built upon no other one.
@@ -61,18 +51,10 @@ pub enum CreateError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Name(#[from] Malformed),
-    #[error("{} is no data directory", .data_dir.display())]
-    DataDir { data_dir: PathBuf, source: pgherd_postgres::Error },
     #[error("{} belongs to another user", .data_dir.display())]
     OtherUser { data_dir: PathBuf },
-    #[error("no PostgreSQL runs in {}", .data_dir.display())]
-    NotRunning { data_dir: PathBuf },
     #[error(transparent)]
-    Driver(#[from] pgherd_postgres::Error),
-    #[error(transparent)]
-    Postgres(#[from] BaseBackupError),
-    #[error("{} is that of cluster {found}, and the server at {host}, port {port}, that of {wanted}", .data_dir.display())]
-    OtherServer { data_dir: PathBuf, found: SystemId, wanted: SystemId, host: String, port: u16 },
+    Server(#[from] NamedServerError),
     #[error(transparent)]
     Segments(#[from] SegmentError),
     #[error(transparent)]
@@ -88,21 +70,8 @@ impl CreateError {
                 "run it as the owner, so that the server's own commands can use what is written: runuser -u postgres -- pgherd backup create …"
                     .to_owned(),
             ),
-            CreateError::NotRunning { .. } => {
-                Some("start it; a server that is stopped can be copied as it is".to_owned())
-            }
-            CreateError::OtherServer { .. } => {
-                Some("--data-dir is what the server shows as data_directory; --host and --port say where it listens".to_owned())
-            }
-            CreateError::Driver(pgherd_postgres::Error::Connect { .. }) => Some(
-                "--host, --port and --user say how to connect, PGPASSWORD is used where the server asks for a password; \
-                 the role has to be a superuser"
-                    .to_owned(),
-            ),
-            CreateError::Driver(error) => error.hint().map(str::to_owned),
-            CreateError::Postgres(error) | CreateError::Take(TakeError::Postgres(error)) => {
-                error.hint().map(str::to_owned)
-            }
+            CreateError::Server(error) => error.hint(),
+            CreateError::Take(TakeError::Postgres(error)) => error.hint().map(str::to_owned),
             CreateError::Take(TakeError::WalIsMissing { .. }) => Some(
                 "there is no backup without its WAL: see whether archive_command = 'pgherd wal push --repository FILE %p' is set and \
                  works (pg_stat_archiver, the server's log), or whether the stream runs; then begin again"
@@ -142,34 +111,17 @@ pub struct Prepared {
 /// Finds the server and the parent; writes nothing.
 pub async fn prepare(order: Order) -> Result<Prepared, CreateError> {
     let node: NodeName = order.node.parse()?;
-    let data_dir = order.data_dir.clone();
-    let control = ControlFile::of(&data_dir)
-        .map_err(|source| CreateError::DataDir { data_dir: data_dir.clone(), source })?;
+    let data_dir = order.server.data_dir.clone();
+    let located = order.server.locate()?;
+    let segments = Segments::new(located.control.wal_segment_bytes)?;
     let owner = std::fs::metadata(&data_dir).map(|found| found.uid());
     if owner.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {
         return Err(CreateError::OtherUser { data_dir });
     }
-    let listens = listens_at(&data_dir)?;
-    let Some((host, port)) = listens.or_else(|| order.host.clone().zip(order.port.or(Some(USUAL_PORT))))
-    else {
-        return Err(CreateError::NotRunning { data_dir });
-    };
-    let nearby = Nearby {
-        host: order.host.clone().unwrap_or(host),
-        port: order.port.unwrap_or(port),
-        role: order.role.clone(),
-        password: order.password.clone().map(Secret::new),
-    };
     let repository = repository::open(&order.repository).await?;
-    let session = Session::nearby(&nearby, CONNECTING).await?;
-    let survey = Survey::of(&session).await?;
-    if survey.system_id != control.system_id {
-        let Nearby { host, port, .. } = nearby;
-        let (found, wanted) = (control.system_id, survey.system_id);
-        return Err(CreateError::OtherServer { data_dir, found, wanted, host, port });
-    }
+    let Reached { session, survey } = located.reach().await?;
     let place = Place(survey.system_id);
-    let archive = Archive::new(&repository, survey.system_id, Segments::new(control.wal_segment_bytes)?);
+    let archive = Archive::new(&repository, survey.system_id, segments);
     let catalog = Catalog::read(repository.clone(), place).await?;
     let parent = if order.full { None } else { parent(&catalog, &archive, survey.timeline).await? };
     let remarks = remarks(&session, &archive).await?;

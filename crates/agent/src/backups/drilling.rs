@@ -4,7 +4,6 @@
 //! (`core::ha::archive`). Hazard: a host that has other work. So it is not begun where it would leave less than a tenth of the volume free, and it
 //! has the lowest priority and few readers.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,9 +16,8 @@ use pgherd_postgres::disk;
 use tokio::sync::{mpsc, watch};
 
 use super::drill::{self, Wanted};
-use super::recover::{self, Along, AtTarget};
+use super::recover;
 use super::scratch::{self, RESERVE_BYTES};
-use super::target::Until;
 use super::{Progress, on_a_thread};
 use crate::agreed::unix_seconds;
 use crate::causes::on_one_line;
@@ -147,22 +145,9 @@ impl Drilling {
         let instance = self.server.instance().ok_or(DrillingError::NoPostgres)?;
         let parent = self.dir(&spec);
         remove_leftovers(&parent).await;
-        let recovery = recover::Order {
-            repository: self.state_dir.join(REPOSITORY_FILE),
-            system,
-            until: Until::Latest,
-            before_drop: None,
-            exclusive: false,
-            along: Along::Latest,
-            backup: None,
-            to: PathBuf::new(),
-            wal_dir: None,
-            tablespaces: BTreeMap::new(),
-            tablespaces_in: None,
-            delta: false,
-            at_target: AtTarget::Promote,
-            program: std::env::current_exe().map_err(DrillingError::Program)?,
-        };
+        let program = std::env::current_exe().map_err(DrillingError::Program)?;
+        let everything = recover::Order::of_everything(self.state_dir.join(REPOSITORY_FILE), program);
+        let recovery = recover::Order { system, ..everything };
         let order = scratch::Order {
             recovery,
             bin_dir: Some(instance.installation.bin_dir.clone()),

@@ -122,7 +122,8 @@ impl Duty {
         let cluster = spec.cluster(&self.cluster).ok_or(BackUpError::NoRepository)?;
         let wanted = cluster.backup.as_ref().ok_or(BackUpError::NoRepository)?;
         let system = assigned.system.ok_or(BackUpError::NoSystem)?;
-        let repository = repository::open_at(&wanted.repository).await.map_err(BackUpError::Repository)?;
+        let wanted = self.server.repository(&wanted.repository)?;
+        let repository = repository::open_at(&wanted).await.map_err(BackUpError::Repository)?;
         let known = assigned.archive.and_then(|archive| archive.repository);
         if known.is_some_and(|known| known != repository.format().repository) {
             return Err(BackUpError::AnotherRepository);

@@ -12,6 +12,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use pgherd_api::backup::{
     DroppedTable, RecoveryEnd, RestorePlan, Restored, SettingChange, SettingOutside, Standing,
     TablespacePlace, Transaction, Volume,
@@ -23,8 +24,8 @@ use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::BackupId;
 use pgherd_backup::recovery::{self, Commit, Line, Refusal, Sources, Target};
-use pgherd_backup::wal::BackupRange;
-use pgherd_core::types::{Lsn, Timeline};
+use pgherd_backup::wal::{BackupRange, Wal};
+use pgherd_core::types::{Lsn, SystemId, Timeline};
 use pgherd_postgres::restoring::{self, Action, Come, End, FollowTimeline, Over, Recovery};
 use tokio::sync::watch;
 
@@ -88,6 +89,28 @@ pub struct Order {
     pub at_target: AtTarget,
     /// That the restored server calls for its WAL.
     pub program: PathBuf,
+}
+
+impl Order {
+    /// Everything that is there, for who restores into a place of its own: where to is not said.
+    pub fn of_everything(repository: PathBuf, program: PathBuf) -> Order {
+        Order {
+            repository,
+            system: None,
+            until: Until::Latest,
+            before_drop: None,
+            exclusive: false,
+            along: Along::Latest,
+            backup: None,
+            to: PathBuf::new(),
+            wal_dir: None,
+            tablespaces: BTreeMap::new(),
+            tablespaces_in: None,
+            delta: false,
+            at_target: AtTarget::Promote,
+            program,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +178,7 @@ impl RecoverError {
     }
 }
 
-fn of_refusal(refusal: &Refusal) -> Option<&'static str> {
+pub(super) fn of_refusal(refusal: &Refusal) -> Option<&'static str> {
     match refusal {
         Refusal::NoBackup => Some("pgherd backup create takes one"),
         Refusal::NoSuchBackup { .. } => Some("pgherd backup list shows those that there are"),
@@ -271,19 +294,29 @@ async fn plan(
     let Some(archive) = catalog.archive()? else { return Err(Refusal::NoBackup.into()) };
     let inventory = archive.inventory().await?;
     let all = Sources { archive: &archive, inventory: &inventory, backups: &ranges };
+    Ok(plan_along(&all, target, along, only).await?)
+}
+
+/// Which of these backups, and where it ends.
+pub(super) async fn plan_along<A: Wal>(
+    all: &Sources<'_, A>,
+    target: &Target,
+    along: Along,
+    only: Option<BackupId>,
+) -> Result<recovery::Plan, Refusal> {
     match along {
-        Along::Latest => Ok(recovery::plan(&all, target, Line::Latest, only).await?),
-        Along::To(timeline) => Ok(recovery::plan(&all, target, Line::To(Timeline(timeline)), only).await?),
+        Along::Latest => recovery::plan(all, target, Line::Latest, only).await,
+        Along::To(timeline) => recovery::plan(all, target, Line::To(Timeline(timeline)), only).await,
         Along::Current => {
             // The newest timeline first, each with its own backups: what leads there is what was asked for.
             let named = |range: &&BackupRange| only.is_none_or(|id| id == range.id);
             let timelines: BTreeSet<Timeline> =
-                ranges.iter().filter(named).map(|range| range.timeline).collect();
+                all.backups.iter().filter(named).map(|range| range.timeline).collect();
             let mut first: Option<Refusal> = None;
             for timeline in timelines.into_iter().rev() {
                 let own: Vec<BackupRange> =
-                    ranges.iter().filter(|range| range.timeline == timeline).copied().collect();
-                let sources = Sources { backups: &own, ..all };
+                    all.backups.iter().filter(|range| range.timeline == timeline).copied().collect();
+                let sources = Sources { archive: all.archive, inventory: all.inventory, backups: &own };
                 match recovery::plan(&sources, target, Line::To(timeline), only).await {
                     Ok(plan) => return Ok(plan),
                     Err(refusal) => {
@@ -291,13 +324,13 @@ async fn plan(
                     }
                 }
             }
-            Err(first.unwrap_or(Refusal::NoBackup).into())
+            Err(first.unwrap_or(Refusal::NoBackup))
         }
     }
 }
 
 /// What PostgreSQL is told, which is what was planned.
-fn end(target: &Target) -> End {
+pub(super) fn end(target: &Target) -> End {
     match target {
         Target::Latest => End::Latest,
         Target::Immediate => End::Immediate,
@@ -310,7 +343,7 @@ fn end(target: &Target) -> End {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, RecoverError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, RecoverError> {
     std::path::absolute(path).map_err(|source| RecoverError::Path { path: path.to_owned(), source })
 }
 
@@ -327,13 +360,15 @@ pub(crate) fn restore_command(
     repository: &Path,
     ahead: Ahead,
 ) -> Result<String, RecoverError> {
-    let quoted = |path: &Path| {
-        let text = path.to_str().filter(|text| !text.contains(['\n', '\r', '\0']));
-        let text = text.ok_or_else(|| RecoverError::Name { path: path.to_owned() })?;
-        Ok::<_, RecoverError>(format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%")))
-    };
     let alone = if ahead == Ahead::Nothing { " --no-ahead" } else { "" };
     Ok(format!("{} wal fetch{alone} --repository {} %f %p", quoted(program)?, quoted(repository)?))
+}
+
+/// A word for a shell, in a command in which PostgreSQL puts in `%f` and `%p`.
+pub(super) fn quoted(path: &Path) -> Result<String, RecoverError> {
+    let text = path.to_str().filter(|text| !text.contains(['\n', '\r', '\0']));
+    let text = text.ok_or_else(|| RecoverError::Name { path: path.to_owned() })?;
+    Ok(format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%")))
 }
 
 impl Prepared {
@@ -369,70 +404,25 @@ impl Prepared {
     pub fn report(&self) -> RestorePlan {
         let (recovery, restore) = (&self.recovery, &self.restore);
         let manifest = &restore.manifest;
-        let path = |path: &Path| path.display().to_string();
-        let begins = recovery.forks.iter().map(|fork| fork.timeline).chain([recovery.timeline]);
-        let of_backup =
-            |timeline: &Timeline| *timeline >= manifest.timeline && *timeline <= recovery.end.timeline;
-        RestorePlan {
+        About {
             repository: self.repository.store().place().to_owned(),
-            system_identifier: manifest.system_identifier.to_string(),
-            postgresql_version: version(manifest.facts.postgresql_version),
-            data_dir: path(&restore.target.data_dir),
-            standing: match restore.standing {
-                restoring::Standing::Empty => Standing::Empty,
-                restoring::Standing::Interrupted => Standing::Interrupted,
-                restoring::Standing::DataDirectory => Standing::DataDirectory,
-            },
+            system: manifest.system_identifier,
+            version: version(manifest.facts.postgresql_version),
             backup: manifest.id.to_string(),
-            backup_ended: time(manifest.facts.stopped),
-            backup_end_lsn: manifest.stop.to_string(),
-            target: recovery.target.to_string(),
+            timeline: manifest.timeline,
+            stop: manifest.stop,
+            stopped: manifest.facts.stopped,
+            target: &restore.target,
+            standing: restore.standing,
             dropped: self.dropped.as_ref().map(dropped_table),
-            timeline: recovery.timeline.0,
-            timelines: begins.filter(of_backup).map(|timeline| timeline.0).collect(),
-            wal_from: recovery.wal_from.to_string(),
-            wal_segments: recovery.wal_segments,
-            end: RecoveryEnd {
-                lsn: recovery.end.lsn.to_string(),
-                timeline: recovery.end.timeline.0,
-                last: recovery.end.last.map(transaction),
-                next: recovery.end.next.map(transaction),
-            },
             files: restore.files,
             bytes: restore.bytes,
-            volumes: restore.volumes.iter().map(volume).collect(),
-            wal_dir: restore.target.wal_dir.as_deref().map(path),
-            tablespaces: restore
-                .target
-                .tablespaces
-                .iter()
-                .map(|space| TablespacePlace {
-                    oid: space.oid,
-                    was: path(&space.was),
-                    place: path(&space.place),
-                })
-                .collect(),
-            restore_command: restore.recovery.restore_command.clone(),
-            target_action: (restore.recovery.end != End::Latest).then(|| {
-                let action = match restore.recovery.action {
-                    Action::Pause => AtTarget::Pause,
-                    Action::Promote => AtTarget::Promote,
-                    Action::Shutdown => AtTarget::Shutdown,
-                };
-                action.name().to_owned()
-            }),
-            settings: restore.configuration.changes.iter().map(change).collect(),
-            outside: restore
-                .configuration
-                .outside
-                .iter()
-                .map(|(file, name, value)| SettingOutside {
-                    file: file.clone(),
-                    name: name.clone(),
-                    value: value.clone(),
-                })
-                .collect(),
+            volumes: &restore.volumes,
+            recovery: &restore.recovery,
+            configuration: &restore.configuration,
+            remarks: Vec::new(),
         }
+        .told(recovery)
     }
 
     /// Does it. Dropping the future ends it; the directory does not start then, and a delta goes on with it.
@@ -466,6 +456,96 @@ fn dropped_table(drop: &Drop) -> DroppedTable {
         xid: drop.xid,
         at: time(drop.at),
         lsn: drop.lsn.to_string(),
+    }
+}
+
+/// Everything that is told of a restore besides where its recovery ends.
+pub(super) struct About<'a> {
+    pub(super) repository: String,
+    pub(super) system: SystemId,
+    pub(super) version: String,
+    pub(super) backup: String,
+    pub(super) timeline: Timeline,
+    pub(super) stop: Lsn,
+    pub(super) stopped: Timestamp,
+    pub(super) target: &'a restoring::Target,
+    pub(super) standing: restoring::Standing,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) volumes: &'a [restore::Volume],
+    pub(super) recovery: &'a Recovery,
+    pub(super) configuration: &'a restoring::Configuration,
+    pub(super) dropped: Option<DroppedTable>,
+    pub(super) remarks: Vec<String>,
+}
+
+impl About<'_> {
+    pub(super) fn told(self, recovery: &recovery::Plan) -> RestorePlan {
+        let path = |path: &Path| path.display().to_string();
+        let begins = recovery.forks.iter().map(|fork| fork.timeline).chain([recovery.timeline]);
+        let of_backup =
+            |timeline: &Timeline| *timeline >= self.timeline && *timeline <= recovery.end.timeline;
+        RestorePlan {
+            repository: self.repository,
+            system_identifier: self.system.to_string(),
+            postgresql_version: self.version,
+            data_dir: path(&self.target.data_dir),
+            standing: match self.standing {
+                restoring::Standing::Empty => Standing::Empty,
+                restoring::Standing::Interrupted => Standing::Interrupted,
+                restoring::Standing::DataDirectory => Standing::DataDirectory,
+            },
+            backup: self.backup,
+            backup_ended: time(self.stopped),
+            backup_end_lsn: self.stop.to_string(),
+            target: recovery.target.to_string(),
+            dropped: self.dropped,
+            timeline: recovery.timeline.0,
+            timelines: begins.filter(of_backup).map(|timeline| timeline.0).collect(),
+            wal_from: recovery.wal_from.to_string(),
+            wal_segments: recovery.wal_segments,
+            end: RecoveryEnd {
+                lsn: recovery.end.lsn.to_string(),
+                timeline: recovery.end.timeline.0,
+                last: recovery.end.last.map(transaction),
+                next: recovery.end.next.map(transaction),
+            },
+            files: self.files,
+            bytes: self.bytes,
+            volumes: self.volumes.iter().map(volume).collect(),
+            wal_dir: self.target.wal_dir.as_deref().map(path),
+            tablespaces: self
+                .target
+                .tablespaces
+                .iter()
+                .map(|space| TablespacePlace {
+                    oid: space.oid,
+                    was: path(&space.was),
+                    place: path(&space.place),
+                })
+                .collect(),
+            restore_command: self.recovery.restore_command.clone(),
+            target_action: (self.recovery.end != End::Latest).then(|| {
+                let action = match self.recovery.action {
+                    Action::Pause => AtTarget::Pause,
+                    Action::Promote => AtTarget::Promote,
+                    Action::Shutdown => AtTarget::Shutdown,
+                };
+                action.name().to_owned()
+            }),
+            settings: self.configuration.changes.iter().map(change).collect(),
+            outside: self
+                .configuration
+                .outside
+                .iter()
+                .map(|(file, name, value)| SettingOutside {
+                    file: file.clone(),
+                    name: name.clone(),
+                    value: value.clone(),
+                })
+                .collect(),
+            remarks: self.remarks,
+        }
     }
 }
 

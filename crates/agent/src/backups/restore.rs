@@ -33,7 +33,7 @@ use super::storing::spans;
 use super::{Done, MAX_READERS, PIECE_BYTES, Progress, QUEUE, REPORT, Stop, Throttle, on_a_thread};
 
 /// Of a configuration file and of the control file; larger ones are no such files.
-const MAX_SMALL_BYTES: u64 = 1024 * 1024;
+pub(super) const MAX_SMALL_BYTES: u64 = 1024 * 1024;
 /// `server_version_num` of a major version's first release.
 const MAJOR: u32 = 10_000;
 
@@ -239,7 +239,7 @@ fn limits(manifest: &Manifest) -> Limits {
 }
 
 /// Places by the file systems that they are on, or will be.
-fn volumes(sizes: &BTreeMap<PathBuf, u64>) -> Result<Vec<Volume>, RestoreError> {
+pub(super) fn volumes(sizes: &BTreeMap<PathBuf, u64>) -> Result<Vec<Volume>, RestoreError> {
     let mut volumes: BTreeMap<u64, Volume> = BTreeMap::new();
     for (place, bytes) in sizes {
         let there = place.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));

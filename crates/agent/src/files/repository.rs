@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use pgherd_core::spec::RepositorySpec;
-use pgherd_core::spec::backup::{FILE, Location, S3, SecretFile};
+use pgherd_core::spec::backup::{FILE, Location, S3, SecretFile, Through};
+use pgherd_core::types::NodeName;
 
 use super::finding::{Findings, Kind, Mistake};
 use super::reader::{Key, Read, Reader, Section, Table, key};
@@ -14,8 +15,15 @@ use super::reader::{Key, Read, Reader, Section, Table, key};
 pub(super) const NONE: &str = "none";
 
 /// The keys of a repository, which the herd file has, too.
-pub(super) const KEYS: [Key; 8] = [
+pub(super) const KEYS: [Key; 9] = [
     key("repository", "a text", "\"s3://bucket/shop\"", "", "s3://bucket/folder, or file:///directory"),
+    key(
+        "keeper",
+        "a name",
+        "\"w\"",
+        NONE,
+        "the [[witness]] on whose disk the directory is, for all others to reach it through its agent",
+    ),
     key("region", "a text", "\"eu-central-1\"", "us-east-1", "of S3"),
     key("endpoint", "a text", "\"https://minio.example:9000\"", NONE, "of a store that is not Amazon's"),
     key("allow_http", "true or false", "true", "false", "whether the endpoint may be spoken to without TLS"),
@@ -43,16 +51,61 @@ pub(super) const KEYS: [Key; 8] = [
     ),
 ];
 
-static TOP: Section = Section { header: "", keys: &KEYS };
+/// What only the file of a repository says: agents know each other.
+const OWN_KEYS: [Key; 2] = [
+    key("keeper_address", "a text", "\"192.0.2.40:8009\"", NONE, "host and port of the keeper's API"),
+    key(
+        "credentials",
+        "a path",
+        "\"/var/lib/pgherd/pki\"",
+        NONE,
+        "directory with a certificate of the herd, its key and the herd's authority",
+    ),
+];
+
+static ALL_KEYS: [Key; 11] = {
+    let ([a, b, c, d, e, f, g, h, i], [j, k]) = (KEYS, OWN_KEYS);
+    [a, b, c, d, e, f, g, h, i, j, k]
+};
+
+static TOP: Section = Section { header: "", keys: &ALL_KEYS };
 
 /// Reads a repository file; `file` is its name for messages.
 pub fn read(file: &str, text: &str) -> Result<RepositorySpec, Findings> {
     let (mut reader, top) = Reader::parse(text);
     let top = reader.top(&top, &TOP);
-    let read = read_keys(&mut reader, &top);
+    let mut read = read_keys(&mut reader, &top);
+    let address = reader.text(&top, "keeper_address").some();
+    let credentials = reader.text(&top, "credentials").some().map(PathBuf::from);
+    match read.as_mut().map(|read| &mut read.location) {
+        Some(Location::Kept { through, .. }) => match (address, credentials) {
+            (Some(address), Some(credentials)) => *through = Some(Through { address, credentials }),
+            _ => {
+                let span = reader.key_span_of(&top.at.key("keeper"));
+                let message = "keeper is given without keeper_address and credentials".to_owned();
+                let hint = "the file in the state directory of a node has all three".to_owned();
+                reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint(hint));
+            }
+        },
+        _ => {
+            let keys = ["keeper_address", "credentials"];
+            without_meaning(&mut reader, &top, &keys, "a place without a keeper");
+        }
+    }
     match read {
         Some(repository) if !reader.has_errors() => Ok(repository),
         _ => Err(reader.finish(file)),
+    }
+}
+
+/// Keys that say nothing of `what`.
+fn without_meaning(reader: &mut Reader<'_>, table: &Table<'_>, keys: &[&str], what: &str) {
+    for key in keys {
+        if reader.has(&table.at.key(*key)) {
+            let span = reader.key_span_of(&table.at.key(*key));
+            let message = format!("\"{key}\" has no meaning for {what}");
+            reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
+        }
     }
 }
 
@@ -81,6 +134,14 @@ pub(super) fn lines(repository: &RepositorySpec) -> Vec<(&'static str, Value)> {
         Location::Directory(dir) => {
             lines.push(("repository", Value::Text(format!("{FILE}{}", dir.display()))));
         }
+        Location::Kept { keeper, path, through } => {
+            lines.push(("repository", Value::Text(format!("{FILE}{}", path.display()))));
+            lines.push(("keeper", Value::Text(keeper.to_string())));
+            if let Some(Through { address, credentials }) = through {
+                lines.push(("keeper_address", Value::Text(address.clone())));
+                lines.push(("credentials", text(credentials)));
+            }
+        }
         Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {
             lines.push(("repository", Value::Text(url.clone())));
             lines.extend(region.clone().map(|region| ("region", Value::Text(region))));
@@ -107,6 +168,7 @@ pub(super) fn says_where(reader: &Reader<'_>, table: &Table<'_>) -> bool {
 pub(super) fn read_keys(reader: &mut Reader<'_>, table: &Table<'_>) -> Option<RepositorySpec> {
     let path = |reader: &mut Reader<'_>, key: &str| reader.text(table, key).some().map(PathBuf::from);
     let url = reader.text(table, "repository");
+    let keeper = reader.parsed::<NodeName>(table, "keeper");
     let region = reader.text(table, "region").some();
     let endpoint = reader.text(table, "endpoint").some();
     let allow_http = reader.switch(table, "allow_http").or(false);
@@ -136,17 +198,22 @@ pub(super) fn read_keys(reader: &mut Reader<'_>, table: &Table<'_>) -> Option<Re
     };
     let location = match url {
         Read::Is(url) if url.starts_with(S3) => {
+            without_meaning(reader, table, &["keeper"], "an object store, which everybody reaches");
             Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file }
         }
         Read::Is(url) if url.strip_prefix(FILE).is_some_and(|path| path.starts_with('/')) => {
-            for key in ["region", "endpoint", "allow_http", "access_key_file", "secret_key_file"] {
-                if reader.has(&table.at.key(key)) {
-                    let span = reader.key_span_of(&table.at.key(key));
-                    let message = format!("\"{key}\" has no meaning for a directory");
-                    reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
-                }
+            without_meaning(
+                reader,
+                table,
+                &["region", "endpoint", "allow_http", "access_key_file", "secret_key_file"],
+                "a directory",
+            );
+            let path = PathBuf::from(&url[FILE.len()..]);
+            match keeper {
+                Read::Is(keeper) => Location::Kept { keeper, path, through: None },
+                Read::Absent => Location::Directory(path),
+                Read::Broken => return None,
             }
-            Location::Directory(PathBuf::from(&url[FILE.len()..]))
         }
         Read::Is(url) => {
             let hint = "repository = \"file:///srv/backups\", or \"s3://bucket/folder\"".to_owned();
@@ -193,7 +260,13 @@ mod tests {
             access_key_file: Some("/a \"b\"".into()),
             secret_key_file: Some("/s".into()),
         };
+        let kept = Location::Kept {
+            keeper: "w".parse().unwrap(),
+            path: "/srv/back ups".into(),
+            through: Some(Through { address: "[::1]:8009".to_owned(), credentials: "/var/pki".into() }),
+        };
         for (location, secret) in [
+            (kept, None),
             (Location::Directory("/srv/back ups".into()), None),
             (Location::Directory("/srv".into()), Some(SecretFile::Key("/k".into()))),
             (s3, Some(SecretFile::Passphrase("/p".into()))),
@@ -220,6 +293,14 @@ mod tests {
         assert!(
             wrong("repository = \"file:///srv\"\nregion = \"x\"\n").contains("no meaning for a directory")
         );
+        for (text, told) in [
+            ("repository = \"file:///srv\"\nkeeper = \"w\"\n", "without keeper_address and credentials"),
+            ("repository = \"file:///srv\"\nkeeper = \"W!\"\n", "repository.toml:2"),
+            ("repository = \"s3://b/f\"\nkeeper = \"w\"\n", "no meaning for an object store"),
+            ("repository = \"file:///srv\"\ncredentials = \"/p\"\n", "without a keeper"),
+        ] {
+            assert!(wrong(text).contains(told), "{told} is not in\n{}", wrong(text));
+        }
         assert!(wrong("").contains("repository"));
         assert!(wrong("repositry = \"file:///srv\"\n").contains("repository"));
     }

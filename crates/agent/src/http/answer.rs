@@ -37,7 +37,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// JSON that somebody else has written.
+/// JSON that somebody else has written, or that begins with it.
 pub(super) struct RawJson(pub(super) Bytes);
 
 impl IntoResponse for RawJson {

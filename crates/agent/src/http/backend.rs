@@ -114,6 +114,8 @@ pub trait Backend: Send + Sync + 'static {
         request: ProxyRenewRequest,
     ) -> impl Future<Output = Answer<ProxyAnswer>> + Send;
 
+    /// The body is a line of JSON and an object: [`pgherd_api::objects`].
+    fn objects(&self, body: Bytes) -> impl Future<Output = Answer<Bytes>> + Send;
     /// `rpc` is the last segment of the path, not checked; the body is the store's own format.
     fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes)
     -> impl Future<Output = Answer<Bytes>> + Send;

@@ -9,6 +9,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
+use pgherd_api::objects::MAX_OBJECTS_BYTES;
 use pgherd_api::{Code, Error};
 use serde::de::DeserializeOwned;
 
@@ -26,6 +28,8 @@ const MAX_RAFT_BYTES: usize = 64 << 20;
 /// For the whole body. A client that sends a byte a second must not hold a connection for ever.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const RAFT_BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// Of an object, as its head says.
+const LEAST_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// A JSON body of a wire type, from a member of the herd.
 pub(super) struct JsonBody<T>(pub(super) T);
@@ -72,6 +76,20 @@ impl<S: Sync> FromRequest<S> for RaftBody {
     async fn from_request(request: Request, _: &S) -> Result<RaftBody, Refusal> {
         check_content_type(request.headers())?;
         Ok(RaftBody(read(request.into_body(), MAX_RAFT_BYTES, RAFT_BODY_DEADLINE).await?))
+    }
+}
+
+/// An object of a repository that this agent keeps, behind what is to become of it.
+pub(super) struct ObjectBody(pub(super) Bytes);
+
+impl<S: Sync> FromRequest<S> for ObjectBody {
+    type Rejection = Refusal;
+    async fn from_request(request: Request, _: &S) -> Result<ObjectBody, Refusal> {
+        check_content_type(request.headers())?;
+        let body = request.into_body();
+        let bytes = body.size_hint().upper().unwrap_or(MAX_OBJECTS_BYTES as u64);
+        let deadline = BODY_DEADLINE + Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND);
+        Ok(ObjectBody(read(body, MAX_OBJECTS_BYTES, deadline).await?))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
 use axum::handler::Handler;
 use axum::http::Response;
 use axum::middleware;
@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Json, RawJson, Refusal};
 use super::backend::{Answer, Backend};
-use super::body::{JsonBody, PeerBody, QueryOf, RaftBody, StrangerBody};
+use super::body::{JsonBody, ObjectBody, PeerBody, QueryOf, RaftBody, StrangerBody};
 use super::caller::{ByAnyone, ByFollower, ByMember, ByNode, ByOperator, ByProxy};
 use super::origin::refuse_other_origins;
 use super::sparingly::Sparingly;
@@ -42,9 +42,13 @@ pub struct Api {
     pub(super) router: Router,
 }
 
+/// Packs of 64 MiB, most often: these are held in memory at a time, and other requests for objects wait.
+const MAX_OBJECTS: usize = 16;
+
 struct Shared<B> {
     backend: Arc<B>,
     streams: Arc<Semaphore>,
+    objects: Arc<Semaphore>,
     refusals: Sparingly,
 }
 
@@ -53,6 +57,7 @@ impl<B> Clone for Shared<B> {
         Shared {
             backend: Arc::clone(&self.backend),
             streams: Arc::clone(&self.streams),
+            objects: Arc::clone(&self.objects),
             refusals: self.refusals.clone(),
         }
     }
@@ -65,6 +70,7 @@ impl Api {
         let shared = Shared {
             backend,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            objects: Arc::new(Semaphore::new(MAX_OBJECTS)),
             refusals: Sparingly::default(),
         };
         let router = Router::new();
@@ -91,6 +97,7 @@ impl Api {
         let router = add(router, route::RENEW, renew::<B>);
         let router = add(router, route::RAFT, raft::<B>);
         let router = add(router, route::PEER_REPORT, peer_report::<B>);
+        let router = add(router, route::OBJECTS, objects::<B>);
         let router = add(router, route::JOIN, join::<B>);
         let router = add(router, route::FENCED, fenced::<B>);
         let router = router
@@ -331,6 +338,17 @@ async fn renew<B: Backend>(
     JsonBody(request): JsonBody<RenewRequest>,
 ) -> Reply<RenewAnswer> {
     reply(shared.backend.renew(&node, request).await)
+}
+
+async fn objects<B: Backend>(
+    _: ByMember,
+    State(shared): Ctx<B>,
+    request: Request,
+) -> Result<RawJson, Refusal> {
+    // Before the body is read. Nobody closes it.
+    let _turn = shared.objects.acquire().await;
+    let ObjectBody(body) = ObjectBody::from_request(request, &()).await?;
+    Ok(RawJson(shared.backend.objects(body).await?))
 }
 
 async fn raft<B: Backend>(

@@ -109,6 +109,7 @@ impl Inner {
             let spec = self.spec.borrow();
             spec.cluster(&self.cluster)?.backup.as_ref()?.repository.clone()
         };
+        let repository = self.repository(&repository);
         let fill = async {
             let slot = order.slot.as_ref().ok_or(MemberError::NotAgreed)?;
             let kept_from = self.kept_from(&order.source, slot).await?;

@@ -178,13 +178,17 @@ fn member<'a>(sight: &Sight<'a>, node: &'a NodeSpec) -> Member {
     }
 }
 
+pub(super) fn role_of_witness(is_keeper: bool) -> Role {
+    if is_keeper { Role::Keeper } else { Role::Witness }
+}
+
 fn witness<'a>(sight: &Sight<'a>, witness: &'a WitnessSpec) -> Member {
     let seen = sight.seen(&witness.name);
     Member {
         name: witness.name.to_string(),
         host: witness.host.clone(),
         port: None,
-        role: Role::Witness,
+        role: role_of_witness(sight.picture.spec.is_keeper(&witness.name)),
         state: if seen.is_heard() { State::Running } else { State::Unreachable },
         timeline: None,
         lsn: None,

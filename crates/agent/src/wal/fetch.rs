@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use pgherd_backup::document::ReadError;
-use pgherd_backup::wal::{Archive, Fetched as Archived, Segment, WalError};
+use pgherd_backup::wal::{Fetched as Archived, Segment, Wal, WalError};
 use tokio::runtime::Handle;
 
 use super::spool::Spool;
@@ -36,8 +36,8 @@ pub enum Fetched {
 }
 
 /// Brings the file `name` to `to`, which is there as a whole or not at all.
-pub(super) async fn fetch(
-    archive: &Archive,
+pub(super) async fn fetch<A: Wal>(
+    archive: &A,
     data_dir: &Path,
     name: &str,
     to: &Path,
@@ -90,13 +90,17 @@ async fn taken(spool: &Spool, file: &str, to: &Path) -> Result<bool, FileError> 
     }
 }
 
-fn ahead(archive: &Archive) -> u64 {
+fn ahead<A: Wal>(archive: &A) -> u64 {
     (AHEAD_BYTES / u64::from(archive.segments().bytes())).max(1)
 }
 
 /// Fills the spool with the segment `first` and what comes behind it, until there is enough or no more. Only one process does so
 /// at a time; `false`: another one does.
-pub(super) async fn fill(archive: &Archive, data_dir: &Path, first: &str) -> Result<bool, FileError> {
+pub(super) async fn fill<A: Wal + Clone + 'static>(
+    archive: &A,
+    data_dir: &Path,
+    first: &str,
+) -> Result<bool, FileError> {
     let FileName::Segment(first) = FileName::parse(first, archive.segments())? else { return Ok(false) };
     let spool = Spool::of(data_dir);
     let segments = archive.segments();
@@ -133,7 +137,10 @@ pub(super) async fn fill(archive: &Archive, data_dir: &Path, first: &str) -> Res
 }
 
 /// Decompressing takes longer than reading, and several processors do it beside each other.
-async fn on_a_thread(archive: &Archive, segment: Segment) -> Result<Result<Bytes, ReadError>, FileError> {
+async fn on_a_thread<A: Wal + Clone + 'static>(
+    archive: &A,
+    segment: Segment,
+) -> Result<Result<Bytes, ReadError>, FileError> {
     let (archive, runtime) = (archive.clone(), Handle::current());
     let reading = tokio::task::spawn_blocking(move || runtime.block_on(archive.segment(segment)));
     reading.await.map_err(|lost| WalError::Lost { why: lost.to_string() }.into())

@@ -8,34 +8,25 @@ use std::time::Duration;
 
 use pgherd_backup::wal::{Archive, Segment, SegmentError, Segments, WalError};
 use pgherd_core::spec::Span;
-use pgherd_core::types::{Lsn, SystemId};
-use pgherd_postgres::Secret;
-use pgherd_postgres::base_backup::{BaseBackupError, Survey, switch_wal};
-use pgherd_postgres::control::ControlFile;
-use pgherd_postgres::process::listens_at;
-use pgherd_postgres::sql::{Nearby, Session};
+use pgherd_core::types::Lsn;
+use pgherd_postgres::base_backup::switch_wal;
+use pgherd_postgres::sql::Session;
 use tokio::time::{Instant, sleep};
 
+use crate::named_server::{NamedServer, NamedServerError, Reached};
 use crate::repository::{self, RepositoryError};
 
-const CONNECTING: Duration = Duration::from_secs(10);
+const ASKING: Duration = Duration::from_secs(10);
 const SWITCHING: Duration = Duration::from_secs(30);
 /// How often the repository is looked at. A look is one small request.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// What PostgreSQL listens on when nothing says otherwise.
-const USUAL_PORT: u16 = 5432;
 
 /// Of which server, and how long it may take.
 #[derive(Clone)]
 pub struct Order {
     /// File that names the repository.
     pub repository: PathBuf,
-    pub data_dir: PathBuf,
-    /// Directory of the server's socket or an address; what its own file says where there is none.
-    pub host: Option<String>,
-    pub port: Option<u16>,
-    pub role: String,
-    pub password: Option<String>,
+    pub server: NamedServer,
     pub deadline: Duration,
 }
 
@@ -43,18 +34,12 @@ pub struct Order {
 pub enum SwitchError {
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("{} is no data directory", .data_dir.display())]
-    DataDir { data_dir: PathBuf, source: pgherd_postgres::Error },
-    #[error("no PostgreSQL runs in {}", .data_dir.display())]
-    NotRunning { data_dir: PathBuf },
-    #[error("{} is that of cluster {found}, and the server at {host}, port {port}, that of {wanted}", .data_dir.display())]
-    OtherServer { data_dir: PathBuf, found: SystemId, wanted: SystemId, host: String, port: u16 },
+    #[error(transparent)]
+    Server(#[from] NamedServerError),
     #[error("the server is a standby, and only a primary writes WAL")]
     Standby,
     #[error(transparent)]
-    Driver(#[from] pgherd_postgres::Error),
-    #[error(transparent)]
-    Postgres(#[from] BaseBackupError),
+    Postgres(#[from] pgherd_postgres::Error),
     #[error(transparent)]
     Segments(#[from] SegmentError),
     #[error(transparent)]
@@ -67,19 +52,8 @@ impl SwitchError {
     pub fn hint(&self) -> Option<String> {
         match self {
             SwitchError::Repository(error) => error.hint(),
-            SwitchError::NotRunning { .. } => {
-                Some("start it, or say with --host and --port where it listens".to_owned())
-            }
-            SwitchError::OtherServer { .. } => {
-                Some("--data-dir is what the server shows as data_directory; --host and --port say where it listens".to_owned())
-            }
+            SwitchError::Server(error) => error.hint(),
             SwitchError::Standby => Some("run it on the primary's host".to_owned()),
-            SwitchError::Driver(pgherd_postgres::Error::Connect { .. }) => Some(
-                "--host, --port and --user say how to connect, PGPASSWORD is used where the server asks for a password; \
-                 the role has to be a superuser, or to have EXECUTE on pg_switch_wal()"
-                    .to_owned(),
-            ),
-            SwitchError::Driver(error) => error.hint().map(str::to_owned),
             SwitchError::Postgres(error) => error.hint().map(str::to_owned),
             SwitchError::NotThere { .. } => Some(
                 "see whether archive_command = 'pgherd wal push --repository FILE %p' is set and works (pg_stat_archiver, the \
@@ -108,30 +82,11 @@ pub struct Switched {
 
 /// Switches; what is waited for then is in what it returns.
 pub async fn switch(order: Order) -> Result<Switched, SwitchError> {
-    let data_dir = order.data_dir;
-    let control = ControlFile::of(&data_dir)
-        .map_err(|source| SwitchError::DataDir { data_dir: data_dir.clone(), source })?;
-    let segments = Segments::new(control.wal_segment_bytes)?;
-    let listens = listens_at(&data_dir)?;
-    let Some((host, port)) = listens.or_else(|| order.host.clone().zip(order.port.or(Some(USUAL_PORT))))
-    else {
-        return Err(SwitchError::NotRunning { data_dir });
-    };
-    let nearby = Nearby {
-        host: order.host.unwrap_or(host),
-        port: order.port.unwrap_or(port),
-        role: order.role,
-        password: order.password.map(Secret::new),
-    };
+    let located = order.server.locate()?;
+    let segments = Segments::new(located.control.wal_segment_bytes)?;
     // Before anything is done to the server: what cannot be watched is not begun.
     let repository = repository::open(&order.repository).await?;
-    let session = Session::nearby(&nearby, CONNECTING).await?;
-    let survey = Survey::of(&session).await?;
-    if survey.system_id != control.system_id {
-        let Nearby { host, port, .. } = nearby;
-        let (found, wanted) = (control.system_id, survey.system_id);
-        return Err(SwitchError::OtherServer { data_dir, found, wanted, host, port });
-    }
+    let Reached { session, survey } = located.reach().await?;
     if survey.is_standby {
         return Err(SwitchError::Standby);
     }
@@ -190,7 +145,7 @@ impl Switched {
                WHEN last_archived_wal IS NULL THEN ', and nothing was archived' \
                ELSE ', and ' || last_archived_wal || ' was archived last' END \
             FROM pg_catalog.pg_stat_archiver";
-        let asked = tokio::time::timeout(CONNECTING, self.session.query_one(QUERY, &[])).await;
+        let asked = tokio::time::timeout(ASKING, self.session.query_one(QUERY, &[])).await;
         match asked {
             Ok(Ok(row)) => row.get(0),
             Ok(Err(error)) => error.to_string(),

@@ -8,7 +8,7 @@ use pgherd_agent::http::{Api, Stop, bind_socket, serve_socket};
 use pgherd_agent::pki::Credentials;
 use pgherd_api::client::{CaPin, ClientTls, Request};
 use pgherd_api::route::{self, Access, Method, Route};
-use pgherd_api::{CallError, Client, Code};
+use pgherd_api::{CallError, Client, Code, objects};
 
 use crate::fake::Fake;
 use crate::herd::{Herd, Server, YEAR, days_ago};
@@ -131,6 +131,17 @@ async fn unknown_addresses_and_methods_are_not_discussed_with_strangers() {
         assert_eq!(status(nobody.send(request.clone()).await), (401, "PGH-CREDENTIALS-MISSING".to_owned()));
         assert_eq!(status(node.send(request).await), (code.http_status(), code.as_str().to_owned()));
     }
+}
+
+#[tokio::test]
+async fn an_object_that_is_larger_than_any_other_body_goes_there_and_back() {
+    let herd = Herd::new();
+    let server = Server::start(&herd).await;
+    let node = server.client(&herd.node("db_7"));
+    let operation = objects::Operation::Put { name: "packs/one".to_owned() };
+    let (ask, object) = (objects::Ask { repository: "/".to_owned(), operation }, vec![7; 70 << 20]);
+    let (told, back) = node.objects(&ask, &object).await.unwrap();
+    assert_eq!((told, back.len()), (objects::Told::Bytes, object.len()));
 }
 
 #[tokio::test]

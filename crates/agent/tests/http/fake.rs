@@ -26,7 +26,7 @@ use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::{Drained, Proof, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::status::{Gate, Role, Store, StoreKind};
-use pgherd_api::{Code, Error, Status};
+use pgherd_api::{Code, Error, Status, objects};
 use pgherd_core::types::NodeName;
 
 pub(crate) type Join = Box<dyn Fn(JoinRequest) -> Answer<JoinAnswer> + Send>;
@@ -245,6 +245,13 @@ impl Backend for Fake {
             urls: Vec::new(),
             expires: "2026-11-20T20:54:54Z".to_owned(),
         })
+    }
+
+    async fn objects(&self, body: Bytes) -> Answer<Bytes> {
+        self.note("objects".to_owned());
+        let malformed = |why: String| Error::of(Code::RequestMalformed).because(why);
+        let (_, bytes) = objects::split::<objects::Ask>(&body).map_err(malformed)?;
+        Ok(objects::join(&objects::Told::Bytes, &bytes))
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

@@ -122,6 +122,15 @@ fn keys_are_rotated_without_rewriting_anything() {
         let error = read_back(&first, &after).await.unwrap_err();
         assert!(format!("{error:?}").contains("UnknownKey { key: 2 }"), "{error:?}");
 
+        // The former secret opens what it did, until its generation is retired; another one never did.
+        let former = Repository::open(store(&cloud), Some(&old)).await.unwrap();
+        assert_eq!(read_back(&former, &before).await.unwrap()[b"a".as_slice()], files[0].1);
+        let nobodys =
+            Repository::open(store(&cloud), Some(&passphrase("a third passphrase"))).await.unwrap_err();
+        assert!(
+            matches!(nobodys, OpenError::Keys(KeysError::WrongSecret { generation: 2, .. })),
+            "{nobodys}"
+        );
         assert_eq!(rotated.retire(&store(&cloud), &new).await.unwrap(), 1);
         let gone = Repository::open(store(&cloud), Some(&old)).await.unwrap_err();
         assert!(matches!(gone, OpenError::Keys(KeysError::WrongSecret { generation: 2, .. })), "{gone}");

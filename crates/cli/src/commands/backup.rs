@@ -19,6 +19,7 @@ mod create;
 mod drill;
 mod herd;
 mod keeping;
+mod rekey;
 
 /// In which limits of bytes a second are given.
 pub(super) const MIB: NonZeroU64 = NonZeroU64::new(1 << 20).expect("it is not zero");
@@ -45,6 +46,7 @@ enum Action {
         #[arg(long, value_name = "FILE")]
         repository: PathBuf,
     },
+    Rekey(rekey::RekeyArgs),
     Create(create::CreateArgs),
     /// Show the backups of a cluster, and from when to when any moment can be restored
     List {
@@ -97,6 +99,7 @@ impl Action {
     fn without_json(&self) -> Option<&'static str> {
         match self {
             Action::Init { .. } => Some("init"),
+            Action::Rekey(_) => Some("rekey"),
             Action::Delete(_) => Some("delete"),
             Action::Undelete { .. } => Some("undelete"),
             Action::Keep(_) => Some("keep"),
@@ -111,6 +114,7 @@ pub(crate) async fn run(args: BackupArgs, global: &Global) -> Result<(), Failure
     }
     match args.action {
         Action::Init { repository } => init(repository).await,
+        Action::Rekey(args) => rekey::run(args, global).await,
         Action::Create(args) => create::run(args, global).await,
         Action::List { of } => catalog::list(&of, global).await,
         Action::Show { of, backup } => catalog::show(&of, &backup, global).await,

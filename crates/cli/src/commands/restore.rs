@@ -6,13 +6,14 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use pgherd_agent::backups::Progress;
-use pgherd_agent::backups::recover::Wanted;
-use pgherd_agent::backups::recover::{self, Along, AtTarget, Order, RecoverError};
+use pgherd_agent::backups::foreign;
+use pgherd_agent::backups::recover::{self, Along, AtTarget, Order, RecoverError, Wanted};
 use pgherd_agent::backups::tables::TableName;
 use pgherd_agent::backups::target::Until;
 use pgherd_api::backup::{Restore, RestorePlan, Restored, Standing, Transaction};
 use tokio::sync::watch;
 
+use super::kept::{KeptArgs, of_foreign};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::output::confirm::confirm;
@@ -33,11 +34,16 @@ mod tables;
 /// With --table, tables of that moment are brought into a server that works: all is restored into a scratch server beside it, which nobody
 /// else hears of and which is removed afterwards, and the tables come over in one transaction. Nothing that is there is written over: they come
 /// into the schema "restored", or where --into-schema, --as or --in-place say.
+///
+/// With --from-pgbackrest or --from-barman the backup is one that pgBackRest or Barman has taken, and WAL comes from their archive. Nothing is
+/// written there. What of their formats is not read is refused by name.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// File that says where the repository is and what opens it [default: that of the herd on this host]
     #[arg(long, value_name = "FILE")]
     repository: Option<PathBuf>,
+    #[command(flatten)]
+    kept: KeptArgs,
     /// Directory that becomes the data directory; nothing may be in it, or see --delta
     #[arg(long, value_name = "DIR", required_unless_present = "table", conflicts_with = "table")]
     to: Option<PathBuf>,
@@ -55,7 +61,7 @@ pub(crate) struct RestoreArgs {
     /// What PostgreSQL does at the target, pause if nothing is said; without a target it becomes a primary
     #[arg(long, value_name = "ACTION", value_enum, conflicts_with = "table")]
     target_action: Option<Action>,
-    /// This backup and no other: a name such as 20261120T205454, first or last [default: the newest that leads there]
+    /// This backup and no other: a name such as 20261120T205454, as its program calls it, or first or last [default: the newest that leads there]
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
     /// Restore over a stopped server's data directory, or what an interrupted restore left: only what differs is fetched, and what does not
@@ -175,8 +181,18 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
             return Err(Failure::usage(format!("--tablespace names two places of tablespace {oid}")));
         }
     }
+    let source = args.kept.source();
+    if source.is_some() && (args.tables.is_wanted() || before_drop.is_some()) {
+        return Err(Failure::usage("--table and --before-drop read a repository of pgherd")
+            .hint("restore all of it with --to, and copy the table from there with pg_dump"));
+    }
+    let repository = match &source {
+        None => super::repository_file(global, args.repository)?,
+        // Nothing but another program's place is looked at.
+        Some(_) => PathBuf::new(),
+    };
     let order = Order {
-        repository: super::repository_file(global, args.repository)?,
+        repository,
         system: args.cluster_system,
         until,
         before_drop,
@@ -201,8 +217,11 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
         let way = tables::Way { readers: args.jobs.into(), rate, dry_run: args.dry_run, yes: args.yes };
         return tables::run(args.tables, order, way, global).await;
     }
-    let prepared = recover::prepare(&order).await.map_err(failed)?;
-    let plan = prepared.report();
+    let ready = match &source {
+        None => Ready::Own(Box::new(recover::prepare(&order).await.map_err(failed)?)),
+        Some(source) => Ready::Foreign(Box::new(foreign::prepare(source, &order).await.map_err(of_foreign)?)),
+    };
+    let plan = ready.report();
     if !global.json {
         print(&told(&plan))?;
     }
@@ -211,13 +230,10 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
             print_json(&Restore { plan, restored: None })?;
         }
         // What would be refused then is refused now, but for who asks.
-        return match prepared.check() {
-            Err(RecoverError::Root) | Ok(()) => Ok(()),
-            Err(error) => Err(failed(error)),
-        };
+        return ready.check_for(Asker::Anybody);
     }
-    prepared.check().map_err(failed)?;
-    if prepared.overwrites() {
+    ready.check_for(Asker::ThisUser)?;
+    if ready.overwrites() {
         let what = format!(
             "{} is a data directory. It becomes that of backup {}: what differs is overwritten, and what does not belong is deleted.",
             plan.data_dir, plan.backup
@@ -226,13 +242,12 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
     }
     let sender = watch::Sender::new(Progress::default());
     let seen = sender.subscribe();
-    let work = prepared.run(args.jobs.into(), rate, &sender);
+    let work = ready.run(args.jobs.into(), rate, &sender);
     let restored = match progress::shown("restoring", "flushing", seen, work).await {
         Ok(Ok(restored)) => restored,
-        Ok(Err(error)) => {
+        Ok(Err(failure)) => {
             let begun = PathBuf::from(&plan.data_dir).join("pgherd.restoring").exists();
             let hint = "the directory does not start as it is; the same command with --delta goes on with it";
-            let failure = failed(error);
             return Err(if begun { failure.hint(hint) } else { failure });
         }
         Err(interrupted) => {
@@ -254,6 +269,61 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
 pub(super) fn program() -> Result<PathBuf, Failure> {
     std::env::current_exe()
         .map_err(|error| Failure::failed("it is not known where this program is").because(error))
+}
+
+/// What was planned, of a repository of ours or of another program's.
+enum Ready {
+    Own(Box<recover::Prepared>),
+    Foreign(Box<foreign::Prepared>),
+}
+
+/// Whether root, as whom nothing is restored, only wants to know.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    Anybody,
+    ThisUser,
+}
+
+impl Ready {
+    fn report(&self) -> RestorePlan {
+        match self {
+            Ready::Own(prepared) => prepared.report(),
+            Ready::Foreign(prepared) => prepared.report(),
+        }
+    }
+
+    fn overwrites(&self) -> bool {
+        match self {
+            Ready::Own(prepared) => prepared.overwrites(),
+            Ready::Foreign(prepared) => prepared.overwrites(),
+        }
+    }
+
+    fn check_for(&self, asker: Asker) -> Result<(), Failure> {
+        let anybody = asker == Asker::Anybody;
+        match self {
+            Ready::Own(prepared) => match prepared.check() {
+                Err(RecoverError::Root) if anybody => Ok(()),
+                checked => checked.map_err(failed),
+            },
+            Ready::Foreign(prepared) => match prepared.check() {
+                Err(error) if anybody && error.is_root() => Ok(()),
+                checked => checked.map_err(of_foreign),
+            },
+        }
+    }
+
+    async fn run(
+        self,
+        readers: usize,
+        rate: Option<NonZeroU64>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Restored, Failure> {
+        match self {
+            Ready::Own(prepared) => prepared.run(readers, rate, progress).await.map_err(failed),
+            Ready::Foreign(prepared) => prepared.run(readers, rate, progress).await.map_err(of_foreign),
+        }
+    }
 }
 
 /// The plan for people.
@@ -285,6 +355,9 @@ fn told(plan: &RestorePlan) -> String {
     for (at, setting) in plan.outside.iter().enumerate() {
         let heading = if at == 0 { "stays, look at it" } else { "" };
         lines.push((heading, format!("{} = {} in {}", setting.name, setting.value, setting.file)));
+    }
+    for (at, remark) in plan.remarks.iter().enumerate() {
+        lines.push((if at == 0 { "note" } else { "" }, remark.clone()));
     }
     aligned(&lines)
 }

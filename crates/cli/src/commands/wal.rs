@@ -1,5 +1,6 @@
 //! `pgherd wal`: WAL into a repository and out of it, one file at a time.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,12 +9,15 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::target;
+use pgherd_agent::named_server::NamedServer;
 use pgherd_agent::wal::find::{Finding, Sought, What};
 use pgherd_agent::wal::switch::{self, SwitchError};
-use pgherd_agent::wal::{Fetched, FileError, Files, Run};
+use pgherd_agent::wal::{Fetched, FileError, Files, ForeignFiles, Run};
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::kept::KeptArgs;
+use super::password_from_environment;
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::output::numbers::span;
@@ -52,9 +56,11 @@ enum Action {
     /// Exits with 0 if it is there, with 1 if it is absent for certain, and with 200 if nobody knows, so that recovery stops
     /// instead of promoting too early. Segments that come next are fetched ahead, 256 MiB at most, into pgherd_fetch in the data
     /// directory.
+    ///
+    /// With --from-pgbackrest or --from-barman it is fetched from what those programs have archived.
     Fetch {
         #[command(flatten)]
-        of: Of,
+        of: From,
         /// Name of the file, as PostgreSQL's %f
         name: String,
         /// Where it goes, as PostgreSQL's %p
@@ -153,6 +159,68 @@ struct Of {
     data_dir: PathBuf,
 }
 
+/// Which repository, or which place of another program, and which cluster.
+#[derive(Debug, Args)]
+struct From {
+    /// File that says where the repository is and what opens it
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_pgbackrest", "from_barman"])]
+    repository: Option<PathBuf>,
+    #[command(flatten)]
+    kept: KeptArgs,
+    /// Data directory of the cluster; PostgreSQL runs its commands in it
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    data_dir: PathBuf,
+}
+
+/// WAL of one cluster, wherever it is.
+enum Place {
+    Own(Files),
+    Foreign(ForeignFiles),
+}
+
+impl From {
+    async fn open(&self) -> Result<Place, FileError> {
+        match self.kept.source() {
+            Some(source) => Ok(Place::Foreign(ForeignFiles::open(&source, &self.data_dir).await?)),
+            None => {
+                let repository = self.repository.clone().unwrap_or_default();
+                Ok(Place::Own(Files::open(&repository, &self.data_dir).await?))
+            }
+        }
+    }
+
+    async fn fetch(&self, name: &str, to: &Path) -> Result<Fetched, FileError> {
+        match self.open().await? {
+            Place::Own(files) => files.fetch(name, to).await,
+            Place::Foreign(files) => files.fetch(name, to).await,
+        }
+    }
+
+    async fn fill(&self, first: &str) -> Result<bool, FileError> {
+        match self.open().await? {
+            Place::Own(files) => files.fill(first).await,
+            Place::Foreign(files) => files.fill(first).await,
+        }
+    }
+
+    /// As they were given.
+    fn arguments(&self) -> Vec<OsString> {
+        let KeptArgs { from_pgbackrest, stanza, from_barman, server } = &self.kept;
+        let path = |path: &Option<PathBuf>| path.clone().map(PathBuf::into_os_string);
+        let name = |name: &Option<String>| name.clone().map(OsString::from);
+        let options = [
+            ("--repository", path(&self.repository)),
+            ("--from-pgbackrest", path(from_pgbackrest)),
+            ("--stanza", name(stanza)),
+            ("--from-barman", path(from_barman)),
+            ("--server", name(server)),
+            ("--data-dir", Some(self.data_dir.clone().into_os_string())),
+        ];
+        let given = options.into_iter().filter_map(|(option, value)| Some([option.into(), value?]));
+        given.flatten().collect()
+    }
+}
+
 impl Of {
     async fn files(&self) -> Result<Files, FileError> {
         Files::open(&self.repository, &self.data_dir).await
@@ -160,7 +228,7 @@ impl Of {
 }
 
 /// Whether this command line is PostgreSQL's, which must not take a mistake in it for the end of the WAL.
-pub(crate) fn is_fetch(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+pub(crate) fn is_fetch(mut arguments: impl Iterator<Item = OsString>) -> bool {
     arguments.any(|argument| argument == "wal") && arguments.any(|argument| argument == "fetch")
 }
 
@@ -183,7 +251,7 @@ pub(crate) async fn run(args: WalArgs, global: &Global) -> Result<(), Failure> {
             }
         }
         Action::Fetch { of, name, to: None, ahead: true, .. } => {
-            of.files().await.map_err(failed)?.fill(&name).await.map_err(failed)?;
+            of.fill(&name).await.map_err(failed)?;
             Ok(())
         }
         Action::Fetch { to: None, .. } => Err(Failure::usage("it is not said where the file goes")
@@ -202,9 +270,9 @@ async fn push(of: &Of, file: &Path) -> Result<(), Failure> {
 }
 
 /// Whether it was there.
-async fn fetch(of: &Of, name: &str, to: &Path, wants_ahead: bool) -> Result<bool, Failure> {
+async fn fetch(of: &From, name: &str, to: &Path, wants_ahead: bool) -> Result<bool, Failure> {
     let to = of.data_dir.join(to);
-    match of.files().await.map_err(failed)?.fetch(name, &to).await.map_err(failed)? {
+    match of.fetch(name, &to).await.map_err(failed)? {
         Fetched::Absent => Ok(false),
         Fetched::Found { ahead } => {
             if let Some(next) = ahead.filter(|_| wants_ahead) {
@@ -216,13 +284,11 @@ async fn fetch(of: &Of, name: &str, to: &Path, wants_ahead: bool) -> Result<bool
 }
 
 /// Leaves a process behind. If it cannot be started, each segment is fetched when it is asked for.
-fn fetch_ahead(of: &Of, next: &str) {
+fn fetch_ahead(of: &From, next: &str) {
     let Ok(program) = std::env::current_exe() else { return };
     let started = Command::new(program)
-        .args(["wal", "fetch", "--ahead", "--repository"])
-        .arg(&of.repository)
-        .arg("--data-dir")
-        .arg(&of.data_dir)
+        .args(["wal", "fetch", "--ahead"])
+        .args(of.arguments())
         .arg(next)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -300,11 +366,13 @@ async fn switch_segment(args: SwitchArgs, global: &Global) -> Result<(), Failure
     let SwitchArgs { of, host, port, user, timeout } = args;
     let order = switch::Order {
         repository: of.repository,
-        data_dir: of.data_dir,
-        host,
-        port,
-        role: user,
-        password: std::env::var("PGPASSWORD").ok().filter(|text| !text.is_empty()),
+        server: NamedServer {
+            data_dir: of.data_dir,
+            host,
+            port,
+            role: user,
+            password: password_from_environment(),
+        },
         deadline: timeout,
     };
     let began = Instant::now();
@@ -345,6 +413,7 @@ fn not_switched(error: SwitchError) -> Failure {
 fn failed(error: FileError) -> Failure {
     match error {
         FileError::Repository(error) => super::backup::failed(error),
+        FileError::Foreign(error) => super::kept::of_foreign(error.into()),
         error => {
             let hint = matches!(error, FileError::DataDir { .. })
                 .then_some("--data-dir names the data directory; PostgreSQL runs its commands in it");

@@ -12,6 +12,7 @@ mod before_drop;
 mod command_line;
 mod drills;
 mod exact;
+mod foreign;
 mod herd;
 mod repository;
 mod restore;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,18 @@ const PROGRAM: &str = "PGHERD_TEST_PROGRAM";
 
 /// Runs a story as a user who may run PostgreSQL, with a copy of the program that he may execute.
 pub(crate) fn story(test: &str, story: impl FnOnce()) {
+    story_with(test, &[], story);
+}
+
+/// The same, with more for it to know.
+pub(crate) fn story_with(test: &str, environment: &[(&str, &Path)], story: impl FnOnce()) {
     let place = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let program = std::env::var_os(PROGRAM).map_or_else(|| place.path().join("pgherd"), PathBuf::from);
     if !program.exists() {
         fs::copy(PGHERD, &program).unwrap();
     }
-    as_user(test, &[(PROGRAM, &program)], story);
+    as_user(test, &[environment, &[(PROGRAM, &program)]].concat(), story);
 }
 
 #[track_caller]
@@ -60,6 +65,11 @@ impl Scene {
         let text =
             format!("repository = \"file://{}\"\npassphrase_file = \"{}\"\n", at("objects"), at("secret"));
         fs::write(&repository, text).unwrap();
+        Scene::over(repository, place)
+    }
+
+    /// With the repository that a file names, whose directory goes with the scene.
+    pub(crate) fn over(repository: String, place: tempfile::TempDir) -> Scene {
         let made = program().args(["backup", "init", "--repository", &repository]).output().unwrap();
         assert!(made.status.success(), "{}", said(&made));
         let mut server = Server::start();

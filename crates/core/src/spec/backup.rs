@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::retention::Retention;
+use crate::types::NodeName;
 
 pub const DEFAULT_SCHEDULE: &str = "0 2 * * *";
 pub const DEFAULT_MINIMUM_REDUNDANCY: u32 = 1;
@@ -91,7 +92,16 @@ pub struct RepositorySpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Location {
+    /// The same one on each host.
     Directory(PathBuf),
+    /// On the disk of this witness, through whose API everybody else comes to it.
+    Kept {
+        keeper: NodeName,
+        path: PathBuf,
+        /// Only in the file of a repository: agents know the way.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        through: Option<Through>,
+    },
     S3 {
         /// `s3://bucket/folder`.
         url: String,
@@ -109,11 +119,22 @@ pub enum Location {
     },
 }
 
+/// How a keeper is reached, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Through {
+    /// `host:port` of its API.
+    pub address: String,
+    /// Directory with a certificate of the herd, its key and the herd's authority.
+    pub credentials: PathBuf,
+}
+
 /// As `repository` in the files: two of the same name are one place, as far as can be told from here.
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Directory(path) => write!(f, "{FILE}{}", path.display()),
+            Location::Kept { keeper, path, .. } => write!(f, "{FILE}{} on {keeper}", path.display()),
             Location::S3 { url, endpoint: Some(endpoint), .. } => write!(f, "{url} at {endpoint}"),
             Location::S3 { url, .. } => f.write_str(url),
         }

@@ -126,6 +126,7 @@ pub enum Wrong {
     VipOnLoopback { host: String },
     VipOnOneHost { host: String },
     VipNeedsLease { lease: Duration, least: Duration },
+    Keeper { name: NodeName, is_node: bool },
     ArchiveInterval { interval: Duration },
     ScheduleFields { fields: usize },
 }
@@ -226,6 +227,13 @@ impl fmt::Display for Wrong {
             Wrong::VipOnOneHost { host } => {
                 write!(f, "all nodes are on {host}, and an address that moves needs hosts to move between")
             }
+            Wrong::Keeper { name, is_node: true } => {
+                write!(
+                    f,
+                    "{name} has a cluster's data on its host, and would lose its backups together with them"
+                )
+            }
+            Wrong::Keeper { name, is_node: false } => write!(f, "there is no witness \"{name}\""),
             Wrong::ArchiveInterval { interval } => write!(
                 f,
                 "archive_interval is {} to {}, not {}",
@@ -304,6 +312,7 @@ impl Wrong {
                 "leave it out: clients reach a herd on one machine through its proxy"
             }
             Wrong::VipNeedsLease { .. } => "set a longer lease, or a shorter renew",
+            Wrong::Keeper { .. } => "name a [[witness]] on a host of its own",
             Wrong::ArchiveInterval { .. } => {
                 "it is how much may be lost with the primary; \"never\" archives whole segments alone"
             }
@@ -392,7 +401,7 @@ impl Doubt {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Doubt::DirectoryOnEachHost { .. } => {
-                "mount it from one place, or use an s3:// repository; a host that finds another directory there archives nothing"
+                "keeper = NAME puts it on the disk of a [[witness]]; or mount it from one place, or use an s3:// repository: a host that finds another directory there archives nothing"
             }
             Doubt::NothingGoes => "retention = \"RECOVERY WINDOW OF 7 DAYS\", or \"REDUNDANCY 3\"",
             Doubt::ServersUnverified { .. } => {
@@ -500,6 +509,12 @@ impl HerdSpec {
             }
             if spec.drill_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
                 add(at.key("drill_dir"), Wrong::FileNotAbsolute);
+            }
+            if let Location::Kept { keeper, .. } = &spec.repository.location
+                && !self.witnesses.iter().any(|witness| witness.name == *keeper)
+            {
+                let is_node = self.node(keeper).is_some();
+                add(at.key("keeper"), Wrong::Keeper { name: keeper.clone(), is_node });
             }
             for (key, path) in files_of(&spec.repository) {
                 if !path.is_absolute() {
@@ -864,7 +879,7 @@ fn check_tls(tls: &ProxyTls, at: &Place, add: &mut impl FnMut(Place, Wrong)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{ProxySpec, VipSpec, example};
+    use crate::spec::{BackupSpec, ProxySpec, RepositorySpec, VipSpec, example};
 
     fn errors(change: impl FnOnce(&mut HerdSpec)) -> Vec<String> {
         let mut spec = example();
@@ -880,6 +895,27 @@ mod tests {
 
     fn name(text: &str) -> NodeName {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_repository_lies_on_the_disk_of_a_witness_or_of_nobody() {
+        let kept = |keeper: &'static str| {
+            move |spec: &mut HerdSpec| {
+                let (keeper, path) = (name(keeper), "/srv/backups".into());
+                let location = Location::Kept { keeper, path, through: None };
+                spec.clusters[0].backup = Some(BackupSpec::new(RepositorySpec { location, secret: None }));
+            }
+        };
+        assert_eq!(errors(kept("w")), Vec::<String>::new());
+        one(kept("a"), "cluster[0].backup.keeper: a has a cluster's data on its host");
+        one(kept("v"), "cluster[0].backup.keeper: there is no witness \"v\"");
+        let mut spec = example();
+        kept("w")(&mut spec);
+        assert!(
+            spec.is_keeper(&name("w")) && !spec.is_keeper(&name("a")) && !example().is_keeper(&name("w"))
+        );
+        let directory = |doubt: &Doubt| matches!(doubt, Doubt::DirectoryOnEachHost { .. });
+        assert!(!spec.doubts().iter().any(|told| directory(&told.doubt)), "one disk is one place");
     }
 
     #[test]

@@ -61,6 +61,12 @@ const LEFT_OUT_PREFIXES: [&[u8]; 2] = [b"pgsql_tmp", b"pg_internal.init"];
 const TABLESPACES: &[u8] = b"pg_tblspc";
 pub(super) const CONTROL: &[u8] = b"global/pg_control";
 
+/// Whether a path of a data directory does not belong into a copy of it.
+pub fn is_left_out(path: &[u8]) -> bool {
+    let is_in = |directory: &&[u8]| path.strip_prefix(*directory).is_some_and(|rest| rest.starts_with(b"/"));
+    LEFT_OUT.contains(&path) || EMPTIED.iter().any(is_in)
+}
+
 /// What stands at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {

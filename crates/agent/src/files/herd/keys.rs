@@ -32,7 +32,6 @@ pub(super) static TOP: Section = Section {
             NONE,
             "where WAL and base backups go, and for how long they stay",
         ),
-        not_built("keeper", "agents that own a backup repository"),
         not_built("store", "another store than the embedded one"),
     ],
 };
@@ -368,9 +367,10 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// The keys of a repository come from its own file.
-static BACKUP_KEYS: [Key; 19] = {
+static BACKUP_KEYS: [Key; 20] = {
     let [
         repository,
+        keeper,
         region,
         endpoint,
         allow_http,
@@ -382,6 +382,7 @@ static BACKUP_KEYS: [Key; 19] = {
     [
         // Here it may be that of [backup].
         Key { default: NONE, ..repository },
+        keeper,
         region,
         endpoint,
         allow_http,

@@ -7,10 +7,12 @@ use std::time::Duration;
 use clap::Args;
 use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::create::{self, CreateError, Order};
+use pgherd_agent::named_server::NamedServer;
 use pgherd_api::backup::{BackupMode, Created};
 use tokio::sync::watch;
 
 use crate::args::Global;
+use crate::commands::password_from_environment;
 use crate::failure::Failure;
 use crate::output::numbers::{bytes, counted, span};
 use crate::output::{note, print_json, print_line, progress};
@@ -67,11 +69,13 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
     };
     let order = Order {
         repository,
-        data_dir,
-        host: args.host,
-        port: args.port,
-        role: args.user,
-        password: std::env::var("PGPASSWORD").ok().filter(|text| !text.is_empty()),
+        server: NamedServer {
+            data_dir,
+            host: args.host,
+            port: args.port,
+            role: args.user,
+            password: password_from_environment(),
+        },
         node: args.name.unwrap_or_else(host_name),
         full: args.full,
         checkpoint_fast: args.fast,

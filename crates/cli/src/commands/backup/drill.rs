@@ -1,13 +1,12 @@
 //! `pgherd backup drill`: a backup is restored, looked at and thrown away.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::Args;
 use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::drill::{self, Query, Wanted};
-use pgherd_agent::backups::recover::{Along, AtTarget, Order};
+use pgherd_agent::backups::recover::{Along, Order};
 use pgherd_agent::backups::scratch::{self, RESERVE_BYTES};
 use pgherd_agent::backups::target::Until;
 use pgherd_api::backup::{Drill, DrillOutcome};
@@ -77,20 +76,12 @@ pub(super) async fn run(args: DrillArgs, global: &Global) -> Result<(), Failure>
         false => args.target.until(),
     };
     let recovery = Order {
-        repository,
         system: args.cluster_system,
         until,
         before_drop,
-        exclusive: false,
         along: args.target_timeline,
         backup: args.backup,
-        to: PathBuf::new(),
-        wal_dir: None,
-        tablespaces: BTreeMap::new(),
-        tablespaces_in: None,
-        delta: false,
-        at_target: AtTarget::Promote,
-        program: program()?,
+        ..Order::of_everything(repository, program()?)
     };
     let ready = scratch::prepare(args.scratch.order(recovery, true, true)?).await.map_err(failed)?;
     ready.check(RESERVE_BYTES).map_err(failed)?;

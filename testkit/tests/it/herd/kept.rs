@@ -1,0 +1,73 @@
+//! A repository on the disk of a witness: the herd is gone, and everything is there.
+
+use super::*;
+
+/// Nothing waits any more for its way into the repository.
+fn archived(status: &Status) -> bool {
+    let backup = status.cluster().backup.as_ref().expect("the file names a repository");
+    let is_close = backup.wal_lag_seconds.is_some_and(|lag| lag < 3.0);
+    is_close && backup.last.is_some() && backup.gaps.is_empty() && backup.trouble.is_none()
+}
+
+#[test]
+fn what_a_keeper_has_outlives_every_node() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b"]).with_keeper("k").start();
+    let first = agent_says(&herd, "a", "a first base backup", archived);
+    let backup = first.cluster().backup.as_ref().unwrap();
+    assert_eq!(first.cluster().member("k").expect("k is in the file").role, "keeper");
+    assert_eq!(backup.repository, format!("file://{} on k", herd.repository("k").display()));
+    assert_eq!(backup.owner.as_deref(), Some("b"), "a standby's, beside the primary's host");
+    let listed = |agent: &str| herd.pgherd(agent).args(["backup", "list"]).run();
+    let last = backup.last.as_deref().unwrap();
+    for agent in ["a", "b", "k"] {
+        assert!(listed(agent).contains(last), "on its own disk, and through the keeper: {}", listed(agent));
+    }
+
+    // A keeper out of reach holds up nobody who writes, and misses nothing.
+    let workload = herd.start_workload();
+    let cut = herd.net().isolate("k");
+    let cut_at = Instant::now();
+    agent_says(&herd, "a", "WAL to wait", |status| {
+        status.cluster().backup.as_ref().is_some_and(|backup| backup.trouble.is_some())
+    });
+    writes_go_on(&workload, cut_at, AT_ONCE);
+    let output = herd.pgherd("a").args(["backup", "list"]).output();
+    assert!(!output.status.success(), "nobody knows what is there");
+    herd.net().lift(cut);
+    agent_says(&herd, "a", "the archive to come up", archived);
+
+    // Its agent dies in the middle of it, and another node leads.
+    let killed_at = Instant::now();
+    herd.agent("k").kill();
+    writes_go_on(&workload, killed_at, AT_ONCE);
+    herd.start_agent("k");
+    herd.switch_over(Some("b"));
+    workload.wait_for_writes(SOON);
+    agent_says(&herd, "b", "the other node to own the archive", |status| {
+        let owner = status.cluster().backup.as_ref().and_then(|backup| backup.owner.as_deref());
+        owner == Some("a") && archived(status)
+    });
+    let asked = herd.pgherd("b").args(["backup", "create"]).run();
+    agent_says(&herd, "b", "what was asked for to be seen", |status| {
+        status.cluster().backup.as_ref().is_some_and(|backup| backup.last.as_deref() == Some(asked.trim()))
+    });
+
+    // All of it, read over the network, and what is there when no node is any more.
+    let history = workload.stop();
+    let rows = history.acknowledged().count();
+    agent_says(&herd, "b", "the last second to be archived", archived);
+    let drilled = |agent: &str, rows: usize| {
+        let scratch = herd.host(agent).dir().join("scratch");
+        let query = format!("app=SELECT count(*) >= {rows} FROM writes");
+        let drill = herd.pgherd(agent).args(["backup", "drill", "--query", &query, "--scratch-dir"]);
+        drill.arg(&scratch).output()
+    };
+    let drill = drilled("a", rows);
+    assert!(drill.status.success(), "{drill:?}");
+    herd.crash("a");
+    herd.crash("b");
+    let drill = drilled("k", rows);
+    assert!(drill.status.success(), "{drill:?}");
+    assert!(!drilled("k", rows + 1_000_000).status.success(), "a drill that cannot fail shows nothing");
+}
