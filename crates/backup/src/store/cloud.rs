@@ -9,12 +9,13 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, Checksum};
+use object_store::client::HttpError;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
@@ -25,6 +26,11 @@ use object_store::{
 use super::{Failed, Failure, Listed, Page, Source};
 use crate::name::Name;
 
+/// How often a read is tried again whose answer broke off, which the library does not do for listings, and the first pause.
+const BROKEN_OFF: u32 = 5;
+const BROKEN_OFF_PAUSE: Duration = Duration::from_millis(100);
+/// What has failed for longer was tried again by the library.
+const BROKEN_OFF_WITHIN: Duration = Duration::from_secs(20);
 /// For how long a request is tried again. Below the five minutes for which a signature is good.
 const RETRY_FOR: Duration = Duration::from_secs(60);
 /// One request: the largest object over a line of 10 MB/s.
@@ -63,6 +69,8 @@ pub(super) fn s3(url: &str, credentials: Credentials) -> Result<Arc<dyn ObjectSt
         .with_bucket_name(bucket)
         .with_region(credentials.region.as_deref().unwrap_or("us-east-1"))
         .with_allow_http(credentials.allow_http)
+        // A bucket with Object Lock takes nothing without one.
+        .with_checksum_algorithm(Checksum::SHA256)
         // One request for each object is what every store has; deletions are rare.
         .with_disable_bulk_delete(true)
         .with_client_options(
@@ -106,7 +114,32 @@ pub(super) async fn put(store: &dyn ObjectStore, name: &Name, bytes: &Bytes) -> 
     }
 }
 
+/// Whether an answer came, and not all of it; what the store said instead of one is no reason to ask again.
+fn broke_off(failure: Failure, why: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(why), |cause| cause.source());
+    failure == Failure::Misbehaving || causes.any(|cause| cause.is::<HttpError>())
+}
+
+/// Reads what an answer that breaks off has not brought.
+async fn in_full<T, F: Future<Output = Result<T, Failed>>>(mut read: impl FnMut() -> F) -> Result<T, Failed> {
+    let began = Instant::now();
+    let mut pause = BROKEN_OFF_PAUSE;
+    for _ in 1..BROKEN_OFF {
+        match read().await {
+            Err((failure, why)) if began.elapsed() < BROKEN_OFF_WITHIN && broke_off(failure, &*why) => {}
+            other => return other,
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    read().await
+}
+
 pub(super) async fn read(store: &dyn ObjectStore, name: &Name, limit: u64) -> Result<Bytes, Failed> {
+    in_full(|| read_once(store, name, limit)).await
+}
+
+async fn read_once(store: &dyn ObjectStore, name: &Name, limit: u64) -> Result<Bytes, Failed> {
     let found = store.get(&Path::from(name.as_str())).await.map_err(failed)?;
     let size = found.meta.size;
     if size > limit {
@@ -125,9 +158,12 @@ pub(super) async fn read_range(
     name: &Name,
     range: Range<u64>,
 ) -> Result<Bytes, Failed> {
-    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
-    let found = store.get_opts(&Path::from(name.as_str()), options).await.map_err(failed)?;
-    found.bytes().await.map_err(failed)
+    in_full(|| async {
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let found = store.get_opts(&Path::from(name.as_str()), options).await.map_err(failed)?;
+        found.bytes().await.map_err(failed)
+    })
+    .await
 }
 
 pub(super) async fn head(store: &dyn ObjectStore, name: &Name) -> Result<Listed, Failed> {
@@ -136,6 +172,15 @@ pub(super) async fn head(store: &dyn ObjectStore, name: &Name) -> Result<Listed,
 }
 
 pub(super) async fn list(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    after: Option<&Name>,
+    limit: usize,
+) -> Result<Page, Failed> {
+    in_full(|| list_once(store, prefix, after, limit)).await
+}
+
+async fn list_once(
     store: &dyn ObjectStore,
     prefix: &str,
     after: Option<&Name>,

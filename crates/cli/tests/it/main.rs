@@ -17,6 +17,7 @@ mod herd;
 mod repository;
 mod restore;
 mod run;
+mod s3;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod stories;
