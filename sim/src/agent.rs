@@ -29,7 +29,7 @@ const BACKUPS: u64 = 3;
 /// Drills that do.
 const DRILLS: u64 = 2;
 /// Reports to the other agents.
-const REPORT_EVERY: (Time, Time) = (280 * MS, 340 * MS);
+pub const REPORT_EVERY: (Time, Time) = (280 * MS, 340 * MS);
 
 impl World {
     /// The agent's process starts, on a host that is up.

@@ -54,6 +54,7 @@ breakages! {
     UnadoptedStandbyCounts = "unadopted-standby-counts",
     GateLeftOpenByPromotion = "gate-left-open-by-promotion",
     OwnSleepCountsAsSilence = "own-sleep-counts-as-silence",
+    OwnCutCountsAsSilence = "own-cut-counts-as-silence",
     AddressOutlivesItsLease = "address-outlives-its-lease",
     AddressKeptThroughAStop = "address-kept-through-a-stop",
 }
@@ -156,6 +157,10 @@ pub fn distort(
             }
         }
         Breakage::OwnSleepCountsAsSilence => memory.looked = None,
+        Breakage::OwnCutCountsAsSilence => {
+            let Some(now) = memory.looked else { return };
+            memory.heard.values_mut().for_each(|heard| *heard = now);
+        }
         Breakage::GateCountedFromTheOpening => {
             if let Some((term, _)) = memory.election_seen {
                 memory.sealed_seen = Some((term, opened));

@@ -46,6 +46,8 @@ pub struct Oracle {
     pub copies: BTreeSet<Member>,
     /// When reports of one node were sent that came, or will come, to another.
     pub spoke: BTreeMap<(usize, usize), VecDeque<Time>>,
+    /// From when until when the last long silence between two of them was.
+    pub silences: BTreeMap<(usize, usize), (Time, Time)>,
     /// Who acknowledged on the timeline of which term.
     pub acknowledgers: BTreeMap<Term, usize>,
     /// Timelines in whose reign some rule had W = 0, and those where it counted others than the primary.

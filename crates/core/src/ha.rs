@@ -38,6 +38,10 @@ pub struct Memory {
     pub looked: Option<Instant>,
     /// When the first decision after the last sleep was made.
     pub awake_since: Option<Instant>,
+    /// When each of the others had been heard last, as the last decision saw it.
+    pub heard: BTreeMap<NodeName, Instant>,
+    /// Somebody who had fallen silent together with the holder of the term was heard again then.
+    pub line_back: Option<Instant>,
     /// The election of this term was first seen then.
     pub election_seen: Option<(Term, Instant)>,
     /// Enough votes for the election of this term were first seen then: since that moment nothing of the term
@@ -133,7 +137,7 @@ impl Decision {
 /// What this node should do now.
 pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Decision {
     memory.started.get_or_insert(now);
-    suspicion::look(memory, now);
+    suspicion::look(memory, now, seen);
     let Some(record) = seen.store.record else {
         return lease::hold(memory, now, seen, Reason::StoreNeverRead {});
     };
@@ -146,10 +150,11 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     let has_postgres = seen.spec.node(seen.me).is_some();
 
     let newest = record.election.as_ref().map_or(record.term, |election| election.term);
-    let mut decision = if !has_postgres {
-        without_postgres(memory, now, seen, record)
-    } else if let Some(ending) = lease::ending(memory, now, seen, record) {
+    let mut decision = if let Some(ending) = lease::ending(memory, now, seen, record) {
+        // That of a node which the specification no longer names, too: it may be busy, or slow to stop cleanly.
         ending
+    } else if !has_postgres {
+        without_postgres(memory, now, seen, record)
     } else if seen.local.durable.term > newest {
         // This node's view of the store lags behind what it has itself promised.
         lease::hold(memory, now, seen, Reason::RecordBehind { term: seen.local.durable.term })

@@ -52,7 +52,9 @@ pub fn begins(world: &mut World, node: usize) {
             world.member(**other).is_none() || (away && !holds(**other))
         })
         .count();
-    let needed = (rules.target().needed as usize + 1).min(present).saturating_sub(lost).max(1);
+    // More copies are promised once a rule that asks for them is proven, fewer as soon as one is proposed.
+    let promised = rules.current.needed.min(rules.target().needed);
+    let needed = (promised as usize + 1).min(present).saturating_sub(lost).max(1);
     if holders < needed {
         let detail = format!(
             "{} rewrites its copy while {holders} others hold {}, and {needed} must; {}",

@@ -117,7 +117,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::ha::election;
+    use crate::ha::{self, election, tests};
+    use crate::observation::{Busy, Local, Primary};
     use crate::record::{Cause, Election, Position, Reign, Rule, Rules, Standing, Vote};
     use crate::types::{Incarnation, Lsn, Member, Timeline};
 
@@ -216,12 +217,12 @@ mod tests {
 
     #[test]
     fn the_wait_counts_from_the_seals_and_else_from_the_result() {
-        let (me, spec, times) = (member(1).node, crate::ha::tests::spec(&["a", "b", "c"]), Times::default());
-        let (local, peers) = (crate::observation::Local::default(), BTreeMap::new());
+        let (me, spec, times) = (member(1).node, tests::spec(&["a", "b", "c"]), Times::default());
+        let (local, peers) = (Local::default(), BTreeMap::new());
         let rules = [Rule { members: chosen(0b111).collect(), needed: 1 }];
         let mut record = record(0, &rules, 0b110);
         (record.term, record.election) = (Term(1), None);
-        let seen = crate::ha::tests::observation(&me, &spec, &times, &record, &local, &peers);
+        let seen = tests::observation(&me, &spec, &times, &record, &local, &peers);
         let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
         let mut memory = Memory { reign_seen: Some((Term(1), at(12))), ..Memory::default() };
         let left = |memory: &Memory, now| predecessor_left(memory, at(now), &seen, &record);
@@ -232,5 +233,28 @@ mod tests {
         assert_eq!(left(&memory, 14), None);
         memory.sealed_seen = Some((Term(7), at(2)));
         assert_eq!(left(&memory, 12), Some(wait_out(&times)), "those were seals of another election");
+    }
+
+    #[test]
+    fn a_primary_that_is_no_longer_named_is_stopped_at_the_end_of_its_lease_whatever_it_is_doing() {
+        let (me, spec, times) = (member(0).node, tests::spec(&["b", "c"]), Times::default());
+        let record = record(0, &[Rule { members: (0..3).map(member).collect(), needed: 1 }], 0);
+        let begun = Instant::from_boot(Duration::from_secs(100));
+        let local = Local {
+            postgres: Postgres::Primary(Primary::default()),
+            busy: Some(Busy::Configure),
+            heartbeat: Some((record.term, begun)),
+            ..Local::default()
+        };
+        let peers = BTreeMap::new();
+        let mut memory = Memory::default();
+        let mut stops_after = |since: Duration| {
+            let seen = tests::observation(&me, &spec, &times, &record, &local, &peers);
+            let decision = ha::decide(&mut memory, begun + since, &seen);
+            decision.actions.contains(&Action::StopNow)
+        };
+        let last = times.lease - STOP_BEFORE_LEASE_END;
+        assert!(!stops_after(last - Duration::from_millis(1)));
+        assert!(stops_after(last), "it is busy, and cannot begin to stop cleanly");
     }
 }

@@ -5,7 +5,9 @@
 //! the election could be won with those who answer: closing ends a reign that may still be working.
 //!
 //! Only what the judge lived through counts. One that was stopped itself, as by a hypervisor, heard nothing
-//! meanwhile, and what it was told waits unread; the holder's fence counts the holder's silence alone.
+//! meanwhile, and what it was told waits unread; the holder's fence counts the holder's silence alone. Nor does a
+//! silence that came over others in the moment in which it came over the holder, and is over for them: the line that
+//! was cut was the judge's own, and it is back. The holder gets the time again that anybody has to be heard.
 //!
 //! Hazard: a silence that was the judge's own lets another one lead while the old primary answers reads, where
 //! its agent is held up for a moment and its fence has seconds left.
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use crate::action::Action;
 use crate::ha::{Memory, answering, election};
-use crate::observation::Observation;
+use crate::observation::{Observation, Peer};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record};
 use crate::types::{Instant, NodeName};
@@ -30,13 +32,36 @@ pub const FENCE_SPEAKS_FIRST: Duration = Duration::from_millis(700);
 /// A judge that made no decision for longer than this has slept. Less is allowed for: the next gate waits longer.
 pub const NAP: Duration = Duration::from_secs(1);
 
-/// Notes that a decision is made, and whether that is the first one after a sleep.
-pub fn look(memory: &mut Memory, now: Instant) {
+/// Notes that a decision is made, whether that is the first one after a sleep, and who is heard again.
+pub fn look(memory: &mut Memory, now: Instant, seen: &Observation<'_>) {
     let slept = memory.looked.is_some_and(|looked| now.since(looked) > NAP);
     memory.looked = Some(now);
     if slept {
         memory.awake_since = Some(now);
     }
+    let holder = seen.store.record.and_then(Record::holder).map(|holder| &holder.node);
+    // Who was never heard is silent from this agent's start on, and nobody from before it was awake.
+    let awake = memory.awake_since.max(memory.started).unwrap_or(now);
+    let silent_from = |heard: Option<Instant>| heard.map_or(awake, |heard| heard.max(awake));
+    let holder_silent = holder.map(|holder| silent_from(seen.peers.get(holder).and_then(|peer| peer.heard)));
+    for (node, peer) in seen.peers {
+        let Some(heard) = peer.heard else { continue };
+        let from = silent_from(memory.heard.insert(node.clone(), heard));
+        let patience = patience(seen, Some(peer));
+        // One that comes and goes while the holder is silent puts nothing off for a second time.
+        let with_holder =
+            holder_silent.is_some_and(|silent| from.since(silent).max(silent.since(from)) < patience);
+        // The holder's silence is the longer one, since it lasts: half of what is suspicious is enough here.
+        if heard.since(from) >= patience / 2 && with_holder {
+            memory.line_back = memory.line_back.max(Some(heard));
+        }
+    }
+}
+
+/// For how long a peer may not be heard before that means anything.
+fn patience(seen: &Observation<'_>, peer: Option<&Peer>) -> Duration {
+    let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
+    seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE
 }
 
 /// For how long something that began `since` has been seen to last.
@@ -82,10 +107,10 @@ fn silence(
 ) -> Option<(Duration, Duration)> {
     let peer = seen.peers.get(holder);
     // An agent that this one has never heard counts as silent from this one's start, or the reign's.
-    let since = [peer.and_then(|peer| peer.heard), memory.started, memory.reign_seen.map(|(_, at)| at)];
+    let heard = peer.and_then(|peer| peer.heard);
+    let since = [heard, memory.line_back, memory.started, memory.reign_seen.map(|(_, at)| at)];
     let silent = lasting(memory, now, since.into_iter().flatten().max()?);
-    let round_trip = peer.map_or(Duration::ZERO, |peer| peer.round_trip);
-    let mut suspect = seen.times.suspect + round_trip * ROUND_TRIPS_OF_PATIENCE;
+    let mut suspect = patience(seen, peer);
     if record.rules.as_ref().is_some_and(|rules| rules.target().needed == 0) {
         // Without acknowledgements that seals could stop, nothing but the end of its lease stops the holder.
         suspect = suspect.max(seen.times.lease);

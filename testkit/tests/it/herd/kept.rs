@@ -35,7 +35,8 @@ fn what_a_keeper_has_outlives_every_node() {
     let output = herd.pgherd("a").args(["backup", "list"]).output();
     assert!(!output.status.success(), "nobody knows what is there");
     herd.net().lift(cut);
-    agent_says(&herd, "a", "the archive to come up", archived);
+    let after = agent_says(&herd, "a", "the archive to come up", archived);
+    assert_eq!(term(&after), term(&first), "who was cut off itself takes nobody for silent");
 
     // Its agent dies in the middle of it, and another node leads.
     let killed_at = Instant::now();
