@@ -188,6 +188,32 @@ impl Backend {
         })
     }
 
+    /// One that warns whoever asks nothing else of it. A role or a database may have `client_min_messages = error`, and with it a
+    /// commit that was not waited for would look like any other. What the startup packet says goes before what those have, and is
+    /// what a RESET leads back to (manual 20.1.3).
+    pub(crate) async fn open_to_write(
+        place: Place,
+        target: Target,
+        way: Way<'_>,
+        mut purpose: Purpose,
+        keys: Option<Keys>,
+    ) -> Result<Backend, NotIn> {
+        let mut backend = Backend::open(place.clone(), target.clone(), way, &purpose, keys.clone()).await?;
+        let mut out = BytesMut::new();
+        build::query(&mut out, b"SHOW client_min_messages").map_err(|error| lost(&error))?;
+        let level = backend.ask(&mut out, CLEAN_WITHIN).await?;
+        backend.known.clear();
+        let level = level.into_iter().next().flatten().unwrap_or_default();
+        match settings::startup_that_warns(&level) {
+            None => Ok(backend),
+            Some(parameter) => {
+                drop(backend);
+                purpose.parameters.push(parameter);
+                Backend::open(place, target, way, &purpose, keys).await
+            }
+        }
+    }
+
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
     pub(crate) async fn become_like(
         &mut self,

@@ -1,7 +1,7 @@
 //! Cancel requests: who a key belongs to, and what of it is being done where.
 //!
-//! A client gets a number and a key of the proxy's own, and its cancel goes to whatever server is its own at that moment,
-//! or nowhere; at the console, to the command that waits there. While one is on its way the server is not given to anybody else, so that it cannot hit another client's
+//! A client gets a number and a key of the proxy's own, and its cancel goes to whatever server is its own at that moment;
+//! to what waits here, a statement for a server or a command of the console; or nowhere. While one is on its way the server is not given to anybody else, so that it cannot hit another client's
 //! statement (pgbouncer issue 38).
 //!
 //! Hazard: a key that can be guessed lets anybody cancel.
@@ -40,7 +40,7 @@ struct Has {
 #[derive(Clone, Debug)]
 enum Work {
     At(Arc<Cancelable>),
-    /// A command of the console, which hears of it.
+    /// What waits in the proxy hears of it.
     Here(Arc<Notify>),
 }
 
@@ -96,9 +96,34 @@ impl Ticket {
 }
 
 impl Ticket {
-    /// From now on its client waits for a command of the console, and a cancel is told to it; `None`: for nothing.
-    pub(crate) fn waits_for(&self, command: Option<&Arc<Notify>>) {
-        self.slot.has().work = command.cloned().map(Work::Here);
+    /// From now on its client waits for something here, and a cancel is told to it; `None`: for nothing.
+    pub(crate) fn waits_for(&self, what: Option<&Arc<Notify>>) {
+        self.slot.has().work = what.cloned().map(Work::Here);
+    }
+
+    /// Its client has no server, and waits for one.
+    pub(crate) fn waits(&self) -> Waits<'_> {
+        let canceled = Arc::new(Notify::new());
+        self.waits_for(Some(&canceled));
+        Waits { ticket: self, canceled }
+    }
+}
+
+/// A client waits for a server as long as there is this.
+pub(crate) struct Waits<'a> {
+    ticket: &'a Ticket,
+    canceled: Arc<Notify>,
+}
+
+impl Waits<'_> {
+    pub(crate) async fn canceled(&self) {
+        self.canceled.notified().await;
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.ticket.waits_for(None);
     }
 }
 

@@ -39,7 +39,7 @@ use crate::relay::{End, Link, relay};
 use crate::roster::{Card, Entry, Newcomer};
 use crate::routes::{Role, Route};
 use crate::server::NotIn;
-use crate::session::{Fault, Lost, Mode, Session};
+use crate::session::{CANCELED, Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
 use crate::timer::{timeout, timeout_at};
@@ -69,6 +69,11 @@ impl Farewell {
     /// In PgBouncer's words.
     fn dismissed() -> Farewell {
         Farewell::new(SqlState::ADMIN_SHUTDOWN, "admin forced disconnect")
+    }
+
+    /// In PostgreSQL's words.
+    pub(crate) fn canceled() -> Farewell {
+        Farewell::new(SqlState::QUERY_CANCELED, CANCELED)
     }
 
     /// In PostgreSQL's words.
@@ -230,6 +235,25 @@ pub(crate) async fn gone(stream: &Stream, card: &Card) -> Left {
         false => gone.as_mut().poll(cx).map(|()| Left::ByItself),
     })
     .await
+}
+
+/// Why a client waits for a server no longer.
+pub(crate) enum Stopped {
+    Left(Left),
+    /// It has canceled what it wants of it.
+    Canceled,
+}
+
+pub(crate) async fn stops_waiting(stream: &Stream, card: &Card, ticket: &Ticket) -> Stopped {
+    // In a box, and made when it is looked at first: most find a server at once.
+    let waiting = Box::pin(async {
+        let waits = ticket.waits();
+        tokio::select! {
+            left = gone(stream, card) => Stopped::Left(left),
+            () = waits.canceled() => Stopped::Canceled,
+        }
+    });
+    waiting.await
 }
 
 /// The last words, of the proxy or of a server. What the client still sends is read and dropped for a moment: a connection

@@ -10,12 +10,14 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use pgherd_core::spec::TlsMode;
 use pgherd_core::types::NodeName;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::startup::{Answer, encryption_answer};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::RecvFlags;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
@@ -24,6 +26,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::routes::Target;
+use crate::timer;
 use crate::tls::{self, Attempt, NotConnected};
 
 /// How servers are spoken to: in clear, or with TLS and what it takes to believe that it is that node.
@@ -56,6 +59,17 @@ pub(crate) enum Stream {
     ServerTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// What it was is in a handshake.
     Taken,
+}
+
+/// How often the kernel is asked whether a client that has sent something more is still there.
+const LOOKS_WHETHER_CLOSED: Duration = Duration::from_millis(500);
+
+/// Has the other side said that it sends no more, or is the connection broken?
+fn is_closed(tcp: &TcpStream) -> bool {
+    let mut asked = [PollFd::new(tcp, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    rustix::event::poll(&mut asked, Some(&now)).is_ok() && asked[0].revents().intersects(ended)
 }
 
 impl Stream {
@@ -99,16 +113,19 @@ impl Stream {
         }
     }
 
-    /// Until the other side has closed, as far as that can be known without taking what it has sent before.
+    /// Until the other side has closed, without taking what it has sent before.
     pub(crate) async fn gone(&self) {
         let tcp = match self {
             Stream::Tcp(stream) => stream,
             Stream::ClientTls(stream) => &stream.get_ref().0.inner,
             _ => return std::future::pending().await,
         };
-        match tcp.peek(&mut [0]).await {
-            Ok(0) | Err(_) => {}
-            Ok(_) => std::future::pending().await,
+        if matches!(tcp.peek(&mut [0]).await, Ok(0) | Err(_)) {
+            return;
+        }
+        // It is readable, as it was, when an end comes behind what is there: most often a Terminate, or TLS's own farewell.
+        while !is_closed(tcp) {
+            timer::sleep(LOOKS_WHETHER_CLOSED).await;
         }
     }
 

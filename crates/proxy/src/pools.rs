@@ -493,7 +493,12 @@ impl OnePool {
         let began = clock::now();
         let (place, opened) = match world.fence.route(&role) {
             Route::To(place, target) => {
-                (Some(place.clone()), Backend::open(place, target, world.way(), &purpose, keys).await)
+                let way = world.way();
+                let opened = match &role {
+                    Role::Primary => Backend::open_to_write(place.clone(), target, way, purpose, keys).await,
+                    Role::Standby(_) => Backend::open(place.clone(), target, way, &purpose, keys).await,
+                };
+                (Some(place), opened)
             }
             Route::Hold(why) => (None, Err(NotIn::Unreachable(format!("there is no route: {why:?}")))),
         };

@@ -666,6 +666,9 @@ fn is_asynchronous(kind: u8) -> bool {
     matches!(kind, b'S' | b'N' | b'A')
 }
 
+/// What PostgreSQL says of a statement that was canceled.
+pub(crate) const CANCELED: &str = "canceling statement due to user request";
+
 fn not_confirmed(to: &mut BytesMut, severity: Severity) {
     let report = Report {
         severity,

@@ -75,11 +75,9 @@ impl Values {
         self.meaning
     }
 
-    /// Does the client want no warnings? `fatal` and `panic` are former names of `error`.
+    /// Does the client want no warnings?
     pub fn hides_warnings(&self) -> bool {
-        self.get(MESSAGES).is_some_and(|level| {
-            ["error", "fatal", "panic"].iter().any(|known| level.eq_ignore_ascii_case(known))
-        })
+        self.get(MESSAGES).is_some_and(|level| is_silent(level.as_bytes()))
     }
 
     /// These, and one more.
@@ -114,6 +112,16 @@ impl Values {
         changes.extend(identities.filter_map(|name| to.get(name).map(|value| (name, Some(value)))));
         changes
     }
+}
+
+/// `fatal` and `panic` are former names of `error`.
+fn is_silent(level: &[u8]) -> bool {
+    [&b"error"[..], b"fatal", b"panic"].iter().any(|known| level.eq_ignore_ascii_case(known))
+}
+
+/// What a server's startup packet has to say, whose role or database has this `client_min_messages`, so that it warns.
+pub(crate) fn startup_that_warns(level: &[u8]) -> Option<(String, String)> {
+    is_silent(level).then(|| (MESSAGES.to_owned(), WARNING.to_owned()))
 }
 
 /// Equal values in one place, so that whether two are equal can be told by where they are: clients of an application have all

@@ -18,8 +18,8 @@ use pgherd_pgwire::message::build;
 use crate::backend::{Backend, NotDone};
 use crate::cancel::Ticket;
 use crate::client::{
-    Farewell, Left, Lookup, NotBegun, Wants, begin, committed_and_gone, give_up, gone, greet, leave, left,
-    look_up, lost_commit, stop_at_server, use_server,
+    Farewell, Left, Lookup, NotBegun, Stopped, Wants, begin, committed_and_gone, give_up, gone, greet, leave,
+    left, look_up, lost_commit, stop_at_server, stops_waiting, use_server,
 };
 use crate::clock;
 use crate::commit::Check;
@@ -159,6 +159,16 @@ pub(crate) async fn share(
     }
 }
 
+/// What the client has asked was canceled before a server was found for it. Whoever has more to be told than that a statement
+/// has failed is closed.
+fn canceled(session: &mut Session, link: &mut Link) -> Result<Option<Left>, Farewell> {
+    link.forget_first();
+    match link.answer(|unread, answers| session.cancel_unasked(unread, answers)) {
+        true => Ok(None),
+        false => Err(Farewell::canceled()),
+    }
+}
+
 /// Its first server, and what is set there for it; or it has left meanwhile.
 async fn first(
     stream: &Stream,
@@ -195,7 +205,10 @@ impl Sharing<'_> {
             let (pool, lent) = tokio::select! {
                 biased;
                 found = self.find(reads.is_some()) => found?,
-                left = gone(stream, &self.wants.card) => return Ok(Some(left)),
+                stopped = stops_waiting(stream, &self.wants.card, self.ticket) => match stopped {
+                    Stopped::Left(left) => return Ok(Some(left)),
+                    Stopped::Canceled => return canceled(session, link),
+                },
             };
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             let is_standbys = !pool.is_of_the_primary();

@@ -299,8 +299,16 @@ fn setting(imported: &mut Imported, at: &At<'_>, key: &str, value: &str, path: &
             "scram-sha-256" | "hba" => {
                 imported.note(at, key, Outcome::Implied, "lines of hba say how clients prove themselves");
             }
+            "md5" => {
+                let why = "md5_passwords = true lets users in whose passwords are still stored so; others prove themselves with scram-sha-256";
+                imported.note(at, key, Outcome::NotTaken, why);
+            }
+            "cert" => {
+                let why = "it is a line of postgres.hba: hostssl all all all cert";
+                imported.note(at, key, Outcome::NotTaken, why);
+            }
             other => {
-                let known = ["md5", "plain", "trust", "any", "cert", "pam", "ldap", "peer"].contains(&other);
+                let known = ["plain", "trust", "any", "pam", "ldap", "peer"].contains(&other);
                 let outcome = if known { Outcome::NotTaken } else { Outcome::Unknown };
                 imported.note(at, key, outcome, "clients prove themselves with scram-sha-256");
             }

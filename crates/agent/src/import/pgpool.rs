@@ -98,14 +98,14 @@ const FATES: &[(&str, Fate)] = &[
 /// By what it begins with.
 #[rustfmt::skip]
 const BEGINNINGS: &[(&str, Fate)] = &[
-    ("arping_", Fate::Not("there is no virtual address yet")),
+    ("arping_", Fate::Implied("the agent tells neighbours where an address is by itself")),
     ("backend_weight", Fate::Not("see read_weight of each node")),
     ("backend_", Fate::Implied(NODES)),
-    ("delegate_", Fate::Not("there is no virtual address yet")),
+    ("delegate_", Fate::Not("it goes into [cluster.vip], and follows the primary instead of a proxy")),
     ("health_check_", Fate::Implied(HERD)),
     ("heartbeat_", Fate::Implied(WATCHDOG)),
     ("hostname", Fate::Implied(WATCHDOG)),
-    ("if_", Fate::Not("there is no virtual address yet")),
+    ("if_", Fate::Implied("the agent takes and leaves the address of [cluster.vip] by itself")),
     ("log_", Fate::Implied(LOGS)),
     ("logging_collector", Fate::Implied(SERVICE)),
     ("memqcache_", Fate::Not("results are not cached")),
@@ -117,7 +117,7 @@ const BEGINNINGS: &[(&str, Fate)] = &[
     ("recovery_", Fate::Implied("a node joins with a token and copies itself")),
     ("relcache_", Fate::Implied("the proxy does not look at catalogs")),
     ("sr_check_", Fate::Implied("agents know how far their standbys are")),
-    ("ssl", Fate::Implied(CERTIFICATES)),
+    ("ssl", Fate::Not("certificates of your own go into client_tls_cert_file, client_tls_key_file and client_tls_ca_file; without them the herd's are used")),
     ("syslog_", Fate::Implied(SERVICE)),
     ("wd_", Fate::Implied(WATCHDOG)),
 ];

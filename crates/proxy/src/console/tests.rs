@@ -192,9 +192,21 @@ fn what_was_not_prepared_or_bound_is_an_error() {
 #[test]
 fn whoever_may_look_may_change_nothing() {
     let mut console = Console::new(false);
-    for text in
-        ["PAUSE", "KILL", "KILL_CLIENT 1", "DISABLE x", "RELOAD", "RECONNECT", "DETACH b", "WAIT_CLOSE"]
-    {
+    for text in [
+        "PAUSE",
+        "RESUME",
+        "KILL",
+        "KILL_CLIENT 1",
+        "DISABLE x",
+        "ENABLE x",
+        "RELOAD",
+        "RECONNECT",
+        "DETACH b",
+        "ATTACH b",
+        "WAIT_CLOSE",
+        "SHUTDOWN",
+        "SHUTDOWN WAIT_FOR_CLIENTS",
+    ] {
         for bytes in [query(text), extended("", text, false)] {
             let (heard, performed) = say(&mut console, &bytes, 1000);
             assert_eq!((heard.errors[0].0.as_str(), performed), ("42501", Vec::new()), "{text}");

@@ -18,13 +18,13 @@ use pgherd_pgwire::SqlState;
 use pgherd_pgwire::flow::{Accepted, Event, Flow, Origin, Request};
 use pgherd_pgwire::frame::{FrameError, HEADER_BYTES, Header, Piece, Side, Spill, TypeSet};
 use pgherd_pgwire::login;
-use pgherd_pgwire::message::build;
+use pgherd_pgwire::message::build::{self, Report, Severity};
 use pgherd_pgwire::message::client::{ClientMessage, Parse, bind_names};
 use pgherd_pgwire::message::server::Fields;
 use pgherd_pgwire::message::{Target, TransactionStatus};
 
 use super::cut::{Cut, Message};
-use super::{Fault, Session, Stream, client_fault, client_frame, malformed};
+use super::{CANCELED, Fault, Session, Stream, client_fault, client_frame, malformed};
 use crate::sql::{self, Bracket, Effects};
 use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement, UNKNOWN};
 
@@ -158,6 +158,37 @@ impl Session {
         build::command_complete(answers, tag).ok()?;
         build::ready_for_query(answers, status);
         Some(HEADER_BYTES + body.len())
+    }
+
+    /// The client has canceled what it asks first, of which no server has heard: the answer, as PostgreSQL gives it. How much
+    /// that is, up to and with a Query, a function call or Sync; `None` where it is not here to its end, or the client would have to be told
+    /// that its transaction has failed.
+    pub fn cancel_unasked(&mut self, unread: &[u8], answers: &mut BytesMut) -> Option<usize> {
+        self.shared.as_ref().filter(|shared| shared.begun.is_none())?;
+        let mut at = 0;
+        loop {
+            let (header, rest) = unread.get(at..)?.split_first_chunk::<HEADER_BYTES>()?;
+            let [kind, length @ ..] = header;
+            let body = rest.get(..u32::from_be_bytes(*length).checked_sub(4)? as usize)?;
+            let is_first = at == 0;
+            at += HEADER_BYTES + body.len();
+            match kind {
+                b'S' => break,
+                b'Q' | b'F' if is_first => break,
+                b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => {}
+                _ => return None,
+            }
+        }
+        let report = Report {
+            severity: Severity::Error,
+            sqlstate: SqlState::QUERY_CANCELED,
+            message: CANCELED,
+            detail: None,
+            hint: None,
+        };
+        build::error_response(answers, &report);
+        build::ready_for_query(answers, TransactionStatus::Idle);
+        Some(at)
     }
 
     /// Does what a client has sent, that has no server, only read, and is it here to its end? `only_reads` judges texts. How much

@@ -1,5 +1,6 @@
 //! Clients that have a server for a transaction only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_proxy::Settings;
@@ -127,6 +128,12 @@ story! {
 story! {
     async fn a_commit_that_no_standby_has_is_an_error_also_for_those_who_want_no_warnings(scene) {
         let admin = scene.admin().await;
+        admin.batch_execute("ALTER ROLE alice SET client_min_messages = error").await.unwrap();
+        let by_role = scene.sharer().await;
+        for forgets in ["", "RESET ALL", "DISCARD ALL"] {
+            by_role.batch_execute(forgets).await.unwrap();
+            assert_eq!(one(&by_role, "SHOW client_min_messages").await, "warning", "after {forgets:?}");
+        }
         let quiet = connect(&scene.sharing("alice", "options='-c client_min_messages=error'")).await.unwrap();
         let kept = connect(&scene.conninfo("alice", "options='-c client_min_messages=fatal'")).await.unwrap();
         let later = scene.sharer().await;
@@ -144,7 +151,7 @@ story! {
         until("a commit waits", async || one(&admin, waiting).await != "0").await;
         admin.batch_execute(&format!("SELECT pg_terminate_backend(({waiting})::int)")).await.unwrap();
         waits.await.unwrap();
-        for client in [quiet, kept, later] {
+        for client in [quiet, kept, later, by_role] {
             let writes = tokio::spawn(async move { (refused(&client, "INSERT INTO t VALUES (1)").await, client) });
             until("it waits", async || one(&admin, waiting).await != "0").await;
             admin.batch_execute(&format!("SELECT pg_cancel_backend(({waiting})::int)")).await.unwrap();
@@ -505,6 +512,66 @@ story! {
                 assert_eq!(heard, number.to_string());
             }
         }
+    }
+}
+
+story! {
+    async fn what_waits_for_a_server_can_be_canceled_and_goes_with_its_client(scene) {
+        scene.proxy.replace(one_server());
+        let waits = async || scene.proxy.pools().iter().any(|(_, is)| is.waiting == 1);
+        let waits_no_more = async || scene.proxy.pools().iter().all(|(_, is)| is.waiting == 0);
+        let (first, second, third) = (scene.sharer().await, scene.sharer().await, scene.sharer().await);
+        let fourth = tokio_postgres::connect(&scene.sharing("alice", ""), tokio_postgres::NoTls).await.unwrap();
+        first.batch_execute("CREATE TABLE written (by text)").await.unwrap();
+        first.batch_execute("BEGIN; SELECT 1").await.unwrap();
+
+        // With the simple protocol, and with the extended one.
+        let second = Arc::new(second);
+        let token = second.cancel_token();
+        for extended in [false, true] {
+            let asks = Arc::clone(&second);
+            let asked = tokio::spawn(async move {
+                let statement = "INSERT INTO written VALUES ('canceled')";
+                match extended {
+                    false => told(&asks.simple_query(statement).await.unwrap_err()),
+                    true => told(&asks.query(statement, &[]).await.unwrap_err()),
+                }
+            });
+            until("it waits", waits).await;
+            token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+            let canceled = "canceling statement due to user request";
+            assert_eq!(asked.await.unwrap(), ("57014".to_owned(), canceled.to_owned()));
+        }
+
+        // What it has begun it would have to be told has failed.
+        third.batch_execute("BEGIN").await.unwrap();
+        let token = third.cancel_token();
+        let asked = tokio::spawn(async move {
+            let code = refused(&third, "INSERT INTO written VALUES ('begun')").await;
+            (code, third)
+        });
+        until("it waits", waits).await;
+        token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        let (code, third) = asked.await.unwrap();
+        assert_eq!(code, "57014");
+        until("it is closed", async || third.is_closed()).await;
+
+        // Who goes has said something more before that, which nobody has read yet.
+        let (fourth, connection) = fourth;
+        let connection = tokio::spawn(connection);
+        let mut says = async || {
+            let asked = fourth.batch_execute("INSERT INTO written VALUES ('gone')");
+            assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
+        };
+        says().await;
+        until("it waits", waits).await;
+        says().await;
+        connection.abort();
+        until("it has left the queue", waits_no_more).await;
+
+        first.batch_execute("COMMIT").await.unwrap();
+        second.batch_execute("INSERT INTO written VALUES ('second')").await.unwrap();
+        assert_eq!(one(&second, "SELECT string_agg(by, ', ') FROM written").await, "second");
     }
 }
 
