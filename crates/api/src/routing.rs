@@ -84,6 +84,8 @@ pub struct RoutingStandby {
     pub target: RoutingTarget,
     pub replay_lsn: Option<String>,
     pub lag_bytes: Option<u64>,
+    /// Its share of reads, beside those of the others. 0: it is too far behind for new ones, and those that are under way there go
+    /// on.
     pub weight: u32,
 }
 

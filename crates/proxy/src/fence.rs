@@ -250,6 +250,25 @@ impl Admission {
         self.seat.as_mut().is_some_and(|seat| seat.rest(rests))
     }
 
+    /// A standby goes on being one under the next primary, and what was begun there with it: somewhere else it would be lost.
+    fn is_at(&self, place: &Place) -> bool {
+        match self.role {
+            Role::Primary => *place == self.place,
+            Role::Standby(_) => place.node == self.place.node,
+        }
+    }
+
+    /// Is it known, while nothing leads here, that nothing ever will? A standby is none for a moment, until it follows the next
+    /// primary; one that has become the primary would take writes of those who came to read.
+    fn is_over(&self, routes: &Routes, now: Instant) -> bool {
+        match self.role {
+            Role::Primary => routes.term().is_some_and(|term| term > self.place.term),
+            Role::Standby(_) => {
+                matches!(routes.place(&Role::Primary, now), Route::To(place, _) if place.node == self.place.node)
+            }
+        }
+    }
+
     pub(crate) fn verdict(&mut self) -> Verdict {
         let now = clock::now();
         self.looked_at = now;
@@ -263,7 +282,7 @@ impl Admission {
                 self.unknown_since = None;
                 Verdict::Draining
             }
-            Route::To(place, _) if place == self.place => {
+            Route::To(place, _) if self.is_at(&place) => {
                 let until = match self.role {
                     Role::Primary => routes.wake_at().unwrap_or(now),
                     // Until another table is learnt.
@@ -274,7 +293,7 @@ impl Admission {
                 Verdict::Admitted
             }
             Route::To(..) => Verdict::Superseded,
-            Route::Hold(_) if routes.term().is_some_and(|term| term > self.place.term) => Verdict::Superseded,
+            Route::Hold(_) if self.is_over(&routes, now) => Verdict::Superseded,
             Route::Hold(_) => {
                 let since = *self.unknown_since.get_or_insert(now);
                 if now.since(since) >= self.fence.hold() { Verdict::Superseded } else { Verdict::Unknown }
@@ -363,8 +382,30 @@ mod tests {
         assert_eq!(admission.verdict(), Verdict::Admitted);
         fence.learn(of(4, false, Duration::from_secs(60)));
         assert_eq!(admission.verdict(), Verdict::Superseded, "nothing is held for reads");
-        fence.learn(of(5, true, Duration::from_secs(60)));
-        assert_eq!(admission.verdict(), Verdict::Superseded, "another term");
+    }
+
+    #[test]
+    fn a_reader_stays_with_a_standby_that_follows_the_next_primary_and_leaves_one_that_becomes_it() {
+        let long = Duration::from_secs(60);
+        let fence = Arc::new(Fence::new(long));
+        let node: NodeName = "s".parse().unwrap();
+        let with_standby = |term, primary| {
+            let table = table(term, primary, long);
+            let target = Target { node: node.clone(), ..table.primary.clone().unwrap() };
+            Table { standbys: vec![Standby { target, weight: 1 }], ..table }
+        };
+        fence.learn(with_standby(4, Some("a")));
+        let place = Place { node: node.clone(), term: Term(4) };
+        let mut admission = admit(&fence, Role::Standby(node.clone()), place);
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        fence.learn(table(5, None, long));
+        assert_eq!(admission.verdict(), Verdict::Unknown, "nobody leads");
+        fence.learn(table(5, Some("b"), long));
+        assert_eq!(admission.verdict(), Verdict::Unknown, "it does not follow yet");
+        fence.learn(with_standby(5, Some("b")));
+        assert_eq!(admission.verdict(), Verdict::Admitted);
+        fence.learn(table(6, Some("s"), long));
+        assert_eq!(admission.verdict(), Verdict::Superseded);
     }
 
     #[derive(Default)]

@@ -36,7 +36,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standby {
     pub target: Target,
-    /// Its share of them, beside those of the others.
+    /// Its share of them, beside those of the others. 0: what is under way there goes on, and nothing is begun.
     pub weight: u32,
 }
 
@@ -118,7 +118,15 @@ impl Routes {
     pub fn route(&self, role: &Role, now: Instant) -> Route {
         match self.place(role, now) {
             Route::To(place, _) if self.is_draining(role, &place, now) => Route::Hold(Hold::Draining),
+            Route::To(..) if !self.may_begin(role) => Route::Hold(Hold::NoStandby),
             route => route,
+        }
+    }
+
+    fn may_begin(&self, role: &Role) -> bool {
+        match role {
+            Role::Primary => true,
+            Role::Standby(node) => self.standbys().iter().any(|(known, _)| known == node),
         }
     }
 
@@ -154,7 +162,8 @@ impl Routes {
 
     /// Those that reads may go to, with their weights.
     pub fn standbys(&self) -> Vec<(NodeName, u32)> {
-        let standbys = self.newest.iter().flat_map(|table| &table.standbys);
+        let standbys =
+            self.newest.iter().flat_map(|table| &table.standbys).filter(|standby| standby.weight > 0);
         standbys.map(|standby| (standby.target.node.clone(), standby.weight)).collect()
     }
 
@@ -306,6 +315,21 @@ mod tests {
         routes.learn(Table { primary: None, ..table(5, "a", 20) });
         assert!(routes.admits(&standby("s"), &place(5, "s"), at(1)), "reads need no primary");
         assert!(!routes.admits(&standby("s"), &place(4, "s"), at(1)));
+    }
+
+    #[test]
+    fn a_standby_that_is_too_far_behind_ends_what_it_has_and_begins_nothing() {
+        let mut routes = Routes::default();
+        let standby = Role::Standby("s".parse().unwrap());
+        let late = Standby { target: target("s"), weight: 0 };
+        routes.learn(Table { standbys: vec![late], ..table(4, "a", 10) });
+        assert_eq!(routes.standbys(), []);
+        assert_eq!(routes.route(&standby, at(1)), Route::Hold(Hold::NoStandby));
+        assert_eq!(
+            routes.place(&standby, at(1)),
+            Route::To(place(4, "s"), target("s")),
+            "what is under way goes on"
+        );
     }
 
     /// The primary may have been replaced; what a standby has replayed has been committed all the same.

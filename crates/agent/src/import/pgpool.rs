@@ -15,7 +15,6 @@ const SPLITTING: &str = "read_port leads to standbys; with pool = \"transaction\
 const WATCHDOG: &str =
     "proxies do not watch each other: each follows the agents, and clients may name several";
 const PROCESSES: &str = "one process serves all clients";
-const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
 const PASSWORDS: &str = "clients are checked against what PostgreSQL stores; a proxy has no passwords";
 const PER_PROXY: &str = "it belongs to one proxy: pgherd proxy add --listen, or its proxy.toml";
 

@@ -57,8 +57,12 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         let lag = sight.seen(&node.name).says.and_then(|says| says.show.replay_lag_ms);
         !matches!((lag, max_lag), (Some(lag), Some(max)) if lag > max)
     };
-    let serves = |node: &&NodeSpec| {
-        node.read_weight > 0 && sight.in_read_pool(node) && sight.streams(&node.name) && keeps_up(node)
+    let serves =
+        |node: &&NodeSpec| node.read_weight > 0 && sight.in_read_pool(node) && sight.streams(&node.name);
+    // A long report may be what holds its replay up, and ends where it is.
+    let weighed = |node| RoutingStandby {
+        weight: if keeps_up(node) { u32::from(node.read_weight) } else { 0 },
+        ..standby(sight, node)
     };
     let standbys = cluster.nodes.iter().filter(serves);
     let table = RoutingTable {
@@ -67,7 +71,7 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         term: record.term.0,
         gate: if gate_open { Gate::Open } else { Gate::Closed },
         primary: cluster.node(holder).filter(|_| gate_open).map(target),
-        standbys: standbys.map(|node| standby(sight, node)).collect(),
+        standbys: standbys.map(weighed).collect(),
         proof,
         valid_for_ms: milliseconds(left),
         drain: picture.drain.filter(|_| holder == sight.me()),

@@ -57,6 +57,36 @@ async fn admin_of(server: &Server) -> Client {
 }
 
 story! {
+    async fn whoever_reads_goes_on_at_a_standby_that_follows_the_next_primary(scene) {
+        scene.proxy.replace(patient());
+        let standbys = scene.with_standbys(1);
+        let standby = standbys[0].port.to_string();
+        // With a server of its own, and with one for the transaction.
+        let reading = scene.reading();
+        let (kept, lent) = (connect(&reading).await.unwrap(), connect(&reading.replace("dbname=shop", "dbname=mall")).await.unwrap());
+        let mut waiting = Vec::new();
+        for reader in [&kept, &lent] {
+            reader.batch_execute("BEGIN").await.unwrap();
+            assert_eq!(one(reader, PORT).await, standby);
+        }
+        assert!(scene.proxy.learn(Table { standbys: Vec::new(), ..scene.table(2, None) }));
+        for reader in [kept, lent] {
+            waiting.push(tokio::spawn(async move { (one(&reader, PORT).await, reader) }));
+        }
+        // sleep: what must not happen has time to happen.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(waiting.iter().all(|asked| !asked.is_finished()), "nothing is sent while nobody leads");
+        assert!(scene.proxy.learn(Table { standbys: scene.standbys(&standbys), ..scene.table(2, Some("a")) }));
+        for asked in waiting {
+            let (port, reader) = asked.await.unwrap();
+            assert_eq!(port, standby);
+            reader.batch_execute("COMMIT").await.unwrap();
+            assert_eq!(one(&reader, PORT).await, standby);
+        }
+    }
+}
+
+story! {
     async fn what_provably_reads_is_read_from_a_standby_and_nothing_else(scene) {
         scene.proxy.replace(patient());
         let standbys = scene.with_standbys(1);

@@ -559,7 +559,7 @@ story! {
         // Who goes has said something more before that, which nobody has read yet.
         let (fourth, connection) = fourth;
         let connection = tokio::spawn(connection);
-        let mut says = async || {
+        let says = async || {
             let asked = fourth.batch_execute("INSERT INTO written VALUES ('gone')");
             assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "it waits");
         };
@@ -579,7 +579,10 @@ story! {
     async fn a_cancel_hits_the_server_that_its_client_has_now(scene) {
         let (client, other) = (scene.sharer().await, scene.sharer().await);
         let token = client.cancel_token();
-        let others = tokio::spawn(async move { other.simple_query("SELECT pg_sleep(1)").await.map(|_| ()) });
+        let port = scene.server.port;
+        let admin = connect(&format!("host=127.0.0.1 port={port} user=postgres dbname=mall")).await.unwrap();
+        admin.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+        let others = tokio::spawn(async move { other.simple_query("SELECT pg_advisory_xact_lock(7)").await.map(|_| ()) });
         until("the other one has a server", async || scene.lent() == 1).await;
         token.cancel_query(tokio_postgres::NoTls).await.unwrap();
         let sleeping = tokio::spawn(async move { client.simple_query("SELECT pg_sleep(600)").await.map(|_| ()) });
@@ -593,6 +596,7 @@ story! {
             }
         };
         assert_eq!(told(&error).0, "57014");
+        admin.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
         others.await.unwrap().unwrap();
     }
 }

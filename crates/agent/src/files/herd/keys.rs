@@ -153,7 +153,7 @@ static PROXY_KEYS: [Key; 33] = [
         "a time, or \"never\"",
         "\"5s\"",
         "30s",
-        "a standby that is further behind serves no reads; \"never\": however far it is",
+        "a standby that is further behind takes no new reads; \"never\": however far it is",
     ),
     key(
         "max_clients",
