@@ -1,4 +1,4 @@
-//! Base backups: taken from the server of this node into a repository ([`take`]), and restored into a directory
+//! Base backups: taken from a server into a repository ([`take`] where its directory is here, `streamed` where it sends it), and restored into a directory
 //! ([`restore`]). [`create`] and [`recover`] are what commands and agents call for the two; [`catalog`] says what is there, [`keeping`] what
 //! of it stays, [`check`] and [`verify`] whether it can be relied upon; `member` makes a node of a herd from one, and [`foreign`]
 //! restores what pgBackRest or Barman has kept. [`scratch`] is a server of an
@@ -29,6 +29,7 @@ pub mod recover;
 pub mod restore;
 pub mod scratch;
 mod storing;
+mod streamed;
 pub mod tables;
 pub mod take;
 pub mod target;

@@ -22,6 +22,7 @@ mod duties;
 mod execute;
 pub mod fence;
 pub mod files;
+pub mod foreign_server;
 mod gossip;
 mod guard;
 mod history;

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use pgherd_backup::format::{OpenError, Repository};
 use pgherd_backup::keys::{KeysError, Secret, SecretError};
-use pgherd_backup::store::{Credentials, Store, StoreError};
+use pgherd_backup::store::{AzureCredentials, AzureKey, Credentials, GcsCredentials, Store, StoreError};
 use pgherd_core::spec::RepositorySpec;
-use pgherd_core::spec::backup::{Location, SecretFile};
+use pgherd_core::spec::backup::{AzureKeyFile, Location, SecretFile};
 use pgherd_core::types::NodeName;
 
 use crate::files::Findings;
@@ -19,7 +19,7 @@ use crate::files::repository::read as read_file;
 use crate::kept;
 use crate::pki::CredentialsError;
 
-/// A file of a secret has one line.
+/// A file of a secret has one line, or the key of a service account, which is half as long.
 const MAX_SECRET_BYTES: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,9 @@ impl RepositoryError {
             }
             RepositoryError::Open(OpenError::NotEncrypted { .. }) => {
                 Some("leave passphrase_file and key_file out, or make another repository".to_owned())
+            }
+            RepositoryError::Store(error) | RepositoryError::Open(OpenError::Store(error)) => {
+                error.hint().map(str::to_owned)
             }
             _ => None,
         }
@@ -184,11 +187,21 @@ fn place(spec: &RepositorySpec) -> Result<(Store, Option<Secret>), RepositoryErr
         }
         Location::Kept { keeper, .. } => return Err(RepositoryError::NoWay { keeper }),
         Location::S3 { url, region, endpoint, allow_http, access_key_file, secret_key_file } => {
-            let line = |file: Option<PathBuf>| file.map(|file| read_secret(&file)).transpose();
-            let (access_key, secret_key) = (line(access_key_file)?, line(secret_key_file)?);
-            let trimmed = |text: Option<String>| text.map(|text| text.trim().to_owned());
-            let (access_key, secret_key) = (trimmed(access_key), trimmed(secret_key));
+            let access_key = access_key_file.as_deref().map(read_key).transpose()?;
+            let secret_key = secret_key_file.as_deref().map(read_key).transpose()?;
             Store::s3(&url, Credentials { access_key, secret_key, region, endpoint, allow_http })?
+        }
+        Location::Gcs { url, endpoint, allow_http, service_account_file } => {
+            let service_account = service_account_file.as_deref().map(read_key).transpose()?;
+            Store::gcs(&url, GcsCredentials { service_account, endpoint, allow_http })?
+        }
+        Location::Azure { url, account, endpoint, allow_http, key } => {
+            let key = match key {
+                Some(AzureKeyFile::AccountKey(path)) => Some(AzureKey::Account(read_key(&path)?)),
+                Some(AzureKeyFile::SasToken(path)) => Some(AzureKey::Sas(read_key(&path)?)),
+                None => None,
+            };
+            Store::azure(&url, AzureCredentials { account, key, endpoint, allow_http })?
         }
     };
     Ok((store, secret))
@@ -199,6 +212,10 @@ fn secret(path: &Path, parse: fn(&str) -> Result<Secret, SecretError>) -> Result
     parse(&content).map_err(|source| RepositoryError::NoSecret { path: path.to_owned(), source })
 }
 
+fn read_key(path: &Path) -> Result<String, RepositoryError> {
+    Ok(read_secret(path)?.trim().to_owned())
+}
+
 fn read_secret(path: &Path) -> Result<String, RepositoryError> {
     let failed = |source| RepositoryError::Read { path: path.to_owned(), source };
     let found = std::fs::metadata(path).map_err(failed)?;
@@ -206,7 +223,7 @@ fn read_secret(path: &Path) -> Result<String, RepositoryError> {
         return Err(RepositoryError::OpenToOthers { path: path.to_owned() });
     }
     if found.len() > MAX_SECRET_BYTES {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is too long for one line")));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is too long for a secret")));
     }
     read(path)
 }

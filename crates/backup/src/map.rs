@@ -25,6 +25,7 @@ use crate::pack::{PackId, Placed, Run, pages_of};
 use serde::{Deserialize, Serialize};
 
 mod coding;
+pub mod sorting;
 
 use coding::{decode, encode};
 

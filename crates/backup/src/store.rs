@@ -31,7 +31,7 @@ mod remote;
 #[cfg(test)]
 mod tests;
 
-pub use cloud::Credentials;
+pub use cloud::{AzureCredentials, AzureKey, Credentials, GcsCredentials};
 use directory::Directory;
 #[cfg(test)]
 use directory::Step;
@@ -128,6 +128,16 @@ impl StoreError {
     pub fn is_absent(&self) -> bool {
         self.failure == Failure::Absent
     }
+
+    pub fn hint(&self) -> Option<&'static str> {
+        match (self.doing, self.failure) {
+            (_, Failure::Denied) => Some(
+                "whoever runs this, or the key that the repository's file names, has to be permitted to read, write, list and delete there",
+            ),
+            (Doing::Opening, _) => Some("see what the repository's file says of the place and of its key"),
+            _ => None,
+        }
+    }
 }
 
 /// How a put came out.
@@ -187,8 +197,25 @@ impl Store {
 
     /// `s3://bucket/prefix`.
     pub fn s3(url: &str, credentials: Credentials) -> Result<Store, StoreError> {
+        Store::cloud(url, cloud::s3(url, credentials))
+    }
+
+    /// `gs://bucket/prefix`.
+    pub fn gcs(url: &str, credentials: GcsCredentials) -> Result<Store, StoreError> {
+        Store::cloud(url, cloud::gcs(url, credentials))
+    }
+
+    /// `azure://container/prefix`.
+    pub fn azure(url: &str, credentials: AzureCredentials) -> Result<Store, StoreError> {
+        Store::cloud(url, cloud::azure(url, credentials))
+    }
+
+    fn cloud(
+        url: &str,
+        opened: Result<Arc<dyn object_store::ObjectStore>, Source>,
+    ) -> Result<Store, StoreError> {
         let place: Arc<str> = url.into();
-        match cloud::s3(url, credentials) {
+        match opened {
             Ok(behind) => Ok(Store { behind: Behind::Cloud(behind), place, may_block: false }),
             Err(source) => Err(StoreError {
                 doing: Doing::Opening,

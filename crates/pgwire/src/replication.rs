@@ -132,6 +132,15 @@ pub enum Command<'a> {
         start: u64,
         timeline: u32,
     },
+    /// A setting.
+    Show(&'static str),
+    /// With the server's manifest, and without looking at checksums, which is the receiver's.
+    BaseBackup {
+        label: &'a str,
+        fast: bool,
+        /// As of PostgreSQL 15 options stand in parentheses, and all archives come in one stream.
+        is_15: bool,
+    },
 }
 
 impl fmt::Display for Command<'_> {
@@ -148,6 +157,23 @@ impl fmt::Display for Command<'_> {
                     write!(f, "SLOT \"{slot}\" ")?;
                 }
                 write!(f, "PHYSICAL {} TIMELINE {timeline}", shown(*start))
+            }
+            Command::Show(setting) => write!(f, "SHOW {setting}"),
+            Command::BaseBackup { label, fast, is_15: true } => {
+                let (label, checkpoint) = (label.replace('\'', "''"), if *fast { "fast" } else { "spread" });
+                write!(
+                    f,
+                    "BASE_BACKUP (LABEL '{label}', CHECKPOINT '{checkpoint}', PROGRESS, WAIT false, TABLESPACE_MAP, \
+                     VERIFY_CHECKSUMS false, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C')"
+                )
+            }
+            Command::BaseBackup { label, fast, is_15: false } => {
+                let (label, checkpoint) = (label.replace('\'', "''"), if *fast { " FAST" } else { "" });
+                write!(
+                    f,
+                    "BASE_BACKUP LABEL '{label}' PROGRESS{checkpoint} NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS \
+                     MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"
+                )
             }
         }
     }
@@ -241,6 +267,90 @@ impl Next {
     pub fn read(row: &Values<'_>) -> Result<Next, Malformed> {
         let mut fields = Row::new("answer to START_REPLICATION", row);
         Ok(Next { timeline: fields.timeline()?, from: fields.position()? })
+    }
+}
+
+/// The answer to SHOW.
+pub fn setting(row: &Values<'_>) -> Result<String, Malformed> {
+    let mut fields = Row::new("answer to SHOW", row);
+    Ok(fields.text()?.ok_or(fields.wrong())?.to_owned())
+}
+
+/// Where a base backup begins or ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackupEdge {
+    pub at: u64,
+    pub timeline: u32,
+}
+
+impl BackupEdge {
+    /// The row before the list of tablespaces, and the last row.
+    pub fn read(row: &Values<'_>) -> Result<BackupEdge, Malformed> {
+        let mut fields = Row::new("answer to BASE_BACKUP", row);
+        Ok(BackupEdge { at: fields.position()?, timeline: fields.timeline()? })
+    }
+}
+
+/// A row of the list of tablespaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackedUp {
+    /// Its oid and where it lies; none for the data directory itself.
+    pub tablespace: Option<(u32, Vec<u8>)>,
+    /// As the server estimates it.
+    pub kib: u64,
+}
+
+impl BackedUp {
+    pub fn read(row: &Values<'_>) -> Result<BackedUp, Malformed> {
+        let mut fields = Row::new("list of tablespaces", row);
+        let oid = fields.text()?.map(|oid| oid.parse().map_err(|_| Malformed::value("list of tablespaces")));
+        let location = fields.next()?.map(<[u8]>::to_vec);
+        let kib = fields.number()?;
+        match (oid.transpose()?, location) {
+            (Some(oid), Some(location)) => Ok(BackedUp { tablespace: Some((oid, location)), kib }),
+            (None, None) => Ok(BackedUp { tablespace: None, kib }),
+            _ => Err(fields.wrong()),
+        }
+    }
+}
+
+/// What stands in the CopyData of a base backup, as of PostgreSQL 15.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum BackupPiece<'a> {
+    /// Of which file these are; behind it comes its content.
+    Archive {
+        name: &'a [u8],
+    },
+    Manifest,
+    Content(&'a [u8]),
+    Progress,
+}
+
+impl<'a> BackupPiece<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<BackupPiece<'a>, Malformed> {
+        let mut cursor = Cursor::new("CopyData", body);
+        match cursor.u8()? {
+            b'n' => {
+                let name = body[1..].split(|byte| *byte == 0).next().unwrap_or_default();
+                Ok(BackupPiece::Archive { name })
+            }
+            b'm' => Ok(BackupPiece::Manifest),
+            b'd' => Ok(BackupPiece::Content(&body[1..])),
+            b'p' => Ok(BackupPiece::Progress),
+            kind => Err(cursor.wrong(Defect::Type { kind })),
+        }
+    }
+}
+
+/// Contents are data of users.
+impl fmt::Debug for BackupPiece<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BackupPiece::Archive { name } => write!(f, "Archive({})", String::from_utf8_lossy(name)),
+            BackupPiece::Manifest => f.write_str("Manifest"),
+            BackupPiece::Content(content) => write!(f, "Content({} bytes)", content.len()),
+            BackupPiece::Progress => f.write_str("Progress"),
+        }
     }
 }
 

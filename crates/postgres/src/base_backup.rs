@@ -9,6 +9,8 @@
 //!   .finish()          what `backup_label` and `tablespace_map` have to say; no file of either name is ever there
 //! ```
 //!
+//! A server on another host sends its files itself ([`streamed`]), as tar archives ([`tar`]).
+//!
 //! On a standby the copy is of one timeline and one recovery: it is given up if the server is promoted, or follows its
 //! upstream to another timeline.
 //!
@@ -26,6 +28,9 @@ use crate::sql::{Session, first_field};
 
 pub mod listing;
 pub mod reading;
+pub mod sent;
+pub mod streamed;
+pub mod tar;
 
 /// Stands in a data directory while it is being restored: it is none yet.
 pub(crate) const MARKER: &str = "pgherd.restoring";

@@ -21,7 +21,7 @@ use pgherd_pgwire::login::{self, Login, Purpose};
 use pgherd_pgwire::message::server::Fields;
 use pgherd_pgwire::message::{Malformed, ServerMessage, build};
 use pgherd_pgwire::replication::{
-    Command, Identity, MAX_ROW_BYTES, Next, SlotPosition, StatusUpdate, Streamed, segment_bytes,
+    Command, Identity, MAX_ROW_BYTES, Next, SlotPosition, StatusUpdate, Streamed, segment_bytes, setting,
     timeline_history,
 };
 use pgherd_pgwire::scram::{Password, Proof};
@@ -32,7 +32,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::error::{Error, within};
 use crate::instance::Instance;
-use crate::sql::Remote;
+use crate::secret::Secret;
+use crate::sql::{Remote, TlsIdentity};
 
 pub use pgherd_pgwire::replication::SlotName;
 
@@ -56,6 +57,19 @@ pub enum Source {
         role: String,
     },
     Remote(Box<Remote>),
+    /// A server that no herd has.
+    Foreign(Box<Foreign>),
+}
+
+/// A server that no herd has, by TCP. A socket of this host is [`Source::Local`].
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    pub host: String,
+    pub port: u16,
+    pub role: String,
+    pub password: Option<Secret>,
+    /// Without one, nothing is encrypted and nobody's certificate is looked at.
+    pub tls: Option<TlsIdentity>,
 }
 
 impl Source {
@@ -70,6 +84,7 @@ impl fmt::Display for Source {
         match self {
             Source::Local { socket, .. } => write!(f, "{}", socket.display()),
             Source::Remote(remote) => write!(f, "{} ({}:{})", remote.host, remote.address, remote.port),
+            Source::Foreign(foreign) => write!(f, "{}, port {}", foreign.host, foreign.port),
         }
     }
 }
@@ -162,6 +177,7 @@ pub struct Kept(pub Option<(Timeline, Lsn)>);
 
 enum Link {
     Local(UnixStream),
+    Clear(TcpStream),
     Encrypted(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
@@ -169,6 +185,7 @@ impl Link {
     async fn send(&mut self, bytes: &mut BytesMut) -> io::Result<()> {
         match self {
             Link::Local(stream) => stream.write_all_buf(bytes).await,
+            Link::Clear(stream) => stream.write_all_buf(bytes).await,
             Link::Encrypted(stream) => {
                 stream.write_all_buf(bytes).await?;
                 stream.flush().await
@@ -180,6 +197,7 @@ impl Link {
         into.reserve(READ_BYTES);
         match self {
             Link::Local(stream) => stream.read_buf(into).await,
+            Link::Clear(stream) => stream.read_buf(into).await,
             Link::Encrypted(stream) => stream.read_buf(into).await,
         }
     }
@@ -208,7 +226,19 @@ impl Replication {
                 }
                 Source::Remote(remote) => {
                     let password = Password::new(remote.password.reveal()).map(Proof::Password);
-                    (encrypted(remote, &server).await?, &remote.role, password)
+                    let at = SocketAddr::new(remote.address, remote.port);
+                    let stream = TcpStream::connect(at).await.map_err(failed)?;
+                    (encrypted(stream, &remote.host, &remote.tls, &server).await?, &remote.role, password)
+                }
+                Source::Foreign(foreign) => {
+                    let Foreign { host, port, role, password, tls } = &**foreign;
+                    let password = password.as_ref().and_then(|password| Password::new(password.reveal()));
+                    let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                    let link = match tls {
+                        Some(tls) => encrypted(stream, host, tls, &server).await?,
+                        None => Link::Clear(stream),
+                    };
+                    (link, role, password.map(Proof::Password))
                 }
             };
             let this = Replication {
@@ -265,6 +295,15 @@ impl Replication {
                 end: Lsn(identity.end),
                 segment_bytes,
             })
+        })
+        .await
+    }
+
+    /// A setting of the server.
+    pub async fn show(&mut self, name: &'static str, deadline: Duration) -> Result<String> {
+        within("asking for a setting", deadline, async {
+            let row = self.row(&Command::Show(name)).await?;
+            self.read(&row, setting)
         })
         .await
     }
@@ -386,7 +425,7 @@ impl Replication {
         Ok(NextTimeline { timeline: Timeline(next.timeline), from: Lsn(next.from) })
     }
 
-    async fn ask(&mut self, command: &Command<'_>) -> Result<()> {
+    pub(crate) async fn ask(&mut self, command: &Command<'_>) -> Result<()> {
         while self.owes_ready {
             let (kind, _) = self.message().await?;
             self.owes_ready = kind != READY_FOR_QUERY;
@@ -399,7 +438,7 @@ impl Replication {
     }
 
     /// The one row of a command's answer, as the body of its message.
-    async fn row(&mut self, command: &Command<'_>) -> Result<Bytes> {
+    pub(crate) async fn row(&mut self, command: &Command<'_>) -> Result<Bytes> {
         self.ask(command).await?;
         let mut row = None;
         loop {
@@ -415,7 +454,7 @@ impl Replication {
         }
     }
 
-    fn read<'b, T>(
+    pub(crate) fn read<'b, T>(
         &self,
         row: &'b Bytes,
         read: impl FnOnce(&pgherd_pgwire::message::client::Values<'b>) -> Result<T, Malformed>,
@@ -441,7 +480,11 @@ impl Replication {
     }
 
     /// What may come at any time, and what only describes or ends an answer.
-    fn pass_over(&self, message: &ServerMessage<'_>, doing: &(dyn fmt::Display + Sync)) -> Result<()> {
+    pub(crate) fn pass_over(
+        &self,
+        message: &ServerMessage<'_>,
+        doing: &(dyn fmt::Display + Sync),
+    ) -> Result<()> {
         match message {
             ServerMessage::ErrorResponse(fields) => Err(self.refused(fields, doing)),
             ServerMessage::NoticeResponse(_)
@@ -464,15 +507,15 @@ impl Replication {
         }
     }
 
-    fn parse<'b>(&self, kind: u8, body: &'b [u8]) -> Result<ServerMessage<'b>> {
+    pub(crate) fn parse<'b>(&self, kind: u8, body: &'b [u8]) -> Result<ServerMessage<'b>> {
         ServerMessage::parse(kind, body).map_err(|error| self.malformed(&error))
     }
 
-    fn malformed(&self, error: &Malformed) -> ReplicationError {
+    pub(crate) fn malformed(&self, error: &Malformed) -> ReplicationError {
         self.protocol(error.to_string())
     }
 
-    fn protocol(&self, what: impl Into<String>) -> ReplicationError {
+    pub(crate) fn protocol(&self, what: impl Into<String>) -> ReplicationError {
         ReplicationError::Protocol { server: Arc::clone(&self.server), what: what.into() }
     }
 
@@ -489,8 +532,13 @@ impl Replication {
         }
     }
 
+    /// The answer to the last command has come to its end.
+    pub(crate) fn is_answered(&mut self) {
+        self.owes_ready = false;
+    }
+
     /// The next whole message.
-    async fn message(&mut self) -> Result<(u8, Bytes)> {
+    pub(crate) async fn message(&mut self) -> Result<(u8, Bytes)> {
         loop {
             if let Some(message) = self.take().map_err(|error| self.protocol(error.to_string()))? {
                 return Ok(message);
@@ -530,11 +578,9 @@ impl Replication {
 }
 
 /// TLS to another node. Whatever it sends in clear before is nobody's word.
-async fn encrypted(remote: &Remote, server: &Arc<str>) -> Result<Link> {
+async fn encrypted(mut stream: TcpStream, host: &str, tls: &TlsIdentity, server: &Arc<str>) -> Result<Link> {
     let failed = |source| ReplicationError::Io { server: Arc::clone(server), source };
     let broken = |what: String| ReplicationError::Protocol { server: Arc::clone(server), what };
-    let address = SocketAddr::new(remote.address, remote.port);
-    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
     let mut request = BytesMut::new();
     build::ssl_request(&mut request);
@@ -546,8 +592,8 @@ async fn encrypted(remote: &Remote, server: &Arc<str>) -> Result<Link> {
         Some(Answer::Refused) => return Err(broken("it does not speak TLS".to_owned())),
         None => return Err(ReplicationError::Closed { server: Arc::clone(server) }),
     }
-    let name = ServerName::try_from(remote.host.clone()).map_err(|error| broken(error.to_string()))?;
-    let stream = remote.tls.tls().connect(name, stream).await.map_err(failed)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| broken(error.to_string()))?;
+    let stream = tls.tls().connect(name, stream).await.map_err(failed)?;
     Ok(Link::Encrypted(Box::new(stream)))
 }
 

@@ -1,4 +1,5 @@
-//! A base backup of a server on this host, as somebody asks for it: which server, which backup it is built upon, and then [`take`].
+//! A base backup as somebody asks for it, of a server on this host or of one that sends its files: which server, which backup it is
+//! built upon, and then [`take`] or [`streamed`].
 //!
 //! No herd is needed; WAL has to come into the repository by `pgherd wal push`, or by a stream. Leaves out: when. Hazard: a backup of
 //! another server than the one that was meant; the directory's cluster is compared with that of the server before anything is written.
@@ -20,18 +21,29 @@ use tokio::sync::watch;
 
 use super::Progress;
 use super::catalog::{Catalog, CatalogError, Entry, report};
+use super::streamed;
 use super::take::{self, Source, TakeError, Taken};
-use crate::named_server::{NamedServer, NamedServerError, Reached};
+use crate::foreign_server::{ForeignServer, ForeignServerError, Reached};
+use crate::named_server::{self, NamedServer, NamedServerError};
 use crate::repository::{self, RepositoryError};
 
 const ASKING: Duration = Duration::from_secs(10);
+
+/// The server that is backed up.
+#[derive(Clone)]
+pub enum Server {
+    /// Its data directory is read.
+    Here(NamedServer),
+    /// It sends its files. Lists of them are held in files of this directory.
+    Sends { server: ForeignServer, scratch_dir: PathBuf },
+}
 
 /// Which server, and how.
 #[derive(Clone)]
 pub struct Order {
     /// File that names the repository.
     pub repository: PathBuf,
-    pub server: NamedServer,
+    pub server: Server,
     /// By this name the backup remembers where it comes from.
     pub node: String,
     /// Built upon no other one.
@@ -56,6 +68,8 @@ pub enum CreateError {
     #[error(transparent)]
     Server(#[from] NamedServerError),
     #[error(transparent)]
+    Foreign(#[from] ForeignServerError),
+    #[error(transparent)]
     Segments(#[from] SegmentError),
     #[error(transparent)]
     Take(#[from] TakeError),
@@ -71,12 +85,8 @@ impl CreateError {
                     .to_owned(),
             ),
             CreateError::Server(error) => error.hint(),
-            CreateError::Take(TakeError::Postgres(error)) => error.hint().map(str::to_owned),
-            CreateError::Take(TakeError::WalIsMissing { .. }) => Some(
-                "there is no backup without its WAL: see whether archive_command = 'pgherd wal push --repository FILE %p' is set and \
-                 works (pg_stat_archiver, the server's log), or whether the stream runs; then begin again"
-                    .to_owned(),
-            ),
+            CreateError::Foreign(error) => error.hint(),
+            CreateError::Take(error) => error.hint().map(str::to_owned),
             _ => None,
         }
     }
@@ -100,9 +110,15 @@ impl std::fmt::Display for Remark {
     }
 }
 
+/// Where files come from.
+enum Files {
+    Directory(Box<Source>),
+    Stream(Box<streamed::Source>),
+}
+
 /// A server that was found and asked, and the repository that its backup goes to.
 pub struct Prepared {
-    source: Source,
+    source: Files,
     order: take::Order,
     repository: pgherd_backup::format::Repository,
     pub remarks: Vec<Remark>,
@@ -110,33 +126,81 @@ pub struct Prepared {
 
 /// Finds the server and the parent; writes nothing.
 pub async fn prepare(order: Order) -> Result<Prepared, CreateError> {
+    match order.server.clone() {
+        Server::Here(server) => prepare_here(order, server).await,
+        Server::Sends { server, scratch_dir } => {
+            let node: NodeName = order.node.parse()?;
+            let repository = repository::open(&order.repository).await?;
+            let Reached { replication, identified, shape, archive_mode } = server.reach().await?;
+            let segments = Segments::new(identified.segment_bytes)?;
+            let archive = Archive::new(&repository, identified.system, segments);
+            let catalog = Catalog::read(repository.clone(), Place(identified.system)).await?;
+            let found = Found { repository, archive, catalog, timeline: identified.timeline };
+            let source = streamed::Source { replication, identified, shape, scratch_dir };
+            found.prepared(&order, node, Files::Stream(Box::new(source)), Some(archive_mode)).await
+        }
+    }
+}
+
+async fn prepare_here(order: Order, server: NamedServer) -> Result<Prepared, CreateError> {
     let node: NodeName = order.node.parse()?;
-    let data_dir = order.server.data_dir.clone();
-    let located = order.server.locate()?;
+    let data_dir = server.data_dir.clone();
+    let located = server.locate()?;
     let segments = Segments::new(located.control.wal_segment_bytes)?;
     let owner = std::fs::metadata(&data_dir).map(|found| found.uid());
     if owner.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {
         return Err(CreateError::OtherUser { data_dir });
     }
     let repository = repository::open(&order.repository).await?;
-    let Reached { session, survey } = located.reach().await?;
-    let place = Place(survey.system_id);
+    let named_server::Reached { session, survey } = located.reach().await?;
     let archive = Archive::new(&repository, survey.system_id, segments);
-    let catalog = Catalog::read(repository.clone(), place).await?;
-    let parent = if order.full { None } else { parent(&catalog, &archive, survey.timeline).await? };
-    let remarks = remarks(&session, &archive).await?;
-    let order = take::Order {
-        parent,
-        node,
-        // Outside of a herd there are none.
-        term: Term(0),
-        checkpoint: if order.checkpoint_fast { Checkpoint::Fast } else { Checkpoint::Spread },
-        readers: order.readers,
-        max_bytes_per_second: order.max_bytes_per_second,
-        refresh_bytes: refreshed(&catalog),
-        wal_deadline: order.wal_deadline,
-    };
-    Ok(Prepared { source: Source { data_dir, session, primary: None }, order, repository, remarks })
+    let catalog = Catalog::read(repository.clone(), Place(survey.system_id)).await?;
+    let archive_mode = archive_mode(&session).await;
+    let found = Found { repository, archive, catalog, timeline: survey.timeline };
+    let source = Files::Directory(Box::new(Source { data_dir, session, primary: None }));
+    found.prepared(&order, node, source, archive_mode).await
+}
+
+/// What there is of the server already.
+struct Found {
+    repository: pgherd_backup::format::Repository,
+    archive: Archive,
+    catalog: Catalog,
+    timeline: Timeline,
+}
+
+impl Found {
+    async fn prepared(
+        self,
+        order: &Order,
+        node: NodeName,
+        source: Files,
+        archive_mode: Option<String>,
+    ) -> Result<Prepared, CreateError> {
+        let Found { repository, archive, catalog, timeline } = self;
+        let parent = if order.full { None } else { parent(&catalog, &archive, timeline).await? };
+        // Only a remark hangs on it.
+        let remarks = match archive_mode.filter(|mode| mode == "off") {
+            Some(archive_mode) => {
+                let inventory = archive.inventory().await.map_err(CatalogError::from)?;
+                let nothing = inventory.newest_timeline().is_none();
+                nothing.then_some(Remark::NothingArchives { archive_mode }).into_iter().collect()
+            }
+            None => Vec::new(),
+        };
+        let order = take::Order {
+            parent,
+            node,
+            // Outside of a herd there are none.
+            term: Term(0),
+            checkpoint: if order.checkpoint_fast { Checkpoint::Fast } else { Checkpoint::Spread },
+            readers: order.readers,
+            max_bytes_per_second: order.max_bytes_per_second,
+            refresh_bytes: refreshed(&catalog),
+            wal_deadline: order.wal_deadline,
+        };
+        Ok(Prepared { source, order, repository, remarks })
+    }
 }
 
 /// The newest one whose files the server's have come from: on its timeline, or on one that led there.
@@ -159,17 +223,9 @@ pub(super) fn refreshed(catalog: &Catalog) -> u64 {
     catalog.manifests().next_back().map_or(0, |newest| newest.bytes / BACKUPS)
 }
 
-async fn remarks(session: &Session, archive: &Archive) -> Result<Vec<Remark>, CreateError> {
-    let asked = tokio::time::timeout(
-        ASKING,
-        session.query_one("SELECT pg_catalog.current_setting('archive_mode')", &[]),
-    );
-    // Only a remark hangs on it.
-    let Ok(Ok(row)) = asked.await else { return Ok(Vec::new()) };
-    let archive_mode: String = row.get(0);
-    let inventory = archive.inventory().await.map_err(CatalogError::from)?;
-    let nothing = archive_mode == "off" && inventory.newest_timeline().is_none();
-    Ok(if nothing { vec![Remark::NothingArchives { archive_mode }] } else { Vec::new() })
+async fn archive_mode(session: &Session) -> Option<String> {
+    let asked = session.query_one("SELECT pg_catalog.current_setting('archive_mode')", &[]);
+    Some(tokio::time::timeout(ASKING, asked).await.ok()?.ok()?.get(0))
 }
 
 impl Prepared {
@@ -182,7 +238,10 @@ impl Prepared {
     pub async fn run(self, progress: &watch::Sender<Progress>) -> Result<Created, CreateError> {
         let began = Instant::now();
         let Prepared { source, order, repository, .. } = self;
-        let taken = take::take(&repository, source, &order, progress).await?;
+        let taken = match source {
+            Files::Directory(source) => take::take(&repository, *source, &order, progress).await?,
+            Files::Stream(source) => streamed::take(&repository, *source, &order, progress).await?,
+        };
         let Taken { manifest, read_bytes, kept_bytes, refreshed_bytes, vanished, damaged, .. } = taken;
         let id = manifest.id;
         let entry = Entry {

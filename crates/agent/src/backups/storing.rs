@@ -1,4 +1,4 @@
-//! One reader: files of the data directory into packs, whole, or what differs from the parent.
+//! One reader: files of a data directory or of a stream into packs, whole, or what differs from the parent.
 //!
 //! A group of 32 KiB is the same if its keyed hash is that of the parent's entry; then its pages stay in the parent's pack.
 //! Some of what is the same is written anew all the same: what lies in the oldest packs, as much as was asked for, so that
@@ -48,6 +48,25 @@ pub(super) struct Stored {
     pub(super) damaged: Vec<u32>,
 }
 
+/// Where the content of a file comes from.
+pub(super) trait Content {
+    /// Replaces `piece` by the next bytes, as many as fit into its capacity or are left; none at the end.
+    async fn read(&mut self, piece: &mut Vec<u8>) -> Result<(), TakeError>;
+
+    /// The numbers of pages that look damaged and stay so, as far as it was read.
+    fn damaged(&self) -> Vec<u32>;
+}
+
+impl Content for Reader {
+    async fn read(&mut self, piece: &mut Vec<u8>) -> Result<(), TakeError> {
+        Ok(Reader::read(self, piece)?)
+    }
+
+    fn damaged(&self) -> Vec<u32> {
+        Reader::damaged(self).to_vec()
+    }
+}
+
 pub(super) struct Storing {
     packs: PackWriter,
     shared: Arc<Shared>,
@@ -65,14 +84,25 @@ impl Storing {
         found: Found,
         parent: Option<&Entry>,
     ) -> Result<Option<Stored>, TakeError> {
-        let shared = Arc::clone(&self.shared);
-        let Some(mut reader) = Reader::open(&shared.data_dir, &found, shared.checksums)? else {
+        let Some(mut reader) = Reader::open(&self.shared.data_dir, &found, self.shared.checksums)? else {
             return Ok(None);
         };
+        self.store_content(&found.path, found.mode, &mut reader, parent).await.map(Some)
+    }
+
+    /// What comes from somewhere, to its end.
+    pub(super) async fn store_content(
+        &mut self,
+        path: &[u8],
+        mode: u32,
+        content: &mut impl Content,
+        parent: Option<&Entry>,
+    ) -> Result<Stored, TakeError> {
+        let shared = Arc::clone(&self.shared);
         let mut file = self.packs.file();
         let mut at = 0;
         loop {
-            reader.read(&mut self.piece)?;
+            content.read(&mut self.piece).await?;
             if self.piece.is_empty() {
                 break;
             }
@@ -89,8 +119,19 @@ impl Storing {
         }
         let placed = file.finish().await?;
         shared.done.files.fetch_add(1, Ordering::Relaxed);
-        let damaged = reader.damaged().to_vec();
-        Ok(Some(Stored { entry: Entry::file(found.path, found.mode, placed), damaged }))
+        Ok(Stored { entry: Entry::file(path, mode, placed), damaged: content.damaged() })
+    }
+
+    /// A small file whose content is known.
+    pub(super) async fn store_bytes(
+        &mut self,
+        path: &[u8],
+        mode: u32,
+        bytes: &[u8],
+    ) -> Result<Entry, TakeError> {
+        let mut file = self.packs.file();
+        file.write(bytes).await?;
+        Ok(Entry::file(path, mode, file.finish().await?))
     }
 
     pub(super) fn into_packs(self) -> PackWriter {

@@ -16,6 +16,8 @@
 //! Dropping the future ends it; what it has written nobody refers to, and a collection removes it. So does a kill at any
 //! line, and a backup that is begun again has another name.
 //!
+//! Where files come as a stream there are a beginning and an end like these, and [`streamed`](super::streamed) between them.
+//!
 //! Leaves out: archiving WAL. Hazard: a manifest of what cannot be recovered. [`pgherd_backup::backup`] asks for the proofs.
 
 use std::collections::BTreeMap;
@@ -30,13 +32,16 @@ use pgherd_backup::backup::{Backup, BeginError, Beginning, CommitError};
 use pgherd_backup::document::{ReadError, WriteError};
 use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::{Facts, Manifest, Settings, Text};
+use pgherd_backup::map::sorting::SortError;
 use pgherd_backup::map::{DurableMaps, Entry, MapReader};
 use pgherd_backup::name::BackupId;
 use pgherd_backup::pack::{DurablePacks, FULL_FRAME_PAGES, INCREMENTAL_FRAME_PAGES};
 use pgherd_backup::wal::{Archive, ProvenWal, SegmentError, Segments, WalError};
-use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
+use pgherd_core::types::{Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_postgres::base_backup::listing::{Content, Found, Kind, Listing};
 use pgherd_postgres::base_backup::reading::Checksums;
+use pgherd_postgres::base_backup::sent::SentError;
+use pgherd_postgres::base_backup::streamed::StreamError;
 use pgherd_postgres::base_backup::{
     self, BaseBackup, BaseBackupError, Checkpoint, Survey, checkpoint_now, switch_wal,
 };
@@ -55,7 +60,7 @@ const BYTES_FOR_A_KIB: u64 = 350_000;
 /// A sign of life. Who collects gives a writer up after many of them.
 const BEAT: Duration = Duration::from_secs(30);
 /// A checkpoint that is spread takes as long as `checkpoint_timeout`, which is a day at most and minutes in general.
-const CHECKPOINT: Duration = Duration::from_secs(3600);
+pub(super) const CHECKPOINT: Duration = Duration::from_secs(3600);
 const STATEMENT: Duration = Duration::from_secs(60);
 /// Between two looks whether WAL has come into the archive: at first so long, each time twice as long,
 const FIRST_WAL_POLL: Duration = Duration::from_millis(10);
@@ -66,7 +71,7 @@ const SWITCH_AGAIN: Duration = Duration::from_secs(10);
 /// Backups are named by the second in which they begin; who meets another one, or his parent, takes the next.
 const NAMES_TRIED: usize = 3;
 /// Damaged files that a report names.
-const MAX_DAMAGED: usize = 1000;
+pub(super) const MAX_DAMAGED: usize = 1000;
 
 /// How a backup is to be taken.
 #[derive(Clone, Debug)]
@@ -146,6 +151,46 @@ pub enum TakeError {
     Stopped,
     #[error("a reader ended early")]
     Reader(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Sent(#[from] SentError),
+    #[error(transparent)]
+    Sort(#[from] SortError),
+    #[error("the server has said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("what the server has sent is no backup: {what}")]
+    Incomplete { what: &'static str },
+}
+
+impl TakeError {
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            TakeError::Postgres(error) => error.hint(),
+            TakeError::Driver(error) => error.hint(),
+            TakeError::Stream(error) => error.hint(),
+            TakeError::WalIsMissing { .. } => Some(
+                "there is no backup without its WAL: see whether archive_command = 'pgherd wal push --repository FILE %p' is set and \
+                 works (pg_stat_archiver, the server's log), or whether the stream runs; then begin again",
+            ),
+            TakeError::Sent(SentError::Io(_)) | TakeError::Sort(SortError::Io { .. }) => {
+                Some("--scratch-dir says where there is room for lists of files")
+            }
+            TakeError::Sent(_) | TakeError::Incomplete { .. } | TakeError::Silent(_) => {
+                Some("see the server's log, and begin again")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a backup is of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    pub(super) system: SystemId,
+    pub(super) timeline: Timeline,
+    /// It does not begin before.
+    pub(super) wal_from: Lsn,
 }
 
 /// Takes a backup. Dropping the future ends it, within a piece of each reader.
@@ -168,7 +213,8 @@ pub async fn take(
     let archive = Archive::new(repository, survey.system_id, segments);
     let version = survey.version;
 
-    let mut backup = begin(repository, &survey, order).await?;
+    let origin = Origin { system: survey.system_id, timeline: survey.timeline, wal_from: survey.redo };
+    let mut backup = begin(repository, &origin, order).await?;
     let label = format!("pgherd {}", backup.id());
     let start = BaseBackup::begin(session, survey, &label, order.checkpoint, CHECKPOINT);
     let running = while_alive(&mut backup, start).await?;
@@ -190,11 +236,47 @@ pub async fn take(
     let proving = prove(&archive, timeline, (start, finished.stop), order.wal_deadline, primary.as_ref());
     let wal = while_alive(&mut backup, proving).await?;
 
-    let limits = copied.control.limits;
+    let ending = Ending {
+        packs: copied.packs,
+        maps: copied.maps,
+        control: copied.control,
+        vanished: copied.vanished,
+        damaged: copied.damaged,
+        version,
+        began,
+        backup_label: finished.backup_label,
+        tablespace_map: finished.tablespace_map,
+    };
+    conclude(backup, wal, ending, &shared).await
+}
+
+/// What a manifest says beside its WAL.
+pub(super) struct Ending {
+    pub(super) packs: Vec<DurablePacks>,
+    pub(super) maps: DurableMaps,
+    /// As it is in the backup.
+    pub(super) control: ControlFile,
+    pub(super) vanished: u64,
+    pub(super) damaged: Vec<Damaged>,
+    /// As in `server_version_num`.
+    pub(super) version: u32,
+    pub(super) began: Timestamp,
+    pub(super) backup_label: Vec<u8>,
+    pub(super) tablespace_map: Vec<u8>,
+}
+
+/// Commits.
+pub(super) async fn conclude(
+    backup: Backup,
+    wal: ProvenWal,
+    ending: Ending,
+    shared: &Shared,
+) -> Result<Taken, TakeError> {
+    let limits = ending.control.limits;
     let facts = Facts {
-        postgresql_version: version,
-        page_bytes: copied.control.page_bytes,
-        data_checksums: copied.control.data_checksums,
+        postgresql_version: ending.version,
+        page_bytes: ending.control.page_bytes,
+        data_checksums: ending.control.data_checksums,
         settings: Settings {
             max_connections: limits.max_connections,
             max_worker_processes: limits.max_worker_processes,
@@ -202,12 +284,12 @@ pub async fn take(
             max_prepared_transactions: limits.max_prepared_transactions,
             max_locks_per_transaction: limits.max_locks_per_transaction,
         },
-        started: began,
+        started: ending.began,
         stopped: Timestamp::now(),
-        backup_label: Text::new(&finished.backup_label),
-        tablespace_map: Text::new(&finished.tablespace_map),
+        backup_label: Text::new(&ending.backup_label),
+        tablespace_map: Text::new(&ending.tablespace_map),
     };
-    let manifest = backup.commit(copied.packs, copied.maps, wal, facts).await?;
+    let manifest = backup.commit(ending.packs, ending.maps, wal, facts).await?;
     let own = manifest.packs.get(&manifest.id).into_iter().flatten();
     Ok(Taken {
         stored_bytes: own.map(|pack| pack.bytes).sum(),
@@ -215,12 +297,16 @@ pub async fn take(
         read_bytes: shared.done.bytes.load(Ordering::Relaxed),
         kept_bytes: shared.kept_bytes.load(Ordering::Relaxed),
         refreshed_bytes: shared.refreshed_bytes.load(Ordering::Relaxed),
-        vanished: copied.vanished,
-        damaged: copied.damaged,
+        vanished: ending.vanished,
+        damaged: ending.damaged,
     })
 }
 
-async fn begin(repository: &Repository, survey: &Survey, order: &Order) -> Result<Backup, TakeError> {
+pub(super) async fn begin(
+    repository: &Repository,
+    origin: &Origin,
+    order: &Order,
+) -> Result<Backup, TakeError> {
     let mut tried = 0;
     loop {
         tried += 1;
@@ -231,10 +317,10 @@ async fn begin(repository: &Repository, survey: &Survey, order: &Order) -> Resul
             continue;
         }
         let beginning = Beginning {
-            system_identifier: survey.system_id,
+            system_identifier: origin.system,
             parent: order.parent,
-            timeline: survey.timeline,
-            wal_from: survey.redo,
+            timeline: origin.timeline,
+            wal_from: origin.wal_from,
             node: order.node.clone(),
             term: order.term,
             now,
@@ -249,7 +335,7 @@ async fn begin(repository: &Repository, survey: &Survey, order: &Order) -> Resul
 }
 
 /// Does something while the repository is told that somebody lives. A sign that is not written is made up for by the next.
-async fn while_alive<T>(backup: &mut Backup, work: impl Future<Output = T>) -> T {
+pub(super) async fn while_alive<T>(backup: &mut Backup, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     let mut beats = beats();
     loop {
@@ -260,13 +346,13 @@ async fn while_alive<T>(backup: &mut Backup, work: impl Future<Output = T>) -> T
     }
 }
 
-fn beats() -> tokio::time::Interval {
+pub(super) fn beats() -> tokio::time::Interval {
     let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + BEAT, BEAT);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats
 }
 
-async fn beat(backup: &mut Backup) {
+pub(super) async fn beat(backup: &mut Backup) {
     if let Err(error) = backup.beat(Timestamp::now()).await {
         let backup = backup.id();
         tracing::warn!(%backup, %error, "a sign of life of a backup was not written");
@@ -500,7 +586,7 @@ async fn read(
 }
 
 /// Waits until all WAL of the backup is in the archive. An archive that cannot be reached now may be later.
-async fn prove(
+pub(super) async fn prove(
     archive: &Archive,
     timeline: Timeline,
     (start, stop): (Lsn, Lsn),

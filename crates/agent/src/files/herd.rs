@@ -360,8 +360,7 @@ fn read_backup(
             if !reader.has(&at) {
                 let message = "nothing says where the repository is";
                 let mistake = Mistake::new(Kind::MissingKey, table.span.clone(), message);
-                let hint = "repository = \"file:///srv/backups\", or \"s3://bucket/folder\"";
-                reader.mistake(mistake.hint(hint));
+                reader.mistake(mistake.hint(repository::PLACES));
             }
             None
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgherd_agent::files::agent::AgentFile;
 use pgherd_agent::files::herd;
 use pgherd_core::retention::{Policy, Retention, Tiers, Unit};
-use pgherd_core::spec::backup::{Location, SecretFile};
+use pgherd_core::spec::backup::{AzureKeyFile, Location, SecretFile};
 use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
@@ -244,6 +244,24 @@ fn backup() -> impl Strategy<Value = BackupSpec> {
         Just(Location::Directory("/srv/back ups".into())),
         Just(s3(None)),
         Just(s3(Some("http://127.0.0.1:9000"))),
+        Just(Location::Gcs {
+            url: "gs://bucket/shop".to_owned(),
+            endpoint: None,
+            allow_http: false,
+            service_account_file: Some("/etc/account.json".into()),
+        }),
+        prop_oneof![
+            Just(None),
+            Just(Some(AzureKeyFile::AccountKey("/etc/account.key".into()))),
+            Just(Some(AzureKeyFile::SasToken("/etc/account.sas".into()))),
+        ]
+        .prop_map(|key| Location::Azure {
+            url: "azure://container".to_owned(),
+            account: "shop".to_owned(),
+            endpoint: Some("http://127.0.0.1:10000/shop".to_owned()),
+            allow_http: true,
+            key,
+        }),
     ];
     let secret = prop::option::of(prop_oneof![
         Just(SecretFile::Passphrase("/etc/pass".into())),

@@ -38,8 +38,9 @@ pub(crate) struct BackupArgs {
 enum Action {
     /// Make an empty repository where there is none
     ///
-    /// The file says where: repository = "file:///directory", which must be there, or "s3://bucket/folder" with region, endpoint,
-    /// allow_http, access_key_file and secret_key_file. passphrase_file or key_file encrypts it; without them nothing of it can be
+    /// The file says where: repository = "file:///directory", which must be there, "s3://bucket/folder" with region, endpoint,
+    /// allow_http, access_key_file and secret_key_file, "gs://bucket/folder" with service_account_file, or
+    /// "azure://container/folder" with account and account_key_file or sas_token_file. passphrase_file or key_file encrypts it; without them nothing of it can be
     /// read again. Whether the store keeps its promises is tried out first.
     Init {
         /// File that says where the repository is and what opens it

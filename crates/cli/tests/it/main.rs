@@ -21,5 +21,6 @@ mod s3;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;
 mod stories;
+mod streamed;
 mod tables;
 mod wal;

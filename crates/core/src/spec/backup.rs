@@ -22,6 +22,10 @@ pub const LONGEST_ARCHIVE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Before the path of a directory.
 pub const FILE: &str = "file://";
 pub const S3: &str = "s3://";
+/// Google Cloud Storage.
+pub const GCS: &str = "gs://";
+/// Azure Blob Storage.
+pub const AZURE: &str = "azure://";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +121,38 @@ pub enum Location {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         secret_key_file: Option<PathBuf>,
     },
+    Gcs {
+        /// `gs://bucket/folder`.
+        url: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
+        #[serde(default)]
+        allow_http: bool,
+        /// The key of a service account in JSON; without it the machine's own role is used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service_account_file: Option<PathBuf>,
+    },
+    Azure {
+        /// `azure://container/folder`.
+        url: String,
+        /// The storage account of the container.
+        account: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
+        #[serde(default)]
+        allow_http: bool,
+        /// Without one the machine's own role is used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<AzureKeyFile>,
+    },
+}
+
+/// What a storage account of Azure lets in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AzureKeyFile {
+    AccountKey(PathBuf),
+    SasToken(PathBuf),
 }
 
 /// How a keeper is reached, and as whom.
@@ -137,6 +173,12 @@ impl fmt::Display for Location {
             Location::Kept { keeper, path, .. } => write!(f, "{FILE}{} on {keeper}", path.display()),
             Location::S3 { url, endpoint: Some(endpoint), .. } => write!(f, "{url} at {endpoint}"),
             Location::S3 { url, .. } => f.write_str(url),
+            Location::Gcs { url, endpoint: Some(endpoint), .. } => write!(f, "{url} at {endpoint}"),
+            Location::Gcs { url, .. } => f.write_str(url),
+            Location::Azure { url, account, endpoint: Some(endpoint), .. } => {
+                write!(f, "{url} of {account} at {endpoint}")
+            }
+            Location::Azure { url, account, .. } => write!(f, "{url} of {account}"),
         }
     }
 }
@@ -147,4 +189,29 @@ impl fmt::Display for Location {
 pub enum SecretFile {
     Passphrase(PathBuf),
     Key(PathBuf),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_stored_as_they_were_and_say_which_one_they_are() {
+        for (stored, shown) in [
+            (r#"{"directory":"/srv/backups"}"#, "file:///srv/backups"),
+            (r#"{"s3":{"url":"s3://b/f","region":"eu","allow_http":false}}"#, "s3://b/f"),
+            (
+                r#"{"gcs":{"url":"gs://b/f","endpoint":"https://g","allow_http":false,"service_account_file":"/a"}}"#,
+                "gs://b/f at https://g",
+            ),
+            (
+                r#"{"azure":{"url":"azure://c/f","account":"shop","allow_http":false,"key":{"sas_token":"/t"}}}"#,
+                "azure://c/f of shop",
+            ),
+        ] {
+            let location: Location = serde_json::from_str(stored).unwrap();
+            assert_eq!(location.to_string(), shown);
+            assert_eq!(serde_json::to_string(&location).unwrap(), stored);
+        }
+    }
 }

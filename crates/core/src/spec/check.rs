@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::backup::{self, Location, RepositorySpec, SecretFile};
+use super::backup::{self, AzureKeyFile, Location, RepositorySpec, SecretFile};
 use super::hba::{HbaError, HbaLine, HbaWrong};
 use super::ident::{IdentLine, MappedRole};
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, ParameterError};
@@ -401,7 +401,7 @@ impl Doubt {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Doubt::DirectoryOnEachHost { .. } => {
-                "keeper = NAME puts it on the disk of a [[witness]]; or mount it from one place, or use an s3:// repository: a host that finds another directory there archives nothing"
+                "keeper = NAME puts it on the disk of a [[witness]]; or mount it from one place, or use an s3://, gs:// or azure:// repository: a host that finds another directory there archives nothing"
             }
             Doubt::NothingGoes => "retention = \"RECOVERY WINDOW OF 7 DAYS\", or \"REDUNDANCY 3\"",
             Doubt::ServersUnverified { .. } => {
@@ -825,9 +825,19 @@ impl ClusterSpec {
 /// The files that a repository needs on each host, by their keys.
 fn files_of(repository: &RepositorySpec) -> Vec<(&'static str, &Path)> {
     let mut files = Vec::new();
-    if let Location::S3 { access_key_file, secret_key_file, .. } = &repository.location {
-        files.extend(access_key_file.as_deref().map(|path| ("access_key_file", path)));
-        files.extend(secret_key_file.as_deref().map(|path| ("secret_key_file", path)));
+    match &repository.location {
+        Location::S3 { access_key_file, secret_key_file, .. } => {
+            files.extend(access_key_file.as_deref().map(|path| ("access_key_file", path)));
+            files.extend(secret_key_file.as_deref().map(|path| ("secret_key_file", path)));
+        }
+        Location::Gcs { service_account_file, .. } => {
+            files.extend(service_account_file.as_deref().map(|path| ("service_account_file", path)));
+        }
+        Location::Azure { key, .. } => files.extend(key.as_ref().map(|key| match key {
+            AzureKeyFile::AccountKey(path) => ("account_key_file", path.as_path()),
+            AzureKeyFile::SasToken(path) => ("sas_token_file", path.as_path()),
+        })),
+        Location::Directory(_) | Location::Kept { .. } => {}
     }
     match &repository.secret {
         Some(SecretFile::Passphrase(path)) => files.push(("passphrase_file", path)),
@@ -916,6 +926,40 @@ mod tests {
         );
         let directory = |doubt: &Doubt| matches!(doubt, Doubt::DirectoryOnEachHost { .. });
         assert!(!spec.doubts().iter().any(|told| directory(&told.doubt)), "one disk is one place");
+    }
+
+    #[test]
+    fn files_of_keys_are_the_same_ones_wherever_an_agent_is_started() {
+        let in_cloud = |location: Location| {
+            move |spec: &mut HerdSpec| {
+                spec.clusters[0].backup = Some(BackupSpec::new(RepositorySpec { location, secret: None }));
+            }
+        };
+        let gcs = |file: &str| Location::Gcs {
+            url: "gs://bucket/shop".to_owned(),
+            endpoint: None,
+            allow_http: false,
+            service_account_file: Some(file.into()),
+        };
+        let azure = |key| Location::Azure {
+            url: "azure://container/shop".to_owned(),
+            account: "shop".to_owned(),
+            endpoint: None,
+            allow_http: false,
+            key: Some(key),
+        };
+        assert_eq!(errors(in_cloud(gcs("/etc/pgherd/account.json"))), Vec::<String>::new());
+        assert_eq!(
+            errors(in_cloud(azure(AzureKeyFile::SasToken("/etc/pgherd/sas".into())))),
+            Vec::<String>::new()
+        );
+        one(in_cloud(gcs("account.json")), "cluster[0].backup.service_account_file: ");
+        one(in_cloud(azure(AzureKeyFile::AccountKey("key".into()))), "cluster[0].backup.account_key_file: ");
+        one(in_cloud(azure(AzureKeyFile::SasToken("sas".into()))), "cluster[0].backup.sas_token_file: ");
+        let mut spec = example();
+        in_cloud(gcs("/etc/pgherd/account.json"))(&mut spec);
+        let directory = |doubt: &Doubt| matches!(doubt, Doubt::DirectoryOnEachHost { .. });
+        assert!(!spec.doubts().iter().any(|told| directory(&told.doubt)), "a bucket is one place");
     }
 
     #[test]

@@ -34,6 +34,17 @@ fn commands_are_what_the_grammar_takes() {
             Command::StartReplication { slot: None, start: 0, timeline: 1 },
             "START_REPLICATION PHYSICAL 0/0 TIMELINE 1",
         ),
+        (Command::Show("block_size"), "SHOW block_size"),
+        (
+            Command::BaseBackup { label: "it's", fast: true, is_15: true },
+            "BASE_BACKUP (LABEL 'it''s', CHECKPOINT 'fast', PROGRESS, WAIT false, TABLESPACE_MAP, VERIFY_CHECKSUMS false, \
+             MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C')",
+        ),
+        (
+            Command::BaseBackup { label: "a", fast: true, is_15: false },
+            "BASE_BACKUP LABEL 'a' PROGRESS FAST NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS MANIFEST 'yes' \
+             MANIFEST_CHECKSUMS 'CRC32C'",
+        ),
     ] {
         assert_eq!(command.to_string(), text);
     }
@@ -62,6 +73,29 @@ fn answers_are_read_as_postgresql_gives_them() {
     assert_eq!(SlotPosition::read(&values(&row(&[None, None, None]))), Ok(None));
     let next = row(&[Some("4"), Some("0/5000000")]);
     assert_eq!(Next::read(&values(&next)), Ok(Next { timeline: 4, from: 0x500_0000 }));
+}
+
+#[test]
+fn a_base_backup_says_where_it_begins_what_it_has_and_what_each_piece_is() {
+    let edge = row(&[Some("0/2000028"), Some("3")]);
+    assert_eq!(BackupEdge::read(&values(&edge)), Ok(BackupEdge { at: 0x200_0028, timeline: 3 }));
+    let tablespace = row(&[Some("16384"), Some("/srv/fast"), Some("12")]);
+    let expected = BackedUp { tablespace: Some((16384, b"/srv/fast".to_vec())), kib: 12 };
+    assert_eq!(BackedUp::read(&values(&tablespace)), Ok(expected));
+    let base = row(&[None, None, Some("24000")]);
+    assert_eq!(BackedUp::read(&values(&base)), Ok(BackedUp { tablespace: None, kib: 24000 }));
+    for wrong in [[Some("x"), Some("/srv"), Some("1")], [None, Some("/srv"), Some("1")], [None, None, None]] {
+        assert!(BackedUp::read(&values(&row(&wrong))).is_err(), "{wrong:?}");
+    }
+    for (body, piece) in [
+        (&b"nbase.tar\0\0"[..], BackupPiece::Archive { name: b"base.tar" }),
+        (b"m", BackupPiece::Manifest),
+        (b"dabc", BackupPiece::Content(b"abc")),
+        (b"p\0\0\0\0\0\0\0\x01", BackupPiece::Progress),
+    ] {
+        assert_eq!(BackupPiece::parse(body), Ok(piece));
+    }
+    assert!(BackupPiece::parse(b"x").is_err() && BackupPiece::parse(b"").is_err());
 }
 
 #[test]

@@ -235,17 +235,22 @@ impl Listing {
     }
 
     fn content(&self, path: &[u8]) -> Content {
-        if path == CONTROL {
-            return Content::Control;
+        content_of(path, self.rules.as_ref().map(|rules| rules.file_pages))
+    }
+}
+
+/// How the file at `path` is read; `file_pages` is that of the cluster, if relations are to be known.
+pub(super) fn content_of(path: &[u8], file_pages: Option<u32>) -> Content {
+    if path == CONTROL {
+        return Content::Control;
+    }
+    let Some(file_pages) = file_pages else { return Content::Other };
+    let (folder, name) = parts(path);
+    match RelationFile::parse(name).filter(|_| holds_relations(folder)) {
+        Some(file) => {
+            Content::Pages { first_block: file.segment.saturating_mul(u64::from(file_pages)) as u32 }
         }
-        let Some(rules) = &self.rules else { return Content::Other };
-        let (folder, name) = parts(path);
-        match RelationFile::parse(name).filter(|_| holds_relations(folder)) {
-            Some(file) => Content::Pages {
-                first_block: file.segment.saturating_mul(u64::from(rules.file_pages)) as u32,
-            },
-            None => Content::Other,
-        }
+        None => Content::Other,
     }
 }
 

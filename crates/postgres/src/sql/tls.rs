@@ -37,6 +37,15 @@ impl TlsIdentity {
         blocking("reading certificates", std::time::Duration::from_secs(10), move || build(&files)).await
     }
 
+    /// Whom a file of authorities signs is believed, and nobody is shown a certificate.
+    pub async fn of_authorities(file: &std::path::Path) -> Result<TlsIdentity, TlsError> {
+        let file = file.to_owned();
+        blocking("reading certificates", std::time::Duration::from_secs(10), move || {
+            Ok(TlsIdentity(Arc::new(believing(&file)?.with_no_client_auth())))
+        })
+        .await
+    }
+
     pub(crate) fn tls(&self) -> TlsConnector {
         TlsConnector::from(Arc::clone(&self.0))
     }
@@ -46,35 +55,45 @@ impl TlsIdentity {
     }
 }
 
-fn build(files: &TlsFiles) -> Result<TlsIdentity, TlsError> {
-    let unusable =
-        |file: &std::path::Path, what: String| TlsError::Unusable { file: file.display().to_string(), what };
-    let read = |file: &std::path::Path| {
-        durable::read(file)?.ok_or_else(|| Error::Io {
-            doing: "read",
-            path: file.to_owned(),
-            source: io::ErrorKind::NotFound.into(),
-        })
-    };
-    let certificates = |file: &std::path::Path| {
-        let pem = read(file)?;
-        let found: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        found.map_err(|error| unusable(file, error.to_string()))
-    };
+fn unusable(file: &std::path::Path, what: String) -> TlsError {
+    TlsError::Unusable { file: file.display().to_string(), what }
+}
+
+fn read(file: &std::path::Path) -> Result<Vec<u8>> {
+    durable::read(file)?.ok_or_else(|| Error::Io {
+        doing: "read",
+        path: file.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })
+}
+
+fn certificates(file: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(file)?;
+    let found: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    found.map_err(|error| unusable(file, error.to_string()))
+}
+
+type Believing = rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert>;
+
+fn believing(authorities: &std::path::Path) -> Result<Believing, TlsError> {
     let mut roots = rustls::RootCertStore::empty();
-    for root in certificates(&files.ca)? {
-        roots.add(root).map_err(|error| unusable(&files.ca, error.to_string()))?;
+    for root in certificates(authorities)? {
+        roots.add(root).map_err(|error| unusable(authorities, error.to_string()))?;
     }
-    let chain = certificates(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
-        .map_err(|error| unusable(&files.key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(&files.ca, error.to_string()))?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)
-        .map_err(|error| unusable(&files.cert, error.to_string()))?;
+        .map_err(|error| unusable(authorities, error.to_string()))?;
+    Ok(config.with_root_certificates(roots))
+}
+
+fn build(files: &TlsFiles) -> Result<TlsIdentity, TlsError> {
+    let config = believing(&files.ca)?;
+    let chain = certificates(&files.cert)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?)
+        .map_err(|error| unusable(&files.key, error.to_string()))?;
+    let config =
+        config.with_client_auth_cert(chain, key).map_err(|error| unusable(&files.cert, error.to_string()))?;
     Ok(TlsIdentity(Arc::new(config)))
 }
 

@@ -367,7 +367,7 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// The keys of a repository come from its own file.
-static BACKUP_KEYS: [Key; 20] = {
+static BACKUP_KEYS: [Key; 24] = {
     let [
         repository,
         keeper,
@@ -376,6 +376,10 @@ static BACKUP_KEYS: [Key; 20] = {
         allow_http,
         access_key_file,
         secret_key_file,
+        service_account_file,
+        account,
+        account_key_file,
+        sas_token_file,
         passphrase_file,
         key_file,
     ] = repository::KEYS;
@@ -388,6 +392,10 @@ static BACKUP_KEYS: [Key; 20] = {
         allow_http,
         access_key_file,
         secret_key_file,
+        service_account_file,
+        account,
+        account_key_file,
+        sas_token_file,
         passphrase_file,
         key_file,
         key(

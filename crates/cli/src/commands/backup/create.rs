@@ -1,4 +1,4 @@
-//! `pgherd backup create`: a base backup of a server on this host.
+//! `pgherd backup create`: a base backup of a server on this host, or of one that sends its files.
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use pgherd_agent::backups::Progress;
-use pgherd_agent::backups::create::{self, CreateError, Order};
+use pgherd_agent::backups::create::{self, CreateError, Order, Server};
+use pgherd_agent::foreign_server::ForeignServer;
 use pgherd_agent::named_server::NamedServer;
 use pgherd_api::backup::{BackupMode, Created};
 use tokio::sync::watch;
@@ -23,17 +24,26 @@ const NO_NAME: &str = "server";
 /// Take a base backup now
 ///
 /// Of the herd, by the agent that it chooses; or with --repository and --data-dir of any server that runs on this host,
-/// a primary or a standby, while everything goes on. It is built upon the newest backup: what has not changed is not stored again, and each
+/// a primary or a standby, while everything goes on; or with --from-server of one on another host, which sends all of its files over its
+/// replication protocol, from one process to one. It is built upon the newest backup: what has not changed is not stored again, and each
 /// one is complete by itself and can be deleted alone. It is a backup only when all WAL of it is in the repository, which has to come
 /// there by archive_command = 'pgherd wal push --repository FILE %p', or by a stream.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("server").args(["data_dir", "from_server"]))]
 pub(super) struct CreateArgs {
     /// File that says where the repository is and what opens it
-    #[arg(long, value_name = "FILE", requires = "data_dir")]
+    #[arg(long, value_name = "FILE", requires = "server")]
     repository: Option<PathBuf>,
     /// Data directory of the server
     #[arg(long, value_name = "DIR", requires = "repository")]
     data_dir: Option<PathBuf>,
+    /// A server that sends its files, such as 'host=db1 user=backup sslrootcert=FILE': also port, and sslmode=disable for no TLS. The role
+    /// needs REPLICATION; $PGPASSWORD is used if the server asks for a password
+    #[arg(long, value_name = "CONNECTION", requires = "repository", conflicts_with_all = ["user", "jobs"])]
+    from_server: Option<String>,
+    /// Where lists of its files are held meanwhile
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", requires = "from_server")]
+    scratch_dir: PathBuf,
     /// Directory of its socket, or an address of this host [default: what its postmaster.pid says]
     #[arg(long, value_name = "HOST", requires = "data_dir")]
     host: Option<String>,
@@ -44,19 +54,19 @@ pub(super) struct CreateArgs {
     #[arg(long, value_name = "ROLE", default_value = "postgres")]
     user: String,
     /// What the backup remembers as its origin: a lower-case letter, then letters, digits and _ [default: this host's name]
-    #[arg(long, value_name = "NAME", requires = "data_dir")]
+    #[arg(long, value_name = "NAME", requires = "server")]
     name: Option<String>,
     /// Store everything, whatever earlier backups have
-    #[arg(long, requires = "data_dir")]
+    #[arg(long, requires = "server")]
     full: bool,
     /// Begin at once with a checkpoint as fast as the disk can, instead of one that is spread over minutes
-    #[arg(long, requires = "data_dir")]
+    #[arg(long, requires = "server")]
     fast: bool,
     /// Files that are read beside each other
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
     /// Limit of all of them together, in MiB a second
-    #[arg(long, value_name = "MIB", requires = "data_dir")]
+    #[arg(long, value_name = "MIB", requires = "server")]
     max_rate: Option<NonZeroU64>,
     /// How long WAL of the backup may take to come into the repository after the copy
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
@@ -64,18 +74,28 @@ pub(super) struct CreateArgs {
 }
 
 pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure> {
-    let (Some(repository), Some(data_dir)) = (args.repository, args.data_dir) else {
-        return super::herd::create(global).await;
-    };
-    let order = Order {
-        repository,
-        server: NamedServer {
+    let Some(repository) = args.repository else { return super::herd::create(global).await };
+    let server = match (args.data_dir, args.from_server) {
+        (Some(data_dir), _) => Server::Here(NamedServer {
             data_dir,
             host: args.host,
             port: args.port,
             role: args.user,
             password: password_from_environment(),
-        },
+        }),
+        (None, Some(text)) => {
+            let parsed = ForeignServer::parse(&text, password_from_environment());
+            let server = parsed.map_err(|error| {
+                let hint = error.hint();
+                Failure::usage(format!("--from-server: {error}")).hint(hint)
+            })?;
+            Server::Sends { server, scratch_dir: args.scratch_dir }
+        }
+        (None, None) => return super::herd::create(global).await,
+    };
+    let order = Order {
+        repository,
+        server,
         node: args.name.unwrap_or_else(host_name),
         full: args.full,
         checkpoint_fast: args.fast,
