@@ -17,7 +17,7 @@
 //! Files come in the order of the other server's directories. What of the parent is asked for, what has come and what the maps wait for
 //! therefore lies in files without a name, so that memory does not grow with the number of files.
 //!
-//! Leaves out: archiving WAL. Hazard: as [`take`](super::take) has it, whose beginning and end these are; and a stream that was cut off
+//! Leaves out: archiving WAL. Hazard: as [`mod@take`] has it, whose beginning and end these are; and a stream that was cut off
 //! must not be taken for a small server, which the server's own end of it and its manifest say.
 
 use std::path::{Path, PathBuf};
