@@ -633,16 +633,19 @@ impl Reader {
         }
         // `SET x TO DEFAULT` and `SET x = DEFAULT`.
         let mut ahead = rest.clone();
-        if matches!(ahead.next(), Some(Token::Symbol(b'.'))) {
+        let mut behind = ahead.next();
+        // An application may name its own in as many parts as it likes.
+        while matches!(behind, Some(Token::Symbol(b'.'))) {
             let mut next = |name: &mut Vec<u8>| match ahead.next() {
                 Some(Token::Word(word)) => *name = word.to_ascii_lowercase(),
                 Some(Token::Quoted(quoted)) => *name = unquoted(quoted, b'"').to_ascii_lowercase(),
                 _ => {}
             };
+            second.clear();
             next(&mut second);
             name.push(b'.');
             name.extend_from_slice(&second);
-            ahead.next();
+            behind = ahead.next();
         }
         if ahead.next().is_some_and(|value| value.is_word(b"default")) {
             self.effects.changed.reset = true;

@@ -53,6 +53,7 @@ fn settings_are_known_by_their_names() {
         ("set session Work_Mem = 5", &["work_mem"]),
         (" /* c */ SET app.tenant = '7'", &["app.tenant"]),
         ("SET \"App\".\"Tenant\" = '7'", &["app.tenant"]),
+        ("SET app.of.Tenant = 7; SET a.b.\"C\".d TO 1", &["a.b.c.d", "app.of.tenant"]),
         ("SET TIME ZONE 'UTC'", &["timezone"]),
         ("SET NAMES 'latin1'", &["client_encoding"]),
         ("SET SCHEMA 'x'", &["search_path"]),
@@ -75,7 +76,9 @@ fn settings_are_known_by_their_names() {
     ] {
         assert_eq!(changed(text), names, "{text}");
     }
-    for text in ["RESET work_mem", "reset all", "SET work_mem TO DEFAULT", "SET a.b = default"] {
+    for text in
+        ["RESET work_mem", "reset all", "SET work_mem TO DEFAULT", "SET a.b = default", "SET a.b.c = default"]
+    {
         assert!(of(text).changed.reset, "{text}");
     }
     for text in ["SELECT set_config($1, $2, false)", "SELECT set_config('a.' || x, 'y', false) FROM t"] {

@@ -40,6 +40,16 @@ struct Difference {
 
 const DIFFERENCES: &[Difference] = &[
     Difference {
+        test: "guc",
+        lines: &[
+            "> ERROR:  invalid configuration parameter name \"plpgsql.extra_foo_warnings\"",
+            "> DETAIL:  \"plpgsql\" is a reserved prefix.",
+            "< WARNING:  invalid configuration parameter name \"plpgsql.extra_foo_warnings\", removing it",
+            "< DETAIL:  \"plpgsql\" is now a reserved prefix.",
+        ],
+        why: "the library plpgsql is loaded already where another session has used it",
+    },
+    Difference {
         test: "stats",
         lines: &["<  t", ">  f"],
         why: "a session that is given a server that was there before is no new session of the database",
