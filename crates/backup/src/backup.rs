@@ -23,7 +23,7 @@ use crate::document::{self, ReadError, WriteError};
 use crate::format::Repository;
 use crate::hash::to_hex;
 use crate::intent::{Heartbeat, Intent};
-use crate::manifest::{self, Facts, Manifest, Outcome};
+use crate::manifest::{self, Changes, Facts, Manifest, Outcome};
 use crate::map::{DurableMaps, MapWriter};
 use crate::name::{BackupId, Place};
 use crate::pack::{DurablePacks, PackEntry, PackId, PackWriter};
@@ -86,6 +86,7 @@ pub struct Backup {
     parent: Option<Manifest>,
     packs: Arc<AtomicU32>,
     beats: u32,
+    changes: Option<Changes>,
 }
 
 impl Backup {
@@ -124,7 +125,7 @@ impl Backup {
             Some(parent) => Some(Backup::pin(repository, place, parent).await?),
         };
         let packs = Arc::default();
-        Ok(Backup { repository: repository.clone(), place, intent, parent, packs, beats: 0 })
+        Ok(Backup { repository: repository.clone(), place, intent, parent, packs, beats: 0, changes: None })
     }
 
     async fn pin(repository: &Repository, place: Place, parent: BackupId) -> Result<Manifest, BeginError> {
@@ -147,6 +148,11 @@ impl Backup {
     /// The backup whose packs this one may refer to.
     pub fn parent(&self) -> Option<&Manifest> {
         self.parent.as_ref()
+    }
+
+    /// How it was found what has changed since the parent, for the manifest.
+    pub fn tell_changes(&mut self, changes: Changes) {
+        self.changes = Some(changes);
     }
 
     /// For contents; several can write beside each other.
@@ -205,6 +211,7 @@ impl Backup {
             bytes: maps.bytes,
             packs: self.referenced(packs, &maps)?,
             maps: maps.maps,
+            changes: self.changes.clone(),
         };
         let name = self.place.backup(id);
         let written =

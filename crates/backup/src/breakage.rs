@@ -20,6 +20,8 @@ pub(crate) enum Broken {
     FeedbackBeforeFsync,
     /// A sweep goes on when objects that must be there are not listed.
     ListingBelieved,
+    /// What records of one resource manager change is passed over.
+    KindIgnored { manager: u8 },
 }
 
 #[cfg(not(test))]

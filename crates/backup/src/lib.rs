@@ -24,6 +24,7 @@
 //! | [`pack`], [`map`], [`manifest`] | contents of files, the list of files, the commit point |
 //! | [`intent`], [`backup`] | taking a backup |
 //! | [`wal`] | the archive, its records, and the recovery window |
+//! | [`changed`] | which pages WAL has changed since a backup |
 //! | [`receive`] | what becomes of a stream of WAL |
 //! | [`recovery`] | from what is wanted back to what has to be restored |
 //! | [`keep`], [`tombstone`], [`collect`] | keeping and deleting |
@@ -36,6 +37,7 @@
 
 pub mod backup;
 mod breakage;
+pub mod changed;
 pub mod collect;
 mod container;
 pub mod document;

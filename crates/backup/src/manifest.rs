@@ -85,6 +85,35 @@ pub struct Facts {
     pub tablespace_map: Text,
 }
 
+/// How it was found what has changed since the parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FoundBy {
+    /// By WAL: pages that it does not name were not read.
+    Wal,
+    /// Everything was read, and compared with the parent's change hashes.
+    Comparison,
+    /// Everything was read and compared, and then held against WAL.
+    Both,
+}
+
+/// What an incremental backup says of how it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Changes {
+    pub found_by: FoundBy,
+    /// Why it was not by WAL, where that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Of the server's files, and of WAL.
+    pub read_bytes: u64,
+    pub wal_bytes: u64,
+    /// Backups that were made by WAL since everything was read last, with this one.
+    pub unchecked: u32,
+    /// Pages that have changed without a word in WAL: it cannot be relied upon then.
+    pub unexplained: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -107,6 +136,9 @@ pub struct Manifest {
     pub maps: Vec<MapEntry>,
     /// Every pack that the maps refer to, by the backup that wrote it.
     pub packs: BTreeMap<BackupId, Vec<PackEntry>>,
+    /// None of a full backup, and of one by a version that compared always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
 }
 
 impl Document for Manifest {

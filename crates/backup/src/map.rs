@@ -42,6 +42,16 @@ const TARGET_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change(pub [u8; 8]);
 
+impl Change {
+    /// Of 32 KiB of which only a part was read. It equals no other one, so that they are compared and fetched as changed.
+    pub const UNKNOWN: Change = Change([0; 8]);
+
+    /// Whether the two are surely of one content.
+    pub fn is_same(self, other: Change) -> bool {
+        self == other && self != Change::UNKNOWN
+    }
+}
+
 /// What stands at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -129,12 +139,15 @@ pub(crate) struct Changes {
     key: [u8; 32],
     group: blake3::Hasher,
     in_group: usize,
+    /// Whether a part of the group was not read.
+    has_unread: bool,
     done: Vec<Change>,
 }
 
 impl Changes {
     pub(crate) fn new(key: [u8; 32]) -> Changes {
-        Changes { key, group: blake3::Hasher::new_keyed(&key), in_group: 0, done: Vec::new() }
+        let (group, done) = (blake3::Hasher::new_keyed(&key), Vec::new());
+        Changes { key, group, in_group: 0, has_unread: false, done }
     }
 
     pub(crate) fn update(&mut self, mut bytes: &[u8]) {
@@ -158,13 +171,26 @@ impl Changes {
         fits
     }
 
+    /// Passes over bytes that were not read; the groups that they are in have no hash.
+    pub(crate) fn skip(&mut self, mut bytes: u64) {
+        while bytes > 0 {
+            let now = bytes.min((GROUP_BYTES - self.in_group) as u64);
+            self.has_unread = true;
+            self.in_group += now as usize;
+            bytes -= now;
+            if self.in_group == GROUP_BYTES {
+                self.close();
+            }
+        }
+    }
+
     fn close(&mut self) {
         let hash = self.group.finalize();
         let mut change = [0; 8];
         change.copy_from_slice(&hash.as_bytes()[..8]);
-        self.done.push(Change(change));
+        self.done.push(if self.has_unread { Change::UNKNOWN } else { Change(change) });
         self.group = blake3::Hasher::new_keyed(&self.key);
-        self.in_group = 0;
+        (self.in_group, self.has_unread) = (0, false);
     }
 
     pub(crate) fn finish(mut self) -> Vec<Change> {

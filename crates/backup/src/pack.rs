@@ -39,11 +39,16 @@ pub const TARGET_BYTES: usize = 48 * 1024 * 1024;
 const TARGET_FRAMES: usize = 32_768;
 /// Files below this share frames.
 const SMALL_BYTES: usize = 128 * 1024;
+/// In an incremental backup parts of a file below half of this share frames of so many bytes: alone they would compress badly, and a restore
+/// of one page reads all of its frame.
+const SCATTERED_BYTES: usize = 128 * 1024;
 /// Tables of packs that a reader keeps. One is some 50 kB; a restore reads packs in their order.
 const KEPT_TABLES: usize = 64;
-/// Frames that a reader keeps, of 1 MiB each at most. Neighbouring small files share frames, and as many writers as took
-/// the backup have filled them in turn.
-const KEPT_FRAMES: usize = 8;
+/// Frames that a reader keeps. Neighbouring small files share frames, and as many writers as took the backup have filled them in turn; the
+/// pages of a large file can lie scattered over the frames of a month's backups.
+const KEPT_FRAMES: usize = 128;
+/// Bytes of them, together.
+const KEPT_BYTES: usize = 24 * 1024 * 1024;
 
 /// A pack of some backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,6 +137,8 @@ pub enum Kept<'a> {
     Read(&'a [u8], &'a [Change]),
     /// They were not read; these are the parent's hashes, of whole groups.
     Unread(&'a [Change]),
+    /// They were not read, and what lies beside them in their group was changed.
+    Unknown,
 }
 
 impl PackWriter {
@@ -169,6 +176,7 @@ impl PackWriter {
             size: 0,
             content: Hashing::default(),
             unread: false,
+            has_kept: false,
             runs: Vec::new(),
             changes,
         }
@@ -206,9 +214,9 @@ impl PackWriter {
         Ok(Run { pages: pages_of(content.len() as u64) as u32, pack: id, frame, at: 0 })
     }
 
-    /// A place in a frame with others.
-    async fn share(&mut self, content: &[u8]) -> Result<Run, WriteError> {
-        if self.open()?.shared.len() + content.len() > MAX_FRAME_BYTES {
+    /// A place in a frame with others, if that has no more than `most` bytes then.
+    async fn share(&mut self, content: &[u8], most: usize) -> Result<Run, WriteError> {
+        if self.open()?.shared.len() + content.len() > most {
             self.open()?.flush()?;
             self.close_if_full().await?;
         }
@@ -260,6 +268,7 @@ pub struct FileWriter<'w> {
     size: u64,
     content: Hashing,
     unread: bool,
+    has_kept: bool,
     runs: Vec<Run>,
     changes: Changes,
 }
@@ -309,11 +318,39 @@ impl FileWriter<'_> {
                 self.content.update(content);
             }
             Kept::Unread(changes) if self.changes.keep(changes, bytes) => self.unread = true,
+            Kept::Unknown => {
+                self.changes.skip(bytes);
+                self.unread = true;
+            }
             _ => return refuse(self, "what is known of pages that are kept does not fit their number"),
         }
-        self.flush().await?;
+        self.has_kept = true;
+        self.set_down().await?;
         self.size += bytes;
-        self.runs.extend_from_slice(runs);
+        for run in runs {
+            match self.runs.last_mut() {
+                // What lies one behind the other in a frame is one run, however it was cut before.
+                Some(last)
+                    if (last.pack, last.frame) == (run.pack, run.frame)
+                        && u64::from(last.at) + u64::from(last.pages) * PAGE_BYTES as u64
+                            == u64::from(run.at) =>
+                {
+                    last.pages += run.pages;
+                }
+                _ => self.runs.push(*run),
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written up to here, before or behind pages that are kept.
+    async fn set_down(&mut self) -> Result<(), WriteError> {
+        if self.buffer.is_empty() || self.buffer.len() > SCATTERED_BYTES / 2 {
+            return self.flush().await;
+        }
+        let run = self.packs.share(&self.buffer, SCATTERED_BYTES).await?;
+        self.buffer.clear();
+        self.runs.push(run);
         Ok(())
     }
 
@@ -329,11 +366,14 @@ impl FileWriter<'_> {
 
     pub async fn finish(mut self) -> Result<Placed, WriteError> {
         if self.runs.is_empty() && !self.buffer.is_empty() && self.buffer.len() < SMALL_BYTES {
-            let run = self.packs.share(&self.buffer).await?;
+            let run = self.packs.share(&self.buffer, MAX_FRAME_BYTES).await?;
             self.runs.push(run);
             self.buffer.clear();
         }
-        self.flush().await?;
+        match self.has_kept {
+            true => self.set_down().await?,
+            false => self.flush().await?,
+        }
         let hash = (!self.unread).then(|| self.content.finish());
         Ok(Placed { size: self.size, hash, runs: self.runs, changes: self.changes.finish() })
     }
@@ -420,6 +460,11 @@ impl PackReader {
             }
         };
         self.frames.truncate(KEPT_FRAMES - 1);
+        let mut kept_bytes: usize = self.frames.iter().map(|(_, _, content)| content.len()).sum();
+        while kept_bytes + content.len() > KEPT_BYTES {
+            let Some((_, _, oldest)) = self.frames.pop_back() else { break };
+            kept_bytes -= oldest.len();
+        }
         self.frames.push_front((pack, frame, content.clone()));
         Ok(content)
     }

@@ -24,7 +24,7 @@ use crate::frame::{FrameReader, MAX_FRAME_BYTES};
 use crate::hash::Hash;
 use crate::name::{Kind as Names, Name, Place};
 use crate::receive::Object;
-use crate::store::{Failure, Listed, MAX_OBJECT_BYTES, MAX_PAGE, Put, StoreError};
+use crate::store::{Failure, Listed, MAX_OBJECT_BYTES, MAX_PAGE, Put, Store, StoreError};
 
 mod history;
 mod piece;
@@ -188,6 +188,16 @@ impl Archive {
 
     pub fn segments(&self) -> Segments {
         self.segments
+    }
+
+    /// For somebody who has a thread of his own; see [`Store::on_own_thread`].
+    #[must_use]
+    pub fn on_own_thread(&self) -> Archive {
+        Archive { repository: self.repository.on_own_thread(), ..self.clone() }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.repository.store()
     }
 
     /// What a receiver wants to be put. Compressing and encrypting a segment takes a processor for a tenth of a second, so that

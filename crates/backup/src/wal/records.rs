@@ -6,7 +6,7 @@
 //!
 //! Of each record it keeps the beginning, where everything is that is looked at here: `xl_xact_commit` and its like, and
 //! restore points. What a record changes is not decoded, but for rows that are put into one table (`added`): of `pg_class`, so that a
-//! name is known of what is dropped later.
+//! name is known of what is dropped later. Which pages it changes is (`touched`), for incremental backups.
 //!
 //! Left out: which segments follow each other (`History`), and which file of a position is read. Hazard: an end that is taken
 //! for the end of all there is makes a plan promise less than is there; one that is passed over makes it promise what cannot be
@@ -87,7 +87,7 @@ const RESTORE_POINT_NAME_BYTES: usize = 64;
 const MAGICS: [(u16, u16); 5] = [(0xD10D, 14), (0xD110, 15), (0xD113, 16), (0xD116, 17), (0xD118, 18)];
 
 /// A file of a relation, as PostgreSQL names it: tablespace, database, and the number that `pg_relation_filenode` returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelationFile {
     pub tablespace: u32,
     pub database: u32,
@@ -558,8 +558,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 mod added;
+mod touched;
 
 pub use added::rows;
+pub use touched::{Touched, Untold};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

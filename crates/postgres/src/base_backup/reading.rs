@@ -75,7 +75,27 @@ impl Reader {
     /// Replaces `piece` by the next bytes, as many as fit into its capacity or are left; none at the end. Pieces begin at
     /// whole pages if the capacity is a number of them.
     pub fn read(&mut self, piece: &mut Vec<u8>) -> Result<()> {
-        let wanted = (piece.capacity() as u64).min(self.end - self.at) as usize;
+        self.read_part(piece, u64::MAX)
+    }
+
+    /// Goes on at another place, a whole page's. Behind the end there is nothing.
+    pub fn seek(&mut self, at: u64) {
+        self.at = at.min(self.end);
+    }
+
+    /// That only parts will be read; the kernel would read ahead in vain.
+    pub fn is_scattered(&self) {
+        fadvise(&self.file, 0, None, Advice::Random).ok();
+    }
+
+    /// That a part will be read soon.
+    pub fn announce(&self, at: u64, bytes: u64) {
+        fadvise(&self.file, at, std::num::NonZeroU64::new(bytes), Advice::WillNeed).ok();
+    }
+
+    /// Like [`Reader::read`], and `most` bytes.
+    pub fn read_part(&mut self, piece: &mut Vec<u8>, most: u64) -> Result<()> {
+        let wanted = (piece.capacity() as u64).min(most).min(self.end - self.at) as usize;
         piece.resize(wanted, 0);
         let got = self.read_at(self.at, piece)?;
         piece.truncate(got);
@@ -177,6 +197,30 @@ mod tests {
         assert_eq!(whole(dir.path(), &found(Content::Other, 200_000)).0, content, "it was truncated since");
         std::fs::remove_file(dir.path().join("16384")).unwrap();
         assert!(Reader::open(dir.path(), &found(Content::Other, 1), None).unwrap().is_none(), "dropped");
+    }
+
+    #[test]
+    fn parts_of_a_file_are_read_at_their_places_and_judged_by_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut content = vec![0; 6 * 8192];
+        for page in [2, 4] {
+            content[page * 8192 + 77] = page as u8;
+        }
+        std::fs::write(dir.path().join("16384"), &content).unwrap();
+        let mut reader =
+            Reader::open(dir.path(), &found(PAGES, content.len() as u64), Some(BY)).unwrap().unwrap();
+        reader.is_scattered();
+        reader.announce(4 * 8192, 8192);
+        let mut piece = Vec::with_capacity(3 * 8192);
+        reader.seek(4 * 8192);
+        reader.read_part(&mut piece, 8192).unwrap();
+        assert_eq!(piece, content[4 * 8192..5 * 8192]);
+        assert_eq!(reader.damaged(), [131_072 + 4], "the other one was not looked at");
+        reader.read_part(&mut piece, u64::MAX).unwrap();
+        assert_eq!(piece.len(), 8192, "it goes on behind it, up to the end");
+        reader.seek(9 * 8192);
+        reader.read_part(&mut piece, 8192).unwrap();
+        assert!(piece.is_empty(), "behind the end there is nothing");
     }
 
     #[test]

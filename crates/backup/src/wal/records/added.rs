@@ -41,7 +41,7 @@ struct Block<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Image {
+pub(super) struct Image {
     bytes: usize,
     hole_at: usize,
     hole_bytes: usize,
@@ -142,7 +142,7 @@ impl Record<'_> {
 
 impl Data<'_> {
     /// `XLogRecordBlockImageHeader`, and the length of the hole where that is not what is missing to a page.
-    fn image(&mut self, major: u16, page_bytes: usize) -> Option<Image> {
+    pub(super) fn image(&mut self, major: u16, page_bytes: usize) -> Option<Image> {
         let bytes = usize::from(u16_at(self.take(2)?, 0));
         let hole_at = usize::from(u16_at(self.take(2)?, 0));
         let info = self.take(1)?[0];
@@ -157,6 +157,10 @@ impl Data<'_> {
 }
 
 impl Image {
+    pub(super) fn bytes(self) -> usize {
+        self.bytes
+    }
+
     /// The page. None for one that was compressed in a way that is not read here.
     fn page(&self, bytes: &[u8], major: u16, page_bytes: usize) -> Option<Vec<u8>> {
         let without_hole = page_bytes.checked_sub(self.hole_bytes)?;

@@ -6,11 +6,14 @@ use crate::testing::Random;
 const SEGMENT_BYTES: u32 = 1 << 20;
 const PAGE: usize = 8192;
 const SYSTEM: SystemId = SystemId(42);
-const FIRST: u64 = 3;
+pub(crate) const FIRST: u64 = 3;
 
 /// Writes WAL as a server does.
-struct Writer {
-    bytes: Vec<u8>,
+#[derive(Clone)]
+pub(crate) struct Writer {
+    system: SystemId,
+    pub(crate) timeline: u32,
+    pub(crate) bytes: Vec<u8>,
     last: u64,
     /// Where each record begins, and how many bytes it has.
     written: Vec<(u64, usize)>,
@@ -20,7 +23,20 @@ struct Writer {
 
 impl Writer {
     fn new() -> Writer {
-        Writer { bytes: Vec::new(), last: 0, written: Vec::new(), switches: Vec::new() }
+        Writer::of(SYSTEM)
+    }
+
+    /// From segment [`FIRST`] on, in segments of 1 MiB.
+    pub(crate) fn of(system: SystemId) -> Writer {
+        let (written, switches) = (Vec::new(), Vec::new());
+        Writer { system, timeline: 1, bytes: Vec::new(), last: 0, written, switches }
+    }
+
+    /// Where the next record begins.
+    pub(crate) fn next(&mut self) -> Lsn {
+        self.align();
+        self.page(0, 0);
+        Lsn(self.position())
     }
 
     fn position(&self) -> u64 {
@@ -38,11 +54,11 @@ impl Writer {
         let mut header = vec![0; if is_first { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES } as usize];
         header[0..2].copy_from_slice(&0xD110_u16.to_le_bytes());
         header[2..4].copy_from_slice(&flags.to_le_bytes());
-        header[4..8].copy_from_slice(&1_u32.to_le_bytes());
+        header[4..8].copy_from_slice(&self.timeline.to_le_bytes());
         header[8..16].copy_from_slice(&self.position().to_le_bytes());
         header[16..20].copy_from_slice(&(rest as u32).to_le_bytes());
         if is_first {
-            header[24..32].copy_from_slice(&SYSTEM.0.to_le_bytes());
+            header[24..32].copy_from_slice(&self.system.0.to_le_bytes());
             header[32..36].copy_from_slice(&SEGMENT_BYTES.to_le_bytes());
             header[36..40].copy_from_slice(&(PAGE as u32).to_le_bytes());
         }
@@ -63,7 +79,7 @@ impl Writer {
         record
     }
 
-    fn write(&mut self, manager: u8, info: u8, data: &[u8]) {
+    pub(crate) fn write(&mut self, manager: u8, info: u8, data: &[u8]) {
         self.align();
         self.page(0, 0);
         let record = self.record(manager, info, data);
@@ -93,7 +109,7 @@ impl Writer {
     }
 
     /// Up to the end of a segment, with zeros.
-    fn filled(&self) -> Vec<u8> {
+    pub(crate) fn filled(&self) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         bytes.resize(bytes.len().next_multiple_of(SEGMENT_BYTES as usize), 0);
         bytes
