@@ -216,7 +216,7 @@ impl Changed {
             || self.databases.contains(&relation.database)
             || self.tablespaces.contains(&relation.tablespace)
         {
-            return if pages > 0 { vec![0..pages] } else { Vec::new() };
+            return Some(0..pages).filter(|all| !all.is_empty()).into_iter().collect();
         }
         let mut ranges: Vec<Range<u32>> = Vec::new();
         let mut add = |more: Range<u32>| match ranges.last_mut() {

@@ -1,5 +1,7 @@
 //! A server that is made here changes files and writes WAL; what is remembered from the WAL has to be all that it has changed.
 
+#![allow(clippy::single_range_in_vec_init, reason = "ranges of pages are compared, often of one")]
+
 use std::collections::BTreeMap;
 
 use pgherd_core::types::Timeline;

@@ -153,7 +153,7 @@ fn records_without_files_tell_nothing() {
         [(RM_XLOG, 0x40), (RM_XLOG, 0xD0), (RM_XLOG, 0xE0), (3, 0), (6, 0x20), (7, 0), (8, 0x10), (21, 0)]
     {
         assert_eq!(touched(&record(manager, info, &data(&[0; 16])), 17), Ok(vec![]), "{manager} {info}");
-        assert_eq!(touched(&record(manager, info, &[]), 17).is_ok(), true, "{manager} {info}");
+        assert!(touched(&record(manager, info, &[]), 17).is_ok(), "{manager} {info}");
     }
 }
 
