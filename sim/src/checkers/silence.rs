@@ -64,7 +64,8 @@ fn about_to_speak(world: &mut World, node: usize, holder: usize, cause: Cause) {
     let turn = REPORT_EVERY.1 + world.network.delay;
     let heard_again = (0..world.nodes.len()).filter(|other| *other != holder).find(|other| {
         let silence = world.oracle.silences.get(&(*other, node));
-        silence.is_some_and(|(from, until)| world.now - until < turn && from.abs_diff(silent_from) < SECOND)
+        silence
+            .is_some_and(|(from, until)| world.now - until < turn && from.abs_diff(silent_from) < SECOND / 2)
     });
     let Some(other) = heard_again else { return };
     let name = |index: usize| world.nodes[index].name.clone();
