@@ -16,9 +16,9 @@ const OPERATION_BITS: u8 = 0x70;
 
 /// `xlogrecord.h`.
 const FORK_BITS: u8 = 0x0F;
-const HAS_IMAGE: u8 = 0x10;
-const HAS_DATA: u8 = 0x20;
-const SAME_RELATION: u8 = 0x80;
+pub(super) const HAS_IMAGE: u8 = 0x10;
+pub(super) const HAS_DATA: u8 = 0x20;
+pub(super) const SAME_RELATION: u8 = 0x80;
 const IMAGE_HAS_HOLE: u8 = 0x01;
 const IMAGE_COMPRESSED_14: u8 = 0x02;
 const IMAGE_PGLZ: u8 = 0x04;
@@ -82,9 +82,28 @@ impl Record<'_> {
 
     /// The blocks that it changes, in its order.
     fn blocks(&self, page_bytes: usize) -> Option<Vec<Block<'_>>> {
+        let mut found = Vec::new();
+        let mut data = self.described(page_bytes, |described| found.push(described))?;
+        let mut blocks = Vec::with_capacity(found.len());
+        for Described { file, fork, image, bytes, .. } in found {
+            let image = match image {
+                Some(image) => Some((image, data.take(image.bytes)?)),
+                None => None,
+            };
+            blocks.push(Block { file, fork, image, data: data.take(bytes)? });
+        }
+        Some(blocks)
+    }
+
+    /// Calls `each` for the descriptions of blocks in front of a record's data, in the way of `DecodeXLogRecord`. What is behind
+    /// them, as far as the record's beginning was kept.
+    pub(super) fn described(&self, page_bytes: usize, mut each: impl FnMut(Described)) -> Option<Data<'_>> {
         let mut data = Data(&self.head[RECORD_HEADER_BYTES..]);
-        let mut found: Vec<(RelationFile, u8, Option<Image>, usize)> = Vec::new();
-        loop {
+        let whole = (u32_at(self.head, 0) as usize).checked_sub(RECORD_HEADER_BYTES)?;
+        let kept = data.0.len();
+        // What the descriptions announce; when no more than that is left of the record, there is no further one.
+        let (mut announced, mut last) = (0_usize, None);
+        while whole.saturating_sub(kept - data.0.len()) > announced {
             match data.take(1)?[0] {
                 BLOCK_DATA_SHORT => {
                     data.take(1)?;
@@ -103,41 +122,33 @@ impl Record<'_> {
                 0..=MAX_BLOCK_ID => {
                     let flags = data.take(1)?[0];
                     let bytes = usize::from(u16_at(data.take(2)?, 0));
+                    let bytes = if flags & HAS_DATA != 0 { bytes } else { 0 };
                     let image = match flags & HAS_IMAGE != 0 {
                         true => Some(data.image(self.major, page_bytes)?),
                         false => None,
                     };
                     let file = match flags & SAME_RELATION != 0 {
-                        true => found.last()?.0,
-                        false => RelationFile {
-                            tablespace: data.u32()?,
-                            database: data.u32()?,
-                            number: data.u32()?,
-                        },
+                        true => last?,
+                        false => data.file()?,
                     };
-                    data.take(4)?;
-                    let bytes = if flags & HAS_DATA != 0 { bytes } else { 0 };
-                    found.push((file, flags & FORK_BITS, image, bytes));
+                    last = Some(file);
+                    announced += bytes + image.map_or(0, |image| image.bytes);
+                    each(Described { file, fork: flags & FORK_BITS, block: data.u32()?, image, bytes });
                 }
                 _ => return None,
             }
-            // Where nothing of a record's own follows, there is no word that says so.
-            if data.0.len()
-                <= found.iter().map(|(_, _, image, bytes)| bytes + image.map_or(0, |image| image.bytes)).sum()
-            {
-                break;
-            }
         }
-        let mut blocks = Vec::with_capacity(found.len());
-        for (file, fork, image, bytes) in found {
-            let image = match image {
-                Some(image) => Some((image, data.take(image.bytes)?)),
-                None => None,
-            };
-            blocks.push(Block { file, fork, image, data: data.take(bytes)? });
-        }
-        Some(blocks)
+        Some(data)
     }
+}
+
+/// What stands in front of a record's data about a block that it changes.
+pub(super) struct Described {
+    pub(super) file: RelationFile,
+    pub(super) fork: u8,
+    pub(super) block: u32,
+    image: Option<Image>,
+    bytes: usize,
 }
 
 impl Data<'_> {
@@ -157,10 +168,6 @@ impl Data<'_> {
 }
 
 impl Image {
-    pub(super) fn bytes(self) -> usize {
-        self.bytes
-    }
-
     /// The page. None for one that was compressed in a way that is not read here.
     fn page(&self, bytes: &[u8], major: u16, page_bytes: usize) -> Option<Vec<u8>> {
         let without_hole = page_bytes.checked_sub(self.hole_bytes)?;
@@ -279,6 +286,8 @@ mod tests {
         }
         head.extend(data);
         head.extend([1, 0, 0]);
+        let whole = head.len() as u32;
+        head[..4].copy_from_slice(&whole.to_le_bytes());
         head
     }
 

@@ -11,8 +11,7 @@
 //! Leaves out: what a page has become. Hazard: a change that is not told makes an incremental backup restore an older page; so whatever is not
 //! known for certain is an error, and whoever asks compares contents instead.
 
-use super::{BLOCK_DATA_LONG, BLOCK_DATA_SHORT, BLOCK_ORIGIN, BLOCK_TOPLEVEL_XID, Data, MAX_BLOCK_ID};
-use super::{DBASE_DROP, DBASE_DROP_BEFORE_15, RECORD_HEADER_BYTES, Record, RelationFile, Rest, u32_at};
+use super::{DBASE_DROP, DBASE_DROP_BEFORE_15, Data, Record, RelationFile, Rest};
 use super::{RM_DBASE, RM_XACT, RM_XLOG, TYPE_BITS, XACT_ABORT, XACT_ABORT_PREPARED, XACT_COMMIT};
 use super::{XACT_COMMIT_PREPARED, XACT_HAS_INFO, XACT_TYPE_BITS};
 use crate::breakage::{Broken, broken};
@@ -23,10 +22,6 @@ const RM_TBLSPC: u8 = 5;
 const RM_LAST: u8 = 21;
 
 /// `xlogrecord.h`.
-const FORK_BITS: u8 = 0x0F;
-const HAS_IMAGE: u8 = 0x10;
-const HAS_DATA: u8 = 0x20;
-const SAME_RELATION: u8 = 0x80;
 const MAIN_FORK: u8 = 0;
 
 /// `pg_control.h`. Of the numbers for records about WAL itself two mean nothing yet.
@@ -149,55 +144,12 @@ impl Record<'_> {
             },
             _ => {}
         }
-        self.pages(page_bytes, each).ok_or_else(malformed)
-    }
-
-    /// The blocks of main forks, from the descriptions in front of a record's data, in the way of `DecodeXLogRecord`.
-    fn pages(&self, page_bytes: usize, mut each: impl FnMut(Touched)) -> Option<()> {
-        let mut data = Data(&self.head[RECORD_HEADER_BYTES..]);
-        let whole = (u32_at(self.head, 0) as usize).checked_sub(RECORD_HEADER_BYTES)?;
-        let described = data.0.len();
-        // What the descriptions announce; when no more than that is left of the record, there is no further one.
-        let (mut announced, mut last) = (0_usize, None);
-        while whole.saturating_sub(described - data.0.len()) > announced {
-            match data.take(1)?[0] {
-                BLOCK_DATA_SHORT => {
-                    data.take(1)?;
-                    break;
-                }
-                BLOCK_DATA_LONG => {
-                    data.take(4)?;
-                    break;
-                }
-                BLOCK_ORIGIN => {
-                    data.take(2)?;
-                }
-                BLOCK_TOPLEVEL_XID => {
-                    data.take(4)?;
-                }
-                0..=MAX_BLOCK_ID => {
-                    let flags = data.take(1)?[0];
-                    let bytes = usize::from(super::u16_at(data.take(2)?, 0));
-                    if flags & HAS_DATA != 0 {
-                        announced += bytes;
-                    }
-                    if flags & HAS_IMAGE != 0 {
-                        announced += data.image(self.major, page_bytes)?.bytes();
-                    }
-                    let file = match flags & SAME_RELATION != 0 {
-                        true => last?,
-                        false => data.file()?,
-                    };
-                    last = Some(file);
-                    let block = data.u32()?;
-                    if flags & FORK_BITS == MAIN_FORK {
-                        each(Touched::Page { file, block });
-                    }
-                }
-                _ => return None,
+        let told = self.described(page_bytes, |described| {
+            if described.fork == MAIN_FORK {
+                each(Touched::Page { file: described.file, block: described.block });
             }
-        }
-        Some(())
+        });
+        told.map(drop).ok_or_else(malformed)
     }
 
     /// Files that go with the end of a transaction.
@@ -213,7 +165,7 @@ impl Record<'_> {
 }
 
 impl Data<'_> {
-    fn file(&mut self) -> Option<RelationFile> {
+    pub(super) fn file(&mut self) -> Option<RelationFile> {
         Some(RelationFile { tablespace: self.u32()?, database: self.u32()?, number: self.u32()? })
     }
 }

@@ -1,5 +1,9 @@
 //! Records of every kind that says what it changes, made by hand in the form of each version.
 
+use super::super::added::{HAS_DATA, HAS_IMAGE, SAME_RELATION};
+use super::super::{
+    BLOCK_DATA_LONG, BLOCK_DATA_SHORT, BLOCK_ORIGIN, BLOCK_TOPLEVEL_XID, RECORD_HEADER_BYTES,
+};
 use super::*;
 use crate::breakage::breaking;
 use pgherd_core::types::Lsn;
