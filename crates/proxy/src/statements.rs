@@ -13,7 +13,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::sql::{self, Effects};
@@ -27,6 +27,8 @@ pub const UNKNOWN: u64 = u64::MAX;
 /// The registry forgets what nobody has any more whenever it has grown by this factor.
 const GROWTH: usize = 2;
 const LEAST_SWEPT: usize = 1024;
+/// Long messages of clients that are under way and not whole, together: else each client could have its own in memory.
+pub const MAX_GATHERED_BYTES: usize = 256 << 20;
 /// Of what is never heard of again: see [`pgherd_pgwire::flow::Flow::in_doubt`].
 pub const NO_TICKET: u64 = u64::MAX;
 /// A list that grew beyond this is given back when it is empty.
@@ -92,6 +94,21 @@ impl Statement {
 pub struct Registry {
     by_key: Mutex<ByKey>,
     next_number: AtomicU64,
+    /// What is being gathered for all clients together.
+    gathered_bytes: AtomicUsize,
+}
+
+/// Room for one long message of one client, until it is there and was read.
+#[derive(Debug)]
+pub struct Room {
+    of: Arc<Registry>,
+    bytes: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.of.gathered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -130,6 +147,13 @@ impl Registry {
         let name = [PREFIX, number.to_string().as_bytes()].concat().into();
         let (effects, may_commit) = (sql::effects(&key.text), sql::may_commit(&key.text));
         Arc::new(Statement { number, name, key, effects, may_commit, is_retired: AtomicBool::new(false) })
+    }
+
+    /// For a message that comes in parts and must be seen whole. `None`: others are being gathered that take it all.
+    pub fn room_for(self: &Arc<Registry>, bytes: usize) -> Option<Room> {
+        let add = |gathered: usize| gathered.checked_add(bytes).filter(|all| *all <= MAX_GATHERED_BYTES);
+        self.gathered_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Room { of: Arc::clone(self), bytes })
     }
 
     /// Never given before.

@@ -26,12 +26,14 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 use super::cut::{Cut, Message};
 use super::{CANCELED, Fault, Session, Stream, client_fault, client_frame, malformed};
 use crate::sql::{self, Bracket, Effects};
-use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Statement, UNKNOWN};
+use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Room, Statement, UNKNOWN};
 
 /// A query that is longer is searched as it goes by, and read no closer.
 const MAX_QUERY_BYTES: u32 = 1 << 20;
 /// A statement that is longer is not prepared.
 const MAX_STATEMENT_BYTES: u32 = 16 << 20;
+/// What is longer is not whole in what is read at once.
+const NEEDS_ROOM_BYTES: u32 = 64 << 10;
 /// The names of a portal and of a statement.
 const MAX_NAMES_BYTES: usize = 16 << 10;
 /// One message of a client can become as many requests: another statement is closed, one is closed and parsed, and then it
@@ -91,6 +93,8 @@ pub(super) struct Shared {
     /// All of the client's statements will be gone if nothing fails.
     clearing: bool,
     spill: Spill,
+    /// Of the message that is gathered there, if it is a long one.
+    room: Option<Room>,
     /// What is bound or described and not answered, with its ticket.
     used: VecDeque<(u64, Arc<Statement>)>,
     /// The last error was that a statement's rows are not what they were.
@@ -122,6 +126,7 @@ impl Session {
             parsed: false,
             clearing: false,
             spill: Spill::new(MAX_STATEMENT_BYTES as usize),
+            room: None,
             used: VecDeque::new(),
             has_changed: false,
             waits: false,
@@ -428,8 +433,11 @@ impl Session {
                         }
                         Err(error) => Err(error),
                     };
-                    if self.client.reading.is_none() && !is_here {
-                        spill.release();
+                    if self.client.reading.is_none() {
+                        shared.room = None;
+                        if !is_here {
+                            spill.release();
+                        }
                     }
                     shared.spill = spill;
                     read?
@@ -491,6 +499,9 @@ impl Session {
                 self.may_commit = true;
             }
             b'P' | b'B' | b'D' | b'C' | b'Q' if body_bytes > 0 => {
+                if kind != b'B' && body_bytes > NEEDS_ROOM_BYTES {
+                    shared.room = Some(shared.registry.room_for(body_bytes as usize).ok_or_else(no_room)?);
+                }
                 self.client.reading = Some(header);
                 return Ok(());
             }
@@ -1021,6 +1032,13 @@ pub(super) fn messages(mut rest: &[u8]) -> impl Iterator<Item = ClientMessage<'_
         rest = behind;
         ClientMessage::parse(*kind, body).ok()
     })
+}
+
+fn no_room() -> Fault {
+    Fault::Client {
+        sqlstate: SqlState::OUT_OF_MEMORY,
+        message: "too many long statements of clients are under way to the proxy".to_owned(),
+    }
 }
 
 /// The named statements that are bound or described in this.

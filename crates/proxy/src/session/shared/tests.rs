@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::session::Pass;
 use crate::sql::Tie;
+use crate::statements::MAX_GATHERED_BYTES;
 
 fn bytes(write: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
     let mut to = BytesMut::new();
@@ -617,6 +618,33 @@ fn a_long_query_goes_by_and_is_searched() {
             assert_eq!(pair.session.take_effects().unmovable.is_some(), matters, "{word} {most}");
         }
     }
+}
+
+#[test]
+fn long_statements_that_are_not_whole_have_room_together() {
+    let registry: Arc<Registry> = Arc::default();
+    let client = || {
+        let mut session = Session::sharing(Mode::Transaction, Arc::clone(&registry));
+        session.attach(fresh());
+        session
+    };
+    let long = parse("s", &"x".repeat(MAX_STATEMENT_BYTES as usize - 100));
+    let (first, rest) = long.split_at(1000);
+    let say = |session: &mut Session, bytes: &[u8]| {
+        session.from_client(bytes, &mut BytesMut::new(), &mut BytesMut::new()).map(|_| ())
+    };
+    let mut clients: Vec<Session> =
+        (0..MAX_GATHERED_BYTES / MAX_STATEMENT_BYTES as usize).map(|_| client()).collect();
+    assert!(clients.iter_mut().all(|client| say(client, first).is_ok()));
+    let refused = say(&mut client(), first).unwrap_err();
+    assert!(matches!(refused, Fault::Client { sqlstate: SqlState::OUT_OF_MEMORY, .. }), "{refused:?}");
+    assert!(say(&mut client(), &parse("s", &"x".repeat(60_000))[..1000]).is_ok(), "a short one needs none");
+    // There is room again when one is whole, and when a client goes.
+    assert!(say(&mut clients[0], rest).is_ok() && say(&mut client(), first).is_ok());
+    let mut others = [client(), client()];
+    assert!(say(&mut others[0], first).is_ok() && say(&mut others[1], first).is_err());
+    clients.pop();
+    assert!(say(&mut client(), first).is_ok());
 }
 
 #[test]
