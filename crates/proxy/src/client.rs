@@ -37,12 +37,12 @@ use crate::proxy::Access;
 use crate::readers::find_reader;
 use crate::relay::{End, Link, relay};
 use crate::roster::{Card, Entry, Newcomer};
-use crate::routes::{Role, Route};
+use crate::routes::{Role, Route, Target};
 use crate::server::NotIn;
 use crate::session::{CANCELED, Fault, Lost, Mode, Session};
 use crate::settings::Values;
 use crate::share::share;
-use crate::timer::{timeout, timeout_at};
+use crate::timer::{sleep_until, timeout, timeout_at};
 use crate::watch::Overdue;
 use crate::world::{PoolMode, World, nonce, random};
 
@@ -396,7 +396,8 @@ async fn converse(
                 {
                     elders.cancel(pid, &key).await;
                 }
-                return Err(Out::Silent);
+                // Nothing is said, but with TLS its end is: without that libpq takes the cancel for failed (as of 17).
+                return Err(Out::Said);
             }
             Step::Refused => {
                 login.refused().into_iter().for_each(|sqlstate| world.ledger.no_entry(NoEntry::of(sqlstate)));
@@ -867,6 +868,29 @@ impl End {
     }
 }
 
+/// Where the primary is, as soon as there is one: walsenders have no pool to wait in, and wait as long.
+async fn await_primary(
+    stream: &Stream,
+    card: &Card,
+    world: &Arc<World>,
+) -> Result<Result<(Place, Target), Left>, Farewell> {
+    let mut changes = world.fence.subscribe();
+    let until = Instant::now() + world.settings.load().limits.hold;
+    let mut left = std::pin::pin!(gone(stream, card));
+    loop {
+        changes.mark_unchanged();
+        if let Route::To(place, target) = world.fence.route(&Role::Primary) {
+            return Ok(Ok((place, target)));
+        }
+        tokio::select! {
+            left = &mut left => return Ok(Err(left)),
+            // The sender is as old as the fence.
+            _ = changes.changed() => {}
+            () = sleep_until(until) => return Err(NotLent::Refused(Refusal::NoRoute).into()),
+        }
+    }
+}
+
 /// A walsender is its client's from the beginning to the end, with all that its startup packet says.
 async fn replicate(
     stream: &mut Stream,
@@ -876,8 +900,9 @@ async fn replicate(
     card: &Arc<Card>,
     world: &Arc<World>,
 ) -> Result<Left, Farewell> {
-    let Route::To(place, target) = world.fence.route(&Role::Primary) else {
-        return Err(NotLent::Refused(Refusal::NoRoute).into());
+    let (place, target) = match await_primary(stream, card, world).await? {
+        Ok(found) => found,
+        Err(left) => return Ok(left),
     };
     let purpose = Purpose {
         user: asked.user.clone(),

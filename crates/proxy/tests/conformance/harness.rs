@@ -129,6 +129,14 @@ fn open_copy(part: &Path) -> TempDir {
     dir
 }
 
+/// Of a proxy that pools so.
+pub(crate) fn settings(mode: PoolMode) -> Settings {
+    let mut settings = Settings::new(Hba::parse(["host all all 127.0.0.1/32 scram-sha-256"]).unwrap());
+    settings.limits.size = POOL_SIZE;
+    settings.pooling = Pooling::by(mode);
+    settings
+}
+
 /// A server, and the way to it.
 pub(crate) struct Stand {
     proxy: Option<Proxy>,
@@ -138,6 +146,10 @@ pub(crate) struct Stand {
 impl Stand {
     /// Without a mode there is no proxy. Nothing else differs between the two: not even the port of the server.
     pub(crate) fn new(mode: Option<PoolMode>) -> Stand {
+        Stand::with(mode.map(settings))
+    }
+
+    pub(crate) fn with(settings: Option<Settings>) -> Stand {
         let server = Server::start();
         let by_hand = Stand { proxy: None, server };
         by_hand.psql(&format!(
@@ -151,7 +163,7 @@ impl Stand {
         );
         by_hand.psql("SELECT pg_reload_conf()");
         let Stand { server, .. } = by_hand;
-        let proxy = mode.map(|mode| {
+        let proxy = settings.map(|settings| {
             let config = Config {
                 listen: vec![(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0), Access::ReadWrite)],
                 workers: 2,
@@ -162,10 +174,6 @@ impl Stand {
                     secret_of: None,
                 },
             };
-            let mut settings =
-                Settings::new(Hba::parse(["host all all 127.0.0.1/32 scram-sha-256"]).unwrap());
-            settings.limits.size = POOL_SIZE;
-            settings.pooling = Pooling::by(mode);
             let proxy = Proxy::start(config, settings).unwrap();
             let target = Target {
                 node: "only".parse().unwrap(),

@@ -8,6 +8,7 @@
 mod bench;
 mod drivers;
 mod harness;
+mod libpq;
 mod regress;
 #[path = "../../../pgwire/tests/it/server.rs"]
 mod server;

@@ -1,12 +1,15 @@
 //! PostgreSQL's own programs through the proxy: what libpq and its tools do that no driver does.
 
 use std::process::Output;
+use std::time::Duration;
 
 use pgherd_core::spec::TlsMode;
+use pgherd_core::types::Term;
 use pgherd_proxy::ClientTls;
+use pgherd_proxy::routes::Table;
 use tokio::process::Command;
 
-use crate::harness::{PASSWORD, SOON, Scene, one, settings, story};
+use crate::harness::{PASSWORD, SOON, Scene, one, settings, story, until};
 use crate::server::programs;
 
 pub(crate) async fn run(program: &str, arguments: &[&str]) -> Output {
@@ -99,5 +102,46 @@ story! {
         // A walsender with a database takes queries, too.
         let logical = scene.conninfo("alice", "replication=database");
         assert!(psql(&logical, "IDENTIFY_SYSTEM").await.unwrap().ends_with("|shop"));
+        admin
+            .batch_execute(
+                "SELECT pg_create_logical_replication_slot('decoded', 'test_decoding');\
+                 CREATE TABLE told (word text); INSERT INTO told VALUES ('by the proxy')",
+            )
+            .await
+            .unwrap();
+        let end = one(&admin, "SELECT pg_current_wal_lsn()").await;
+        let conninfo = scene.conninfo("alice", "");
+        let arguments = ["-d", &conninfo, "--slot", "decoded", "--start", "-f", "-", "--endpos", &end, "--no-loop"];
+        let output = run("pg_recvlogical", &arguments).await;
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(told.contains("INSERT: word[text]:'by the proxy'"), "{told}");
+    }
+}
+
+story! {
+    async fn walsenders_wait_for_a_primary(scene) {
+        let mut changed = settings();
+        changed.hba = pgherd_proxy::hba::Hba::parse(["host all,replication all all scram-sha-256"]).unwrap();
+        changed.limits.hold = SOON;
+        scene.proxy.replace(changed.clone());
+        let none = || Table { gate_open: false, ..scene.table(2, None) };
+        assert!(scene.proxy.learn(none()));
+        let conninfo = scene.conninfo("alice", "replication=database");
+        let waiting = tokio::spawn({
+            let conninfo = conninfo.clone();
+            async move { psql(&conninfo, "IDENTIFY_SYSTEM").await }
+        });
+        let waits = async || scene.proxy.guests() == 1;
+        until("it waits", waits).await;
+        assert!(!waiting.is_finished());
+        scene.route(3, "a");
+        assert!(waiting.await.unwrap().unwrap().ends_with("|shop"));
+        // Not for ever, and not when nobody waits any more.
+        changed.limits.hold = Duration::from_millis(50);
+        scene.proxy.replace(changed);
+        assert!(scene.proxy.learn(Table { term: Term(4), ..none() }));
+        let refused = psql(&conninfo, "IDENTIFY_SYSTEM").await.unwrap_err();
+        assert!(refused.contains("there was no primary for too long"), "{refused}");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pgherd_core::spec::TlsMode;
 use pgherd_pgwire::message::build;
+use pgherd_pgwire::startup::Version;
 use pgherd_proxy::ClientTls;
 use pgherd_proxy::hba::Hba;
 use pgherd_proxy::ident::Maps;
@@ -354,6 +355,30 @@ async fn shown(port: u16, direct: bool) -> CertificateDer<'static> {
     let name = ServerName::try_from("db").unwrap();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+}
+
+story! {
+    async fn whoever_begins_with_tls_must_say_what_is_to_be_spoken(scene) {
+        let dir = tempfile::tempdir().unwrap();
+        crate::programs::with_tls(scene, dir.path(), false);
+        for (spoken, is_right) in [(&[][..], false), (&[&b"h2"[..]], false), (&[&b"h2"[..], b"postgresql"], true)] {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, scene.proxy.addresses()[0].port())).await.unwrap();
+            let mut config = (*to_servers(Trust::Anything, None).unwrap()).clone();
+            config.alpn_protocols = spoken.iter().map(|protocol| protocol.to_vec()).collect();
+            let name = ServerName::try_from("db").unwrap();
+            let asked = async {
+                let connected = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+                let mut stream = connected.ok()?;
+                let mut startup = bytes::BytesMut::new();
+                let parameters = [(&b"user"[..], &b"alice"[..]), (b"database", b"shop")];
+                build::startup_message(&mut startup, Version::V3_0, &parameters).unwrap();
+                stream.write_all(&startup).await.ok()?;
+                stream.read_u8().await.ok()
+            };
+            let answer = tokio::time::timeout(crate::harness::SOON, asked).await.expect("in time");
+            assert_eq!(answer, is_right.then_some(b'R'), "{spoken:?}");
+        }
+    }
 }
 
 story! {
