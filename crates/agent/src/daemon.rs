@@ -220,6 +220,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         fence_armed: None,
         pending_restart: None,
         vip: Default::default(),
+        socket_dir: server.instance().map(|instance| instance.socket_dir.display().to_string()),
         archive: None,
         backing_up: None,
         backup_ended: None,

@@ -76,6 +76,8 @@ pub(crate) struct Show {
     /// Whether the fence would stop PostgreSQL if this agent froze; `None` where there is none.
     pub(crate) fence_armed: Option<bool>,
     pub(crate) vip: VipShow,
+    /// Of PostgreSQL's Unix socket, for proxies on the same host.
+    pub(crate) socket_dir: Option<String>,
     /// What the owner of the archive knows of it.
     pub(crate) archive: Option<ArchiveShow>,
     /// The base backup that this node takes.

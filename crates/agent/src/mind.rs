@@ -68,6 +68,8 @@ pub(crate) struct Mind {
     /// Whether the fence is armed; `None` without one.
     pub(crate) fence_armed: Option<bool>,
     pub(crate) pending_restart: Option<bool>,
+    /// Of PostgreSQL's Unix socket.
+    pub(crate) socket_dir: Option<String>,
     /// What has become of the address that moves with the gate, on this host.
     pub(crate) vip: crate::vip::State,
     /// What the archive was when this node, as its owner, looked last.
@@ -225,6 +227,7 @@ impl Mind {
                     trouble: self.vip.trouble.clone(),
                     claimed_by: self.vip.claimed_by.clone(),
                 },
+                socket_dir: self.socket_dir.clone(),
                 archive: self.archive.as_ref().map(|seen| seen.show.clone()),
                 backup: self.backing_up.clone(),
                 spec_generation: self.spec_generation,

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -612,13 +612,25 @@ fn read(table: &RoutingTable, asked: Instant) -> Result<Table, String> {
 }
 
 fn target(found: &RoutingTarget) -> Result<Target, String> {
+    let address = found.address.parse().map_err(|_| format!("\"{}\" is no address", found.address))?;
     Ok(Target {
         node: found.node.parse().map_err(|_| format!("\"{}\" is no name of a node", found.node))?,
-        address: found.address.parse().map_err(|_| format!("\"{}\" is no address", found.address))?,
+        address,
         port: found.port,
-        // Whether it is on the same host is not known for certain, and TCP is right everywhere.
-        socket_dir: None,
+        socket_dir: found.socket_dir.as_ref().filter(|_| is_here(address)).map(PathBuf::from),
     })
+}
+
+/// Is this an address of this host? The kernel says from where it would send there: from the address itself, if it is. That is also
+/// right where addresses may be bound that are not here (`ip_nonlocal_bind`). Nothing is sent.
+fn is_here(address: IpAddr) -> bool {
+    let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind(SocketAddr::new(any, 0)).and_then(|socket| {
+        // Any port; 0 is none for a destination.
+        socket.connect(SocketAddr::new(address, 9))?;
+        socket.local_addr()
+    });
+    address.is_loopback() || source.is_ok_and(|source| source.ip() == address)
 }
 
 /// Once for each mode that holds.
@@ -713,6 +725,23 @@ mod tests {
         assert_eq!(learnt.standbys[0].target.node.as_str(), "b");
         assert_eq!(learnt.forks, [(Term(6), Lsn(0x1_0000_0200))]);
         assert!(!read(&RoutingTable { gate: Gate::Draining, ..table() }, asked).unwrap().gate_open);
+    }
+
+    #[test]
+    fn a_socket_is_of_use_on_its_own_host_only() {
+        for here in ["127.0.0.1", "127.0.0.7", "::1"] {
+            assert!(is_here(here.parse().unwrap()), "{here}");
+        }
+        // Addresses for documentation (RFC 5737, RFC 3849), and none.
+        for elsewhere in ["192.0.2.1", "2001:db8::1", "0.0.0.0", "::"] {
+            assert!(!is_here(elsewhere.parse().unwrap()), "{elsewhere}");
+        }
+        let mut table = table();
+        let primary = table.primary.as_mut().unwrap();
+        primary.socket_dir = Some("/run/pgherd/a".to_owned());
+        assert_eq!(target(primary).unwrap().socket_dir, None);
+        primary.address = "127.0.0.1".to_owned();
+        assert_eq!(target(primary).unwrap().socket_dir, Some("/run/pgherd/a".into()));
     }
 
     #[test]

@@ -170,8 +170,12 @@ pub fn generate(gate: Gate, rules: &Rules) -> Result<String, HbaError> {
             writeln!(text, "{OPEN}").expect("a String takes any text");
             if !rules.through_proxies.is_empty() {
                 let users = list(&rules.through_proxies)?;
-                writeln!(text, "hostssl all {users} all cert map={PROXIED_MAP}")
-                    .expect("a String takes any text");
+                for line in [
+                    format!("hostssl all {users} all cert map={PROXIED_MAP}"),
+                    format!("local all {users} reject"),
+                ] {
+                    writeln!(text, "{line}").expect("a String takes any text");
+                }
             }
             for line in &rules.lines {
                 check_line(line)?;
@@ -369,6 +373,7 @@ mod tests {
         assert!(!closed.contains(proxied));
         let at = |line: &str| open.find(line).unwrap();
         assert!(at("hostssl replication") < at(proxied) && at(proxied) < at(line));
+        assert!(at("local all \"anna\",\"all\" reject") < at(line), "and by no socket");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A proxy in front of one server that is always the primary: for measuring, and for drivers' own tests.
 //!
 //! `in_front_of LISTEN SERVER [WORKERS [POOL_SIZE [MODE]]]`, such as `127.0.0.1:26432 127.0.0.1:5432 1 20 session`. SERVER may
-//! be `unix:/directory:5432`; MODE is `session`, `transaction` or `statement`. The server must let role `pgherd_proxy` into database `postgres` without a password.
+//! be `unix:/directory:5432` of a server with `cluster_name = only`; MODE is `session`, `transaction` or `statement`. The server must
+//! let role `pgherd_proxy` into database `postgres` without a password.
 //! SIGTERM ends it, and returns from `main`: whoever profiles it finds what is written then.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

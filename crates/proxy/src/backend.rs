@@ -14,6 +14,7 @@ use pgherd_pgwire::login::{self, Login, Purpose, Step};
 use pgherd_pgwire::message::build::{self, BindOut};
 use pgherd_pgwire::message::{Key, ServerMessage, TransactionStatus};
 use pgherd_pgwire::scram::Proof;
+use pgherd_pgwire::startup::Replication;
 
 use crate::clock;
 use crate::fence::{Admitted, Bell};
@@ -138,7 +139,18 @@ async fn enter(
     }
 }
 
+/// What shows a certificate needs TLS, and walsenders have no line for a socket in what agents write.
+fn may_come_by_socket(purpose: &Purpose) -> bool {
+    !purpose.is_certified && purpose.replication == Replication::Off
+}
+
+/// Nobody is there, or somebody else, or no line of its hba file is for a socket.
+fn is_worth_tcp(error: &NotIn) -> bool {
+    matches!(error, NotIn::Unreachable(_)) || error.is_shut_out()
+}
+
 impl Backend {
+    /// Over its Unix socket where it is on this host, which saves the kernel's TCP and TLS; else over TCP.
     pub(crate) async fn open(
         place: Place,
         target: Target,
@@ -146,24 +158,66 @@ impl Backend {
         purpose: &Purpose,
         keys: Option<Keys>,
     ) -> Result<Backend, NotIn> {
+        let late =
+            || NotIn::Unreachable(format!("it has not let anybody in for {} s", CONNECT_WITHIN.as_secs()));
         let opening = async {
-            let mut attempts = tls::attempts(way.mode).iter().peekable();
-            loop {
-                // Each mode has one at least.
-                let attempt = attempts.next().copied().unwrap_or(Attempt::Demanded);
-                match enter(&target, way, attempt, purpose, keys.clone()).await {
-                    Ok(entered) => return Ok(entered),
-                    Err((failed, error)) if attempts.peek().is_some() && may_try_again(attempt, failed) => {
-                        tracing::debug!(node = %target.node, mode = %way.mode, %error, "the other way is tried");
+            let over_tcp = Target { socket_dir: None, ..target.clone() };
+            if target.socket_dir.is_some() && may_come_by_socket(purpose) {
+                match Backend::open_by_socket(place.clone(), target, way, purpose, keys.clone()).await {
+                    Err(error) if is_worth_tcp(&error) => {
+                        tracing::debug!(node = %place.node, %error, "not by its Unix socket");
                     }
-                    Err((_, error)) => return Err(error),
+                    opened => return opened,
                 }
             }
+            Backend::open_one_way(place, over_tcp, way, purpose, keys).await
         };
-        let opened = timeout(CONNECT_WITHIN, opening).await;
-        let (stream, welcome) = opened.map_err(|_| {
-            NotIn::Unreachable(format!("it has not let anybody in for {} s", CONNECT_WITHIN.as_secs()))
-        })??;
+        timeout(CONNECT_WITHIN, opening).await.map_err(|_| late())?
+    }
+
+    /// Of the server that is meant: a path is the same on many hosts, and inside of containers.
+    async fn open_by_socket(
+        place: Place,
+        target: Target,
+        way: Way<'_>,
+        purpose: &Purpose,
+        keys: Option<Keys>,
+    ) -> Result<Backend, NotIn> {
+        let way = Way { mode: TlsMode::Disable, ..way };
+        let mut backend = Backend::open_one_way(place, target, way, purpose, keys).await?;
+        let mut out = BytesMut::new();
+        build::query(&mut out, b"SHOW cluster_name").map_err(|error| lost(&error))?;
+        let name = backend.ask(&mut out, CLEAN_WITHIN).await?;
+        backend.known.clear();
+        let name = name.into_iter().next().flatten().unwrap_or_default();
+        match name == backend.place.node.as_str().as_bytes() {
+            true => Ok(backend),
+            false => {
+                let found = String::from_utf8_lossy(&name).into_owned();
+                Err(NotIn::Unreachable(format!("\"{found}\" is there")))
+            }
+        }
+    }
+
+    async fn open_one_way(
+        place: Place,
+        target: Target,
+        way: Way<'_>,
+        purpose: &Purpose,
+        keys: Option<Keys>,
+    ) -> Result<Backend, NotIn> {
+        let mut attempts = tls::attempts(way.mode).iter().peekable();
+        let (stream, welcome) = loop {
+            // Each mode has one at least.
+            let attempt = attempts.next().copied().unwrap_or(Attempt::Demanded);
+            match enter(&target, way, attempt, purpose, keys.clone()).await {
+                Ok(entered) => break entered,
+                Err((failed, error)) if attempts.peek().is_some() && may_try_again(attempt, failed) => {
+                    tracing::debug!(node = %target.node, mode = %way.mode, %error, "the other way is tried");
+                }
+                Err((_, error)) => return Err(error),
+            }
+        };
         // A cancel goes the way that led there.
         let mode = if stream.is_encrypted() { way.mode.max(TlsMode::Require) } else { TlsMode::Disable };
         let cancelable = Arc::new(Cancelable { target, mode, pid: welcome.pid, key: welcome.key.clone() });

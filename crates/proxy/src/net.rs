@@ -254,7 +254,7 @@ pub(crate) async fn accept_tls(
 /// Connects to a server, over its Unix socket where it has one here. As in libpq, there is no TLS on that.
 pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> Result<Stream, NotConnected> {
     if let Some(dir) = &target.socket_dir {
-        return Ok(Stream::Unix(UnixStream::connect(socket(dir, target.port)).await?));
+        return Ok(Stream::Unix(connect_here(&socket(dir, target.port)).await?));
     }
     let mut stream = TcpStream::connect(SocketAddr::new(target.address, target.port)).await?;
     stream.set_nodelay(true)?;
@@ -279,6 +279,21 @@ pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> 
     }
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(NotConnected::Handshake)?;
     Ok(Stream::ServerTls(Box::new(stream)))
+}
+
+/// To somebody who is the same user here. What TLS proves elsewhere, the kernel says of them (as libpq's `requirepeer`).
+async fn connect_here(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket).await?;
+    let (theirs, ours) = (rustix::net::sockopt::socket_peercred(&stream)?.uid, rustix::process::geteuid());
+    match theirs == ours || ours.is_root() {
+        true => Ok(stream),
+        false => Err(io::Error::other(format!(
+            "{} is of user {}, and this proxy runs as {}",
+            socket.display(),
+            theirs.as_raw(),
+            ours.as_raw()
+        ))),
+    }
 }
 
 fn socket(dir: &Path, port: u16) -> std::path::PathBuf {

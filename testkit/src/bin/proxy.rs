@@ -217,7 +217,16 @@ impl Scene {
             .arg("-D")
             .arg(&data)
             .args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k", &socket_dir])
-            .args(["-c", "max_connections=400", "-c", "shared_buffers=256MB", "-c", "fsync=off"])
+            .args([
+                "-c",
+                "cluster_name=only",
+                "-c",
+                "max_connections=400",
+                "-c",
+                "shared_buffers=256MB",
+                "-c",
+                "fsync=off",
+            ])
             .spawn();
         self.server = Some(Process(server.expect("postgres runs")));
         let began = Instant::now();

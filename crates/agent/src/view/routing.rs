@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgherd_api::routing::{Fork, MAX_FORKS, Proof, RoutingStandby, RoutingTable, RoutingTarget};
 use pgherd_api::status::Gate;
+use pgherd_core::spec::hba::{Connection, HbaLine};
 use pgherd_core::spec::{NodeSpec, OptionValue, ProxyOption};
 use pgherd_core::types::{Instant, Lsn, Term};
 
@@ -59,10 +60,11 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
     };
     let serves =
         |node: &&NodeSpec| node.read_weight > 0 && sight.in_read_pool(node) && sight.streams(&node.name);
+    let by_socket = lets_clients_in_by_socket(&cluster.postgres.hba);
     // A long report may be what holds its replay up, and ends where it is.
     let weighed = |node| RoutingStandby {
         weight: if keeps_up(node) { u32::from(node.read_weight) } else { 0 },
-        ..standby(sight, node)
+        ..standby(sight, node, by_socket)
     };
     let standbys = cluster.nodes.iter().filter(serves);
     let table = RoutingTable {
@@ -70,7 +72,7 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
         cluster: cluster.name.to_string(),
         term: record.term.0,
         gate: if gate_open { Gate::Open } else { Gate::Closed },
-        primary: cluster.node(holder).filter(|_| gate_open).map(target),
+        primary: cluster.node(holder).filter(|_| gate_open).map(|node| target(sight, node, by_socket)),
         standbys: standbys.map(weighed).collect(),
         proof,
         valid_for_ms: milliseconds(left),
@@ -84,19 +86,27 @@ fn fork((term, lsn): (Term, Lsn)) -> Fork {
     Fork { term: term.0, lsn: lsn.to_string() }
 }
 
-fn target(node: &NodeSpec) -> RoutingTarget {
+fn target(sight: &Sight<'_>, node: &NodeSpec, by_socket: bool) -> RoutingTarget {
+    let says = sight.seen(&node.name).says;
     RoutingTarget {
         node: node.name.to_string(),
         address: node.host.clone(),
         port: node.port,
-        socket_dir: None,
+        socket_dir: says.and_then(|says| says.show.socket_dir.clone()).filter(|_| by_socket),
     }
 }
 
-fn standby<'a>(sight: &Sight<'a>, node: &'a NodeSpec) -> RoutingStandby {
+/// Does PostgreSQL believe anybody's password there? Else each client of a proxy would be refused first.
+fn lets_clients_in_by_socket(hba: &[String]) -> bool {
+    hba.iter()
+        .filter_map(|line| HbaLine::parse(line, None).ok())
+        .any(|line| line.connection == Connection::Local && matches!(line.method, "scram-sha-256" | "md5"))
+}
+
+fn standby<'a>(sight: &Sight<'a>, node: &'a NodeSpec, by_socket: bool) -> RoutingStandby {
     let seen = sight.seen(&node.name);
     RoutingStandby {
-        target: target(node),
+        target: target(sight, node, by_socket),
         replay_lsn: seen.says.and_then(|says| says.show.replay_lsn).map(|lsn| lsn.to_string()),
         lag_bytes: status::lag_bytes(sight, seen),
         weight: u32::from(node.read_weight),

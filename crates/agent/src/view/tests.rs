@@ -648,6 +648,25 @@ fn who_is_too_far_behind_or_is_not_wanted_for_reads_serves_none() {
 }
 
 #[test]
+fn proxies_hear_of_sockets_where_postgresql_believes_passwords_there() {
+    let mut moment = Moment::of_peace();
+    moment.picture.own.show.socket_dir = Some("/herd/a/run".to_owned());
+    moment.says("b").show.socket_dir = Some("/herd/b/run".to_owned());
+    for (lines, told) in [
+        (&["host all all all scram-sha-256"][..], false),
+        (&["local all all peer", "host all all all scram-sha-256"], false),
+        (&["host all all all scram-sha-256", "local all all scram-sha-256"], true),
+    ] {
+        moment.picture.spec.clusters[0].postgres.hba = lines.iter().map(|&line| line.to_owned()).collect();
+        let table = routes(&moment.sight(), "4f1c").unwrap().table;
+        let dirs = [table.primary.unwrap().socket_dir, table.standbys[0].target.socket_dir.clone()];
+        let expected = ["/herd/a/run", "/herd/b/run"].map(|dir| told.then(|| dir.to_owned()));
+        assert_eq!(dirs, expected, "{lines:?}");
+        assert_eq!(table.standbys[1].target.socket_dir, None, "c has not said where its is");
+    }
+}
+
+#[test]
 fn proxies_that_do_not_verify_servers_in_full_are_a_warning() {
     let mut moment = Moment::of_peace();
     assert!(!moment.checks().contains_key("proxy-tls"), "the herd file says nothing of proxies");

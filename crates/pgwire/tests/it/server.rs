@@ -18,14 +18,16 @@ use std::time::{Duration, Instant};
 const USER: &str = "postgres";
 const SOON: Duration = Duration::from_secs(30);
 
-/// Stops the server when its standard input ends.
+/// Stops the server when its standard input ends. Its Unix socket is beside its data directory: in it, it would be a file of every
+/// base backup.
 const KEEPER: &str = r#"
 trap '' INT TERM HUP
-"$1/postgres" -D "$2" -p "$3" -k '' -h 127.0.0.1 -c fsync=off -c shared_buffers=16MB </dev/null &
+mkdir -p -m 700 "$2.socket"
+"$1/postgres" -D "$2" -p "$3" -k "$2.socket" -h 127.0.0.1 -c cluster_name=a -c wal_level=logical -c fsync=off -c shared_buffers=16MB </dev/null &
 read -r _
 kill -INT $!
 wait $!
-rm -rf "$2"
+rm -rf "$2" "$2.socket"
 "#;
 
 /// Runs a story; as root, runs the same test again as `postgres`, with `environment`, and fails if that does.
@@ -150,6 +152,8 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         fs::remove_file(self.dir.join("postmaster.pid")).unwrap();
+        // So has its socket a lock of that process.
+        fs::remove_dir_all(self.socket_dir()).unwrap();
         let own = self.dir.join("postgresql.auto.conf");
         fs::write(&own, fs::read_to_string(&own).unwrap() + configuration).unwrap();
         // The former keeper would remove the directory.
@@ -187,6 +191,11 @@ impl Server {
     #[allow(dead_code, reason = "not every crate that includes this file reads what the server writes")]
     pub(crate) fn data_dir(&self) -> &Path {
         &self.dir
+    }
+
+    #[allow(dead_code, reason = "not every crate that includes this file comes by the socket")]
+    pub(crate) fn socket_dir(&self) -> PathBuf {
+        self.dir.with_extension("socket")
     }
 
     /// Replaces pg_ident.conf.

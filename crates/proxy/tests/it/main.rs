@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod by_socket;
 mod commits;
 mod console;
 mod draining;
