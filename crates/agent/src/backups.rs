@@ -22,6 +22,7 @@ pub mod create;
 pub mod drill;
 pub(crate) mod drilling;
 pub(crate) mod duty;
+mod finding;
 pub mod foreign;
 pub mod keeping;
 pub(crate) mod member;

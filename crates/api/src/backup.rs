@@ -275,6 +275,9 @@ pub struct Created {
     pub vanished: u64,
     /// Pages whose checksums are wrong; the backup has them as they are.
     pub damaged: Vec<DamagedFile>,
+    /// Pages that have changed since the parent though no WAL has changed them; the backup has them as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unexplained: Vec<DamagedFile>,
     pub seconds: f64,
 }
 
@@ -357,6 +360,35 @@ pub struct Backup {
     pub referenced_bytes: Option<u64>,
     pub postgresql_version: Option<String>,
     pub data_checksums: Option<bool>,
+    /// How it was found what has changed since the parent; null of a full backup, and of one by an older version.
+    #[serde(default)]
+    pub changes: Option<FoundChanges>,
+}
+
+/// How an incremental backup was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundChanges {
+    pub found_by: FoundBy,
+    /// Why it was not by WAL, where that was not asked for.
+    pub why: Option<String>,
+    /// Of the server's files, and of WAL.
+    pub read_bytes: u64,
+    pub wal_bytes: u64,
+    /// Pages that have changed without a word in WAL.
+    pub unexplained_pages: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FoundBy {
+    /// Only what WAL names was read.
+    Wal,
+    /// Everything was read, and compared with the parent.
+    Comparison,
+    /// Everything was read and compared, and held against WAL.
+    Both,
+    #[serde(other)]
+    Unknown,
 }
 
 /// In Barman's words where it has one.

@@ -22,6 +22,8 @@ pub(crate) enum Broken {
     ListingBelieved,
     /// What records of one resource manager change is passed over.
     KindIgnored { manager: u8 },
+    /// Changes of this page of a relation are not remembered.
+    PageLeftOut { block: u32 },
 }
 
 #[cfg(not(test))]

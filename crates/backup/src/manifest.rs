@@ -108,7 +108,7 @@ pub struct Changes {
     /// Of the server's files, and of WAL.
     pub read_bytes: u64,
     pub wal_bytes: u64,
-    /// Backups that were made by WAL since everything was read last, with this one.
+    /// Backups that were made by WAL since both ways were held against each other last, with this one; more of them where the next has to do that.
     pub unchecked: u32,
     /// Pages that have changed without a word in WAL: it cannot be relied upon then.
     pub unexplained: u64,

@@ -285,3 +285,14 @@ pub async fn switch_wal(session: &Session, deadline: Duration) -> Result<Lsn> {
 pub fn control(data_dir: &Path) -> Result<(Vec<u8>, ControlFile)> {
     ControlFile::read_bytes(&data_dir.join("global/pg_control"))
 }
+
+/// What a server itself has of a segment of WAL: all of its file, of which the end may not be written yet, or be another one's. Blocks.
+pub fn own_wal(data_dir: &Path, file: &str, segment_bytes: u32) -> Option<Vec<u8>> {
+    let content = std::fs::read(data_dir.join("pg_wal").join(file)).ok()?;
+    (content.len() as u64 == u64::from(segment_bytes)).then_some(content)
+}
+
+/// How a timeline came about, as its server has it. Blocks.
+pub fn own_history(data_dir: &Path, timeline: Timeline) -> Option<Vec<u8>> {
+    std::fs::read(data_dir.join("pg_wal").join(crate::wal::history_name(timeline))).ok()
+}

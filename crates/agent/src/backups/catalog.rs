@@ -8,7 +8,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use jiff::Timestamp;
-use pgherd_api::backup::{Backup, BackupMode, BackupStatus, Backups, Keep, RecoveryWindow, WalGap};
+use pgherd_api::backup::{
+    Backup, BackupMode, BackupStatus, Backups, FoundBy, FoundChanges, Keep, RecoveryWindow, WalGap,
+};
 use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::keep::{self, KeepError, Kept};
@@ -337,6 +339,7 @@ pub fn report(id: BackupId, entry: &Entry) -> Backup {
         referenced_bytes: None,
         postgresql_version: None,
         data_checksums: None,
+        changes: None,
     };
     match &entry.outcome {
         Some(Outcome::Committed(manifest)) => with_manifest(backup, manifest),
@@ -384,7 +387,22 @@ fn with_manifest(backup: Backup, manifest: &Manifest) -> Backup {
         referenced_bytes: Some(manifest.all_packs().map(|(_, pack)| pack.bytes).sum()),
         postgresql_version: Some(version(facts.postgresql_version)),
         data_checksums: Some(facts.data_checksums),
+        changes: manifest.changes.as_ref().map(changes),
         ..backup
+    }
+}
+
+fn changes(changes: &manifest::Changes) -> FoundChanges {
+    FoundChanges {
+        found_by: match changes.found_by {
+            manifest::FoundBy::Wal => FoundBy::Wal,
+            manifest::FoundBy::Comparison => FoundBy::Comparison,
+            manifest::FoundBy::Both => FoundBy::Both,
+        },
+        why: changes.why.clone(),
+        read_bytes: changes.read_bytes,
+        wal_bytes: changes.wal_bytes,
+        unexplained_pages: changes.unexplained,
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use pgherd_api::backup::BackupStatus;
 use pgherd_api::report::{CheckItem, CheckReport, CheckState};
+use pgherd_backup::manifest::{FoundBy, Manifest};
 use pgherd_backup::name::{Kind, Name};
 use pgherd_backup::wal::{Archive, Segment};
 
@@ -57,6 +58,7 @@ pub async fn check(catalog: &Catalog, expected: &Expected) -> Result<CheckReport
     checks.push(measured(redundancy, format!("backups={whole}")));
     checks.push(age(catalog, expected, now));
     checks.push(size(catalog, expected));
+    checks.extend(unexplained(catalog));
     checks.push(match of(BackupStatus::Failed).count() {
         0 => ok("failed backups", "there are none".to_owned()),
         failed => warning(
@@ -128,6 +130,27 @@ fn size(catalog: &Catalog, expected: &Expected) -> CheckItem {
         _ => ok(NAME, format!("the last backup has {bytes} bytes")),
     };
     measured(item, format!("backup_size={bytes}B"))
+}
+
+/// Whether WAL and what was read agree, where one was held against the other last.
+fn unexplained(catalog: &Catalog) -> Option<CheckItem> {
+    const NAME: &str = "changed pages";
+    let held = |manifest: &&Manifest| {
+        manifest.changes.as_ref().is_some_and(|changes| changes.found_by == FoundBy::Both)
+    };
+    let checked = catalog.manifests().rev().find(held)?;
+    let pages = checked.changes.as_ref().map_or(0, |changes| changes.unexplained);
+    let item = match pages {
+        0 => ok(NAME, format!("WAL named all that backup {} found changed", checked.id)),
+        pages => critical(
+            NAME,
+            format!("pages had changed in backup {} without a word in WAL: {pages}", checked.id),
+            "see the agent's log, or the output of backup create, for which. That backup has them as they are; those before it, back to the last one \
+             that read everything, can have older ones. A disk or somebody by hand may have changed them: prove the newest backup with pgherd backup \
+             drill, and ask again with backup create --changes both. If WAL never names them, please report it",
+        ),
+    };
+    Some(measured(item, format!("unexplained_pages={pages}")))
 }
 
 /// Everything that manifests name is there.

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use super::Progress;
 use super::catalog::{Catalog, CatalogError, Entry, report};
 use super::streamed;
-use super::take::{self, Source, TakeError, Taken};
+use super::take::{self, Damaged, Find, Source, TakeError, Taken};
 use crate::foreign_server::{ForeignServer, ForeignServerError, Reached};
 use crate::named_server::{self, NamedServer, NamedServerError};
 use crate::repository::{self, RepositoryError};
@@ -48,6 +48,8 @@ pub struct Order {
     pub node: String,
     /// Built upon no other one.
     pub full: bool,
+    /// How it is found what has changed since the parent.
+    pub find: Find,
     pub checkpoint_fast: bool,
     pub readers: usize,
     pub max_bytes_per_second: Option<NonZeroU64>,
@@ -190,6 +192,7 @@ impl Found {
         };
         let order = take::Order {
             parent,
+            find: order.find,
             node,
             // Outside of a herd there are none.
             term: Term(0),
@@ -242,7 +245,10 @@ impl Prepared {
             Files::Directory(source) => take::take(&repository, *source, &order, progress).await?,
             Files::Stream(source) => streamed::take(&repository, *source, &order, progress).await?,
         };
-        let Taken { manifest, read_bytes, kept_bytes, refreshed_bytes, vanished, damaged, .. } = taken;
+        let Taken { manifest, read_bytes, kept_bytes, refreshed_bytes, vanished, .. } = taken;
+        let files = |pages: Vec<Damaged>| {
+            pages.into_iter().map(|Damaged { path, pages }| DamagedFile { path, pages }).collect()
+        };
         let id = manifest.id;
         let entry = Entry {
             outcome: Some(Outcome::Committed(Box::new(manifest))),
@@ -256,10 +262,8 @@ impl Prepared {
             kept_bytes,
             refreshed_bytes,
             vanished,
-            damaged: damaged
-                .into_iter()
-                .map(|damaged| DamagedFile { path: damaged.path, pages: damaged.pages })
-                .collect(),
+            damaged: files(taken.damaged),
+            unexplained: files(taken.unexplained),
             seconds: began.elapsed().as_secs_f64(),
         })
     }

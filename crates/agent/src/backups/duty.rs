@@ -88,6 +88,18 @@ pub(crate) async fn back_up(mut duty: Duty) {
                     stored_bytes,
                     "the base backup is complete"
                 );
+                if let Some(changes) = &taken.manifest.changes {
+                    let (found_by, why) = (changes.found_by, changes.why.as_deref().unwrap_or_default());
+                    tracing::info!(
+                        number,
+                        ?found_by,
+                        why,
+                        "what has changed since the last backup was found"
+                    );
+                }
+                for file in &taken.unexplained {
+                    tracing::error!(file = file.path, pages = ?file.pages, "pages have changed without WAL");
+                }
                 for damaged in &taken.damaged {
                     tracing::error!(file = damaged.path, pages = ?damaged.pages, "pages have wrong checksums");
                 }
@@ -142,6 +154,7 @@ impl Duty {
         let cores = available_parallelism().map_or(1, usize::from);
         let order = take::Order {
             refresh_bytes: create::refreshed(&catalog),
+            find: take::Find::Automatic,
             node: self.node.clone(),
             term: assigned.term,
             // The first one is waited for; a standby's is nobody's burden.

@@ -95,6 +95,9 @@ pub(super) async fn take(
         refresh_bytes: AtomicU64::new(order.refresh_bytes),
         refreshed_bytes: AtomicU64::new(0),
         kept_bytes: AtomicU64::new(0),
+        read_bytes: AtomicU64::new(0),
+        // All of it comes over the line in any case.
+        known: None,
     });
     // Whatever way this ends, the reader ends with it.
     let _ended = shared.stop.when_dropped();
@@ -148,6 +151,7 @@ pub(super) async fn take(
         control,
         vanished: 0,
         damaged,
+        unexplained: Vec::new(),
         version: shape.version,
         began,
         backup_label,

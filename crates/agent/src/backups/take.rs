@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! intent              the repository keeps the parent and WAL from here on
-//! pg_backup_start
+//! pg_backup_start     beside it, WAL since the parent is read for the pages that it has changed
 //!   listing ─► pairing with the parent's entries ─► readers ─► entries in order of paths ─► maps
 //!   the control file, last
 //! pg_backup_stop
@@ -23,15 +23,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pgherd_backup::backup::{Backup, BeginError, Beginning, CommitError};
 use pgherd_backup::document::{ReadError, WriteError};
 use pgherd_backup::format::Repository;
-use pgherd_backup::manifest::{Facts, Manifest, Settings, Text};
+use pgherd_backup::manifest::{Changes, Facts, FoundBy, Manifest, Settings, Text};
 use pgherd_backup::map::sorting::SortError;
 use pgherd_backup::map::{DurableMaps, Entry, MapReader};
 use pgherd_backup::name::BackupId;
@@ -50,13 +50,14 @@ use pgherd_postgres::sql::Session;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::storing::{Shared, Stored, Storing};
+use super::finding::{self, Finding};
+use super::storing::{Known, Shared, Stored, Storing, Unexplained};
 use super::{Done, MAX_READERS, Progress, QUEUE, REPORT, Stop, Throttle, on_a_thread};
 
 /// Entries that are under way at a time, in KiB: readers of some hundred files of a gigabyte, or of 60,000 small ones.
 const WINDOW_KIB: u32 = 64 * 1024;
-/// Bytes of a file that make an entry one KiB longer, where every group is a run of its own.
-const BYTES_FOR_A_KIB: u64 = 350_000;
+/// Bytes of a file that make an entry one KiB longer, where every third page was changed and everything is a run of its own.
+const BYTES_FOR_A_KIB: u64 = 280_000;
 /// A sign of life. Who collects gives a writer up after many of them.
 const BEAT: Duration = Duration::from_secs(30);
 /// A checkpoint that is spread takes as long as `checkpoint_timeout`, which is a day at most and minutes in general.
@@ -78,6 +79,8 @@ pub(super) const MAX_DAMAGED: usize = 1000;
 pub struct Order {
     /// The backup that this one refers to for what has not changed.
     pub parent: Option<BackupId>,
+    /// How it is found what that is.
+    pub find: Find,
     /// Who takes it, and under which term.
     pub node: NodeName,
     pub term: Term,
@@ -88,6 +91,18 @@ pub struct Order {
     pub refresh_bytes: u64,
     /// How long WAL may take to come into the archive, behind the end of the copy.
     pub wal_deadline: Duration,
+}
+
+/// How it is found what has changed since the parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Find {
+    /// By WAL, and by both from time to time.
+    #[default]
+    Automatic,
+    /// By WAL, however much of it there is; by comparison where it does not say everything.
+    Wal,
+    Comparison,
+    Both,
 }
 
 /// The server that is backed up.
@@ -114,6 +129,8 @@ pub struct Taken {
     pub vanished: u64,
     /// Pages whose checksums are wrong, and have been in the backup as they are.
     pub damaged: Vec<Damaged>,
+    /// Pages that differ from the parent's though no WAL has changed them. The backup has them as they are.
+    pub unexplained: Vec<Damaged>,
 }
 
 /// Pages of a file that are not as PostgreSQL wrote them.
@@ -216,8 +233,27 @@ pub async fn take(
     let origin = Origin { system: survey.system_id, timeline: survey.timeline, wal_from: survey.redo };
     let mut backup = begin(repository, &origin, order).await?;
     let label = format!("pgherd {}", backup.id());
+    let server =
+        finding::Server { data_dir: data_dir.clone(), control: control.clone(), timeline: survey.timeline };
+    let found = match backup.parent() {
+        Some(parent) => Some(Finding::begin(&archive, parent, server.clone(), order.find, &session).await),
+        None => None,
+    };
     let start = BaseBackup::begin(session, survey, &label, order.checkpoint, CHECKPOINT);
     let running = while_alive(&mut backup, start).await?;
+    let found = match found {
+        Some(finding) => Some(while_alive(&mut backup, finding.up_to(running.start())).await),
+        None => None,
+    };
+    let known = found.as_ref().zip(backup.parent()).and_then(|(found, parent)| {
+        Some(Known {
+            changed: found.changed.lock().unwrap_or_else(PoisonError::into_inner).take()?,
+            start: running.start(),
+            only_check: found.by == FoundBy::Both,
+            parent: parent.clone(),
+            unexplained: Mutex::default(),
+        })
+    });
     let shared = Arc::new(Shared {
         repository: repository.clone(),
         data_dir: data_dir.clone(),
@@ -229,6 +265,8 @@ pub async fn take(
         refresh_bytes: AtomicU64::new(order.refresh_bytes),
         refreshed_bytes: AtomicU64::new(0),
         kept_bytes: AtomicU64::new(0),
+        read_bytes: AtomicU64::new(0),
+        known,
     });
     let copied = copy(&mut backup, &running, &control, order, &shared, progress).await?;
     let (start, timeline) = (running.start(), running.timeline());
@@ -236,18 +274,66 @@ pub async fn take(
     let proving = prove(&archive, timeline, (start, finished.stop), order.wal_deadline, primary.as_ref());
     let wal = while_alive(&mut backup, proving).await?;
 
+    let unexplained = match &shared.known {
+        Some(known) => {
+            let pages = known.unexplained.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let during = finding::without_later(pages, &archive, &server, start, finished.stop);
+            while_alive(&mut backup, during).await
+        }
+        None => Vec::new(),
+    };
+    if let Some(found) = found {
+        tell(&mut backup, found, &copied, &unexplained, &shared);
+    }
     let ending = Ending {
         packs: copied.packs,
         maps: copied.maps,
         control: copied.control,
         vanished: copied.vanished,
         damaged: copied.damaged,
+        unexplained: by_files(unexplained),
         version,
         began,
         backup_label: finished.backup_label,
         tablespace_map: finished.tablespace_map,
     };
     conclude(backup, wal, ending, &shared).await
+}
+
+/// How it was found what has changed, for the manifest.
+fn tell(
+    backup: &mut Backup,
+    found: finding::Found,
+    copied: &Copied,
+    unexplained: &[Unexplained],
+    shared: &Shared,
+) {
+    let before = backup.parent().and_then(|parent| parent.changes.as_ref());
+    let unchecked = finding::unchecked(found.by, before, !copied.damaged.is_empty());
+    backup.tell_changes(Changes {
+        found_by: found.by,
+        why: found.why,
+        read_bytes: shared.read_bytes.load(Ordering::Relaxed),
+        wal_bytes: found.wal_bytes,
+        unchecked,
+        unexplained: unexplained.len() as u64,
+    });
+}
+
+/// Pages in order of their files, as far as a report names them.
+fn by_files(mut pages: Vec<Unexplained>) -> Vec<Damaged> {
+    pages.sort_unstable_by(|one, next| (&one.path, one.page).cmp(&(&next.path, next.page)));
+    let mut files: Vec<Damaged> = Vec::new();
+    for Unexplained { path, page, .. } in pages {
+        let path = String::from_utf8_lossy(&path).into_owned();
+        let are_many = files.len() >= MAX_DAMAGED;
+        match files.last_mut() {
+            Some(last) if last.path == path => last.pages.push(page),
+            _ if are_many => break,
+            _ => files.push(Damaged { path, pages: vec![page] }),
+        }
+    }
+    files
 }
 
 /// What a manifest says beside its WAL.
@@ -258,6 +344,7 @@ pub(super) struct Ending {
     pub(super) control: ControlFile,
     pub(super) vanished: u64,
     pub(super) damaged: Vec<Damaged>,
+    pub(super) unexplained: Vec<Damaged>,
     /// As in `server_version_num`.
     pub(super) version: u32,
     pub(super) began: Timestamp,
@@ -294,11 +381,12 @@ pub(super) async fn conclude(
     Ok(Taken {
         stored_bytes: own.map(|pack| pack.bytes).sum(),
         manifest,
-        read_bytes: shared.done.bytes.load(Ordering::Relaxed),
+        read_bytes: shared.read_bytes.load(Ordering::Relaxed),
         kept_bytes: shared.kept_bytes.load(Ordering::Relaxed),
         refreshed_bytes: shared.refreshed_bytes.load(Ordering::Relaxed),
         vanished: ending.vanished,
         damaged: ending.damaged,
+        unexplained: ending.unexplained,
     })
 }
 

@@ -142,7 +142,7 @@ story! {
 }
 
 /// As an operator does it: the driver's starts are those of a member, which waits to be told that it leads.
-fn control(instance: &Instance, command: &[&str]) {
+pub(crate) fn control(instance: &Instance, command: &[&str]) {
     let status = std::process::Command::new(instance.installation.program("pg_ctl"))
         .args(["-D", instance.data_dir.to_str().unwrap(), "-w", "-l", "/dev/null"])
         .args(command)
@@ -152,14 +152,14 @@ fn control(instance: &Instance, command: &[&str]) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
-fn start_as_primary(instance: &Instance) {
+pub(crate) fn start_as_primary(instance: &Instance) {
     // A clean stop leaves it behind.
     std::fs::remove_file(instance.standby_signal()).ok();
     control(instance, &["start"]);
 }
 
 /// Of a server that is stopped.
-fn checksums(instance: &Instance, mode: &str) {
+pub(crate) fn checksums(instance: &Instance, mode: &str) {
     let output = std::process::Command::new(instance.installation.program("pg_checksums"))
         .args([mode, "-D", instance.data_dir.to_str().unwrap()])
         .output()

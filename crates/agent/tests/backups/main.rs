@@ -9,6 +9,7 @@
     reason = "a test fails where it stands, and says what it measured"
 )]
 
+mod by_wal;
 mod delta;
 #[allow(dead_code, unreachable_pub, reason = "the tests of the driver need more of it")]
 #[path = "../../../postgres/tests/it/harness.rs"]

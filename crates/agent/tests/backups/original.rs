@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_agent::backups::Progress;
-use pgherd_agent::backups::take::{Order, Source, TakeError, Taken, take};
+use pgherd_agent::backups::take::{Find, Order, Source, TakeError, Taken, take};
 use pgherd_backup::format::Repository;
 use pgherd_backup::name::BackupId;
 use pgherd_backup::store::Store;
@@ -81,7 +81,11 @@ impl Original {
 
     /// Archives what becomes complete, until it is dropped.
     pub(crate) fn archiving(&self) -> Archiving {
-        let (instance, archive) = (self.primary().clone(), self.archive.clone());
+        self.archiving_of(0)
+    }
+
+    pub(crate) fn archiving_of(&self, node: usize) -> Archiving {
+        let (instance, archive) = (self.nodes[node].instance().clone(), self.archive.clone());
         let work = tokio::spawn(async move {
             let session = superuser(&instance).await;
             let mut done = BTreeSet::new();
@@ -96,20 +100,30 @@ impl Original {
 
     /// Completes the segment that is being written, waits until all is archived, and returns the position up to there.
     pub(crate) async fn archive_everything(&self) -> Lsn {
-        let session = self.session().await;
+        self.archive_everything_of(0).await
+    }
+
+    pub(crate) async fn archive_everything_of(&self, node: usize) -> Lsn {
+        let instance = self.nodes[node].instance();
+        let session = superuser(instance).await;
         // Something is in the segment, or it would not be completed.
         let at: Lsn = ask(&session, "SELECT pg_create_restore_point('everything')").await.parse().unwrap();
         ask(&session, "SELECT pg_switch_wal()").await;
-        archive_complete(self.primary(), &session, &self.archive, &mut BTreeSet::new()).await;
+        archive_complete(instance, &session, &self.archive, &mut BTreeSet::new()).await;
         at
     }
 
     /// The archive as files, for a `restore_command` that copies them.
     pub(crate) async fn archive_as_files(&self) -> PathBuf {
+        self.archive_as_files_of(0).await
+    }
+
+    pub(crate) async fn archive_as_files_of(&self, node: usize) -> PathBuf {
         let dir = self.herd.path().join("archive");
         std::fs::create_dir_all(&dir).unwrap();
-        let files = wal_files(self.primary());
-        let (timeline, first, end) = complete(&self.session().await, &files).await;
+        let instance = self.nodes[node].instance();
+        let files = wal_files(instance);
+        let (timeline, first, end) = complete(&superuser(instance).await, &files).await;
         let history = history_name(timeline);
         std::fs::copy(files.dir.join(&history), dir.join(&history)).unwrap();
         for number in first..end {
@@ -130,7 +144,12 @@ impl Original {
 
     /// Takes a backup of the primary.
     pub(crate) async fn take(&self, order: &Order) -> Result<Taken, TakeError> {
-        let source = self.source(0, self.session().await, None);
+        self.take_of(0, order).await
+    }
+
+    /// Takes a backup of a node that is a primary.
+    pub(crate) async fn take_of(&self, node: usize, order: &Order) -> Result<Taken, TakeError> {
+        let source = self.source(node, superuser(self.nodes[node].instance()).await, None);
         take(&self.repository, source, order, &watch::Sender::new(Progress::default())).await
     }
 
@@ -147,6 +166,7 @@ impl Original {
 pub(crate) fn order(parent: Option<BackupId>) -> Order {
     Order {
         parent,
+        find: Find::Comparison,
         node: "a".parse().unwrap(),
         term: Term(1),
         checkpoint: Checkpoint::Fast,

@@ -85,8 +85,7 @@ impl Copy {
 
     /// PostgreSQL's own check of tables and indexes.
     pub(crate) fn amcheck(&self) {
-        let checked =
-            self.program("pg_amcheck", &["--install-missing", "--heapallindexed", "-d", "postgres"]);
+        let checked = self.program("pg_amcheck", &["--install-missing", "--heapallindexed", "--all"]);
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     }
 

@@ -218,6 +218,15 @@ fn a_build_that_passes_over_records_of_one_kind_is_caught() {
     }
 }
 
+#[test]
+fn a_build_that_leaves_out_one_page_is_caught() {
+    for block in [0, 7, 15, 16, 39] {
+        let caught =
+            (0..60).any(|seed| breaking(Some(Broken::PageLeftOut { block }), || lost(seed)).is_some());
+        assert!(caught, "page {block} is left out, and nothing notices");
+    }
+}
+
 fn file(number: u32) -> RelationFile {
     RelationFile { tablespace: 1663, database: 5, number }
 }
@@ -286,7 +295,7 @@ fn without_complete_wal_nothing_is_concluded() {
 
         // The server itself may have it, or have another file under its name.
         let with = |content: Vec<u8>| {
-            let nearby: Nearby = Arc::new(move |_| Some(content.clone()));
+            let nearby: Nearby = Arc::new(move |asked| (asked.number == FIRST + 2).then(|| content.clone()));
             let collecting =
                 Collecting::begin(archive.clone(), History::first(), from, 1000, nearby, never());
             collecting.up_to(to)
@@ -305,6 +314,39 @@ fn without_complete_wal_nothing_is_concluded() {
         archive.put_segment(segment(1, FIRST + 1), &other).await.unwrap_err();
         let error = collected(&archive, History::first(), from, to).await.unwrap_err();
         assert!(matches!(error, Uncovered::Contradicted { .. }), "{error}");
+    });
+}
+
+#[test]
+fn the_end_has_to_be_the_servers_own() {
+    run(async {
+        let archive = archive(&repository(&Cloud::new(1)).await);
+        let mut wal = Writer::of(SYSTEM);
+        let from = wal.next();
+        let mut other = wal.clone();
+        for wal in [&mut wal, &mut other] {
+            change(wal, 2, 7);
+        }
+        // From here on two servers go on by themselves, with the same numbers.
+        other.write(8, 0x10, &[255, 0]);
+        for wal in [&mut wal, &mut other] {
+            while wal.bytes.len() < 2 * SEGMENT + 100 {
+                change(wal, 2, 7);
+            }
+        }
+        let to = wal.next();
+        change(&mut wal, 3, 9);
+        put(&archive, 1, &other.filled()).await;
+        let by = |own: Vec<u8>| {
+            let last: Nearby =
+                Arc::new(move |asked| (asked.number == FIRST + 2).then(|| own[2 * SEGMENT..].to_vec()));
+            Collecting::begin(archive.clone(), History::first(), from, 1000, last, never()).up_to(to)
+        };
+        let error = by(wal.filled()).await.unwrap_err();
+        assert!(matches!(error, Uncovered::Ended { .. }), "{error}");
+        change(&mut other, 3, 9);
+        change(&mut other, 3, 9);
+        assert!(by(other.filled()).await.is_ok());
     });
 }
 

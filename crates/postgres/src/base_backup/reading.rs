@@ -41,6 +41,11 @@ impl Checksums {
     }
 }
 
+/// The position behind the last record that has changed a page, by its first eight bytes. What is shorter has none.
+pub fn page_lsn(page: &[u8]) -> Lsn {
+    if page.len() < 8 { Lsn::ZERO } else { page::lsn(page) }
+}
+
 /// A file that is being read. Blocks.
 #[derive(Debug)]
 pub struct Reader {

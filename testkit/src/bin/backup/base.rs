@@ -18,10 +18,10 @@ pub(crate) fn measure(scene: &Scene, arguments: &Arguments) {
         for subject in &subjects {
             full_and_back(scene, &server, subject, &mut rounds);
         }
-        server.archive(scene, "true");
+        // Into pgherd's repository, whose turn was last and is first now: it reads WAL of what has changed, and a real server's goes on.
         server.change(scene, arguments.seconds);
         server.sql(scene, "CHECKPOINT");
-        for subject in &subjects {
+        for subject in subjects.iter().rev() {
             let Some(command) = subject.incremental() else { continue };
             subject.resume();
             scene.settle();
@@ -43,7 +43,9 @@ fn full_and_back(scene: &Scene, server: &Server, subject: &Subject<'_>, rounds: 
     let mut taken = run("a full backup", subject.full(), Some(server.pid()));
     taken.stored_bytes = subject.stored_bytes();
     rounds.add("full", subject.name(), taken);
-    server.archive(scene, "true");
+    if subject.who != Who::Pgherd {
+        server.archive(scene, "true");
+    }
     let to = scene.path("restored");
     let wanted = bytes_below(&server.data_dir.join("base"));
     for (mode, delta) in [("restore", false), ("delta", true)] {

@@ -30,14 +30,14 @@ pub(crate) struct Subject<'s> {
 }
 
 impl<'s> Subject<'s> {
-    /// Those that are installed.
+    /// Those that are installed; pgherd last.
     pub(crate) fn all(scene: &'s Scene, server: &'s Server, arguments: &Arguments) -> Vec<Subject<'s>> {
         let all = [
             (Who::Floor, PathBuf::from("zstd")),
-            (Who::Pgherd, scene.path("pgherd")),
             (Who::PgBackRest, PathBuf::from("pgbackrest")),
             (Who::PgBaseBackup, scene.program("pg_basebackup")),
             (Who::Barman, PathBuf::from("barman")),
+            (Who::Pgherd, scene.path("pgherd")),
         ];
         let mut subjects = Vec::new();
         for (who, program) in all {

@@ -7,7 +7,8 @@ use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::catalog::{self, Catalog, Which};
 use pgherd_agent::backups::verify::{Depth, VerifyError, verify};
 use pgherd_api::backup::{
-    Backup, BackupMode, BackupStatus, Backups, Damage, Keep, RecoveryWindow, Verification,
+    Backup, BackupMode, BackupStatus, Backups, Damage, FoundBy, FoundChanges, Keep, RecoveryWindow,
+    Verification,
 };
 use tokio::sync::watch;
 
@@ -150,7 +151,8 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
     let can =
         backup.can_be_restored.map(|can| if can { "yes" } else { "no: WAL of it is missing" }.to_owned());
     let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" }.to_owned());
-    let all: [(&str, Option<String>); 23] = [
+    let changes = backup.changes.as_ref();
+    let all: [(&str, Option<String>); 26] = [
         ("backup", Some(backup.id.clone())),
         ("status", Some(status(backup.status).to_owned())),
         ("why", text(&backup.why)),
@@ -163,6 +165,20 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
         ("data checksums", checksums),
         ("mode", backup.mode.map(|of| mode(of).to_owned())),
         ("parent", text(&backup.parent)),
+        ("changes found by", changes.map(found)),
+        (
+            "read for it",
+            changes.map(|changes| {
+                format!("{}, and {} of WAL", bytes(changes.read_bytes), bytes(changes.wal_bytes))
+            }),
+        ),
+        (
+            "changed without WAL",
+            changes
+                .map(|changes| changes.unexplained_pages)
+                .filter(|pages| *pages > 0)
+                .map(|pages| counted(pages as usize, "page", "pages")),
+        ),
         ("timeline", backup.timeline.map(|timeline| timeline.to_string())),
         ("begin time", text(&backup.begin_time)),
         ("end time", text(&backup.end_time)),
@@ -178,6 +194,19 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
     let known: Vec<(&str, String)> = all.into_iter().filter_map(|(what, text)| Some((what, text?))).collect();
     let width = known.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
     known.iter().map(|(what, text)| format!("{what:width$}  {text}\n")).collect()
+}
+
+fn found(changes: &FoundChanges) -> String {
+    let by = match changes.found_by {
+        FoundBy::Wal => "WAL",
+        FoundBy::Comparison => "comparison",
+        FoundBy::Both => "comparison, held against WAL",
+        FoundBy::Unknown => "other means",
+    };
+    match &changes.why {
+        Some(why) => format!("{by}: {why}"),
+        None => by.to_owned(),
+    }
 }
 
 pub(super) async fn verified(

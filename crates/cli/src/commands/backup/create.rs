@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use pgherd_agent::backups::Progress;
 use pgherd_agent::backups::create::{self, CreateError, Order, Server};
+use pgherd_agent::backups::take::Find;
 use pgherd_agent::foreign_server::ForeignServer;
 use pgherd_agent::named_server::NamedServer;
 use pgherd_api::backup::{BackupMode, Created};
@@ -59,6 +60,9 @@ pub(super) struct CreateArgs {
     /// Store everything, whatever earlier backups have
     #[arg(long, requires = "server")]
     full: bool,
+    /// How it is found what has changed since the last backup [default: by WAL, and by both each 7th time]
+    #[arg(long, value_name = "HOW", value_enum, requires = "data_dir", conflicts_with = "full")]
+    changes: Option<ChangesArg>,
     /// Begin at once with a checkpoint as fast as the disk can, instead of one that is spread over minutes
     #[arg(long, requires = "server")]
     fast: bool,
@@ -71,6 +75,16 @@ pub(super) struct CreateArgs {
     /// How long WAL of the backup may take to come into the repository after the copy
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     wal_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ChangesArg {
+    /// WAL says which pages were changed, and no others are read
+    Wal,
+    /// Everything is read, and compared with what the last backup has
+    Compare,
+    /// Everything is read and compared, and then held against WAL
+    Both,
 }
 
 pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure> {
@@ -98,6 +112,12 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
         server,
         node: args.name.unwrap_or_else(host_name),
         full: args.full,
+        find: match args.changes {
+            None => Find::Automatic,
+            Some(ChangesArg::Wal) => Find::Wal,
+            Some(ChangesArg::Compare) => Find::Comparison,
+            Some(ChangesArg::Both) => Find::Both,
+        },
         checkpoint_fast: args.fast,
         readers: args.jobs.into(),
         max_bytes_per_second: args.max_rate.map(|rate| rate.saturating_mul(super::MIB)),
@@ -130,6 +150,18 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
             file.path,
             pages.join(", ")
         ));
+    }
+    for file in &created.unexplained {
+        let pages: Vec<String> = file.pages.iter().take(10).map(ToString::to_string).collect();
+        note(&format!(
+            "warning: {} of {} changed since the last backup without a word in WAL; the backup has them as they are: {}",
+            counted(file.pages.len(), "page", "pages"),
+            file.path,
+            pages.join(", ")
+        ));
+    }
+    if let Some(why) = created.backup.changes.as_ref().and_then(|changes| changes.why.as_ref()) {
+        note(&format!("everything was read and compared: {why}"));
     }
     if global.json {
         return print_json(&created);
