@@ -29,7 +29,6 @@ cancel 3.0 postgres: ['57014'] [1]
 cancel 3.0 direct: ['57014'] [1]
 cancel 3.2 postgres: ['57014'] [1]
 cancel 3.2 direct: ['57014'] [1]
-pipeline begins: 
 pipeline: [[0], [1], [2]]
 division: 'refused' '22012' 'DivisionByZero'
 behind it: [1]

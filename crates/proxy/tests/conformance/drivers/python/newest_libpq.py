@@ -58,7 +58,6 @@ for version in ("3.0", "3.2"):
         with connect(sslmode="require", sslnegotiation=negotiation, max_protocol_version=version) as db:
             say(f"cancel {version} {negotiation}", *cancelled(db))
 with connect(sslmode="require", max_protocol_version="3.2") as db:
-    say("pipeline begins")
     with db.pipeline():
         cursors = [db.execute("SELECT %s::int", [number]) for number in range(3)]
         say("pipeline", [cursor.fetchone() for cursor in cursors])
