@@ -185,11 +185,7 @@ impl Backend {
     ) -> Result<Backend, NotIn> {
         let way = Way { mode: TlsMode::Disable, ..way };
         let mut backend = Backend::open_one_way(place, target, way, purpose, keys).await?;
-        let mut out = BytesMut::new();
-        build::query(&mut out, b"SHOW cluster_name").map_err(|error| lost(&error))?;
-        let name = backend.ask(&mut out, CLEAN_WITHIN).await?;
-        backend.known.clear();
-        let name = name.into_iter().next().flatten().unwrap_or_default();
+        let name = backend.show(b"SHOW cluster_name").await?;
         match name == backend.place.node.as_str().as_bytes() {
             true => Ok(backend),
             false => {
@@ -253,11 +249,7 @@ impl Backend {
         keys: Option<Keys>,
     ) -> Result<Backend, NotIn> {
         let mut backend = Backend::open(place.clone(), target.clone(), way, &purpose, keys.clone()).await?;
-        let mut out = BytesMut::new();
-        build::query(&mut out, b"SHOW client_min_messages").map_err(|error| lost(&error))?;
-        let level = backend.ask(&mut out, CLEAN_WITHIN).await?;
-        backend.known.clear();
-        let level = level.into_iter().next().flatten().unwrap_or_default();
+        let level = backend.show(b"SHOW client_min_messages").await?;
         match settings::startup_that_warns(&level) {
             None => Ok(backend),
             Some(parameter) => {
@@ -266,6 +258,15 @@ impl Backend {
                 Backend::open(place, target, way, &purpose, keys).await
             }
         }
+    }
+
+    /// What it answers to that, when it has just been opened: afterwards it is as fresh as before.
+    async fn show(&mut self, query: &[u8]) -> Result<Vec<u8>, NotDone> {
+        let mut out = BytesMut::new();
+        build::query(&mut out, query).map_err(|error| lost(&error))?;
+        let rows = self.ask(&mut out, CLEAN_WITHIN).await?;
+        self.known.clear();
+        Ok(rows.into_iter().next().flatten().unwrap_or_default())
     }
 
     /// Sets what a client has set, and nothing else. `forgets_sequences`: what they gave to others must not be told.
