@@ -13,8 +13,9 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::sql::{self, Effects};
 
@@ -27,14 +28,19 @@ pub const UNKNOWN: u64 = u64::MAX;
 /// The registry forgets what nobody has any more whenever it has grown by this factor.
 const GROWTH: usize = 2;
 const LEAST_SWEPT: usize = 1024;
+const LEAST_SWEPT_BYTES: usize = 64 << 20;
 /// Long messages of clients that are under way and not whole, together: else each client could have its own in memory.
 pub const MAX_GATHERED_BYTES: usize = 256 << 20;
+/// Statements that all clients together have prepared: texts, each once, and their clients' names for them.
+pub const MAX_KEPT_BYTES: usize = 1 << 30;
+/// What a name takes besides itself.
+const NAME_BYTES: usize = 160;
 /// Of what is never heard of again: see [`pgherd_pgwire::flow::Flow::in_doubt`].
 pub const NO_TICKET: u64 = u64::MAX;
 /// A list that grew beyond this is given back when it is empty.
 const KEPT_OPEN: usize = 64;
-/// A longer text is not kept to be overwritten by the next one.
-const KEPT_BYTES: usize = 4096;
+/// A longer text is not kept to be overwritten by the next one, and is counted.
+const SHORT_BYTES: usize = 4096;
 
 /// A text that was or will be prepared.
 #[derive(Debug)]
@@ -50,9 +56,30 @@ pub struct Statement {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    text: Box<[u8]>,
+    text: Arc<Text>,
     types: Box<[u32]>,
     meaning: u64,
+}
+
+/// As long as anybody has it, it takes its room.
+#[derive(Debug)]
+struct Text {
+    bytes: Box<[u8]>,
+    _room: Room,
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Text) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Text {}
+
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes.hash(state);
+    }
 }
 
 impl Statement {
@@ -61,7 +88,7 @@ impl Statement {
     }
 
     pub fn text(&self) -> &[u8] {
-        &self.key.text
+        &self.key.text.bytes
     }
 
     /// Of the parameters, as far as they were given.
@@ -90,24 +117,53 @@ impl Statement {
 }
 
 /// All statements of all clients, each once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     by_key: Mutex<ByKey>,
     next_number: AtomicU64,
-    /// What is being gathered for all clients together.
-    gathered_bytes: AtomicUsize,
+    gathered: Arc<Account>,
+    kept: Arc<Account>,
 }
 
-/// Room for one long message of one client, until it is there and was read.
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry::with_room(MAX_KEPT_BYTES)
+    }
+}
+
+/// Memory of which all clients together get so much.
+#[derive(Debug)]
+struct Account {
+    taken_bytes: AtomicUsize,
+    most_bytes: usize,
+}
+
+impl Account {
+    fn new(most_bytes: usize) -> Arc<Account> {
+        Arc::new(Account { taken_bytes: AtomicUsize::new(0), most_bytes })
+    }
+
+    fn room_for(self: &Arc<Account>, bytes: usize) -> Option<Room> {
+        let add = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= self.most_bytes);
+        self.taken_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Room { of: Arc::clone(self), bytes })
+    }
+
+    fn taken_bytes(&self) -> usize {
+        self.taken_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A part of it, for as long as it is there.
 #[derive(Debug)]
 pub struct Room {
-    of: Arc<Registry>,
+    of: Arc<Account>,
     bytes: usize,
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.of.gathered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.taken_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -115,15 +171,74 @@ impl Drop for Room {
 struct ByKey {
     statements: HashMap<Key, Weak<Statement>>,
     sweep_at: usize,
+    sweep_at_bytes: usize,
+}
+
+impl ByKey {
+    /// Forgets what nobody has any more.
+    fn sweep(&mut self, kept: &Account) {
+        self.statements.retain(|_, statement| statement.strong_count() > 0);
+        self.sweep_at = self.statements.len() * GROWTH;
+        self.sweep_at_bytes = kept.taken_bytes() * GROWTH;
+    }
+
+    fn must_be_swept(&self, kept: &Account) -> bool {
+        self.statements.len() >= self.sweep_at.max(LEAST_SWEPT)
+            || kept.taken_bytes() >= self.sweep_at_bytes.max(LEAST_SWEPT_BYTES)
+    }
 }
 
 impl Registry {
-    pub fn of(&self, text: &[u8], types: &[u32], meaning: u64) -> Arc<Statement> {
-        let key = Key { text: text.into(), types: types.into(), meaning };
-        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_key.statements.len() >= by_key.sweep_at.max(LEAST_SWEPT) {
-            by_key.statements.retain(|_, statement| statement.strong_count() > 0);
-            by_key.sweep_at = by_key.statements.len() * GROWTH;
+    /// For so many bytes of what was prepared.
+    pub fn with_room(bytes: usize) -> Registry {
+        Registry {
+            by_key: Mutex::default(),
+            next_number: AtomicU64::new(0),
+            gathered: Account::new(MAX_GATHERED_BYTES),
+            kept: Account::new(bytes),
+        }
+    }
+
+    /// `None`: there is no room for it.
+    pub fn of(&self, text: &[u8], types: &[u32], meaning: u64) -> Option<Arc<Statement>> {
+        Some(self.one(Key { text: self.text(text)?, types: types.into(), meaning }))
+    }
+
+    /// The same one under other settings, or anew where it has been retired.
+    pub fn again(&self, statement: &Statement, meaning: u64) -> Arc<Statement> {
+        self.one(Key { meaning, ..statement.key.clone() })
+    }
+
+    /// One of which no server has heard, and which no other client will get.
+    pub fn unshared(&self, text: &[u8], types: &[u32], meaning: u64) -> Option<Arc<Statement>> {
+        Some(self.fresh(Key { text: self.text(text)?, types: types.into(), meaning }))
+    }
+
+    fn text(&self, text: &[u8]) -> Option<Arc<Text>> {
+        Some(Arc::new(Text { bytes: text.into(), _room: self.room_to_keep(text.len())? }))
+    }
+
+    /// For what a client has prepared, and will use again.
+    pub fn room_to_keep(&self, bytes: usize) -> Option<Room> {
+        self.kept.room_for(bytes).or_else(|| {
+            self.by_key().sweep(&self.kept);
+            self.kept.room_for(bytes)
+        })
+    }
+
+    /// For a client's name.
+    pub fn room_for_name(&self, name: &[u8]) -> Option<Room> {
+        self.room_to_keep(NAME_BYTES + name.len())
+    }
+
+    fn by_key(&self) -> MutexGuard<'_, ByKey> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn one(&self, key: Key) -> Arc<Statement> {
+        let mut by_key = self.by_key();
+        if by_key.must_be_swept(&self.kept) {
+            by_key.sweep(&self.kept);
         }
         let entry = by_key.statements.entry(key);
         if let Entry::Occupied(known) = &entry
@@ -137,23 +252,16 @@ impl Registry {
         statement
     }
 
-    /// One of which no server has heard, and which no other client will get.
-    pub fn unshared(&self, text: &[u8], types: &[u32], meaning: u64) -> Arc<Statement> {
-        self.fresh(Key { text: text.into(), types: types.into(), meaning })
-    }
-
     fn fresh(&self, key: Key) -> Arc<Statement> {
         let number = self.number();
         let name = [PREFIX, number.to_string().as_bytes()].concat().into();
-        let (effects, may_commit) = (sql::effects(&key.text), sql::may_commit(&key.text));
+        let (effects, may_commit) = (sql::effects(&key.text.bytes), sql::may_commit(&key.text.bytes));
         Arc::new(Statement { number, name, key, effects, may_commit, is_retired: AtomicBool::new(false) })
     }
 
     /// For a message that comes in parts and must be seen whole. `None`: others are being gathered that take it all.
-    pub fn room_for(self: &Arc<Registry>, bytes: usize) -> Option<Room> {
-        let add = |gathered: usize| gathered.checked_add(bytes).filter(|all| *all <= MAX_GATHERED_BYTES);
-        self.gathered_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
-        Some(Room { of: Arc::clone(self), bytes })
+    pub fn room_for(&self, bytes: usize) -> Option<Room> {
+        self.gathered.room_for(bytes)
     }
 
     /// Never given before.
@@ -164,7 +272,7 @@ impl Registry {
     /// A server has found that a table has changed. Who prepares the same text from now on gets another statement.
     pub fn retire(&self, statement: &Statement) {
         statement.is_retired.store(true, Ordering::Relaxed);
-        let mut by_key = self.by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_key = self.by_key();
         let is_it = |known: &Weak<Statement>| std::ptr::eq(known.as_ptr(), statement);
         if by_key.statements.get(&statement.key).is_some_and(is_it) {
             by_key.statements.remove(&statement.key);
@@ -273,7 +381,7 @@ impl Known {
 }
 
 /// A statement without a name, which lives until the next one, or the next simple query.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Unnamed {
     /// Never given again; or [`NONE`].
     pub number: u64,
@@ -281,6 +389,14 @@ pub struct Unnamed {
     pub types: Vec<u32>,
     pub effects: Effects,
     pub may_commit: bool,
+    /// If it is long.
+    room: Option<Room>,
+}
+
+impl Unnamed {
+    fn is_short(&self) -> bool {
+        self.text.capacity() <= SHORT_BYTES
+    }
 }
 
 /// What a client's names mean to it.
@@ -299,6 +415,7 @@ struct Named {
     statement: Arc<Statement>,
     /// The number of the query in which it was first bound or described; 0: none yet.
     used_in: u64,
+    _room: Room,
 }
 
 /// What a request changes, and what was before it.
@@ -345,7 +462,7 @@ impl Names {
     /// As if nobody had used it yet, and as if it had been parsed only now.
     pub fn renew(&mut self, name: &[u8], statement: Arc<Statement>) {
         if let Some(named) = self.by_name.get_mut(name) {
-            *named = Named { statement, used_in: 0 };
+            (named.statement, named.used_in) = (statement, 0);
         }
     }
 
@@ -380,9 +497,16 @@ impl Names {
     }
 
     /// By the request with this ticket. `is_parsed`: by the server, and not only here.
-    pub fn define(&mut self, name: &[u8], statement: Arc<Statement>, ticket: u64, is_parsed: bool) {
+    pub fn define(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        room: Room,
+        ticket: u64,
+        is_parsed: bool,
+    ) {
         let parsed = is_parsed.then(|| Arc::clone(&statement));
-        let former = self.by_name.insert(name.into(), Named { statement, used_in: 0 });
+        let former = self.by_name.insert(name.into(), Named { statement, used_in: 0, _room: room });
         self.change(ticket, What::Name { name: name.into(), former, parsed });
     }
 
@@ -398,16 +522,21 @@ impl Names {
         self.change(ticket, What::Name { name: name.into(), former, parsed: None });
     }
 
-    /// The statement without a name.
+    /// The statement without a name, which takes room if it is long. `None`: there is none.
     pub fn define_unnamed(
         &mut self,
-        number: u64,
+        registry: &Registry,
         text: &[u8],
         types: impl Iterator<Item = u32>,
         ticket: u64,
-    ) {
+    ) -> Option<u64> {
+        let room = match text.len() > SHORT_BYTES {
+            true => Some(registry.room_to_keep(text.len())?),
+            false => None,
+        };
+        let number = registry.number();
         let mut unnamed = std::mem::take(&mut self.spare);
-        unnamed.number = number;
+        (unnamed.number, unnamed.room) = (number, room);
         unnamed.text.clear();
         unnamed.text.extend_from_slice(text);
         unnamed.types.clear();
@@ -419,6 +548,7 @@ impl Names {
         };
         let former = std::mem::replace(&mut self.unnamed, unnamed);
         self.change(ticket, What::Unnamed(former));
+        Some(number)
     }
 
     pub fn remove_unnamed(&mut self, ticket: u64) {
@@ -429,6 +559,9 @@ impl Names {
     /// By a simple query, which is read whether anything has failed before or not.
     pub fn forget_unnamed(&mut self) {
         self.unnamed.number = NONE;
+        if !self.unnamed.is_short() {
+            self.unnamed = Unnamed::default();
+        }
     }
 
     /// A statement is parsed, or closed, for the proxy's own need.
@@ -455,7 +588,7 @@ impl Names {
         // Most often it is the first one, or there is none.
         if self.open.front().is_some_and(|change| change.ticket == ticket)
             && let Some(Change { what: What::Unnamed(former), .. }) = self.open.pop_front()
-            && former.text.capacity() <= KEPT_BYTES
+            && former.is_short()
         {
             self.spare = former;
         }

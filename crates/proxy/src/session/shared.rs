@@ -26,7 +26,9 @@ use pgherd_pgwire::message::{Target, TransactionStatus};
 use super::cut::{Cut, Message};
 use super::{CANCELED, Fault, Session, Stream, client_fault, client_frame, malformed};
 use crate::sql::{self, Bracket, Effects};
-use crate::statements::{Known, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Room, Statement, UNKNOWN};
+use crate::statements::{
+    Known, MAX_KEPT_BYTES, NO_TICKET, NONE, Names, Need, PREFIX, Registry, Room, Statement, UNKNOWN,
+};
 
 /// A query that is longer is searched as it goes by, and read no closer.
 const MAX_QUERY_BYTES: u32 = 1 << 20;
@@ -286,7 +288,7 @@ impl Session {
         }
         for name in used(asked) {
             if let Some(statement) = shared.names.get(name) {
-                let fresh = shared.registry.of(statement.text(), statement.types(), statement.meaning());
+                let fresh = shared.registry.again(statement, statement.meaning());
                 shared.names.renew(name, fresh);
             }
         }
@@ -620,7 +622,7 @@ impl Session {
             shared.names.remove(&name, ticket);
             shared.loan.known.doubt(&statement);
             if parse.name.is_empty() {
-                shared.define_unnamed(&text, [].into_iter(), ticket);
+                shared.define_unnamed(&text, [].into_iter(), ticket)?;
             }
             message.skip(cut);
             return put(cut, |to| build::parse(to, parse.name, &text, &[]));
@@ -628,7 +630,7 @@ impl Session {
         shared.parsed = true;
         if parse.name.is_empty() {
             let ticket = self.ask(Request::Parse, Origin::Client)?;
-            shared.define_unnamed(parse.text, parse.types.iter(), ticket);
+            shared.define_unnamed(parse.text, parse.types.iter(), ticket)?;
             message.keep(body, cut);
             return Ok(());
         }
@@ -645,6 +647,8 @@ impl Session {
             // Certainly not there yet, so that the server itself answers.
             true => shared.registry.unshared(parse.text, &types, shared.loan.meaning),
         };
+        let (statement, room) =
+            statement.zip(shared.registry.room_for_name(parse.name)).ok_or_else(no_room_to_keep)?;
         message.skip(cut);
         let need = match shared.loan.known.need(&statement) {
             // The server refuses it in a transaction that has failed, unless it ends that.
@@ -653,7 +657,7 @@ impl Session {
         };
         if need == Need::Nothing {
             let ticket = self.ask(Request::Parse, Origin::Local)?;
-            shared.names.define(parse.name, statement, ticket, false);
+            shared.names.define(parse.name, statement, room, ticket, false);
             return Ok(());
         }
         if need == Need::CloseAndParse {
@@ -661,7 +665,7 @@ impl Session {
         }
         let ticket = self.ask(Request::Parse, Origin::Client)?;
         put(cut, |to| build::parse(to, statement.name(), parse.text, &types))?;
-        shared.names.define(parse.name, statement, ticket, true);
+        shared.names.define(parse.name, statement, room, ticket, true);
         self.evict(shared, cut)
     }
 
@@ -808,7 +812,7 @@ impl Session {
             return Ok(Some(statement).filter(|statement| shared.loan.known.has(statement)));
         }
         if statement.meaning() != shared.loan.meaning {
-            let under = shared.registry.of(statement.text(), statement.types(), shared.loan.meaning);
+            let under = shared.registry.again(&statement, shared.loan.meaning);
             shared.names.replace(name, Arc::clone(&under));
             statement = under;
         }
@@ -890,10 +894,15 @@ impl Shared {
     }
 
     /// The server has this one now.
-    fn define_unnamed(&mut self, text: &[u8], types: impl Iterator<Item = u32>, ticket: u64) {
-        let number = self.registry.number();
-        self.names.define_unnamed(number, text, types, ticket);
-        self.loan.known.set_unnamed(number);
+    fn define_unnamed(
+        &mut self,
+        text: &[u8],
+        types: impl Iterator<Item = u32>,
+        ticket: u64,
+    ) -> Result<(), Fault> {
+        let defined = self.names.define_unnamed(&self.registry, text, types, ticket);
+        self.loan.known.set_unnamed(defined.ok_or_else(no_room_to_keep)?);
+        Ok(())
     }
 
     fn has_used(&mut self, ticket: u64, statement: Arc<Statement>) {
@@ -1038,6 +1047,16 @@ fn no_room() -> Fault {
     Fault::Client {
         sqlstate: SqlState::OUT_OF_MEMORY,
         message: "too many long statements of clients are under way to the proxy".to_owned(),
+    }
+}
+
+fn no_room_to_keep() -> Fault {
+    Fault::Client {
+        sqlstate: SqlState::OUT_OF_MEMORY,
+        message: format!(
+            "clients of the proxy have prepared statements of {} MiB together, which is all that it keeps",
+            MAX_KEPT_BYTES >> 20
+        ),
     }
 }
 
