@@ -346,6 +346,11 @@ impl Pool {
         self.open_more(now);
     }
 
+    /// Where servers are opened now.
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
     pub fn is_paused(&self) -> bool {
         self.paused
     }

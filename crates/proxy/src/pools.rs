@@ -423,6 +423,15 @@ impl OnePool {
     }
 
     /// Does what the pool has ordered.
+    /// The postmaster that it was opened by is gone: all of them are, though those that are idle may not have said so yet.
+    pub(crate) fn orphaned(self: &Arc<Self>, place: &Place, world: &Arc<World>) {
+        let mut state = self.state();
+        if state.pool.place() == Some(place) {
+            state.pool.reconnect(clock::now());
+            self.act(state, world);
+        }
+    }
+
     fn act(self: &Arc<Self>, mut state: MutexGuard<'_, State>, world: &Arc<World>) {
         while let Some(order) = state.pool.poll() {
             match order {

@@ -127,6 +127,8 @@ pub struct Session {
     answered: bool,
     /// The server ended before it had begun anything of what is under way.
     begun_nothing: bool,
+    /// The server has ended because its postmaster is gone.
+    is_orphaned: bool,
     /// The client wants no warnings; the server sends them all the same.
     hides_warnings: bool,
     tally: Tally,
@@ -181,6 +183,7 @@ impl Session {
             expects_shutdown: false,
             answered: false,
             begun_nothing: false,
+            is_orphaned: false,
             hides_warnings: false,
             tally: Tally::default(),
             shared: None,
@@ -200,6 +203,11 @@ impl Session {
     /// The server has said its last word, and would read nothing of what the client says from now on.
     pub fn server_leaves(&self) -> bool {
         self.server_leaves
+    }
+
+    /// The server's postmaster is gone, and with it whoever else it has begun.
+    pub fn server_is_orphaned(&self) -> bool {
+        self.is_orphaned
     }
 
     /// The client has heard whole messages only, so that the proxy can say something in the server's place.
@@ -552,7 +560,8 @@ impl Session {
         let routine = fatal.get(b'R').unwrap_or_default();
         // Whatever was done before, its answer came before this one; so this goes for what had none.
         self.begun_nothing = routine == SECURE_READ && !self.answered;
-        self.expects_shutdown || ORPHANED.contains(&routine)
+        self.is_orphaned = ORPHANED.contains(&routine);
+        self.expects_shutdown || self.is_orphaned
     }
 
     /// A message whose contents count.

@@ -271,6 +271,13 @@ impl Sharing<'_> {
                 self.take_back(&pool, lent, &end);
                 continue;
             }
+            if is_unbegun(&end, session, link) {
+                self.world.ledger.spared();
+                session.forget_unanswered();
+                link.ask_first_again();
+                self.take_back(&pool, lent, &end);
+                continue;
+            }
             if could_be_repeated(&end, session, link) {
                 let lost = session.lost();
                 let farewell = end.farewell(lost, session, &lent.backend.place);
@@ -446,6 +453,9 @@ impl Sharing<'_> {
                 Err(end) => break end,
             }
         };
+        if session.server_is_orphaned() {
+            pool.orphaned(&backend.place, self.world);
+        }
         self.wants.card.unpin();
         // A cancel that is on its way hits this client's server, and nobody else's.
         self.ticket.has(None).await;
@@ -631,6 +641,11 @@ struct Ended {
     /// What the server said itself, if it did.
     last_word: BytesMut,
     place: Place,
+}
+
+/// The server was lost before it had read what its client asked: whoever is asked next does it for the first time.
+fn is_unbegun(end: &End, session: &Session, link: &Link) -> bool {
+    end.takes_the_server() && session.lost() == Lost::Unbegun && link.first().is_some()
 }
 
 /// Its client has heard nothing of what it had asked, which looks as if it only read.

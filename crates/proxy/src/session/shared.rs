@@ -319,7 +319,8 @@ impl Session {
         self.flow = Flow::new(TransactionStatus::Idle);
         self.server = Stream::of(Side::Server);
         (self.server_has_ended, self.is_cut_off, self.hidden, self.muted) = (false, false, false, false);
-        (self.answered, self.begun_nothing, self.server_leaves) = (false, false, false);
+        (self.answered, self.begun_nothing) = (false, false);
+        (self.server_leaves, self.is_orphaned) = (false, false);
     }
 
     /// It has begun a transaction of which no server knows.

@@ -16,7 +16,7 @@ impl Scene {
         tokio::time::timeout(Duration::from_millis(100), self.proxy.drained()).await.is_ok()
     }
 
-    fn waiting(&self) -> u32 {
+    pub(crate) fn waiting(&self) -> u32 {
         self.proxy.pools().iter().map(|(_, counts)| counts.waiting).sum()
     }
 }

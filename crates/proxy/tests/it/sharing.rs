@@ -4,9 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_proxy::Settings;
+use rustix::process::{Pid, Signal};
 use tokio_postgres::Client;
 
 use crate::harness::{SOON, Scene, connect, connect_and_watch, last_word, one, settings, story, told, until};
+use crate::server::Server;
+
+/// Longer than a story.
+const LASTING: Duration = Duration::from_secs(600);
 
 /// One server for all of them, so that each finds what the last one left.
 fn one_server() -> Settings {
@@ -417,11 +422,46 @@ async fn kill_whoever_runs(scene: &Scene, text: &str) {
     .await;
     let pid = pid.expect("it runs");
     let process = std::path::PathBuf::from(format!("/proc/{pid}"));
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let pid = Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
     // All others are ended for it: what is asked next is not for one of those.
     until("the postmaster has seen it", async || !process.exists()).await;
     until("it lets somebody in again", async || connect(&conninfo).await.is_ok()).await;
+}
+
+/// A server that stands still, and is no more when the story ends.
+struct Stopped {
+    pid: Pid,
+    /// The proxy's end of its connection.
+    port: u16,
+}
+
+impl Stopped {
+    /// Of this client, in a transaction.
+    async fn of(client: &Client) -> Stopped {
+        let found = one(client, "SELECT pg_backend_pid() || ' ' || inet_client_port()").await;
+        let (pid, port) = found.split_once(' ').unwrap();
+        Stopped { pid: Pid::from_raw(pid.parse().unwrap()).unwrap(), port: port.parse().unwrap() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid, signal).unwrap();
+    }
+
+    /// It was sent something that it has not read.
+    fn was_asked(&self) -> bool {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let from = format!("0100007F:{:04X}", self.port);
+        table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|columns| {
+            columns[2] == from && columns[4].split_once(':').is_some_and(|(_, unread)| unread != "00000000")
+        })
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        rustix::process::kill_process(self.pid, Signal::KILL).ok();
+    }
 }
 
 const LONG: &str = "(SELECT count(*) FROM generate_series(1, 3000000) a, generate_series(1, 2) b)";
@@ -469,6 +509,57 @@ story! {
         let (answered, ()) =
             tokio::join!(client.simple_query(&simple), kill_whoever_runs(scene, "SELECT (SELECT count"));
         assert_eq!(told(&answered.unwrap_err()).0, "40001");
+    }
+}
+
+story! {
+    async fn what_the_servers_of_a_killed_postmaster_never_read_is_done_by_the_next_primary(scene) {
+        let standby = Server::standby_of(&scene.server);
+        let mut changed = settings();
+        changed.limits.hold = SOON;
+        scene.proxy.replace(changed);
+        assert!(scene.proxy.learn(scene.says(1, &scene.server, &[], LASTING)));
+        let clients = [scene.sharer().await, scene.sharer().await, scene.sharer().await];
+        clients[0].batch_execute("CREATE TABLE done (what text)").await.unwrap();
+        let prepared = clients[1].prepare("INSERT INTO done VALUES ('prepared')").await.unwrap();
+        let next = connect(&format!("host=127.0.0.1 port={} user=postgres dbname=mall", standby.port)).await.unwrap();
+        let there = "SELECT count(*)::text FROM pg_tables WHERE tablename = 'done'";
+        until("the standby has it", async || one(&next, there).await == "1").await;
+        // Each has a server, and gives it back.
+        let mut servers = Vec::new();
+        for client in &clients {
+            client.batch_execute("BEGIN").await.unwrap();
+            servers.push(Stopped::of(client).await);
+        }
+        for client in &clients {
+            client.batch_execute("COMMIT").await.unwrap();
+        }
+        servers.iter().for_each(|server| server.signal(Signal::STOP));
+        let postmaster = scene.server.postmaster();
+        let status = format!("/proc/{postmaster}/stat");
+        let postmaster = Pid::from_raw(postmaster.parse().unwrap()).unwrap();
+        rustix::process::kill_process(postmaster, Signal::KILL).unwrap();
+        until("it is gone", async || std::fs::read_to_string(&status).map_or(true, |line| line.contains(") Z "))).await;
+
+        let [simple, extended, reader] = clients;
+        let asked = [
+            tokio::spawn(async move { simple.batch_execute("INSERT INTO done VALUES ('simple')").await }),
+            tokio::spawn(async move { extended.execute(&prepared, &[]).await.map(drop) }),
+        ];
+        let were_asked = || servers.iter().filter(|server| server.was_asked());
+        until("both are sent", async || were_asked().count() == 2).await;
+        // The third server stays as it is: it says nothing, and could not be told from one that can be used.
+        were_asked().for_each(|server| server.signal(Signal::CONT));
+        until("both wait for the next primary", async || scene.waiting() == 2).await;
+        let read = tokio::spawn(async move { one(&reader, "SELECT count(*)::text FROM pg_tables WHERE tablename = 'done'").await });
+        until("so does whoever comes now", async || scene.waiting() == 3).await;
+        one(&next, "SELECT pg_promote()").await;
+        assert!(scene.proxy.learn(scene.says(2, &standby, &[], LASTING)));
+        for done in asked {
+            done.await.unwrap().unwrap();
+        }
+        assert_eq!(read.await.unwrap(), "1");
+        assert_eq!(one(&next, "SELECT string_agg(what, ' ' ORDER BY what) FROM done").await, "prepared simple");
     }
 }
 

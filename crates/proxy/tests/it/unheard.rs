@@ -11,7 +11,7 @@ use crate::server::Server;
 
 impl Scene {
     /// What an agent of that node's reign says, with a proof for so long.
-    fn says(&self, term: u64, primary: &Server, standbys: &[&Server], lasts: Duration) -> Table {
+    pub(crate) fn says(&self, term: u64, primary: &Server, standbys: &[&Server], lasts: Duration) -> Table {
         let target = |server: &Server| Target {
             node: format!("n{}", server.port).parse().unwrap(),
             address: Ipv4Addr::LOCALHOST.into(),
