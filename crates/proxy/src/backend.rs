@@ -520,6 +520,7 @@ pub(crate) mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
+    use crate::local::Local;
 
     pub(crate) fn backend(stream: Stream) -> Backend {
         let node: NodeName = "a".parse().unwrap();
@@ -549,7 +550,7 @@ pub(crate) mod tests {
             // Until nobody listens any more.
             while theirs.write_all(&answer).await.is_ok() {}
         });
-        let mut backend = backend(Stream::Unix(ours));
+        let mut backend = backend(Stream::Unix(Local::new(ours).unwrap()));
         let answered = backend.values(b"SELECT 1", &[], Duration::from_secs(20)).await;
         drop(backend);
         speaking.await.unwrap();

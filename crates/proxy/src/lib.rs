@@ -28,6 +28,7 @@ pub mod counts;
 mod fence;
 pub mod hba;
 pub mod ident;
+mod local;
 pub mod login;
 pub mod names;
 mod net;

@@ -18,13 +18,14 @@ use pgherd_core::types::NodeName;
 use pgherd_pgwire::message::build;
 use pgherd_pgwire::startup::{Answer, encryption_answer};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, sockopt};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::local::Local;
 use crate::routes::Target;
 use crate::timer;
 use crate::tls::{self, Attempt, NotConnected};
@@ -54,7 +55,7 @@ pub(crate) struct Way<'a> {
 
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(Local),
     ClientTls(Box<tokio_rustls::server::TlsStream<Rewound>>),
     ServerTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
     /// What it was is in a handshake.
@@ -78,7 +79,10 @@ impl Stream {
     pub(crate) fn is_quiet(&self) -> bool {
         let fd = match self {
             Stream::Tcp(stream) => stream.as_fd(),
-            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Unix(stream) => match stream.fd() {
+                Some(fd) => fd,
+                None => return false,
+            },
             Stream::ServerTls(stream) => stream.get_ref().0.as_fd(),
             Stream::ClientTls(stream) => stream.get_ref().0.inner.as_fd(),
             Stream::Taken => return false,
@@ -258,7 +262,7 @@ pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> 
     }
     let mut stream = TcpStream::connect(SocketAddr::new(target.address, target.port)).await?;
     stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(&stream, true).map_err(io::Error::from)?;
+    sockopt::set_socket_keepalive(&stream, true).map_err(io::Error::from)?;
     if attempt == Attempt::Clear {
         return Ok(Stream::Tcp(stream));
     }
@@ -282,11 +286,11 @@ pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> 
 }
 
 /// To somebody who is the same user here. What TLS proves elsewhere, the kernel says of them (as libpq's `requirepeer`).
-async fn connect_here(socket: &Path) -> io::Result<UnixStream> {
+async fn connect_here(socket: &Path) -> io::Result<Local> {
     let stream = UnixStream::connect(socket).await?;
-    let (theirs, ours) = (rustix::net::sockopt::socket_peercred(&stream)?.uid, rustix::process::geteuid());
+    let (theirs, ours) = (sockopt::socket_peercred(&stream)?.uid, rustix::process::geteuid());
     match theirs == ours || ours.is_root() {
-        true => Ok(stream),
+        true => Local::new(stream),
         false => Err(io::Error::other(format!(
             "{} is of user {}, and this proxy runs as {}",
             socket.display(),
