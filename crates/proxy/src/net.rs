@@ -62,6 +62,24 @@ pub(crate) enum Stream {
     Taken,
 }
 
+/// A side that has said nothing for so long is asked by the kernel whether it is still there: nobody sees a host that lost power,
+/// or a firewall that forgot a connection.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+/// Until it is asked again.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(10);
+/// Questions without an answer that end the connection.
+const KEEPALIVES: u32 = 3;
+
+/// What every connection over TCP has, on both sides. There is no `TCP_USER_TIMEOUT`: it would end one whose other side takes nothing
+/// for a while, too, such as a client that stops in the middle of a result.
+pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_AGAIN)?;
+    sockopt::set_tcp_keepcnt(tcp, KEEPALIVES)?;
+    Ok(sockopt::set_socket_keepalive(tcp, true)?)
+}
+
 /// How often the kernel is asked whether a client that has sent something more is still there.
 const LOOKS_WHETHER_CLOSED: Duration = Duration::from_millis(500);
 
@@ -261,8 +279,7 @@ pub(crate) async fn connect(target: &Target, way: Way<'_>, attempt: Attempt) -> 
         return Ok(Stream::Unix(connect_here(&socket(dir, target.port)).await?));
     }
     let mut stream = TcpStream::connect(SocketAddr::new(target.address, target.port)).await?;
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(&stream, true).map_err(io::Error::from)?;
+    prepare(&stream)?;
     if attempt == Attempt::Clear {
         return Ok(Stream::Tcp(stream));
     }

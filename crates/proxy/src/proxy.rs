@@ -16,7 +16,7 @@ use tokio::sync::{RwLock, oneshot, watch};
 use crate::client::{self, Door};
 use crate::clock;
 use crate::counts::NoEntry;
-use crate::net::ServerTls;
+use crate::net::{self, ServerTls};
 use crate::observed::{self, Observation};
 use crate::pool::{Counts, Worker};
 use crate::pools::{Name, TICK};
@@ -530,11 +530,7 @@ async fn accept_while_open(
 }
 
 fn welcome(stream: TcpStream, from: SocketAddr, door: Door, world: &Arc<World>) {
-    let set = || -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        Ok(sockopt::set_socket_keepalive(&stream, true)?)
-    };
-    if let Err(error) = set() {
+    if let Err(error) = net::prepare(&stream) {
         tracing::debug!(%error, "a client was gone before it was there");
         return;
     }
