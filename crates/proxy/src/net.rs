@@ -392,4 +392,23 @@ mod tests {
             }
         }
     }
+
+    #[tokio::test]
+    async fn who_is_silent_is_asked_whether_he_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let node = "node".parse().unwrap();
+        let target = Target { node, address: address.ip(), port: address.port(), socket_dir: None };
+        let (accepted, way) = (listener.accept(), Way { tls: &InClear, mode: TlsMode::Disable });
+        let (accepted, connected) = tokio::join!(accepted, connect(&target, way, Attempt::Clear));
+        let (client, Ok(Stream::Tcp(server))) = (accepted.unwrap().0, connected) else { panic!("not TCP") };
+        assert!(!sockopt::socket_keepalive(&client).unwrap(), "nobody is asked by himself");
+        prepare(&client).unwrap();
+        for tcp in [client, server] {
+            assert!(sockopt::socket_keepalive(&tcp).unwrap() && tcp.nodelay().unwrap());
+            assert_eq!(sockopt::tcp_keepidle(&tcp).unwrap(), KEEPALIVE_AFTER);
+            assert_eq!(sockopt::tcp_keepintvl(&tcp).unwrap(), KEEPALIVE_AGAIN);
+            assert_eq!(sockopt::tcp_keepcnt(&tcp).unwrap(), KEEPALIVES);
+        }
+    }
 }

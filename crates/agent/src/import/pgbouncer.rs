@@ -25,7 +25,8 @@ const FOR_ALL: &str = "in [proxy] it is for all";
 const PER_PROXY: &str = "it belongs to one proxy: pgherd proxy add --listen, or its proxy.toml";
 const SERVICE: &str = "the service manager has it: a proxy runs in the foreground and logs to stderr";
 const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
-const KERNEL: &str = "connections have keepalives and no delay; the kernel has the rest";
+const KERNEL: &str = "connections have no delay; the kernel has the rest";
+const KEEPALIVES: &str = "a side that is silent for 30 s is asked whether it is there, and given up half a minute later";
 
 /// They have the same names in the herd file.
 const FILES: [&str; 3] = ["client_tls_ca_file", "client_tls_cert_file", "client_tls_key_file"];
@@ -102,10 +103,10 @@ const FATES: &[(&str, Fate)] = &[
     ("syslog_facility", Fate::Implied(SERVICE)),
     ("syslog_ident", Fate::Implied(SERVICE)),
     ("tcp_defer_accept", Fate::Implied(KERNEL)),
-    ("tcp_keepalive", Fate::Implied(KERNEL)),
-    ("tcp_keepcnt", Fate::Implied(KERNEL)),
-    ("tcp_keepidle", Fate::Implied(KERNEL)),
-    ("tcp_keepintvl", Fate::Implied(KERNEL)),
+    ("tcp_keepalive", Fate::Implied(KEEPALIVES)),
+    ("tcp_keepcnt", Fate::Implied(KEEPALIVES)),
+    ("tcp_keepidle", Fate::Implied(KEEPALIVES)),
+    ("tcp_keepintvl", Fate::Implied(KEEPALIVES)),
     ("tcp_socket_buffer", Fate::Implied(KERNEL)),
     ("tcp_user_timeout", Fate::Implied(KERNEL)),
     ("track_extra_parameters", Fate::Implied("every setting follows its client")),
