@@ -1,5 +1,7 @@
 //! Changes that an operator asks for.
 
+use pgherd_testkit::Session;
+use pgherd_testkit::connection::{Answer, Cause};
 use pgherd_testkit::handover::{self, Account, Clients};
 
 use super::*;
@@ -35,6 +37,17 @@ fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
         clients.wait_for_writes(WHOLE);
         herd.wait_until_whole(WHOLE);
     }
+    // Whose transaction has no end is told that it is gone, and holds nobody up for longer than the others can wait.
+    let mut endless = Session::open(herd.net().client(), address, &herd.login()).unwrap();
+    endless.run("BEGIN");
+    endless.run("CREATE TABLE undone (id int)");
+    let runs = std::thread::spawn(move || endless.ask("SELECT pg_sleep(600)", WHOLE));
+    herd.switch_over(None);
+    let gone = Answer::Unknown(Cause::Sqlstate("40001".to_owned()));
+    assert_eq!(runs.join().unwrap(), gone, "its connection has ended with it");
+    clients.wait_for_writes(WHOLE);
+    herd.wait_until_whole(WHOLE);
+    assert_eq!(herd.session(&herd.primary()).value("SELECT to_regclass('undone')"), None);
     assert_eq!(handover::failures(&clients.ended()), Default::default(), "a switchover is a pause");
     herd.kill_postmaster(&herd.primary());
     clients.wait_for_writes(WHOLE);
