@@ -92,7 +92,7 @@ impl Asking {
     ) {
         let rests = self.ended.is_some_and(|ended| ended.elapsed() < AGAIN_EVERY);
         let is_wanted =
-            |holes: &mut Holes| !holes.missing.is_empty() && !(rests && self.knows(&holes.missing));
+            |holes: &mut Holes| !(holes.missing.is_empty() || rests && self.knows(&holes.missing));
         if self.task.is_none()
             && let Some(holes) = holes.take_if(is_wanted)
         {
