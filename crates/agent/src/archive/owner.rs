@@ -48,6 +48,8 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// How often the repository is listed, besides when a base backup has ended: nobody else writes to it but in a hurry.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// While a base backup is taken: it cannot end while WAL is missing that it needs.
+const LOOK_IN_BACKUP: Duration = Duration::from_secs(30);
 /// After a look that has failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -202,6 +204,9 @@ impl Owner {
             }
             let streamed = status.borrow_and_update().clone();
             let line = Line::of(self.assigned.borrow().agreed.clone(), &streamed);
+            if archive.backup.is_some() {
+                sight.look_within(LOOK_IN_BACKUP);
+            }
             if sight.line.agreed != line.agreed {
                 // What was missing of another line may be on none now.
                 asking.give_up();
@@ -402,6 +407,11 @@ impl Sight {
             complete: None,
             found: None,
         }
+    }
+
+    /// The next look is not later than so long from now.
+    fn look_within(&mut self, span: Duration) {
+        self.look_at = self.look_at.min(Instant::now() + span);
     }
 
     /// Looks, if it is time to, or a base backup has ended since, or the line is another one.
