@@ -4,7 +4,9 @@
 //! ([`pgherd_backup::receive`]), and the archive. It connects again when the connection ends, puts again what could not be put,
 //! and shows where it is.
 //!
-//! Left out: who streams from whom and when (`core`), the slot (whoever keeps the members' slots), holes. Hazard: see
+//! What a stream cannot get, because its server has removed it, the members are asked for ([`holes`], [`shelf`]).
+//!
+//! Left out: who streams from whom and when (`core`), the slot (whoever keeps the members' slots). Hazard: see
 //! [`pgherd_backup::receive`]; what is reported here is what that says, and nothing else.
 
 use std::fmt;
@@ -31,8 +33,11 @@ use crate::backoff::Backoff;
 use crate::causes;
 use crate::clock;
 
+mod asking;
+pub mod holes;
 mod lag;
 pub(crate) mod owner;
+pub mod shelf;
 
 use lag::Lag;
 
@@ -143,6 +148,8 @@ pub struct Status {
     pub last_error: Option<Arc<ArchiveError>>,
     /// Connections that were made.
     pub connections: u64,
+    /// How often it went on behind WAL that the server has removed.
+    pub gaps: u64,
 }
 
 /// A stream that is kept up. Dropping it ends it.
@@ -404,6 +411,7 @@ impl Stream {
         let from = segments.start(begin.segment);
         if leaves_gap {
             tracing::warn!(source = %self.order.source, %from, "WAL that the archive has not got is removed; it goes on behind a gap");
+            self.show(|status| status.gaps += 1);
         }
         tracing::info!(source = %self.order.source, timeline = %begin.segment.timeline, %from, "WAL is archived");
         let receiver = Receiver::new(segments, begin, needed);

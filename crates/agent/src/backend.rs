@@ -29,6 +29,7 @@ use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
+use pgherd_api::wal::WalAsk;
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::spec::{ClusterSpec, HerdSpec};
 use pgherd_core::types::{Instant, NodeName};
@@ -36,6 +37,7 @@ use pgherd_dcs::{RaftStore, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agreed::{self, AgreedError};
+use crate::archive::shelf;
 use crate::gossip::Gossip;
 use crate::http::backend::{Answer, Backend};
 use crate::http::health::HealthView;
@@ -261,6 +263,10 @@ impl Backend for AgentBackend {
         let spec = self.spec.get().ok_or_else(|| Error::of(Code::NotReady))?.borrow().clone();
         let me = &self.identity.node;
         kept::serve::answer(&body, |path| kept::directories(&spec, me).any(|known| known == path)).await
+    }
+
+    async fn wal(&self, from: &NodeName, ask: WalAsk) -> Answer<Bytes> {
+        shelf::answer(self.instance.get().map(|instance| instance.data_dir.clone()), from, ask).await
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

@@ -272,7 +272,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             me.clone(),
             sender.clone(),
         )),
-        tokio::spawn(peers.gossip(spec.clone(), own_gossip, sender.clone())),
+        tokio::spawn(peers.clone().gossip(spec.clone(), own_gossip, sender.clone())),
         tokio::spawn(duties::confirm(
             store.clone(),
             cluster.clone(),
@@ -301,6 +301,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             server: server.clone(),
             cluster: cluster_of_archive.clone(),
             node: node_of_archive.clone(),
+            peers,
             assigned: duties.clone(),
             spec: spec.clone(),
             events: sender.clone(),

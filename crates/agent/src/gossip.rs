@@ -121,6 +121,19 @@ pub(crate) struct ArchiveShow {
     pub(crate) backups: u32,
     /// Missing WAL with something behind it.
     pub(crate) gaps: Vec<String>,
+    /// What those said who were asked for missing WAL and have not given it.
+    pub(crate) asked: Option<String>,
+    /// What they gave last.
+    pub(crate) filled: Option<FilledShow>,
+}
+
+/// WAL that the archive lacked, and has from members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct FilledShow {
+    pub(crate) unix_seconds: i64,
+    pub(crate) files: u32,
+    pub(crate) from: Vec<String>,
 }
 
 /// How far a base backup is.

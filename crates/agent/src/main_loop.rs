@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use pgherd_core::action::{Action, Address, Duties};
+use pgherd_core::ha::archive::{self, Agreed};
 use pgherd_core::observation::{ArchiveView, Busy, Durable, Postgres, SyncList};
 use pgherd_core::record::{Archive, BackupEnd, DrillEnd, Proposal};
 use pgherd_core::types::{Instant, NodeName, SystemId, Term};
@@ -170,6 +171,8 @@ pub(crate) struct Assigned {
     pub(crate) drain: Option<u64>,
     pub(crate) system: Option<SystemId>,
     pub(crate) archive: Option<Archive>,
+    /// The line of history that the herd is on.
+    pub(crate) agreed: Option<Agreed>,
 }
 
 pub(crate) struct Wiring {
@@ -415,6 +418,7 @@ impl MainLoop {
             drain: self.mind.drain,
             system: record.and_then(|(record, _)| record.system),
             archive: record.and_then(|(record, _)| record.archive.clone()),
+            agreed: record.and_then(|(record, _)| archive::agreed(record)),
         };
         self.duties.send_if_modified(|before| {
             let changed = *before != assigned;

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, ExitClass};
 use crate::route::{self, Method, Route};
-use crate::{change, join, logs, objects, peer, proxy, report, routing, spec, status};
+use crate::{change, join, logs, objects, peer, proxy, report, routing, spec, status, wal};
 
 mod connection;
 mod lines;
@@ -468,6 +468,14 @@ impl Client {
     ) -> Result<(objects::Told, Bytes), CallError> {
         let mut request = Request::post(route::OBJECTS.path, objects::join(ask, bytes)).repeatable();
         request.answer_bytes = objects::MAX_OBJECTS_BYTES;
+        objects::split(&self.send(request).await?).map_err(|error| self.protocol(error))
+    }
+
+    /// WAL that the agent's server still keeps.
+    pub async fn wal(&self, ask: &wal::WalAsk) -> Result<(wal::WalTold, Bytes), CallError> {
+        let body = serde_json::to_vec(ask).expect("a struct of texts and numbers");
+        let mut request = Request::post(route::WAL.path, body.into()).repeatable();
+        request.answer_bytes = wal::MAX_WAL_BYTES;
         objects::split(&self.send(request).await?).map_err(|error| self.protocol(error))
     }
 

@@ -26,6 +26,7 @@ pub mod route;
 pub mod routing;
 pub mod spec;
 pub mod status;
+pub mod wal;
 
 pub use client::{CallError, Client, Endpoint};
 pub use error::{Code, Error, ExitClass};

@@ -95,6 +95,7 @@ routes! {
     RAFT = Post "/v1/raft/{rpc}" Node;
     PEER_REPORT = Post "/v1/peer" Node;
     OBJECTS = Post "/v1/objects" Member;
+    WAL = Post "/v1/wal" Node;
     JOIN = Post "/v1/join" Anyone;
     FENCED = Post "/v1/fenced" Anyone;
 }

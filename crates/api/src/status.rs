@@ -187,6 +187,10 @@ pub struct Backup {
     pub drill: Option<BackupDrill>,
     /// WAL that is missing with something behind it: positions there cannot be restored.
     pub gaps: Vec<String>,
+    /// What the nodes said that were asked for missing WAL and do not have it; null if nothing is missing or nobody was asked yet.
+    pub asked: Option<String>,
+    /// Missing WAL that nodes gave last; null if that was not needed since this node owns the archive.
+    pub filled: Option<BackupFilled>,
     /// Why WAL does not go on into the repository; null if it does.
     pub trouble: Option<String>,
 }
@@ -203,6 +207,15 @@ pub struct BackupEnded {
     pub name: Option<String>,
     /// Why it failed; null if it is complete.
     pub failed: Option<String>,
+}
+
+/// WAL that was missing in the repository, and that nodes still had.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupFilled {
+    /// RFC 3339, by the clock of the owner.
+    pub at: String,
+    pub files: u32,
+    pub from: Vec<String>,
 }
 
 /// A backup was restored to see whether it can be.

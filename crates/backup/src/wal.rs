@@ -10,7 +10,7 @@
 //! Left out: receiving WAL, and reading records; two segments that differ only behind the last record are different here.
 //! Hazard: a segment that is taken for another, or that is said to be durable and is not; every backup behind it is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use pgherd_core::types::{Lsn, SystemId, Timeline};
@@ -27,12 +27,15 @@ use crate::receive::Object;
 use crate::store::{Failure, Listed, MAX_OBJECT_BYTES, MAX_PAGE, Put, Store, StoreError};
 
 mod history;
+mod holes;
+pub mod offered;
 mod piece;
 pub mod records;
 mod segment;
 mod window;
 
 pub use history::{Fork, History, HistoryError};
+pub use holes::{Wanted, missing};
 pub use piece::Piece;
 #[cfg(test)]
 pub(crate) use segment::header as segment_header;
@@ -472,6 +475,13 @@ impl Archive {
             inventory.add_history(self.history(timeline).await?);
         }
         Ok(inventory)
+    }
+
+    /// The segments of which the end of a timeline is there.
+    pub async fn ends(&self) -> Result<BTreeSet<Segment>, ReadError> {
+        let listed = self.repository.store().list_all(&self.place.all(Names::Partials)).await?;
+        let segment = |listed: &Listed| self.segments.parse(listed.name.last().split('-').next()?);
+        Ok(listed.iter().filter_map(segment).collect())
     }
 
     fn about(&self, holds: Holds, segment: Segment, content: &[u8]) -> About {

@@ -1,5 +1,5 @@
-//! What the owner of the archive does, for as long as the record names this node: it opens the repository, streams WAL into it, and knows what is
-//! there, for `status` and for the word that a base backup is due.
+//! What the owner of the archive does, for as long as the record names this node: it opens the repository, streams WAL into it, knows what is
+//! there, for `status` and for the word that a base backup is due, and has the members asked for what is missing.
 //!
 //! Leaves out: who owns it (`core::ha::archive`), and the base backups themselves. Hazard: WAL of one cluster in two repositories is worth
 //! little; so the one that was seen first is in the record, and another one in its place is refused.
@@ -12,19 +12,24 @@ use pgherd_backup::format::{OpenError, Repository};
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
 use pgherd_backup::receive::Branch;
-use pgherd_backup::wal::window;
-use pgherd_core::ha::archive::{is_drill_due, is_due};
+use pgherd_backup::wal::{
+    Archive, BackupRange, Gap as Missing, Inventory, Segments, Wanted, missing, window,
+};
+use pgherd_core::ha::archive::{self, Agreed, is_drill_due, is_due};
 use pgherd_core::observation::ArchiveView;
 use pgherd_core::record::{self, BackupOutcome};
 use pgherd_core::retention::Retention;
 use pgherd_core::spec::{BackupSpec, HerdSpec, RepositorySpec};
-use pgherd_core::types::{NodeName, SystemId};
+use pgherd_core::types::{Lsn, NodeName, SystemId};
 use pgherd_postgres::replication::SlotName;
-use pgherd_postgres::slots;
+use pgherd_postgres::{base_backup, slots};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::asking::{Asking, Ended};
+use super::holes::{Holes, Member, Other};
+use super::shelf::Shelf;
 use super::{Archiving, Gap, Order, State, Status};
 use crate::backoff::Backoff;
 use crate::backups::catalog::{Catalog, CatalogError};
@@ -32,6 +37,7 @@ use crate::backups::keeping::{self, KeepingError, Rules};
 use crate::causes::on_one_line;
 use crate::gossip::ArchiveShow;
 use crate::main_loop::{ArchiveSeen, Assigned, Event};
+use crate::peers::{self, Peers};
 use crate::repository::{self, RepositoryError};
 use crate::schedule::Schedule;
 use crate::server::{Server, ServerError};
@@ -42,6 +48,8 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// How often the repository is listed, besides when a base backup has ended: nobody else writes to it but in a hurry.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// While a base backup is taken: it cannot end while WAL is missing that it needs.
+const LOOK_IN_BACKUP: Duration = Duration::from_secs(30);
 /// After a look that has failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -53,6 +61,7 @@ pub(crate) struct Owner {
     pub(crate) server: Server,
     pub(crate) cluster: NodeName,
     pub(crate) node: NodeName,
+    pub(crate) peers: Peers,
     pub(crate) assigned: watch::Receiver<Assigned>,
     pub(crate) spec: watch::Receiver<Arc<HerdSpec>>,
     pub(crate) events: mpsc::Sender<Event>,
@@ -172,7 +181,8 @@ impl Owner {
             piece_every: spec.archive_interval,
         });
         let mut status = archiving.status();
-        let mut sight = Sight::new(repository, place, system);
+        let mut sight = Sight::new(repository, place, system, self.segments().await);
+        let mut asking = Asking::default();
         let mut expiring = Expiring { system, after: None, due: Instant::now(), task: None };
         let mut tick = tokio::time::interval(TELL_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -187,12 +197,28 @@ impl Owner {
             if archive.backup.is_none() && expiring.turn(&sight.repository, ended, &spec.retention).await {
                 sight.look_at = Instant::now();
             }
+            match asking.ended().await {
+                Some(Ended::Filled) => sight.look_at = Instant::now(),
+                Some(Ended::Failed) => sight.look_at = Instant::now() + LOOK_AGAIN,
+                Some(Ended::Nothing) | None => {}
+            }
+            let streamed = status.borrow_and_update().clone();
+            let line = Line::of(self.assigned.borrow().agreed.clone(), &streamed);
+            if archive.backup.is_some() {
+                sight.look_within(LOOK_IN_BACKUP);
+            }
+            if sight.line.agreed != line.agreed {
+                // What was missing of another line may be on none now.
+                asking.give_up();
+                sight.holes = None;
+            }
             // A store that does not answer must not keep the stream, and with it a server that stops.
             tokio::select! {
-                () = sight.look(ended) => {}
+                () = sight.look(ended, line, streamed.durable) => {}
                 () = self.is_over(spec, system) => break,
             }
-            let seen = sight.seen(&status.borrow_and_update().clone(), spec, &archive);
+            asking.begin(&mut sight.holes, || self.members());
+            let seen = sight.seen(&streamed, spec, &archive, &asking);
             if self.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
                 break;
             }
@@ -204,6 +230,28 @@ impl Owner {
         }
         archiving.end().await;
         None
+    }
+
+    /// As this server has them; a repository without a backup does not say it.
+    async fn segments(&self) -> Option<Segments> {
+        let data_dir = self.server.instance()?.data_dir.clone();
+        let control = tokio::task::spawn_blocking(move || base_backup::control(&data_dir)).await;
+        Segments::new(control.ok()?.ok()?.1.wal_segment_bytes).ok()
+    }
+
+    /// Who is asked for what is missing.
+    fn members(&self) -> Vec<Box<dyn Member>> {
+        let (spec, primary) = (self.spec.borrow().clone(), self.assigned.borrow().holder.clone());
+        let Some(cluster) = spec.cluster(&self.cluster) else { return Vec::new() };
+        let addresses = peers::addresses(&spec, &self.node);
+        let member = |node: &NodeName| -> Option<Box<dyn Member>> {
+            if *node == self.node {
+                return Some(Box::new(Shelf::new(node.as_str(), self.server.instance()?.data_dir.clone())));
+            }
+            let client = self.peers.client(node, addresses.get(node)?);
+            Some(Box::new(Other { name: node.to_string(), client }))
+        };
+        archive::askees(cluster, &self.node, primary.as_ref()).filter_map(member).collect()
     }
 
     async fn is_over(&mut self, spec: &BackupSpec, system: SystemId) {
@@ -279,12 +327,36 @@ async fn open(place: &RepositorySpec, known: Option<&str>) -> Result<Repository,
     }
 }
 
+/// What a look at what is missing depends on, besides what is there: each change of it makes another one worthwhile.
+#[derive(Clone, Default, PartialEq)]
+struct Line {
+    agreed: Option<Agreed>,
+    /// The stream is on that line, so that its history is in the archive.
+    is_archived: bool,
+    /// How often the stream has left a gap.
+    gaps: u64,
+}
+
+impl Line {
+    fn of(agreed: Option<Agreed>, status: &Status) -> Line {
+        let timeline = agreed.as_ref().map(|agreed| agreed.timeline);
+        let is_archived = timeline.is_some() && status.timeline == timeline && status.durable.is_some();
+        Line { agreed, is_archived, gaps: status.gaps }
+    }
+}
+
 /// What is known of the repository.
 struct Sight {
     repository: Repository,
     /// Where it was opened.
     place: RepositorySpec,
     system: SystemId,
+    /// The size of this server's segments.
+    segments: Option<Segments>,
+    /// What the last look began with.
+    line: Line,
+    /// What it found missing that could be asked for.
+    holes: Option<Holes>,
     known: Known,
     /// The end of a base backup that `known` has.
     ended: Option<u64>,
@@ -300,8 +372,12 @@ struct Sight {
 struct Known {
     from: Option<Timestamp>,
     newest: Option<Newest>,
+    /// The newest that a hole keeps from leading to the present.
+    before_hole: Option<Timestamp>,
     backups: u32,
     gaps: Vec<String>,
+    /// What the members can be asked for; `None` if that cannot be told, as the archive is not on the line that was agreed on.
+    missing: Option<Vec<Wanted>>,
 }
 
 #[derive(Clone)]
@@ -311,11 +387,19 @@ struct Newest {
 }
 
 impl Sight {
-    fn new(repository: Repository, place: RepositorySpec, system: SystemId) -> Sight {
+    fn new(
+        repository: Repository,
+        place: RepositorySpec,
+        system: SystemId,
+        segments: Option<Segments>,
+    ) -> Sight {
         Sight {
             repository,
             place,
             system,
+            segments,
+            line: Line::default(),
+            holes: None,
             known: Known::default(),
             ended: None,
             look_at: Instant::now(),
@@ -325,15 +409,22 @@ impl Sight {
         }
     }
 
-    /// Looks, if it is time to, or a base backup has ended since.
-    async fn look(&mut self, ended: u64) {
-        let is_news = self.ended != Some(ended) && self.trouble.is_none();
+    /// The next look is not later than so long from now.
+    fn look_within(&mut self, span: Duration) {
+        self.look_at = self.look_at.min(Instant::now() + span);
+    }
+
+    /// Looks, if it is time to, or a base backup has ended since, or the line is another one.
+    async fn look(&mut self, ended: u64, line: Line, durable: Option<Lsn>) {
+        let is_news = (self.ended != Some(ended) || self.line != line) && self.trouble.is_none();
         if !is_news && Instant::now() < self.look_at {
             return;
         }
-        match survey(&self.repository, self.system).await {
-            Ok(known) => {
-                (self.known, self.ended, self.trouble) = (known, Some(ended), None);
+        let agreed = line.agreed.as_ref().filter(|_| line.is_archived);
+        match survey(&self.repository, self.system, self.segments, agreed.zip(durable)).await {
+            Ok((known, holes)) => {
+                (self.known, self.holes, self.ended, self.trouble) = (known, holes, Some(ended), None);
+                self.line = line;
                 self.look_at = Instant::now() + LOOK_EVERY;
             }
             Err(error) => {
@@ -351,7 +442,13 @@ impl Sight {
         }
     }
 
-    fn seen(&mut self, status: &Status, spec: &BackupSpec, archive: &record::Archive) -> ArchiveSeen {
+    fn seen(
+        &mut self,
+        status: &Status,
+        spec: &BackupSpec,
+        archive: &record::Archive,
+        asking: &Asking,
+    ) -> ArchiveSeen {
         let streams = status.state == State::Streaming && status.durable.is_some();
         if streams {
             self.complete = match (status.behind_since, self.complete) {
@@ -371,6 +468,8 @@ impl Sight {
         let failed = archive.ended.as_ref().filter(|end| matches!(end.outcome, BackupOutcome::Failed { .. }));
         let failed = failed.and_then(|end| i64::try_from(end.unix_seconds?).ok());
         let began = self.known.newest.as_ref().map(|newest| newest.began.as_second());
+        let before_hole = self.known.before_hole.map(Timestamp::as_second);
+        let was_asked = self.known.missing.as_ref().is_some_and(|missing| asking.knows(missing));
         let last = |schedule: &Option<String>| Schedule::parse(schedule.as_deref()?).ok()?.last(now);
         let scheduled = last(&spec.schedule);
         let drilled = archive.drill.as_ref().map(|drill| drill.began_unix_seconds);
@@ -379,7 +478,12 @@ impl Sight {
             view: ArchiveView {
                 repository: Some(self.repository.format().repository.clone()),
                 streams,
-                backup_is_due: is_due(now.as_second(), began, scheduled, failed),
+                backup_is_due: is_due(
+                    now.as_second(),
+                    archive::newest(began, before_hole, was_asked),
+                    scheduled,
+                    failed,
+                ),
                 // Before the first look nothing is known.
                 after: self.ended.unwrap_or(u64::MAX),
                 drill_is_due: is_drill_due(began, last(&spec.drill), drilled_at),
@@ -395,31 +499,81 @@ impl Sight {
                 newest_began: began,
                 backups: self.known.backups,
                 gaps: self.known.gaps.clone(),
+                asked: asking.said().filter(|_| !self.known.gaps.is_empty()).cloned(),
+                filled: asking.filled().cloned(),
             },
         }
     }
 }
 
-/// Base backups that are there, and what can be restored with them.
-async fn survey(repository: &Repository, system: SystemId) -> Result<Known, CatalogError> {
+/// Base backups that are there, what can be restored with them, and what could be asked for that is missing.
+async fn survey(
+    repository: &Repository,
+    system: SystemId,
+    segments: Option<Segments>,
+    line: Option<(&Agreed, Lsn)>,
+) -> Result<(Known, Option<Holes>), CatalogError> {
     let catalog = Catalog::read(repository.clone(), Place(system)).await?;
-    let Some(archive) = catalog.archive()? else { return Ok(Known::default()) };
+    let of_server = || segments.map(|segments| Archive::new(repository, system, segments));
+    let Some(archive) = catalog.archive()?.or_else(of_server) else { return Ok(Default::default()) };
     let inventory = archive.inventory().await?;
-    let window = window(&catalog.ranges(), &inventory);
+    let ranges = catalog.ranges();
+    let window = window(&ranges, &inventory);
     let leads = |manifest: &&Manifest| {
         let reach = window.reaches.iter().find(|reach| reach.backup.id == manifest.id);
         window.to.is_some() && reach.is_some_and(|reach| reach.end == window.to)
     };
-    // Behind a gap at the end of what can be reached WAL goes on, and nothing leads there: another base backup is due.
-    let is_cut = window.gaps.iter().any(|gap| window.to == Some((gap.timeline, gap.from)));
-    let newest = catalog.manifests().rev().filter(|_| !is_cut).find(leads);
-    let gaps = window.gaps.iter().take(MAX_GAPS);
-    Ok(Known {
+    // Behind a gap at the end of what can be reached WAL goes on, and nothing leads there: if nobody has what is missing, another base backup is due.
+    // What the stream puts at this moment may be there in another order.
+    let is_coming = |gap: &&Missing| {
+        line.is_some_and(|(agreed, durable)| gap.timeline == agreed.timeline && gap.from >= durable)
+    };
+    let gaps = window.gaps.iter().filter(|gap| !is_coming(gap));
+    let is_cut = gaps.clone().any(|gap| window.to == Some((gap.timeline, gap.from)));
+    let newest = catalog.manifests().rev().find(leads);
+    let mut known = Known {
         from: window.from.filter(|_| !is_cut).map(|from| from.stopped),
-        newest: newest.map(|newest| Newest { id: newest.id.to_string(), began: newest.facts.started }),
+        newest: newest
+            .filter(|_| !is_cut)
+            .map(|newest| Newest { id: newest.id.to_string(), began: newest.facts.started }),
+        before_hole: newest.filter(|_| is_cut).map(|newest| newest.facts.started),
         backups: u32::try_from(catalog.manifests().count()).unwrap_or(u32::MAX),
-        gaps: gaps.map(|gap| format!("timeline {}, {} to {}", gap.timeline, gap.from, gap.to)).collect(),
-    })
+        gaps: gaps
+            .take(MAX_GAPS)
+            .map(|gap| format!("timeline {}, {} to {}", gap.timeline, gap.from, gap.to))
+            .collect(),
+        missing: None,
+    };
+    let Some((agreed, durable)) = line else { return Ok((known, None)) };
+    let missing = wanted(&archive, &inventory, &ranges, agreed, durable).await?;
+    known.missing.clone_from(&missing);
+    let history = inventory.history(agreed.timeline).cloned();
+    let holes = history.zip(missing).map(|(history, missing)| Holes { archive, inventory, history, missing });
+    Ok((known, holes))
+}
+
+/// What is missing of the line that was agreed on, from the oldest backup on it up to what the stream has archived. `None`: the archive has not
+/// got its history.
+async fn wanted(
+    archive: &Archive,
+    inventory: &Inventory,
+    backups: &[BackupRange],
+    agreed: &Agreed,
+    durable: Lsn,
+) -> Result<Option<Vec<Wanted>>, CatalogError> {
+    let Some(history) = inventory.history(agreed.timeline) else { return Ok(None) };
+    let left: Vec<_> = history.forks().iter().map(|fork| (fork.timeline, fork.until)).collect();
+    if !agreed.is(agreed.timeline, &left) {
+        tracing::error!(timeline = %agreed.timeline, "the repository has another history of the timeline than the herd's record; nothing is asked for");
+        return Ok(Some(Vec::new()));
+    }
+    let on_it = backups.iter().filter(|backup| history.passes(backup.timeline, backup.stop));
+    let oldest = on_it.map(|backup| backup.start).min();
+    // The first backup may be under way, and needs it all.
+    let first = inventory.first_on(history).map(|number| Lsn(number * u64::from(archive.segments().bytes())));
+    let Some(from) = oldest.or(first) else { return Ok(Some(Vec::new())) };
+    let ends = archive.ends().await?;
+    Ok(Some(missing(inventory, history, from..durable, |segment| ends.contains(&segment))))
 }
 
 /// Lets go of what the herd file does not want to be kept, and says what that was.
@@ -450,4 +604,59 @@ async fn expire(
         tracing::info!(bytes = collected.bytes, backups = ?collected.swept, "what nothing needs any more is gone");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_backup::store::Store;
+    use pgherd_core::spec::backup::Location;
+    use pgherd_core::types::{Term, Timeline};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hole_makes_a_backup_due_only_when_all_were_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let repository = Repository::create(Store::directory(dir.path()), None, now).await.unwrap();
+        let place = RepositorySpec { location: Location::Directory(dir.path().to_owned()), secret: None };
+        let (spec, system) = (BackupSpec::new(place.clone()), SystemId(42));
+        let mut sight = Sight::new(repository, place, system, None);
+        let record = record::Archive {
+            place: "file:///x".to_owned(),
+            repository: None,
+            owner: "b".parse().unwrap(),
+            term: Term(1),
+            begun: 0,
+            asked: false,
+            backup: None,
+            ended: None,
+            drill: None,
+        };
+        let asking = Asking::default();
+        let mut is_due = |before_hole: Option<Timestamp>, missing: Option<Vec<Wanted>>| {
+            (sight.known.before_hole, sight.known.missing) = (before_hole, missing);
+            sight.seen(&Status::default(), &spec, &record, &asking).view.backup_is_due
+        };
+        let hole = vec![Wanted::History(Timeline(3))];
+        assert!(is_due(None, Some(Vec::new())), "there is no backup at all");
+        assert!(is_due(None, Some(hole.clone())), "and that waits for nobody");
+        assert!(!is_due(Some(now), Some(hole)), "it may be filled");
+        assert!(!is_due(Some(now), None), "it is not known yet who could be asked for what");
+        assert!(is_due(Some(now), Some(Vec::new())), "nobody can be asked for it");
+    }
+
+    #[test]
+    fn each_change_of_the_line_makes_another_look_worthwhile() {
+        let agreed = |timeline| Some(Agreed { timeline: Timeline(timeline), forks: Vec::new() });
+        let mut status = Status { timeline: Some(Timeline(3)), ..Status::default() };
+        assert!(!Line::of(agreed(3), &status).is_archived, "nothing of it is durable yet");
+        status.durable = Some(Lsn(8));
+        let line = Line::of(agreed(3), &status);
+        assert!(line.is_archived);
+        assert!(!Line::of(agreed(4), &status).is_archived, "the stream is not there yet");
+        assert!(!Line::of(None, &status).is_archived);
+        status.gaps = 1;
+        assert!(Line::of(agreed(3), &status) != line, "it has left a gap");
+    }
 }

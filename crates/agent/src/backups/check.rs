@@ -46,7 +46,8 @@ pub async fn check(catalog: &Catalog, expected: &Expected) -> Result<CheckReport
         lacking => critical(
             "backup validity",
             format!("WAL is missing that makes {} consistent", lacking.join(", ")),
-            "pgherd wal push archives it from a server that still has it; else take a new backup",
+            "in a herd all nodes are asked for it every five minutes, and pgherd status says what came of it; else pgherd wal push archives it from a server \
+             that still has it, or take a new backup",
         ),
     });
     let minimum = expected.minimum_redundancy as usize;
@@ -93,7 +94,8 @@ pub async fn check(catalog: &Catalog, expected: &Expected) -> Result<CheckReport
                 "WAL is missing from {} to {} on timeline {}",
                 gaps[0].from, gaps[0].to, gaps[0].timeline
             ),
-            "pgherd wal push archives it from a server that still has it; else take a new backup",
+            "in a herd all nodes are asked for it every five minutes, and pgherd status says what came of it; else pgherd wal push archives it from a server \
+             that still has it, or take a new backup",
         ),
     });
     Ok(CheckReport { checks })

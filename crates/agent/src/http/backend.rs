@@ -22,6 +22,7 @@ use pgherd_api::proxy::{ProxyQuery, ProxySettings};
 use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::{Drained, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
+use pgherd_api::wal::WalAsk;
 use pgherd_api::{Error, Status};
 use pgherd_core::types::NodeName;
 
@@ -116,6 +117,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The body is a line of JSON and an object: [`pgherd_api::objects`].
     fn objects(&self, body: Bytes) -> impl Future<Output = Answer<Bytes>> + Send;
+    /// The answer is a line of JSON and the bytes: [`pgherd_api::wal`].
+    fn wal(&self, from: &NodeName, ask: WalAsk) -> impl Future<Output = Answer<Bytes>> + Send;
     /// `rpc` is the last segment of the path, not checked; the body is the store's own format.
     fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes)
     -> impl Future<Output = Answer<Bytes>> + Send;

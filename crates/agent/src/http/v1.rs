@@ -23,6 +23,7 @@ use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::route::{self, Method, Route};
 use pgherd_api::routing::{Drained, RoutingQuery};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
+use pgherd_api::wal::WalAsk;
 use pgherd_api::{Code, Error, Status};
 use pgherd_core::types::NodeName;
 use tokio::sync::Semaphore;
@@ -45,10 +46,14 @@ pub struct Api {
 /// Packs of 64 MiB, most often: these are held in memory at a time, and other requests for objects wait.
 const MAX_OBJECTS: usize = 16;
 
+/// A segment each, of up to 1 GiB, of a server that has something else to do.
+const MAX_WAL: usize = 2;
+
 struct Shared<B> {
     backend: Arc<B>,
     streams: Arc<Semaphore>,
     objects: Arc<Semaphore>,
+    wal: Arc<Semaphore>,
     refusals: Sparingly,
 }
 
@@ -58,6 +63,7 @@ impl<B> Clone for Shared<B> {
             backend: Arc::clone(&self.backend),
             streams: Arc::clone(&self.streams),
             objects: Arc::clone(&self.objects),
+            wal: Arc::clone(&self.wal),
             refusals: self.refusals.clone(),
         }
     }
@@ -71,6 +77,7 @@ impl Api {
             backend,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             objects: Arc::new(Semaphore::new(MAX_OBJECTS)),
+            wal: Arc::new(Semaphore::new(MAX_WAL)),
             refusals: Sparingly::default(),
         };
         let router = Router::new();
@@ -98,6 +105,7 @@ impl Api {
         let router = add(router, route::RAFT, raft::<B>);
         let router = add(router, route::PEER_REPORT, peer_report::<B>);
         let router = add(router, route::OBJECTS, objects::<B>);
+        let router = add(router, route::WAL, wal::<B>);
         let router = add(router, route::JOIN, join::<B>);
         let router = add(router, route::FENCED, fenced::<B>);
         let router = router
@@ -349,6 +357,16 @@ async fn objects<B: Backend>(
     let _turn = shared.objects.acquire().await;
     let ObjectBody(body) = ObjectBody::from_request(request, &()).await?;
     Ok(RawJson(shared.backend.objects(body).await?))
+}
+
+async fn wal<B: Backend>(
+    ByNode(node): ByNode,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<WalAsk>,
+) -> Result<RawJson, Refusal> {
+    // Nobody closes it.
+    let _turn = shared.wal.acquire().await;
+    Ok(RawJson(shared.backend.wal(&node, request).await?))
 }
 
 async fn raft<B: Backend>(

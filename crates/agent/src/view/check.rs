@@ -431,9 +431,13 @@ fn archive(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>) {
     }
     let Some(says) = says else { return };
     if let [first, ..] = says.gaps.as_slice() {
-        let message = format!("WAL is missing in the repository: {first}");
+        let asked = says.asked.as_ref().map_or_else(String::new, |asked| format!("; nobody has it: {asked}"));
+        let message = format!("WAL is missing in the repository: {first}{asked}");
         report.add("archive-gaps", None, CheckState::Warning, message);
-        report.hinting("moments in it cannot be restored; pgherd backup list shows from when on all can be");
+        report.hinting(
+            "moments in it cannot be restored; pgherd backup list shows from when on all can be. All nodes are asked for it every five minutes: a former \
+             primary that comes back may have it",
+        );
     }
     drill(sight, wanted, report);
     let age = says.newest_began.map(|began| {

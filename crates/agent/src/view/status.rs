@@ -1,8 +1,8 @@
 //! `pgherd status`: the contract in [`pgherd_api::status`], field by field.
 
 use pgherd_api::status::{
-    Backup, BackupDrill, BackupEnded, BackupRunning, Cluster, Durability, DurabilityMode, Gate, Member,
-    RecoveryWindow, Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
+    Backup, BackupDrill, BackupEnded, BackupFilled, BackupRunning, Cluster, Durability, DurabilityMode, Gate,
+    Member, RecoveryWindow, Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
 };
 use pgherd_core::record::{BackupEnd, BackupOutcome, DrillEnd};
 use pgherd_core::spec::{self, ClusterSpec, NodeSpec, WitnessSpec};
@@ -87,6 +87,12 @@ fn backup(sight: &Sight<'_>, wanted: &spec::BackupSpec) -> Backup {
         ended: archive.and_then(|archive| archive.ended.as_ref()).map(ended),
         drill: archive.and_then(|archive| archive.drill.as_ref()).map(drill),
         gaps: says.map_or_else(Vec::new, |says| says.gaps.clone()),
+        asked: says.and_then(|says| says.asked.clone()),
+        filled: says.and_then(|says| says.filled.as_ref()).map(|filled| BackupFilled {
+            at: moment(filled.unix_seconds),
+            files: filled.files,
+            from: filled.from.clone(),
+        }),
         trouble: sight.archive_trouble(),
     }
 }

@@ -17,7 +17,7 @@ use pgherd_core::types::{Instant, Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_dcs::{Health, Kind, MemberHealth};
 
 use super::*;
-use crate::gossip::{ArchiveShow, BackupShow, Show};
+use crate::gossip::{ArchiveShow, BackupShow, FilledShow, Show};
 use crate::mind::Deeds;
 
 const HERD: &str = r#"
@@ -496,7 +496,24 @@ fn what_can_be_restored_and_why_wal_does_not_arrive() {
     says.gaps = vec!["timeline 3, 0/3000000 to 0/4000000".to_owned()];
     (says.trouble, says.behind_ms) = (Some("no space left on device".to_owned()), Some(60_000));
     assert_eq!(moment.checks()["archive b"].0, CheckState::Critical);
-    assert_eq!(moment.checks()["archive-gaps"].0, CheckState::Warning);
+    assert_eq!(
+        moment.checks()["archive-gaps"],
+        (
+            CheckState::Warning,
+            "WAL is missing in the repository: timeline 3, 0/3000000 to 0/4000000".to_owned()
+        )
+    );
+    let says = moment.says("b").show.archive.as_mut().unwrap();
+    says.asked = Some("a: it has none".to_owned());
+    says.filled = Some(FilledShow { unix_seconds: 0, files: 3, from: vec!["c".to_owned()] });
+    assert!(moment.checks()["archive-gaps"].1.ends_with("; nobody has it: a: it has none"));
+    let shown = backup(&moment).unwrap();
+    let filled = shown.filled.unwrap();
+    assert_eq!(
+        (shown.asked.as_deref(), filled.at.as_str()),
+        (Some("a: it has none"), "1970-01-01T00:00:00Z")
+    );
+    assert_eq!((filled.files, filled.from.as_slice()), (3, &["c".to_owned()][..]));
     assert!(
         moment.checks()["backup"].1.contains("more than maximum_age (1h)"),
         "{:?}",

@@ -12,6 +12,7 @@
 #[allow(dead_code, reason = "another crate's tests use the rest")]
 #[path = "../../../postgres/tests/it/harness.rs"]
 mod harness;
+mod holes;
 mod killed;
 mod measured;
 mod pieces;

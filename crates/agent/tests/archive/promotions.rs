@@ -11,12 +11,12 @@ use pgherd_postgres::promote::{Order, Promoted, promote};
 use crate::harness::{Node, SOON, ask, start, story, superuser, until};
 use crate::scene::{SEGMENT_BYTES, Scene, durable, fill, shows, write};
 
-async fn promoted(node: &Node, timeline: u32) -> Promoted {
+pub(crate) async fn promoted(node: &Node, timeline: u32) -> Promoted {
     let order = Order { timeline: Timeline(timeline), at_least: Lsn(0), names: SyncNames::Empty };
     promote(&node.server, &order, SOON).await.unwrap()
 }
 
-async fn replayed(node: &Node, up_to: Lsn) {
+pub(crate) async fn replayed(node: &Node, up_to: Lsn) {
     let session = node.session().await;
     until("the standby has it", async || {
         let has: Lsn = ask(&session, "SELECT pg_last_wal_replay_lsn()").await.parse().unwrap();

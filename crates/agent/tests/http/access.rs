@@ -8,6 +8,7 @@ use pgherd_agent::http::{Api, Stop, bind_socket, serve_socket};
 use pgherd_agent::pki::Credentials;
 use pgherd_api::client::{CaPin, ClientTls, Request};
 use pgherd_api::route::{self, Access, Method, Route};
+use pgherd_api::wal::{WalAsk, WalTold, WalWanted};
 use pgherd_api::{CallError, Client, Code, objects};
 
 use crate::fake::Fake;
@@ -131,6 +132,20 @@ async fn unknown_addresses_and_methods_are_not_discussed_with_strangers() {
         assert_eq!(status(nobody.send(request.clone()).await), (401, "PGH-CREDENTIALS-MISSING".to_owned()));
         assert_eq!(status(node.send(request).await), (code.http_status(), code.as_str().to_owned()));
     }
+}
+
+#[tokio::test]
+async fn a_segment_of_any_size_comes_from_a_node() {
+    let herd = Herd::new();
+    let server = Server::start(&herd).await;
+    let node = server.client(&herd.node("b"));
+    let wanted = WalWanted::Segment { number: 7 };
+    let ask =
+        |segment_bytes| WalAsk { system_identifier: "42".to_owned(), timeline: 3, segment_bytes, wanted };
+    // Larger than any other answer.
+    let (told, bytes) = node.wal(&ask(64 << 20)).await.unwrap();
+    assert_eq!((told, bytes.len()), (WalTold::Bytes, 64 << 20));
+    assert_eq!(server.backend.calls.lock().unwrap().last().unwrap(), "b: wal of timeline 3");
 }
 
 #[tokio::test]

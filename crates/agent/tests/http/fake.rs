@@ -26,6 +26,7 @@ use pgherd_api::report::{CheckReport, Explain, History, HistoryQuery};
 use pgherd_api::routing::{Drained, Proof, RoutingQuery, RoutingTable};
 use pgherd_api::spec::{Applied, ApplyRequest, Plan, PlanRequest, Spec};
 use pgherd_api::status::{Gate, Role, Store, StoreKind};
+use pgherd_api::wal::{WalAsk, WalTold};
 use pgherd_api::{Code, Error, Status, objects};
 use pgherd_core::types::NodeName;
 
@@ -252,6 +253,11 @@ impl Backend for Fake {
         let malformed = |why: String| Error::of(Code::RequestMalformed).because(why);
         let (_, bytes) = objects::split::<objects::Ask>(&body).map_err(malformed)?;
         Ok(objects::join(&objects::Told::Bytes, &bytes))
+    }
+
+    async fn wal(&self, from: &NodeName, ask: WalAsk) -> Answer<Bytes> {
+        self.note(format!("{from}: wal of timeline {}", ask.timeline));
+        Ok(objects::join(&WalTold::Bytes, &vec![7; ask.segment_bytes as usize]))
     }
 
     async fn raft_rpc(&self, from: &NodeName, rpc: &str, body: Bytes) -> Answer<Bytes> {

@@ -325,14 +325,15 @@ impl Records {
         }
         let next = behind.next_multiple_of(ALIGNMENT as usize);
         let mut end = Lsn(address.0 + next as u64);
-        if open.head[17] == RM_XLOG && open.head[16] & TYPE_BITS == XLOG_SWITCH {
+        let major = self.major.map_or(0, |(_, major)| major);
+        let record = Record { start: open.start, end, major, head: &open.head };
+        if record.is_switch() {
             let number = self.segments.number(Lsn(end.0 - 1));
             end = self.segments.position(number + 1);
             self.skip_to = end;
         }
         self.last = Some(open.start);
-        let major = self.major.map_or(0, |(_, major)| major);
-        each(&Record { start: open.start, end, major, head: &open.head });
+        each(&Record { end, ..record });
         // Behind a switch nothing of this page counts either.
         if self.skip_to > address { page.len() } else { next }
     }
@@ -413,6 +414,11 @@ impl Record<'_> {
             }
             _ => None,
         }
+    }
+
+    /// Whether the rest of its segment is let go of.
+    pub(super) fn is_switch(&self) -> bool {
+        self.head[17] == RM_XLOG && self.head[16] & TYPE_BITS == XLOG_SWITCH
     }
 
     /// The database whose files this record deletes. Its transaction is committed behind that.

@@ -32,6 +32,11 @@ impl Inventory {
         Inventory { segments, there: BTreeMap::new(), histories, beginnings: BTreeMap::new() }
     }
 
+    /// The size of what is counted here.
+    pub(crate) fn segment_size(&self) -> Segments {
+        self.segments
+    }
+
     pub fn add(&mut self, segment: Segment) {
         self.there.entry(segment.timeline).or_default().insert(segment.number);
     }
@@ -94,6 +99,28 @@ impl Inventory {
     /// In order of their timelines.
     pub fn histories(&self) -> impl DoubleEndedIterator<Item = &History> {
         self.histories.values()
+    }
+
+    /// The highest number of which anything is there on a line of history.
+    pub(crate) fn last_on(&self, history: &History) -> Option<u64> {
+        let on_leg = |leg: super::history::Leg| {
+            let pieces = self.last_beginning(leg.timeline);
+            let last = self.range_of(leg.timeline).map(|(_, last)| last).max(pieces)?;
+            // What was written behind the point at which it was left is not on the line.
+            Some(leg.end.map_or(last, |end| last.min(self.segments.number(Lsn(end.0.saturating_sub(1))))))
+        };
+        history.legs().filter_map(on_leg).max()
+    }
+
+    /// The lowest number of a segment that is there on a line of history.
+    pub fn first_on(&self, history: &History) -> Option<u64> {
+        history.legs().filter_map(|leg| Some(self.range_of(leg.timeline)?.0)).min()
+    }
+
+    /// The file that a recovery along a line of history reads at a number, if it goes on that way up to the end of it.
+    pub fn whole_on(&self, history: &History, number: u64) -> Option<Segment> {
+        let newest = candidates(history, self.segments, number).into_iter().next()?.segment;
+        self.has(newest).then_some(newest)
     }
 
     /// Which files a recovery along a line of history reads from the segment `first` on, until one is not there.

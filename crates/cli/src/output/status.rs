@@ -229,6 +229,17 @@ fn backup(backup: &Backup) -> String {
     for gap in &backup.gaps {
         text.push_str(&format!("\n        WAL is missing: {}", plain(gap)));
     }
+    if let Some(asked) = backup.asked.as_ref().filter(|_| !backup.gaps.is_empty()) {
+        text.push_str(&format!("\n        nobody has it: {}", plain(asked)));
+    }
+    if let Some(filled) = &backup.filled {
+        let files = if filled.files == 1 { "a file".to_owned() } else { format!("{} files", filled.files) };
+        let from = plain(&filled.from.join(", "));
+        text.push_str(&format!(
+            "\n        {files} of WAL that was missing came from {from} at {}",
+            plain(&filled.at)
+        ));
+    }
     text
 }
 

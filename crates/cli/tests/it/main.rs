@@ -14,6 +14,7 @@ mod drills;
 mod exact;
 mod foreign;
 mod herd;
+mod holes;
 mod repository;
 mod restore;
 mod run;

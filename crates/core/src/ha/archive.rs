@@ -4,6 +4,9 @@
 //! one host takes either the primary or the way of its WAL into the repository and not both; the primary only where there is nobody else. The owner
 //! streams WAL, says when a base backup is due, and whose server is copied for it, again a standby by preference.
 //!
+//! WAL that the repository lacks the owner asks the members for, and only what is on the line of history of the reign: what a former primary wrote behind
+//! its successor's fork nobody has agreed on.
+//!
 //! Two owners for a moment do no harm: objects are written once, with the same content. So an owner is replaced without asking it.
 //!
 //! Hazard: none of this may hold up an election or a rule. It proposes, and waits for nothing.
@@ -13,8 +16,8 @@ use std::time::Duration;
 use crate::ha::{Memory, heard_lately};
 use crate::observation::{Observation, Postgres, Running};
 use crate::record::{Archive, BackupEnd, BackupOutcome, DrillEnd, Proposal, Record};
-use crate::spec::NodeSpec;
-use crate::types::Instant;
+use crate::spec::{ClusterSpec, NodeSpec};
+use crate::types::{Instant, Lsn, NodeName, Timeline};
 
 /// An owner that is silent, or has no server, for longer is replaced: with the silence that makes it suspect this is below five seconds.
 pub const OWNER_PATIENCE: Duration = Duration::from_secs(3);
@@ -22,6 +25,54 @@ pub const OWNER_PATIENCE: Duration = Duration::from_secs(3);
 pub const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
 /// After a failure, before the next one begins by itself.
 pub const BACKUP_RETRY_S: i64 = 300;
+
+/// The line of history that the herd has agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    pub timeline: Timeline,
+    /// Timelines that it was on before and where it left them, the latest first, as far back as the record knows.
+    pub forks: Vec<(Timeline, Lsn)>,
+}
+
+/// As the record has it; `None` while an election is open, or its winner has not been promoted: then nobody can tell where the line goes.
+pub fn agreed(record: &Record) -> Option<Agreed> {
+    let timeline = record.open_reign().filter(|reign| reign.promoted)?.timeline;
+    let mut forks = Vec::new();
+    let mut line = record.line(timeline);
+    // Numbers fall strictly on the way up, so the walk ends even over a broken record.
+    while let Some((parent, begin)) =
+        line.and_then(|line| Some((line.parent.filter(|parent| *parent < line.timeline)?, line.begin?)))
+    {
+        forks.push((parent, begin));
+        line = record.line(parent);
+    }
+    Some(Agreed { timeline, forks })
+}
+
+impl Agreed {
+    /// Whether this is the history that was agreed on, given as the timelines that it left and where.
+    pub fn is(&self, timeline: Timeline, left: &[(Timeline, Lsn)]) -> bool {
+        timeline == self.timeline && self.forks.iter().all(|fork| left.contains(fork))
+    }
+}
+
+/// Who is asked for WAL that the repository lacks, in this order: the owner's own server, which costs nobody anything; standbys; at last the primary.
+pub fn askees<'a>(
+    cluster: &'a ClusterSpec,
+    me: &NodeName,
+    primary: Option<&NodeName>,
+) -> impl Iterator<Item = &'a NodeName> {
+    let rank = |node: &NodeName| (node != me, Some(node) == primary);
+    let mut nodes: Vec<&NodeName> = cluster.nodes.iter().map(|node| &node.name).collect();
+    nodes.sort_by_key(|node| rank(node));
+    nodes.into_iter()
+}
+
+/// Which base backup counts as the newest that leads to the present, by when they began. One before a hole does for as long as members have yet
+/// to be asked for what is missing: what is found makes another backup needless.
+pub fn newest(leads: Option<i64>, before_hole: Option<i64>, was_asked: bool) -> Option<i64> {
+    leads.or(before_hole.filter(|_| !was_asked))
+}
 
 /// What this node has to propose, as holder of the term and as owner.
 pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Vec<Proposal> {
@@ -302,6 +353,59 @@ mod tests {
 
     fn drill(node: &str, began_unix_seconds: u64) -> DrillEnd {
         DrillEnd { node: name(node), began_unix_seconds, seconds: 60, backup: None, failed: None }
+    }
+
+    #[test]
+    fn the_line_of_history_is_that_of_a_promoted_reign_and_is_left_where_it_was_recorded() {
+        let mut scene = Scene::on(["x", "y", "z"]);
+        let line = |timeline, parent: Option<u32>, begin: Option<u64>| crate::record::Line {
+            timeline: Timeline(timeline),
+            term: Term(u64::from(timeline)),
+            parent: parent.map(Timeline),
+            begin: begin.map(Lsn),
+        };
+        scene.record.lines =
+            vec![line(1, None, None), line(2, Some(1), Some(100)), line(3, Some(1), Some(70))];
+        let known = agreed(&scene.record).unwrap();
+        assert_eq!((known.timeline, known.forks.as_slice()), (Timeline(3), &[(Timeline(1), Lsn(70))][..]));
+        assert!(known.is(Timeline(3), &[(Timeline(1), Lsn(70))]));
+        for (timeline, left) in [(3, (1, 71)), (3, (2, 70)), (2, (1, 70))] {
+            let (ancestor, until) = left;
+            assert!(
+                !known.is(Timeline(timeline), &[(Timeline(ancestor), Lsn(until))]),
+                "{timeline} {left:?}"
+            );
+        }
+        // Further back than the record nobody knows better.
+        scene.record.lines.remove(0);
+        assert!(agreed(&scene.record).unwrap().is(Timeline(3), &[(Timeline(1), Lsn(70))]));
+        scene.record.lines = vec![line(3, Some(3), Some(70))];
+        assert_eq!(agreed(&scene.record).unwrap().forks, [], "a line that is its own parent ends");
+
+        scene.record.reign.as_mut().unwrap().promoted = false;
+        assert_eq!(agreed(&scene.record), None);
+        scene.record.reign = None;
+        assert_eq!(agreed(&scene.record), None);
+    }
+
+    #[test]
+    fn the_primary_is_asked_last_and_ones_own_server_first() {
+        let scene = Scene::on(["x", "y", "z"]);
+        let order = |me: &str, primary: Option<&str>| -> String {
+            let primary = primary.map(name);
+            askees(&scene.spec, &name(me), primary.as_ref()).map(NodeName::as_str).collect()
+        };
+        assert_eq!(order("b", Some("a")), "bca");
+        assert_eq!(order("a", Some("a")), "abc");
+        assert_eq!(order("c", None), "cab");
+    }
+
+    #[test]
+    fn a_hole_makes_a_backup_due_only_when_the_members_were_asked() {
+        assert_eq!(newest(Some(7), None, true), Some(7));
+        assert_eq!(newest(None, Some(5), false), Some(5));
+        assert_eq!(newest(None, Some(5), true), None, "nobody has it");
+        assert_eq!(newest(None, None, false), None, "the first one waits for nobody");
     }
 
     #[test]
