@@ -144,6 +144,8 @@ pub(crate) struct BackupShow {
     pub(crate) done_bytes: u64,
     /// 0 while it is not known.
     pub(crate) total_bytes: u64,
+    /// To how many bytes a second it is held back for the server's clients, if it is.
+    pub(crate) held_to: Option<u64>,
 }
 
 impl Gossip {

@@ -90,12 +90,12 @@ impl NamedServer {
 }
 
 impl Located {
-    pub(crate) async fn reach(self) -> Result<Reached, NamedServerError> {
+    pub(crate) async fn reach(&self) -> Result<Reached, NamedServerError> {
         let Located { data_dir, control, nearby } = self;
-        let session = Session::nearby(&nearby, CONNECTING).await?;
+        let session = Session::nearby(nearby, CONNECTING).await?;
         let survey = Survey::of(&session).await?;
         if survey.system_id != control.system_id {
-            let Nearby { host, port, .. } = nearby;
+            let (data_dir, host, port) = (data_dir.clone(), nearby.host.clone(), nearby.port);
             let (found, wanted) = (control.system_id, survey.system_id);
             return Err(NamedServerError::OtherServer { data_dir, found, wanted, host, port });
         }

@@ -549,9 +549,14 @@ impl Server {
     pub(crate) async fn backup_source(
         &self,
         primary: Option<(&NodeName, &str, u16)>,
+        probed: bool,
     ) -> Result<take::Source> {
         let inner = self.inner()?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
+        let probe = match probed {
+            true => Some(Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?),
+            false => None,
+        };
         let primary = match primary {
             Some((node, host, port)) => {
                 let remote = inner.remote(node, (host, port), secrets::MONITOR).await?;
@@ -559,7 +564,7 @@ impl Server {
             }
             None => None,
         };
-        Ok(take::Source { data_dir: inner.instance.data_dir.clone(), session, primary })
+        Ok(take::Source { data_dir: inner.instance.data_dir.clone(), session, primary, probe })
     }
 
     /// The archive's slot, moved along to what is durable there; without `wanted` there is none.

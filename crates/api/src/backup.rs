@@ -363,6 +363,9 @@ pub struct Backup {
     /// How it was found what has changed since the parent; null of a full backup, and of one by an older version.
     #[serde(default)]
     pub changes: Option<FoundChanges>,
+    /// For how long it was held back for the sake of the server's clients; null where that was no second.
+    #[serde(default)]
+    pub held_back_seconds: Option<u64>,
 }
 
 /// How an incremental backup was made.

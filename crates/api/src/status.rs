@@ -241,6 +241,8 @@ pub struct BackupRunning {
     pub done_bytes: Option<u64>,
     /// Null while it is not known.
     pub total_bytes: Option<u64>,
+    /// To how many bytes a second it is held back at this moment, for the sake of the server's clients; null if it is not.
+    pub held_back_to: Option<u64>,
 }
 
 /// RFC 3339 times.

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use pgherd_core::types::{Lsn, NodeName, SystemId, Term, Timeline};
@@ -87,6 +88,7 @@ pub struct Backup {
     packs: Arc<AtomicU32>,
     beats: u32,
     changes: Option<Changes>,
+    held_back: Duration,
 }
 
 impl Backup {
@@ -125,7 +127,8 @@ impl Backup {
             Some(parent) => Some(Backup::pin(repository, place, parent).await?),
         };
         let packs = Arc::default();
-        Ok(Backup { repository: repository.clone(), place, intent, parent, packs, beats: 0, changes: None })
+        let (repository, held_back) = (repository.clone(), Duration::ZERO);
+        Ok(Backup { repository, place, intent, parent, packs, beats: 0, changes: None, held_back })
     }
 
     async fn pin(repository: &Repository, place: Place, parent: BackupId) -> Result<Manifest, BeginError> {
@@ -153,6 +156,11 @@ impl Backup {
     /// How it was found what has changed since the parent, for the manifest.
     pub fn tell_changes(&mut self, changes: Changes) {
         self.changes = Some(changes);
+    }
+
+    /// For how long it was held back for the server's clients, for the manifest.
+    pub fn tell_held_back(&mut self, span: Duration) {
+        self.held_back = span;
     }
 
     /// For contents; several can write beside each other.
@@ -212,6 +220,7 @@ impl Backup {
             packs: self.referenced(packs, &maps)?,
             maps: maps.maps,
             changes: self.changes.clone(),
+            held_back_seconds: Some(self.held_back.as_secs()).filter(|seconds| *seconds > 0),
         };
         let name = self.place.backup(id);
         let written =

@@ -139,6 +139,9 @@ pub struct Manifest {
     /// None of a full backup, and of one by a version that compared always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
+    /// For how long the server's clients were given way to; none where that was no second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back_seconds: Option<u64>,
 }
 
 impl Document for Manifest {

@@ -19,6 +19,7 @@
 //! - [`ha`]: what is wise: the one function where roles branch, and a module per role.
 //! - [`durability`]: which rule the primary should be under, and the steps from one rule to the next.
 //! - [`retention`]: which base backups are kept, and which may go.
+//! - [`throttle`]: how fast a base backup is read, so that clients do not feel it.
 //! - [`reason`]: every sentence that `pgherd explain` can say.
 //! - `testdata/`: scenario scripts with recorded decisions; their file names are the manual.
 
@@ -31,4 +32,5 @@ pub mod reason;
 pub mod record;
 pub mod retention;
 pub mod spec;
+pub mod throttle;
 pub mod types;

@@ -26,6 +26,7 @@ use crate::control::{ControlFile, State};
 use crate::error::{Error, Result, within};
 use crate::sql::{Session, first_field};
 
+pub mod felt;
 pub mod listing;
 pub mod reading;
 pub mod sent;

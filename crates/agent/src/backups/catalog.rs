@@ -340,6 +340,7 @@ pub fn report(id: BackupId, entry: &Entry) -> Backup {
         postgresql_version: None,
         data_checksums: None,
         changes: None,
+        held_back_seconds: None,
     };
     match &entry.outcome {
         Some(Outcome::Committed(manifest)) => with_manifest(backup, manifest),
@@ -388,6 +389,7 @@ fn with_manifest(backup: Backup, manifest: &Manifest) -> Backup {
         postgresql_version: Some(version(facts.postgresql_version)),
         data_checksums: Some(facts.data_checksums),
         changes: manifest.changes.as_ref().map(changes),
+        held_back_seconds: manifest.held_back_seconds,
         ..backup
     }
 }

@@ -14,6 +14,7 @@ use pgherd_backup::manifest::Outcome;
 use pgherd_backup::name::Place;
 use pgherd_backup::tombstone::State;
 use pgherd_backup::wal::{Archive, SegmentError, Segments};
+pub use pgherd_core::throttle::Floor;
 use pgherd_core::types::{Malformed, NodeName, Term, Timeline};
 use pgherd_postgres::base_backup::Checkpoint;
 use pgherd_postgres::sql::Session;
@@ -53,6 +54,8 @@ pub struct Order {
     pub checkpoint_fast: bool,
     pub readers: usize,
     pub max_bytes_per_second: Option<NonZeroU64>,
+    /// How slowly a server here is read at most, where it would become slow for its clients; none: it is not held back.
+    pub throttle: Option<Floor>,
     /// How long WAL may take to come into the repository behind the end of the copy.
     pub wal_deadline: Duration,
 }
@@ -159,7 +162,11 @@ async fn prepare_here(order: Order, server: NamedServer) -> Result<Prepared, Cre
     let catalog = Catalog::read(repository.clone(), Place(survey.system_id)).await?;
     let archive_mode = archive_mode(&session).await;
     let found = Found { repository, archive, catalog, timeline: survey.timeline };
-    let source = Files::Directory(Box::new(Source { data_dir, session, primary: None }));
+    let probe = match order.throttle {
+        Some(_) => Some(located.reach().await?.session),
+        None => None,
+    };
+    let source = Files::Directory(Box::new(Source { data_dir, session, primary: None, probe }));
     found.prepared(&order, node, source, archive_mode).await
 }
 
@@ -199,6 +206,7 @@ impl Found {
             checkpoint: if order.checkpoint_fast { Checkpoint::Fast } else { Checkpoint::Spread },
             readers: order.readers,
             max_bytes_per_second: order.max_bytes_per_second,
+            throttle: order.throttle,
             refresh_bytes: refreshed(&catalog),
             wal_deadline: order.wal_deadline,
         };

@@ -132,9 +132,9 @@ impl Duty {
         let assigned = self.assigned.borrow().clone();
         let spec = Arc::clone(&self.spec.borrow());
         let cluster = spec.cluster(&self.cluster).ok_or(BackUpError::NoRepository)?;
-        let wanted = cluster.backup.as_ref().ok_or(BackUpError::NoRepository)?;
+        let backup = cluster.backup.as_ref().ok_or(BackUpError::NoRepository)?;
         let system = assigned.system.ok_or(BackUpError::NoSystem)?;
-        let wanted = self.server.repository(&wanted.repository)?;
+        let wanted = self.server.repository(&backup.repository)?;
         let repository = repository::open_at(&wanted).await.map_err(BackUpError::Repository)?;
         let known = assigned.archive.and_then(|archive| archive.repository);
         if known.is_some_and(|known| known != repository.format().repository) {
@@ -145,7 +145,8 @@ impl Duty {
         let primary = primary.and_then(|holder| cluster.node(holder));
         let is_primary = primary.is_none();
         let primary = primary.map(|node| (&node.name, node.host.as_str(), node.port));
-        let source = self.server.backup_source(primary).await?;
+        let throttle = backup.throttle.floor();
+        let source = self.server.backup_source(primary, throttle.is_some()).await?;
         let timeline = Survey::of(&source.session).await.map_err(TakeError::from)?.timeline;
         let parent = match catalog.archive()? {
             Some(archive) => create::parent(&catalog, &archive, timeline).await?,
@@ -161,6 +162,7 @@ impl Duty {
             checkpoint: if is_primary && parent.is_some() { Checkpoint::Spread } else { Checkpoint::Fast },
             readers: (cores / 2).clamp(1, MAX_READERS),
             max_bytes_per_second: None,
+            throttle,
             wal_deadline: WAL_DEADLINE,
             parent,
         };
@@ -176,8 +178,8 @@ impl Duty {
 /// Until the agent ends.
 async fn tell(number: u64, mut shown: watch::Receiver<Progress>, events: mpsc::Sender<Event>) {
     loop {
-        let Progress { done_bytes, total_bytes, .. } = *shown.borrow_and_update();
-        let show = BackupShow { number, done_bytes, total_bytes };
+        let Progress { done_bytes, total_bytes, held_to, .. } = *shown.borrow_and_update();
+        let show = BackupShow { number, done_bytes, total_bytes, held_to };
         if events.send(Event::BackingUp(Some(show))).await.is_err() || shown.changed().await.is_err() {
             return;
         }

@@ -28,7 +28,7 @@ use pgherd_postgres::base_backup::listing::Found;
 use pgherd_postgres::base_backup::reading::{Checksums, Reader, page_lsn};
 
 use super::take::TakeError;
-use super::{Done, PIECE_BYTES, Stop, Throttle};
+use super::{Done, PIECE_BYTES, Progress, Stop, Throttle};
 
 const GROUP_PAGES: u64 = (GROUP_BYTES / PAGE_BYTES) as u64;
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -65,7 +65,7 @@ pub(super) struct Shared {
     pub(super) data_dir: PathBuf,
     /// None where the cluster has none.
     pub(super) checksums: Option<Checksums>,
-    pub(super) throttle: Throttle,
+    pub(super) throttle: Arc<Throttle>,
     pub(super) stop: Stop,
     pub(super) done: Done,
     /// The oldest backup that the parent refers to, and how much of it is still to be written anew.
@@ -277,6 +277,11 @@ impl Storing {
 }
 
 impl Shared {
+    pub(super) fn progress(&self) -> Progress {
+        let (held_to, held_back) = (self.throttle.held_to(), self.throttle.held_back());
+        Progress { held_to, held_back, ..self.done.progress() }
+    }
+
     /// None for what is no main fork, is new, or has parts of pages.
     fn told<'a>(&'a self, found: &Found, parent: Option<&'a Entry>) -> Option<Told<'a>> {
         let (known, parent) = self.known.as_ref().zip(parent)?;

@@ -88,7 +88,7 @@ pub(super) async fn take(
         repository: repository.clone(),
         data_dir: PathBuf::new(),
         checksums: stream.checksums(),
-        throttle: Throttle::new(order.max_bytes_per_second),
+        throttle: Arc::new(Throttle::new(order.max_bytes_per_second)),
         stop: Stop::default(),
         done: Done::default(),
         oldest: backup.parent().and_then(|parent| parent.packs.keys().next().copied()),
@@ -122,10 +122,10 @@ pub(super) async fn take(
         tokio::select! {
             done = &mut receiving => break done??,
             _ = beats.tick() => beat(&mut backup).await,
-            _ = reports.tick() => drop(progress.send_replace(shared.done.progress())),
+            _ = reports.tick() => drop(progress.send_replace(shared.progress())),
         }
     };
-    progress.send_replace(shared.done.progress());
+    progress.send_replace(shared.progress());
     let Received { packs, mut entries, control, backup_label, tablespace_map, stop, damaged } = received;
     if control.system_id != identified.system {
         let (found, wanted) = (control.system_id, identified.system);

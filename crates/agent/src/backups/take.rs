@@ -37,6 +37,7 @@ use pgherd_backup::map::{DurableMaps, Entry, MapReader};
 use pgherd_backup::name::BackupId;
 use pgherd_backup::pack::{DurablePacks, FULL_FRAME_PAGES, INCREMENTAL_FRAME_PAGES};
 use pgherd_backup::wal::{Archive, ProvenWal, SegmentError, Segments, WalError};
+use pgherd_core::throttle::Floor;
 use pgherd_core::types::{Lsn, NodeName, SystemId, Term, Timeline};
 use pgherd_postgres::base_backup::listing::{Content, Found, Kind, Listing};
 use pgherd_postgres::base_backup::reading::Checksums;
@@ -52,7 +53,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::finding::{self, Finding};
 use super::storing::{Known, Shared, Stored, Storing, Unexplained};
-use super::{Done, MAX_READERS, Progress, QUEUE, REPORT, Stop, Throttle, on_a_thread};
+use super::{Done, MAX_READERS, Progress, QUEUE, REPORT, Stop, Throttle, on_a_thread, throttling};
 
 /// Entries that are under way at a time, in KiB: readers of some hundred files of a gigabyte, or of 60,000 small ones.
 const WINDOW_KIB: u32 = 64 * 1024;
@@ -87,6 +88,8 @@ pub struct Order {
     pub checkpoint: Checkpoint,
     pub readers: usize,
     pub max_bytes_per_second: Option<NonZeroU64>,
+    /// How slowly it is read at most, where the server would become slow for its clients; none: it is not held back.
+    pub throttle: Option<Floor>,
     /// So much of what has not changed since the oldest backup is written anew.
     pub refresh_bytes: u64,
     /// How long WAL may take to come into the archive, behind the end of the copy.
@@ -113,6 +116,8 @@ pub struct Source {
     pub session: Session,
     /// On the primary, where the source is a standby: nobody else can begin a new segment of WAL.
     pub primary: Option<Session>,
+    /// Another one, over which it is seen whether the server answers slowly. Without one that is not seen.
+    pub probe: Option<Session>,
 }
 
 /// A backup that exists.
@@ -217,7 +222,7 @@ pub async fn take(
     order: &Order,
     progress: &watch::Sender<Progress>,
 ) -> Result<Taken, TakeError> {
-    let Source { data_dir, session, primary } = source;
+    let Source { data_dir, session, primary, probe } = source;
     let began = Timestamp::now();
     let mut survey = Survey::of(&session).await?;
     if survey.is_standby {
@@ -239,6 +244,9 @@ pub async fn take(
         Some(parent) => Some(Finding::begin(&archive, parent, server.clone(), order.find, &session).await),
         None => None,
     };
+    let throttle = Arc::new(Throttle::new(order.max_bytes_per_second));
+    let throttling =
+        order.throttle.map(|floor| throttling::begin(floor, probe, data_dir.clone(), Arc::clone(&throttle)));
     let start = BaseBackup::begin(session, survey, &label, order.checkpoint, CHECKPOINT);
     let running = while_alive(&mut backup, start).await?;
     let found = match found {
@@ -258,7 +266,7 @@ pub async fn take(
         repository: repository.clone(),
         data_dir: data_dir.clone(),
         checksums: Checksums::of(&control, running.start()),
-        throttle: Throttle::new(order.max_bytes_per_second),
+        throttle: Arc::clone(&throttle),
         stop: Stop::default(),
         done: Done::default(),
         oldest: backup.parent().and_then(|parent| parent.packs.keys().next().copied()),
@@ -268,7 +276,9 @@ pub async fn take(
         read_bytes: AtomicU64::new(0),
         known,
     });
+    throttle.begin();
     let copied = copy(&mut backup, &running, &control, order, &shared, progress).await?;
+    drop(throttling);
     let (start, timeline) = (running.start(), running.timeline());
     let finished = while_alive(&mut backup, running.finish(STATEMENT)).await?;
     let proving = prove(&archive, timeline, (start, finished.stop), order.wal_deadline, primary.as_ref());
@@ -285,6 +295,7 @@ pub async fn take(
     if let Some(found) = found {
         tell(&mut backup, found, &copied, &unexplained, &shared);
     }
+    backup.tell_held_back(throttle.held_back());
     let ending = Ending {
         packs: copied.packs,
         maps: copied.maps,
@@ -531,7 +542,7 @@ async fn copy(
                 continue;
             }
             _ = reports.tick() => {
-                progress.send_replace(shared.done.progress());
+                progress.send_replace(shared.progress());
                 continue;
             }
         };
@@ -569,7 +580,7 @@ async fn copy(
     let placed = file.finish().await?;
     maps.fill(room, &Entry::file(found.path, found.mode, placed)).await?;
     packs.push(last.finish().await?);
-    progress.send_replace(shared.done.progress());
+    progress.send_replace(shared.progress());
     Ok(Copied { packs, maps: maps.finish().await?, control, vanished, damaged })
 }
 
@@ -581,7 +592,9 @@ fn count(shared: &Arc<Shared>, control: &ControlFile) -> Result<(), TakeError> {
         // What cannot be listed is told of by the listing that counts.
         let sizes =
             listing.take_while(|_| !shared.stop.is_wanted()).map_while(Result::ok).map(|found| found.size);
-        shared.done.total_bytes.store(sizes.sum(), Ordering::Relaxed);
+        let total: u64 = sizes.sum();
+        shared.done.total_bytes.store(total, Ordering::Relaxed);
+        shared.throttle.total_bytes.store(total, Ordering::Relaxed);
     });
     Ok(())
 }

@@ -5,10 +5,11 @@
 //! it would say is not true.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use pgherd_core::spec::backup::Location;
+use pgherd_core::spec::backup::{Location, Throttle};
 use pgherd_core::spec::check::Wrong;
 use pgherd_core::spec::parameters::ParameterError;
 use pgherd_core::spec::times::{Time, TimesError};
@@ -426,7 +427,27 @@ fn read_backup(
     if let Read::Is(interval) = reader.time(&table, "archive_interval", Some("never")) {
         backup.archive_interval = interval;
     }
+    read_throttle(reader, &table, &mut backup.throttle);
     is_known.then_some(backup)
+}
+
+fn read_throttle(reader: &mut Reader<'_>, table: &Table<'_>, throttle: &mut Throttle) {
+    let (switch, least) =
+        (reader.switch(table, "throttle"), reader.whole(table, "min_rate", 1, u64::from(u32::MAX)));
+    match switch {
+        Read::Is(false) if least != Read::Absent => {
+            let span = reader.key_span_of(&table.at.key("min_rate"));
+            let message = "\"min_rate\" has no meaning with throttle = false";
+            reader.mistake(Mistake::new(Kind::BrokenRule, span, message).hint("leave it out"));
+            return;
+        }
+        Read::Is(false) => *throttle = Throttle::Never,
+        Read::Is(true) if *throttle == Throttle::Never => *throttle = Throttle::ByItself,
+        _ => {}
+    }
+    if let Some(mib) = least.some().and_then(|mib| NonZeroU32::new(u32::try_from(mib).ok()?)) {
+        *throttle = Throttle::DownToMib(mib);
+    }
 }
 
 /// `None` also where a part of it could not be read.

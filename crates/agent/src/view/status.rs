@@ -72,6 +72,7 @@ fn backup(sight: &Sight<'_>, wanted: &spec::BackupSpec) -> Backup {
             node: running.node.to_string(),
             done_bytes: show.map(|show| show.done_bytes),
             total_bytes: show.map(|show| show.total_bytes).filter(|total| *total > 0),
+            held_back_to: show.and_then(|show| show.held_to),
         }
     });
     Backup {

@@ -477,13 +477,15 @@ fn what_can_be_restored_and_why_wal_does_not_arrive() {
         backups: 1,
         ..ArchiveShow::default()
     });
-    moment.says("c").show.backup = Some(BackupShow { number: 2, done_bytes: 7, total_bytes: 0 });
+    moment.says("c").show.backup =
+        Some(BackupShow { number: 2, done_bytes: 7, total_bytes: 0, held_to: Some(9) });
     let shown = backup(&moment).unwrap();
     let window = shown.recovery_window.unwrap();
     assert_eq!((window.from.as_str(), window.to.as_str()), ("2026-11-20T20:45:54Z", "2026-11-20T20:54:52Z"));
     assert_eq!((shown.trouble, shown.wal_lag_seconds, shown.backups), (None, Some(1.4), Some(1)));
     let running = shown.running.unwrap();
     assert_eq!((running.node.as_str(), running.done_bytes, running.total_bytes), ("c", Some(7), None));
+    assert_eq!(running.held_back_to, Some(9), "so slowly, for its clients");
     assert_eq!(moment.checks()["archive b"].0, CheckState::Ok);
     assert_eq!(
         moment.checks()["backup"],

@@ -19,3 +19,4 @@ mod measured;
 mod original;
 mod restored;
 mod taking;
+mod throttled;

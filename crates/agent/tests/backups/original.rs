@@ -139,7 +139,7 @@ impl Original {
     }
 
     pub(crate) fn source(&self, node: usize, session: Session, primary: Option<Session>) -> Source {
-        Source { data_dir: self.nodes[node].instance().data_dir.clone(), session, primary }
+        Source { data_dir: self.nodes[node].instance().data_dir.clone(), session, primary, probe: None }
     }
 
     /// Takes a backup of the primary.
@@ -172,6 +172,7 @@ pub(crate) fn order(parent: Option<BackupId>) -> Order {
         checkpoint: Checkpoint::Fast,
         readers: READERS,
         max_bytes_per_second: None,
+        throttle: None,
         refresh_bytes: 0,
         wal_deadline: SOON,
     }

@@ -2,12 +2,13 @@
 //! written is read back.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use pgherd_agent::files::agent::AgentFile;
 use pgherd_agent::files::herd;
 use pgherd_core::retention::{Policy, Retention, Tiers, Unit};
-use pgherd_core::spec::backup::{AzureKeyFile, Location, SecretFile};
+use pgherd_core::spec::backup::{AzureKeyFile, Location, SecretFile, Throttle};
 use pgherd_core::spec::hba::HbaLine;
 use pgherd_core::spec::parameters;
 use pgherd_core::spec::plan::plan;
@@ -283,6 +284,11 @@ fn backup() -> impl Strategy<Value = BackupSpec> {
             },
             maximum_age: age_h.map(|hours| Duration::from_secs(hours * 3600)),
             archive_interval: interval_ms.map(Duration::from_millis),
+            throttle: match count {
+                0 => Throttle::ByItself,
+                1 => Throttle::Never,
+                mib => NonZeroU32::new(mib).map_or(Throttle::Never, Throttle::DownToMib),
+            },
             drill: (count > 0).then(|| "0 4 * * 7".to_owned()),
             drill_dir: (count > 1).then(|| "/srv/drill".into()),
             drill_queries: (0..count).map(|number| format!("app=SELECT \"it's\" > {number}")).collect(),

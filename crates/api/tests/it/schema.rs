@@ -43,7 +43,7 @@ fn sample() -> Value {
             "backup": {"recovery_window": {"from": "2026-11-20T20:54:54Z", "to": "2026-11-20T21:00:00Z"},
                        "last": "20261120T205454", "wal_lag_seconds": 0.4, "repository": "s3://bucket/shop",
                        "owner": "c", "backups": 3,
-                       "running": {"number": 5, "node": "c", "done_bytes": 4096, "total_bytes": null},
+                       "running": {"number": 5, "node": "c", "done_bytes": 4096, "total_bytes": null, "held_back_to": null},
                        "ended": {"number": 4, "node": "b", "at": null, "name": null, "failed": "no space left"},
                        "drill": {"node": "c", "at": "2026-11-20T20:54:54Z", "seconds": 75, "backup": "20261120T205454",
                                  "failed": null},

@@ -39,7 +39,7 @@ pub(crate) async fn shown<T>(
             _ = interrupts.recv() => break Err(Failure::Interrupted),
             _ = ends.recv() => break Err(Failure::Interrupted),
             Ok(()) = progress.changed() => {
-                let Progress { done_bytes, total_bytes, step, .. } = *progress.borrow();
+                let Progress { done_bytes, total_bytes, step, held_to, .. } = *progress.borrow();
                 bar.set_length(total_bytes);
                 bar.set_position(done_bytes.min(total_bytes));
                 bar.set_prefix(match total_bytes {
@@ -47,7 +47,11 @@ pub(crate) async fn shown<T>(
                     total => format!("{} of {}", bytes(done_bytes), bytes(total)),
                 });
                 let is_over = total_bytes > 0 && done_bytes >= total_bytes;
-                bar.set_message(step.unwrap_or(if is_over { behind } else { what }).to_owned());
+                let doing = step.unwrap_or(if is_over { behind } else { what });
+                bar.set_message(match held_to.filter(|_| !is_over) {
+                    Some(to) => format!("{doing}, held back to {} a second for clients", bytes(to)),
+                    None => doing.to_owned(),
+                });
             }
         }
     };

@@ -207,7 +207,13 @@ fn backup(backup: &Backup) -> String {
             (Some(done), Some(total)) => format!(", {} of {}", bytes(done), bytes(total)),
             _ => String::new(),
         };
-        text.push_str(&format!("\n        a base backup of {} is under way{done}", plain(&running.node)));
+        let held = running.held_back_to.map_or_else(String::new, |to| {
+            format!(", held back to {} a second for the server's clients", bytes(to))
+        });
+        text.push_str(&format!(
+            "\n        a base backup of {} is under way{done}{held}",
+            plain(&running.node)
+        ));
     }
     if let Some(trouble) = &backup.trouble {
         text.push_str(&format!("\n        {}", plain(trouble)));

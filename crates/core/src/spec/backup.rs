@@ -4,12 +4,14 @@
 //! [`check`](super::check).
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::retention::Retention;
+use crate::throttle::Floor;
 use crate::types::NodeName;
 
 pub const DEFAULT_SCHEDULE: &str = "0 2 * * *";
@@ -51,6 +53,8 @@ pub struct BackupSpec {
         skip_serializing_if = "Option::is_none"
     )]
     pub archive_interval: Option<Duration>,
+    #[serde(default, skip_serializing_if = "Throttle::is_by_itself")]
+    pub throttle: Throttle,
     /// When a backup is restored to see whether it can be, as `schedule`; `None`: when somebody asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<String>,
@@ -75,10 +79,38 @@ impl BackupSpec {
             },
             maximum_age: None,
             archive_interval: Some(DEFAULT_ARCHIVE_INTERVAL),
+            throttle: Throttle::ByItself,
             drill: None,
             drill_dir: None,
             drill_queries: Vec::new(),
         }
+    }
+}
+
+/// Whether a base backup is held back when the server becomes slow for its clients, and to which pace at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throttle {
+    /// [`Floor::Day`].
+    #[default]
+    ByItself,
+    Never,
+    /// To so many MiB a second.
+    DownToMib(NonZeroU32),
+}
+
+impl Throttle {
+    /// None: never.
+    pub fn floor(self) -> Option<Floor> {
+        match self {
+            Throttle::ByItself => Some(Floor::Day),
+            Throttle::Never => None,
+            Throttle::DownToMib(mib) => Some(Floor::of_mib(mib)),
+        }
+    }
+
+    fn is_by_itself(&self) -> bool {
+        *self == Throttle::ByItself
     }
 }
 
@@ -193,7 +225,32 @@ pub enum SecretFile {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use super::*;
+
+    #[test]
+    fn a_pace_is_stored_only_where_one_was_asked_for() {
+        let mut spec =
+            BackupSpec::new(RepositorySpec { location: Location::Directory("/b".into()), secret: None });
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert!(!stored.contains("throttle"), "the version before could not read it: {stored}");
+        assert_eq!(serde_json::from_str::<BackupSpec>(&stored).unwrap(), spec);
+        for (throttle, text, floor) in [
+            (Throttle::Never, r#""throttle":"never""#, None),
+            (
+                Throttle::DownToMib(NonZeroU32::new(20).unwrap()),
+                r#""throttle":{"down_to_mib":20}"#,
+                Some(Floor::Rate(NonZeroU64::new(20 * 1024 * 1024).unwrap())),
+            ),
+        ] {
+            spec.throttle = throttle;
+            let stored = serde_json::to_string(&spec).unwrap();
+            assert!(stored.contains(text), "{stored}");
+            assert_eq!(serde_json::from_str::<BackupSpec>(&stored).unwrap(), spec);
+            assert_eq!(throttle.floor(), floor);
+        }
+    }
 
     #[test]
     fn places_are_stored_as_they_were_and_say_which_one_they_are() {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::backup::Throttle;
 use super::parameters::{self, AT_LEAST_THE_PRIMARYS, Context};
 use super::times::{Span, Time};
 use super::{BackupSpec, ClusterSpec, Durability, HerdSpec, NodeSpec, PostgresSource, ProxyOption, SqlName};
@@ -616,6 +617,11 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
         spec.retention.policy.map_or_else(|| "keep everything".to_owned(), |policy| policy.to_string())
     };
     let tiers = |spec: &BackupSpec| spec.retention.tiers;
+    let throttle = |spec: &BackupSpec| (spec.throttle != Throttle::Never).to_string();
+    let min_rate = |spec: &BackupSpec| match spec.throttle {
+        Throttle::DownToMib(mib) => format!("{mib} MiB a second"),
+        Throttle::ByItself | Throttle::Never => "by itself".to_owned(),
+    };
     for (key, from, to) in [
         ("schedule", schedule(was), schedule(is)),
         ("retention", policy(was), policy(is)),
@@ -629,6 +635,8 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
         ("monthly", tiers(was).monthly.to_string(), tiers(is).monthly.to_string()),
         ("maximum_age", time(was.maximum_age), time(is.maximum_age)),
         ("archive_interval", time(was.archive_interval), time(is.archive_interval)),
+        ("throttle", throttle(was), throttle(is)),
+        ("min_rate", min_rate(was), min_rate(is)),
         ("drill", drill(was), drill(is)),
         ("drill_dir", drill_dir(was), drill_dir(is)),
         ("drill_queries", drill_queries(was), drill_queries(is)),

@@ -367,7 +367,7 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// The keys of a repository come from its own file.
-static BACKUP_KEYS: [Key; 24] = {
+static BACKUP_KEYS: [Key; 26] = {
     let [
         repository,
         keeper,
@@ -429,6 +429,20 @@ static BACKUP_KEYS: [Key; 24] = {
             "\"5s\"",
             "1s",
             "how often WAL goes to the repository before its segment is full; never: whole segments alone",
+        ),
+        key(
+            "throttle",
+            "true or false",
+            "false",
+            "true",
+            "whether a base backup is held back when it makes the server slow for its clients",
+        ),
+        key(
+            "min_rate",
+            "a number",
+            "20",
+            NONE,
+            "in MiB a second, below which it is not; what takes a day, and 8 at least, if nothing is said",
         ),
         key(
             "drill",

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use pgherd_core::retention::Tiers;
-use pgherd_core::spec::backup::DEFAULT_ARCHIVE_INTERVAL;
+use pgherd_core::spec::backup::{DEFAULT_ARCHIVE_INTERVAL, Throttle};
 use pgherd_core::spec::times::Time;
 use pgherd_core::spec::{
     BackupSpec, DEFAULT_API_PORT, DEFAULT_PORT, DEFAULT_PRIORITY, DEFAULT_PROXY_PORT,
@@ -221,6 +221,11 @@ fn write_backup(file: &mut String, backup: Option<&BackupSpec>) {
     }
     if *archive_interval != Some(DEFAULT_ARCHIVE_INTERVAL) {
         line(file, format_args!("archive_interval = {}", quoted(&time(archive_interval))));
+    }
+    match backup.throttle {
+        Throttle::ByItself => {}
+        Throttle::Never => line(file, format_args!("throttle = false")),
+        Throttle::DownToMib(mib) => line(file, format_args!("min_rate = {mib}")),
     }
     let BackupSpec { drill, drill_dir, drill_queries, .. } = backup;
     if let Some(schedule) = drill {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::args::Global;
 use crate::failure::Failure;
-use crate::output::numbers::{bytes, counted};
+use crate::output::numbers::{bytes, counted, span};
 use crate::output::style::{Style, Tone};
 use crate::output::table::{Cell, Table};
 use crate::output::{note, print, print_json, print_line, progress};
@@ -152,7 +152,7 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
         backup.can_be_restored.map(|can| if can { "yes" } else { "no: WAL of it is missing" }.to_owned());
     let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" }.to_owned());
     let changes = backup.changes.as_ref();
-    let all: [(&str, Option<String>); 26] = [
+    let all: [(&str, Option<String>); 27] = [
         ("backup", Some(backup.id.clone())),
         ("status", Some(status(backup.status).to_owned())),
         ("why", text(&backup.why)),
@@ -182,6 +182,12 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
         ("timeline", backup.timeline.map(|timeline| timeline.to_string())),
         ("begin time", text(&backup.begin_time)),
         ("end time", text(&backup.end_time)),
+        (
+            "held back",
+            backup
+                .held_back_seconds
+                .map(|seconds| format!("{} for the server's clients", span(seconds.saturating_mul(1000)))),
+        ),
         ("begin LSN", text(&backup.begin_lsn)),
         ("end LSN", text(&backup.end_lsn)),
         ("begin WAL", text(&backup.begin_wal)),

@@ -1,12 +1,12 @@
 //! `pgherd backup create`: a base backup of a server on this host, or of one that sends its files.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use pgherd_agent::backups::Progress;
-use pgherd_agent::backups::create::{self, CreateError, Order, Server};
+use pgherd_agent::backups::create::{self, CreateError, Floor, Order, Server};
 use pgherd_agent::backups::take::Find;
 use pgherd_agent::foreign_server::ForeignServer;
 use pgherd_agent::named_server::NamedServer;
@@ -72,6 +72,12 @@ pub(super) struct CreateArgs {
     /// Limit of all of them together, in MiB a second
     #[arg(long, value_name = "MIB", requires = "server")]
     max_rate: Option<NonZeroU64>,
+    /// Read as fast as it can be, whatever the server's clients feel of it
+    #[arg(long, requires = "data_dir", conflicts_with = "min_rate")]
+    no_throttle: bool,
+    /// In MiB a second, below which the backup is not held back for the server's clients [default: what takes a day, and 8 at least]
+    #[arg(long, value_name = "MIB", requires = "data_dir")]
+    min_rate: Option<NonZeroU32>,
     /// How long WAL of the backup may take to come into the repository after the copy
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     wal_timeout: Duration,
@@ -121,6 +127,7 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
         checkpoint_fast: args.fast,
         readers: args.jobs.into(),
         max_bytes_per_second: args.max_rate.map(|rate| rate.saturating_mul(super::MIB)),
+        throttle: (!args.no_throttle).then(|| args.min_rate.map_or(Floor::Day, Floor::of_mib)),
         wal_deadline: args.wal_timeout,
     };
     let prepared = create::prepare(order).await.map_err(failed)?;
@@ -162,6 +169,12 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
     }
     if let Some(why) = created.backup.changes.as_ref().and_then(|changes| changes.why.as_ref()) {
         note(&format!("everything was read and compared: {why}"));
+    }
+    if let Some(seconds) = created.backup.held_back_seconds {
+        note(&format!(
+            "it was held back for {} for the server's clients",
+            span(seconds.saturating_mul(1000))
+        ));
     }
     if global.json {
         return print_json(&created);

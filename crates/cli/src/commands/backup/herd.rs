@@ -64,7 +64,13 @@ async fn until_ended(
                     begun = true;
                     let (done_bytes, total_bytes) =
                         (running.done_bytes.unwrap_or(0), running.total_bytes.unwrap_or(0));
-                    progress.send_replace(Progress { done_bytes, total_bytes, ..Progress::default() });
+                    let held_to = running.held_back_to;
+                    progress.send_replace(Progress {
+                        done_bytes,
+                        total_bytes,
+                        held_to,
+                        ..Progress::default()
+                    });
                 }
                 // A later one contains what was asked for as well.
                 if let Some(ended) = backup.ended.filter(|ended| ended.number >= number) {
