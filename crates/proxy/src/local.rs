@@ -125,9 +125,10 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let other = std::thread::spawn(move || {
             for _ in 0..2 {
-                // sleep: before it is read, and between that and the answer, so that each is seen by itself.
+                // sleep: whoever asked rests by then, and is seen to be woken by what follows.
                 std::thread::sleep(Duration::from_millis(20));
                 theirs.read_exact(&mut [0; 8]).unwrap();
+                // sleep: so is he, or not, by that it was read.
                 std::thread::sleep(Duration::from_millis(20));
                 theirs.write_all(b"answer").unwrap();
             }

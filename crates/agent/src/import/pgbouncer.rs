@@ -26,7 +26,8 @@ const PER_PROXY: &str = "it belongs to one proxy: pgherd proxy add --listen, or 
 const SERVICE: &str = "the service manager has it: a proxy runs in the foreground and logs to stderr";
 const CERTIFICATES: &str = "the herd's own authority makes and renews the certificates, on both sides";
 const KERNEL: &str = "connections have no delay; the kernel has the rest";
-const KEEPALIVES: &str = "a side that is silent for 30 s is asked whether it is there, and given up half a minute later";
+const KEEPALIVES: &str =
+    "a side that is silent for 30 s is asked whether it is there, and given up half a minute later";
 
 /// They have the same names in the herd file.
 const FILES: [&str; 3] = ["client_tls_ca_file", "client_tls_cert_file", "client_tls_key_file"];
