@@ -86,6 +86,8 @@ pub enum Place {
     Everything,
     /// `pg_wal` alone.
     Wal,
+    /// A keeper's repository ([`Layout::with_keeper`]).
+    Repository,
 }
 
 /// What the volume is made of; see [`Volume`].
@@ -160,6 +162,7 @@ impl Layout {
             let name = match place {
                 Place::Everything => STATE_DIR,
                 Place::Wal => WAL_DIR,
+                Place::Repository => REPOSITORY_DIR,
             };
             (node.clone(), make(net.host(node), name, *size_bytes))
         };
@@ -243,7 +246,8 @@ impl Layout {
         }
         if let Some(keeper) = &self.keeper {
             let place = herd.repository(keeper);
-            std::fs::create_dir(&place).expect("the host's directory is there");
+            // A volume may be mounted there already.
+            std::fs::create_dir_all(&place).expect("the host's directory is there");
             give_to_postgres(&place);
         }
         let first = herd.agents[0].clone();

@@ -1,5 +1,7 @@
 //! A repository on the disk of a witness: the herd is gone, and everything is there.
 
+use pgherd_testkit::herd::{Medium, Place};
+
 use super::*;
 
 /// Nothing waits any more for its way into the repository.
@@ -71,4 +73,58 @@ fn what_a_keeper_has_outlives_every_node() {
     let drill = drilled("k", rows);
     assert!(drill.status.success(), "{drill:?}");
     assert!(!drilled("k", rows + 1_000_000).status.success(), "a drill that cannot fail shows nothing");
+}
+
+/// The repository is what a herd can do without for a while: commits never wait for it, and what it missed comes later.
+#[test]
+fn a_repository_whose_disk_is_full_hangs_or_dies_holds_up_nobody_and_misses_nothing() {
+    const DISK_BYTES: u64 = 1 << 30;
+    let _alone = alone();
+    let layout = Herd::of(&["a", "b"]).with_keeper("k");
+    let herd = layout.with_volume("k", Place::Repository, Medium::Disk, DISK_BYTES).start();
+    agent_says(&herd, "a", "a first base backup", archived);
+    let troubled = |what: &str, trouble: &str| {
+        agent_says(&herd, "a", what, |status| {
+            let said = status.cluster().backup.as_ref().and_then(|backup| backup.trouble.as_deref());
+            said.is_some_and(|said| said.contains(trouble))
+        })
+    };
+    let workload = herd.start_workload();
+
+    let full_at = Instant::now();
+    herd.volume("k").fill();
+    troubled("the disk to be full", "no space is left");
+    writes_go_on(&workload, full_at, AT_ONCE);
+    let refused = herd.pgherd("a").args(["backup", "create"]).output();
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("no space is left"), "{words}");
+    herd.volume("k").free();
+    agent_says(&herd, "a", "the archive to come up once there is room", archived);
+    herd.pgherd("a").args(["backup", "create"]).run();
+
+    let hangs_at = Instant::now();
+    herd.volume("k").hang();
+    troubled("nothing to come back from the disk", "");
+    writes_go_on(&workload, hangs_at, AT_ONCE);
+    herd.volume("k").resume();
+    agent_says(&herd, "a", "the archive to come up once the disk goes on", archived);
+
+    // What was reported was synced, and the rest is sent again.
+    let died_at = Instant::now();
+    herd.volume("k").die();
+    troubled("the disk to be gone", "");
+    writes_go_on(&workload, died_at, AT_ONCE);
+    herd.agent("k").kill();
+    herd.volume("k").remount();
+    herd.start_agent("k");
+    agent_says(&herd, "a", "the archive to come up on what the disk had kept", archived);
+
+    let history = workload.stop();
+    let rows = history.acknowledged().count();
+    agent_says(&herd, "a", "the last second to be archived", archived);
+    herd.pgherd("a").args(["backup", "check"]).run();
+    herd.pgherd("a").args(["backup", "verify"]).run();
+    let query = format!("app=SELECT count(*) >= {rows} FROM writes");
+    let drill = herd.pgherd("a").args(["backup", "drill", "--query", &query, "--scratch-dir"]);
+    drill.arg(herd.host("a").dir().join("scratch")).run();
 }
