@@ -281,6 +281,11 @@ impl World {
         }
         let shown = self.shown(node, state);
         let agent = &mut self.nodes[node].agent;
+        // Replay is as far as the copy goes: what it lags behind decides nothing here.
+        agent.local.replayed = match &shown {
+            seen::Postgres::Standby(standby) => standby.copy.end,
+            _ => None,
+        };
         agent.local.postgres = shown;
         if is_primary
             && let Some((_, timeline)) = agent.local.durable.promoting

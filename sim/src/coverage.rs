@@ -54,7 +54,7 @@ impl Coverage {
     }
 }
 
-/// Every kind of action and of proposal, but for a person's wish for a base backup.
+/// Every kind of action and of proposal, but for a person's wish for a base backup, and the word of a repository that does not serve.
 pub const KINDS: &[&str] = &[
     "Found",
     "Founded",
@@ -77,6 +77,9 @@ pub const KINDS: &[&str] = &[
     "BeginBackup",
     "EndBackup",
     "EndDrill",
+    "TakeBack",
+    "Held",
+    "LeadRestored",
     "BecomeMember",
     "Adopt",
     "InitDb",
@@ -96,6 +99,7 @@ pub const KINDS: &[&str] = &[
     "CreateSlot",
     "Clone",
     "Rewind",
+    "Restore",
 ];
 
 pub fn kind(action: &Action) -> &'static str {
@@ -123,6 +127,10 @@ pub fn kind(action: &Action) -> &'static str {
             Proposal::BeginBackup { .. } => "BeginBackup",
             Proposal::EndBackup { .. } => "EndBackup",
             Proposal::EndDrill { .. } => "EndDrill",
+            Proposal::Restore { .. } => "TakeBack",
+            Proposal::Held { .. } => "Held",
+            Proposal::NotHeld { .. } => "NotHeld",
+            Proposal::LeadRestored { .. } => "LeadRestored",
         },
         Action::BecomeMember { .. } => "BecomeMember",
         Action::Adopt { .. } => "Adopt",
@@ -143,5 +151,6 @@ pub fn kind(action: &Action) -> &'static str {
         Action::CreateSlot { .. } => "CreateSlot",
         Action::Clone { .. } => "Clone",
         Action::Rewind { .. } => "Rewind",
+        Action::Restore { .. } => "Restore",
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use pgherd_core::action::{Action, VoteTemplate};
 use pgherd_core::ha::election;
 use pgherd_core::observation::{Durable, SyncList};
-use pgherd_core::record::{Proposal, Record, Standing};
+use pgherd_core::record::{Moment, Proposal, Record, Standing};
 use pgherd_core::types::{Lsn, Member, NodeName, Term, Timeline};
 
 use crate::agent::forget_deeds;
@@ -146,6 +146,7 @@ impl World {
             Action::CreateSlot { node: member, .. } => self.create_slot(node, member),
             Action::Clone { source, .. } => self.copy_anew(node, source, false),
             Action::Rewind { source, .. } => self.copy_anew(node, source, true),
+            Action::Restore { moment, .. } => self.restore(node, moment),
         }
     }
 
@@ -175,6 +176,7 @@ impl World {
         self.remember(node, |durable| {
             durable.member = Some(member.clone());
             durable.rebuilding = rebuild;
+            durable.held = None;
             if rebuild {
                 // Another copy: what the former one had seen says nothing about it.
                 durable.adopted.clear();
@@ -762,6 +764,49 @@ impl World {
         }
     }
 
+    /// The copy is made anew out of the repository, which has everything that was agreed, and ends at the moment.
+    fn restore(&mut self, node: usize, moment: &Moment) -> Step {
+        if self.stage(node) == 0 {
+            match self.nodes[node].postgres.state {
+                State::Absent | State::Stopped => {}
+                State::Killed => return Step::Again(POLL),
+                _ => {
+                    self.kill_server(node, 30 * MS);
+                    return Step::Again(31 * MS);
+                }
+            }
+            if !self.durable(node).rebuilding {
+                return Step::Failed("this copy is still somebody's vote");
+            }
+            let server = &mut self.nodes[node].postgres;
+            server.state = State::Absent;
+            server.touch();
+            let takes = self.span_or((200 * MS, 1500 * MS), 15, (2 * SECOND, 6 * SECOND));
+            return Step::Next(takes);
+        }
+        let Some(record) = self.nodes[node].agent.deed_record.clone() else {
+            return Step::Failed("the store was never read");
+        };
+        let Some(hand) = self.agreed_hand(&record, moment.timeline) else {
+            return Step::Failed("the repository does not have that timeline");
+        };
+        let end = wal::at(moment.end);
+        let reserved = self.reserved();
+        let server = &mut self.nodes[node].postgres;
+        server.state = State::Stopped;
+        server.hand = hand;
+        (server.written, server.flushed) = (end, end);
+        server.histories = 0;
+        server.list_on_disk = reserved;
+        server.conninfo = None;
+        server.slots.clear();
+        server.touch();
+        self.adopt_lines(node, &record, moment.timeline);
+        self.remember(node, |durable| durable.held = Some(moment.clone()));
+        self.tell(Some(node), |world| format!("has a copy that ends at {}", world.end_text(node)));
+        Step::Done
+    }
+
     fn can_copy_from(&self, node: usize, from: usize) -> bool {
         let there = &self.nodes[from];
         there.host_up
@@ -821,6 +866,7 @@ fn term_of(action: &Action) -> Option<Term> {
         | Action::CutSender { term, .. }
         | Action::CreateSlot { term, .. }
         | Action::Clone { term, .. }
-        | Action::Rewind { term, .. } => Some(*term),
+        | Action::Rewind { term, .. }
+        | Action::Restore { term, .. } => Some(*term),
     }
 }

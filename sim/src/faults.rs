@@ -4,11 +4,13 @@
 use std::rc::Rc;
 
 use pgherd_core::action::Action;
-use pgherd_core::ha::suspicion;
-use pgherd_core::record::{Proposal, Switchover};
+use pgherd_core::ha::{restore, suspicion};
+use pgherd_core::record::{Moment, Proposal, Record, Switchover};
 use pgherd_core::spec::Durability;
+use pgherd_core::types::Timeline;
 
 use crate::postgres::{Sender, State};
+use crate::wal;
 use crate::world::{Event, Layer, MS, SECOND, Time, World, micros};
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,8 @@ kinds! {
     Damage = ("damage", 5),
     Switchover = ("switchover", 6),
     Force = ("force", 1),
+    /// An operator has the cluster go back, and thinks better of it in half of all cases.
+    TakeBack = ("take-back", 2),
     ChangeNeeded = ("change-needed", 6),
     RemoveNode = ("remove-node", 2),
     PromoteByHand = ("promote-by-hand", 6),
@@ -310,6 +314,10 @@ impl World {
             }
             Kind::Switchover => self.order_switchover(node, other),
             Kind::Force => self.force(node, other),
+            Kind::TakeBack => {
+                let behind = self.random.below(30);
+                self.take_back(node, other, behind);
+            }
             Kind::ChangeNeeded => self.change_needed(),
             Kind::RemoveNode => self.remove_node(other),
             Kind::PromoteByHand => {
@@ -365,6 +373,7 @@ impl World {
                 }
             }
             Kind::Damage => self.cure(node),
+            Kind::TakeBack => self.end_taking_back(node),
             Kind::ChangeNeeded | Kind::RemoveNode => {
                 let first = Rc::clone(&self.first_spec);
                 self.new_spec(first);
@@ -611,6 +620,43 @@ impl World {
         if electable && has_copy {
             self.person_proposes(by, Proposal::Force { term: view.term, to, by: by_name });
         }
+    }
+
+    /// An operator has the copy of `to` taken back by `behind` records.
+    pub fn take_back(&mut self, by: usize, to: usize, behind: u64) {
+        let Some((view, _)) = self.nodes[by].view.clone() else { return };
+        let Some(reign) = view.open_reign() else { return };
+        let node = self.nodes[to].name.clone();
+        if restore::is_fit(&self.spec, &view, &node).is_err() {
+            return;
+        }
+        let Some(holder) = self.index(&reign.holder.node) else { return };
+        let end = self.nodes[holder].postgres.durable_end();
+        let point = self.wal.place(end.hand, end.at.saturating_sub(behind).max(1));
+        // Only what was agreed is in the repository.
+        let timeline = self.wal.number(point);
+        if view.line(timeline).is_none() || self.agreed_hand(&view, timeline) != Some(point.hand) {
+            return;
+        }
+        let moment = Moment { backup: "one".to_owned(), timeline, end: wal::lsn(point.at), along: timeline };
+        self.person_proposes(by, Proposal::Restore { order: Some((node, moment)) });
+    }
+
+    fn end_taking_back(&mut self, by: usize) {
+        let Some((view, _)) = self.nodes[by].view.clone() else { return };
+        let Some(restore) = &view.restore else { return };
+        if restore.held.is_some() && self.random.once_in(2) {
+            let by_name = self.nodes[by].name.clone();
+            self.person_proposes(by, Proposal::LeadRestored { term: view.term, by: by_name });
+        } else {
+            self.person_proposes(by, Proposal::Restore { order: None });
+        }
+    }
+
+    /// The records of `timeline` as the cluster knows it.
+    pub fn agreed_hand(&self, record: &Record, timeline: Timeline) -> Option<wal::HandId> {
+        let line = record.line(timeline)?;
+        self.wal.hand_of(timeline, (timeline > Timeline(1)).then_some(line.term))
     }
 
     fn change_needed(&mut self) {

@@ -281,6 +281,12 @@ impl World {
     /// for good may that be so; then the best of what is left is forced.
     pub fn person_decides(&mut self) {
         let record = Rc::clone(&self.store.record);
+        let answers = (0..self.nodes.len()).find(|node| self.agent_runs(*node));
+        if let (Some(by), true) = (answers, record.restore.is_some()) {
+            self.tell(None, |_| "a person lets go who was to be taken back".to_owned());
+            self.person_proposes(by, Proposal::Restore { order: None });
+            return;
+        }
         let gate = record.open_reign().is_some_and(|reign| reign.gate_opened);
         let Some(rules) = &record.rules else { return };
         if gate && record.election.is_none() {

@@ -12,6 +12,8 @@
 //! fault KIND NODE [OTHER] [5s]     one of the simulator's faults; a freeze needs its time
 //! over KIND NODE [OTHER]           its end
 //! switchover [NODE]       force NODE      needed N      remove NODE     restore NODE
+//! take-back NODE N        its copy, by N records, for the whole cluster; then
+//! lead-restored           or  let-go
 //! forget NODE N           its replica of the store is N changes behind
 //! show                    term, gate, rule, and what every node holds
 //! ```
@@ -127,6 +129,17 @@ impl Stage {
                 let spec = (*world.first_spec).clone();
                 change_spec(world, spec);
             }
+            ("take-back", [name, records]) => {
+                let to = node(world, name)?;
+                let records = records.parse().map_err(|_| "take-back takes a number of records")?;
+                let by = (0..world.nodes.len()).find(|node| world.agent_runs(*node));
+                world.take_back(by.ok_or("no agent can take an order")?, to, records);
+            }
+            ("lead-restored", []) => {
+                let (term, by) = (world.store.record.term, world.nodes[0].name.clone());
+                propose(world, Proposal::LeadRestored { term, by })?;
+            }
+            ("let-go", []) => propose(world, Proposal::Restore { order: None })?,
             ("forget", [name, changes]) => {
                 let node = node(world, name)?;
                 let changes = changes.parse().map_err(|_| "forget takes a number of changes")?;

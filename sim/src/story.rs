@@ -57,6 +57,13 @@ pub fn proposal(proposal: &Proposal) -> String {
         Proposal::AskForBackup => "a base backup is asked for".to_owned(),
         Proposal::BeginBackup { node, .. } => format!("a base backup of {node} begins"),
         Proposal::EndDrill { end } => format!("a drill of {} has ended", end.node),
+        Proposal::Restore { order: Some((node, moment)) } => {
+            format!("{node} is to be taken back to {moment}")
+        }
+        Proposal::Restore { order: None } => "nobody is to be taken back any more".to_owned(),
+        Proposal::Held { member } => format!("{member} is held there"),
+        Proposal::NotHeld { node, why } => format!("{node} could not be taken back: {why}"),
+        Proposal::LeadRestored { term, .. } => format!("term {term} is closed, who is held leads next"),
         Proposal::EndBackup { end } => match &end.outcome {
             BackupOutcome::Complete { id } => format!("base backup {id} of {} is complete", end.node),
             BackupOutcome::Failed { why } => format!("the base backup of {} has failed: {why}", end.node),
@@ -92,5 +99,6 @@ pub fn action(action: &Action) -> String {
         Action::CreateSlot { node, .. } => format!("create the slot of {node}"),
         Action::Clone { source, .. } => format!("clone from {source}"),
         Action::Rewind { source, .. } => format!("rewind to {source}"),
+        Action::Restore { moment, .. } => format!("restore its copy up to {moment}"),
     }
 }

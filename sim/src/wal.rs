@@ -64,6 +64,10 @@ impl Wal {
         &self.hands[id]
     }
 
+    pub fn hand_of(&self, number: Timeline, term: Option<Term>) -> Option<HandId> {
+        self.hands.iter().position(|hand| hand.number == number && hand.term == term)
+    }
+
     pub fn number(&self, point: Point) -> Timeline {
         self.hands[point.hand].number
     }

@@ -17,7 +17,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -57,6 +58,7 @@ mod joining;
 mod listeners;
 mod logs;
 mod renewal;
+mod restoring;
 mod shown;
 mod specification;
 #[cfg(test)]
@@ -207,6 +209,10 @@ impl Backend for AgentBackend {
 
     async fn failover(&self, operator: &OperatorName, request: FailoverRequest) -> Answer<Change> {
         self.force_failover(operator, request).await
+    }
+
+    async fn restore(&self, operator: &OperatorName, request: RestoreRequest) -> Answer<RestoreAnswer> {
+        self.restore_cluster(operator, request).await
     }
 
     async fn change(&self, request_id: String) -> Answer<Change> {

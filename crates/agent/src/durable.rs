@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use pgherd_core::observation::Durable;
+use pgherd_core::record::Moment;
 use pgherd_core::types::{Member, Term, Timeline};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ struct Stored {
     adopted: BTreeMap<u32, Term>,
     promoting: Option<(Term, Timeline)>,
     rebuilding: bool,
+    /// A version that knows nothing of it refuses the file, and neither follows nor votes with what is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<Moment>,
 }
 
 /// The file and its present content.
@@ -71,6 +75,7 @@ impl DurableFile {
             adopted,
             promoting: stored.promoting,
             rebuilding: stored.rebuilding,
+            held: stored.held,
         };
         Ok(DurableFile { path, now })
     }
@@ -94,6 +99,7 @@ impl DurableFile {
             adopted: next.adopted.iter().map(|(timeline, term)| (timeline.0, *term)).collect(),
             promoting: next.promoting,
             rebuilding: next.rebuilding,
+            held: next.held.clone(),
         };
         let text = serde_json::to_vec_pretty(&stored)
             .map_err(|error| DurableError::Malformed { path: self.path.clone(), why: error.to_string() })?;
@@ -157,6 +163,15 @@ mod tests {
   "rebuilding": false
 }"#;
         assert_eq!(fs::read_to_string(dir.path().join("node.json")).unwrap(), stored);
+
+        let moment = Moment {
+            backup: "20261120T205454".to_owned(),
+            timeline: Timeline(3),
+            end: "0/4000000".parse().unwrap(),
+            along: Timeline(5),
+        };
+        file.change(|durable| durable.held = Some(moment)).unwrap();
+        assert_eq!(DurableFile::open(dir.path()).unwrap().now(), file.now());
 
         fs::write(dir.path().join("node.json"), "{}").unwrap();
         assert!(matches!(DurableFile::open(dir.path()), Err(DurableError::Malformed { .. })));

@@ -156,6 +156,7 @@ impl Workshop {
                 self.remember(|durable| {
                     durable.member = Some(member.clone());
                     durable.rebuilding = *rebuild;
+                    durable.held = None;
                     if *rebuild {
                         // Another copy: what the former one had seen says nothing about it.
                         durable.adopted.clear();
@@ -226,6 +227,10 @@ impl Workshop {
                 .await?;
                 deeds.gate_open = Some(false);
                 let promoted = server.promote(*timeline, list).await?;
+                if list.names.is_empty() {
+                    // Nobody can follow before it was rewound, and no client comes in before somebody follows.
+                    server.checkpoint_beside()?;
+                }
                 if record.lines.len() <= 2 {
                     // The cluster's first promotion: before it nobody could create the herd's roles.
                     server.create_roles(spec, &self.cluster).await?;
@@ -321,6 +326,24 @@ impl Workshop {
                     .await?;
                 }
                 // Otherwise the directory counts as unfinished, and is cloned next.
+            }
+            Action::Restore { term, moment } => {
+                self.current(*term).await?;
+                if let Err(error) = server.restore_to(moment).await {
+                    // Told to everybody: it is an operator who waits for it.
+                    let why = on_one_line(&error);
+                    let told = self.propose(&Proposal::NotHeld { node: self.me.clone(), why }).await;
+                    if let Err(error) = told {
+                        tracing::debug!(%error, "nobody was told of it");
+                    }
+                    return Err(error.into());
+                }
+                let lines = chain(record, moment.timeline);
+                self.remember(|durable| {
+                    durable.adopted.extend(lines);
+                    durable.held = Some(moment.clone());
+                })
+                .await?;
             }
         }
         Ok(None)

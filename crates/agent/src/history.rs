@@ -45,6 +45,29 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
         Proposal::Switchover { order: None } => {
             ("switchover-cancelled", "the switchover was cancelled".to_owned())
         }
+        Proposal::Restore { order: Some((node, moment)) } => (
+            "restore-asked",
+            format!("{node} is taken back to {moment}, for a restore of the cluster"),
+        ),
+        Proposal::Restore { order: None } => {
+            let node = &before.restore.as_ref()?.node;
+            ("restore-let-go", format!("{node} is let go: the cluster is not restored"))
+        }
+        Proposal::Held { member } => {
+            let moment = &after.restore.as_ref()?.moment;
+            ("restore-held", format!("{} is held at {moment}, and waits for an operator's word", member.node))
+        }
+        Proposal::NotHeld { node, why } => {
+            ("restore-trouble", format!("{node} could not be taken back: {why}"))
+        }
+        Proposal::LeadRestored { by, .. } => {
+            let restore = before.restore.as_ref()?;
+            let (node, moment) = (&restore.node, &restore.moment);
+            (
+                "restore-leads",
+                format!("an operator at {by} had {node} lead next, and gave up what came behind {moment}"),
+            )
+        }
         Proposal::Found { .. }
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }

@@ -168,6 +168,7 @@ impl Mind {
             durable: self.durable.clone(),
             postgres: self.postgres.clone(),
             busy: self.busy,
+            replayed: self.replay_lsn,
             damage: self.damage.clone(),
             stopping: self.stopping,
             heartbeat: self.heartbeat,
@@ -255,7 +256,7 @@ impl Mind {
         }
         match self.busy {
             Some(Busy::InitDb) => return State::Initializing,
-            Some(Busy::Clone) => return State::Cloning,
+            Some(Busy::Clone | Busy::Restore) => return State::Cloning,
             Some(Busy::Rewind) => return State::Rewinding,
             Some(Busy::Promote) => return State::Promoting,
             Some(Busy::Start) => return State::Starting,

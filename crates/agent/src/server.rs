@@ -32,6 +32,7 @@ use pgherd_postgres::{
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::agreed::{self, Secrets};
+use crate::backups::member::MemberError;
 use crate::backups::take;
 use crate::clock;
 use crate::files::agent::AgentFile;
@@ -100,6 +101,8 @@ pub enum ServerError {
     InitDb(#[from] initdb::InitdbError),
     #[error(transparent)]
     Start(#[from] process::StartError),
+    #[error(transparent)]
+    Member(#[from] MemberError),
     #[error(transparent)]
     Gone(#[from] process::GoneError),
     #[error(transparent)]
@@ -639,16 +642,7 @@ impl Server {
         drop(files);
         let primary = matches!(inner.known().last, Some(Postgres::Primary(_)));
         if open && primary {
-            // Copies that have parted can be rewound only to a source with a checkpoint on its timeline, which
-            // PostgreSQL spreads over minutes unless it is asked.
-            let instance = inner.instance.clone();
-            tokio::spawn(async move {
-                if let Ok(session) = Session::local(&instance, roles::SUPERUSER, SQL_WITHIN).await
-                    && let Err(error) = observe::checkpoint(&session, CHECKPOINT_WITHIN).await
-                {
-                    tracing::info!(%error, "the checkpoint after the promotion has failed");
-                }
-            });
+            self.checkpoint_beside()?;
         }
         if !open {
             let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
@@ -664,6 +658,20 @@ impl Server {
                 what: error.to_string(),
             })?;
         }
+        Ok(())
+    }
+
+    /// Copies that have parted can be rewound only to a source with a checkpoint on its timeline, which PostgreSQL spreads over minutes
+    /// unless it is asked. Nobody waits for it here.
+    pub(crate) fn checkpoint_beside(&self) -> Result<()> {
+        let instance = self.inner()?.instance.clone();
+        tokio::spawn(async move {
+            if let Ok(session) = Session::local(&instance, roles::SUPERUSER, SQL_WITHIN).await
+                && let Err(error) = observe::checkpoint(&session, CHECKPOINT_WITHIN).await
+            {
+                tracing::info!(%error, "the checkpoint after the promotion has failed");
+            }
+        });
         Ok(())
     }
 

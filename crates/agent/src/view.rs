@@ -226,6 +226,10 @@ impl<'a> Sight<'a> {
         if node.delay.is_some() || self.barred(&node.name).is_some() || self.primary() == Some(&node.name) {
             return false;
         }
+        if self.record().is_some_and(|record| record.is_restored(&node.name)) {
+            // What it shows is of an earlier moment.
+            return false;
+        }
         let votes = |name: &NodeName| self.voters().iter().any(|voter| voter.node == *name);
         match rule.needed {
             0 => true,

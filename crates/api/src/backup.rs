@@ -51,6 +51,30 @@ pub struct RestorePlan {
     pub remarks: Vec<String>,
 }
 
+/// What a restore of a whole cluster does. Nothing of it is done by telling it: `--dry-run`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRestorePlan {
+    pub cluster: String,
+    /// Whose copy is taken back first; null: the standby that can best be done without.
+    pub node: Option<String>,
+    /// Who leads until then.
+    pub primary: Option<String>,
+    pub repository: String,
+    pub system_identifier: String,
+    pub postgresql_version: String,
+    pub backup: String,
+    pub target: String,
+    pub dropped: Option<DroppedTable>,
+    pub timelines: Vec<u32>,
+    pub wal_from: String,
+    pub wal_segments: u64,
+    pub end: RecoveryEnd,
+    /// How much WAL the primary has written behind the end, and all of it is given up; null where it is not known.
+    pub lost_wal_bytes: Option<u64>,
+    /// The backup's.
+    pub bytes: u64,
+}
+
 /// That a table was dropped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DroppedTable {

@@ -1,4 +1,4 @@
-//! Switchover and failover: what is asked for, and how far it has come.
+//! Switchover, failover and the restore of a cluster: what is asked for, and how far it has come.
 //!
 //! Asking is idempotent. The asker makes up `request_id`; asking again with the same one (an answer was
 //! lost, a command was repeated) joins the change that is under way or tells how it ended.
@@ -31,6 +31,49 @@ pub struct FailoverRequest {
     pub to: String,
     /// Without it the request is refused with what would be lost.
     pub accept_data_loss: bool,
+}
+
+/// `POST /v1/restore`: the whole cluster goes back to an earlier moment, in two steps. First the copy of one node is taken there and held,
+/// while the others go on; then it leads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    pub request_id: String,
+    pub cluster: Option<String>,
+    #[serde(flatten)]
+    pub step: RestoreStep,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum RestoreStep {
+    Hold {
+        /// Null: the standby that can best be done without.
+        node: Option<String>,
+        moment: RestoreMoment,
+    },
+    /// Whatever came behind the moment is given up.
+    Lead,
+    /// It follows again.
+    LetGo,
+}
+
+/// Where a copy out of the repository is to end, as a plan says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreMoment {
+    pub backup: String,
+    pub timeline: u32,
+    pub end_lsn: String,
+    /// The timeline in whose files, and those before it, the repository has this WAL.
+    pub along: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestoreAnswer {
+    pub cluster: String,
+    /// Whose copy is taken back, leads, or is let go.
+    pub node: String,
+    /// How it comes to lead; `GET /v1/changes/{request_id}` tells how far it is. Null for the other steps.
+    pub change: Option<Change>,
 }
 
 /// `POST /v1/backups`: takes a base backup now, from the node that a scheduled one would be taken from.
@@ -73,6 +116,7 @@ pub struct Change {
 pub enum ChangeKind {
     Switchover,
     Failover,
+    Restore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -381,6 +381,13 @@ impl Client {
         self.post(route::FAILOVER, request).await
     }
 
+    pub async fn restore(
+        &self,
+        request: &change::RestoreRequest,
+    ) -> Result<change::RestoreAnswer, CallError> {
+        self.post(route::RESTORE, request).await
+    }
+
     pub async fn backup(&self, request: &change::BackupRequest) -> Result<change::BackupAsked, CallError> {
         self.post(route::BACKUP, request).await
     }

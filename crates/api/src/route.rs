@@ -85,6 +85,7 @@ routes! {
     SWITCHOVER = Post "/v1/switchover" Operator;
     SWITCHOVER_CANCEL = Post "/v1/switchover/cancel" Operator;
     FAILOVER = Post "/v1/failover" Operator;
+    RESTORE = Post "/v1/restore" Operator;
     BACKUP = Post "/v1/backups" Operator;
     TOKEN_CREATE = Post "/v1/tokens" Operator;
     OPERATOR_ADD = Post "/v1/operators" Operator;

@@ -60,6 +60,23 @@ pub struct Cluster {
     pub backup: Option<Backup>,
     /// Null where the herd file has no address that moves with the gate.
     pub vip: Option<Vip>,
+    /// Null unless somebody has the cluster go back to an earlier moment.
+    pub restore: Option<Restore>,
+}
+
+/// A cluster on its way back to an earlier moment: the copy of one node is taken there, and leads when an operator says so.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Restore {
+    pub node: String,
+    /// The base backup that its copy is made from.
+    pub backup: String,
+    /// Every record before this position is in it, and none behind.
+    pub end_lsn: String,
+    pub timeline: u32,
+    /// It is there, and waits for an operator's word.
+    pub held: bool,
+    /// Why it did not get there the last time; it is tried again.
+    pub trouble: Option<String>,
 }
 
 /// An address that is where clients are let in.

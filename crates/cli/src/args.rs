@@ -113,7 +113,7 @@ const TAKES: &[(&str, &[&str])] = &[
     ("logs", &["dir", "url", "json"]),
     ("psql", &["dir", "url", "cluster"]),
     ("backup", &["dir", "url", "cluster", "json"]),
-    ("restore", &["dir", "json"]),
+    ("restore", &["dir", "url", "cluster", "json"]),
     ("wal", &["json"]),
     ("import", &["json"]),
     ("completions", &[]),

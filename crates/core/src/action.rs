@@ -6,7 +6,7 @@
 //! that fails. The next decision sees for itself how far things got.
 
 use crate::observation::{Busy, SyncList};
-use crate::record::{Proposal, Vote};
+use crate::record::{Moment, Proposal, Vote};
 use crate::types::{Instant, Lsn, Member, NodeName, Term, Timeline};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Action {
     /// Change the cluster's record by compare-and-set.
     Propose(Proposal),
     /// Note durably that this data directory is `member`'s; with `rebuild` that it is worth nothing until
-    /// the action that rewrites it has ended.
+    /// the action that rewrites it has ended. It is held for nothing then.
     BecomeMember {
         member: Member,
         rebuild: bool,
@@ -95,6 +95,12 @@ pub enum Action {
         term: Term,
         source: NodeName,
     },
+    /// Make the data directory anew from the cluster's repository, with no WAL behind `moment`, and note durably that it is held there.
+    /// It goes on being worth nothing.
+    Restore {
+        term: Term,
+        moment: Moment,
+    },
 }
 
 impl Action {
@@ -125,6 +131,7 @@ impl Action {
             | Action::CutSender { .. }
             | Action::CreateSlot { .. } => Busy::Configure,
             Action::Clone { .. } => Busy::Clone,
+            Action::Restore { .. } => Busy::Restore,
             Action::Rewind { .. } => Busy::Rewind,
         })
     }

@@ -168,6 +168,8 @@ impl Voters {
     ) -> Voters {
         let may_vote = |member: &Member| {
             record.member(&member.node).as_ref() == Some(member)
+                // Whose copy is taken back for the cluster goes as if it were lost: where enough others are left.
+                && !record.is_restored(&member.node)
                 && seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
         };
         let live = |sender: &&Sender| sender.genuine && sender.streaming;
@@ -280,6 +282,8 @@ fn desired(
     let live_kept = kept.iter().filter(|member| voters.streaming.contains(*member)).count();
     if live_kept >= wanted.max(1) {
         members = kept;
+    } else if wanted == 0 {
+        members.retain(|member| !record.is_restored(&member.node));
     }
 
     let live = members.iter().filter(|member| voters.streaming.contains(*member)).count();

@@ -21,6 +21,7 @@ pub mod election;
 pub mod lease;
 pub mod primary;
 pub mod rejoin;
+pub mod restore;
 pub mod standby;
 pub mod suspicion;
 pub mod switchover;
@@ -237,7 +238,8 @@ fn holding(
         archive::is_owned(seen, record) && !stops && seen.local.busy != Some(Busy::Stop);
     decision.duties.backup = archive::backup_here(seen, record);
     decision.duties.drill = archive::drill_here(seen, record);
-    decision.duties.keep_slots = !holds && matches!(seen.local.postgres, Postgres::Standby(_));
+    decision.duties.keep_slots =
+        !holds && !record.is_restored(seen.me) && matches!(seen.local.postgres, Postgres::Standby(_));
     decision
 }
 

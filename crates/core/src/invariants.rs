@@ -50,6 +50,10 @@ pub fn record(record: &Record) -> Result<(), Broken> {
             must(rules.target().members.contains(&reign.holder), "the primary is a member of its rule")?;
         }
     }
+    let held = record.restore.as_ref().and_then(|restore| restore.held.as_ref());
+    if let Some((held, rules)) = held.zip(record.rules.as_ref()) {
+        must(!rules.involve(held), "a copy that is held at an earlier moment counts for no commit")?;
+    }
     if let Some(election) = &record.election {
         must(election.term == record.term.next(), "an election is for the next term")?;
         let present = election

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ha::election;
-use crate::record::{BackupEnd, DrillEnd, Position, Record};
+use crate::record::{BackupEnd, DrillEnd, Moment, Position, Record};
 use crate::spec::{ClusterSpec, Times};
 use crate::types::{Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
 
@@ -44,6 +44,8 @@ pub struct Local {
     pub postgres: Postgres,
     /// The operation that holds this PostgreSQL now; nothing else is begun on it.
     pub busy: Option<Busy>,
+    /// Up to where a standby has replayed.
+    pub replayed: Option<Lsn>,
     /// Damage seen on this node, in words.
     pub damage: Option<String>,
     /// An operator asked this agent to stop its PostgreSQL and stay away.
@@ -102,6 +104,8 @@ pub struct Durable {
     pub promoting: Option<(Term, Timeline)>,
     /// The data directory is being made or rewritten and is worth nothing until that has ended.
     pub rebuilding: bool,
+    /// Its WAL ends at this moment, to which the whole cluster may go back. It stays worth nothing until it has won for that.
+    pub held: Option<Moment>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,6 +199,8 @@ pub struct SyncList {
 pub enum Busy {
     InitDb,
     Clone,
+    /// The copy is taken back to an earlier moment.
+    Restore,
     Rewind,
     Start,
     Stop,
@@ -214,6 +220,7 @@ impl Busy {
             Busy::Configure => false,
             Busy::InitDb
             | Busy::Clone
+            | Busy::Restore
             | Busy::Rewind
             | Busy::Start
             | Busy::Stop

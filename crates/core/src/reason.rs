@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::observation::Busy;
-use crate::record::{Cause, Position};
+use crate::record::{Cause, Moment, Position};
 use crate::types::{Lsn, Member, NodeName, Term, Timeline};
 
 macro_rules! reasons {
@@ -101,6 +101,8 @@ reasons! {
     Cloning { source: NodeName } = "cloning",
     Restoring { source: NodeName } = "restoring",
     Rewinding { source: NodeName } = "rewinding",
+    TakingBack { moment: Moment } = "taking-back",
+    Held { moment: Moment } = "held",
 }
 
 impl fmt::Display for Reason {
@@ -279,6 +281,15 @@ impl fmt::Display for Reason {
             Rewinding { source } => {
                 write!(f, "rewinds its copy, which has diverged, to the history of {source}")
             }
+            TakingBack { moment } => write!(
+                f,
+                "is taken back to {moment}: its copy is made anew from backup {}, and replays WAL up to there",
+                moment.backup
+            ),
+            Held { moment } => write!(
+                f,
+                "is held at {moment}, and neither follows nor votes, until an operator has it lead or lets it go"
+            ),
         }
     }
 }
@@ -298,6 +309,7 @@ impl Busy {
         match self {
             Busy::InitDb => "is making a new cluster",
             Busy::Clone => "is copying its data directory",
+            Busy::Restore => "is restoring its data directory to an earlier moment",
             Busy::Rewind => "is rewinding its data directory",
             Busy::Start => "is starting PostgreSQL",
             Busy::Stop => "is stopping PostgreSQL",

@@ -45,6 +45,10 @@ pub struct Record {
     /// Who sees to the repository. A version that knows none reads a record without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<Archive>,
+    /// The cluster is on its way back to an earlier moment. A version that knows nothing of it reads a record without it, which is
+    /// as if it were given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Restore>,
     pub events: Vec<Event>,
 }
 
@@ -300,6 +304,38 @@ pub struct Switchover {
     pub to: Option<NodeName>,
 }
 
+/// The cluster is to go back to an earlier moment: the copy of one node is made anew as it was then. It counts for nothing, takes
+/// part in no election, and leads only by an operator's word ([`Proposal::LeadRestored`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    pub node: NodeName,
+    pub moment: Moment,
+    /// The incarnation whose copy is there, with all WAL up to there replayed.
+    pub held: Option<Member>,
+    /// Why it did not get there the last time that it was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// Where a copy out of the repository is to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The base backup that it is made from.
+    pub backup: String,
+    /// The one that the last record is on, not a later one that leads through there.
+    pub timeline: Timeline,
+    /// Every record before this position is in it, and none behind.
+    pub end: Lsn,
+    /// The line of history in whose files the repository has this WAL: that timeline's own, or a later one's.
+    pub along: Timeline,
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on timeline {}", self.end, self.timeline)
+    }
+}
+
 /// Who sees to the cluster's repository, and what is done there. Nothing of it is a duty of durability: a repository that is
 /// gone holds up no election.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -486,6 +522,24 @@ pub enum Proposal {
     EndDrill {
         end: DrillEnd,
     },
+    /// The copy of this node is to be taken back, for the whole cluster; `None`: it is let go again.
+    Restore {
+        order: Option<(NodeName, Moment)>,
+    },
+    /// The copy that was to be taken back is there.
+    Held {
+        member: Member,
+    },
+    /// It is not, and another attempt is made.
+    NotHeld {
+        node: NodeName,
+        why: String,
+    },
+    /// Whose copy is held leads the next term: whatever came behind its moment is given up.
+    LeadRestored {
+        term: Term,
+        by: NodeName,
+    },
 }
 
 impl Proposal {
@@ -532,8 +586,18 @@ impl Record {
             last_incarnation: Incarnation(0),
             switchover: None,
             archive: None,
+            restore: None,
             events: Vec::new(),
         }
+    }
+
+    /// Is this node's copy taken back, or held, for the whole cluster?
+    pub fn is_restored(&self, node: &NodeName) -> bool {
+        self.restore.as_ref().is_some_and(|restore| restore.node == *node)
+    }
+
+    fn is_held(&self, member: &Member) -> bool {
+        self.restore.as_ref().is_some_and(|restore| restore.held.as_ref() == Some(member))
     }
 
     /// The node's present incarnation as a member; `None` before it was enlisted.
@@ -681,6 +745,29 @@ impl Record {
                 }
                 *known = Some(end.clone());
             }
+            Proposal::Restore { order: Some((node, moment)) } => next.begin_restore(node, moment)?,
+            Proposal::Restore { order: None } => {
+                // Once its election is open it leads, or another one is forced to.
+                let restore = next.restore.take().ok_or(Refusal::Stale)?;
+                let forced = next.election.as_ref().and_then(|election| election.forced.as_ref());
+                if forced == Some(&restore.node) {
+                    return Err(Refusal::Stale);
+                }
+            }
+            Proposal::Held { member } => next.held(member)?,
+            Proposal::NotHeld { node, why } => {
+                let restore = next.restore.as_mut().filter(|restore| restore.node == *node);
+                restore.ok_or(Refusal::Stale)?.trouble = Some(why.clone());
+            }
+            Proposal::LeadRestored { term, by } => {
+                let restore = self.restore.as_ref().ok_or(Refusal::Stale)?;
+                let held = restore.held.as_ref().ok_or(Refusal::Stale)?;
+                if self.member(&restore.node).as_ref() != Some(held) {
+                    return Err(Refusal::Stale);
+                }
+                next.open(*term, Cause::Forced, by, false)?;
+                next.election.as_mut().ok_or(Refusal::Stale)?.forced = Some(restore.node.clone());
+            }
         }
         if next == *self { Err(Refusal::Stale) } else { Ok(next) }
     }
@@ -727,6 +814,38 @@ impl Record {
         }
         self.new_incarnation(node);
         self.nodes.entry(node.clone()).or_default().barred = None;
+        if let Some(restore) = self.restore.as_mut().filter(|restore| restore.node == *node) {
+            // What was held was the copy before.
+            restore.held = None;
+        }
+        Ok(())
+    }
+
+    fn begin_restore(&mut self, node: &NodeName, moment: &Moment) -> Result<(), Refusal> {
+        if self.restore.is_some() || self.open_reign().is_none_or(|reign| !reign.gate_opened) {
+            return Err(Refusal::Stale);
+        }
+        if self.holder().is_some_and(|holder| holder.node == *node) {
+            return Err(Refusal::Unsafe("the primary goes on until the restored copy leads"));
+        }
+        if !self.nodes.contains_key(node) {
+            return Err(Refusal::Unsafe("the node whose copy is to be taken back has none"));
+        }
+        self.restore =
+            Some(Restore { node: node.clone(), moment: moment.clone(), held: None, trouble: None });
+        Ok(())
+    }
+
+    fn held(&mut self, member: &Member) -> Result<(), Refusal> {
+        if self.member(&member.node).as_ref() != Some(member) {
+            return Err(Refusal::Stale);
+        }
+        if self.rules.as_ref().is_some_and(|rules| rules.involve_node(&member.node)) {
+            return Err(Refusal::Unsafe("a copy that counts for commits is not held at an earlier moment"));
+        }
+        let restore = self.restore.as_mut().filter(|restore| restore.node == member.node);
+        let restore = restore.ok_or(Refusal::Stale)?;
+        (restore.held, restore.trouble) = (Some(member.clone()), None);
         Ok(())
     }
 
@@ -753,6 +872,10 @@ impl Record {
         if !self.nodes.contains_key(to) {
             return Err(Refusal::Unsafe("the node that is to lead has no copy"));
         }
+        if self.is_restored(to) {
+            // It leads by the word for that, which says what is given up, or as it was before once it is let go.
+            return Err(Refusal::Stale);
+        }
         if self.election.is_none() {
             self.open(term, Cause::Forced, by, false)?;
         }
@@ -774,10 +897,14 @@ impl Record {
     fn vote(&mut self, term: Term, vote: &Vote) -> Result<(), Refusal> {
         let current = self.member(&vote.member.node).ok_or(Refusal::Stale)?;
         let holder = self.holder().cloned();
+        let held = self.is_held(&vote.member);
         let election =
             self.election.as_mut().filter(|election| election.term == term).ok_or(Refusal::Stale)?;
         if current != vote.member {
             return Err(Refusal::Unsafe("a vote of a former incarnation"));
+        }
+        if held && election.forced.as_ref() != Some(&vote.member.node) {
+            return Err(Refusal::Unsafe("a copy that is held votes only where an operator has it lead"));
         }
         if vote.standing == Standing::Running && holder.as_ref() != Some(&vote.member) {
             return Err(Refusal::Unsafe("only the holder can be a running primary"));
@@ -865,6 +992,8 @@ impl Record {
             rules.change += 1;
         }
         self.count_winner(&winner)?;
+        // It leads with what was restored, or had won before anything of it was given up.
+        self.restore.take_if(|restore| restore.node == winner.node);
         if self.switchover.as_ref().is_some_and(|order| order.term < term) {
             self.switchover = None;
         }
@@ -931,6 +1060,7 @@ impl Record {
     fn propose_rule(&mut self, term: Term, rule: &Rule) -> Result<(), Refusal> {
         let holder = self.reign_of(term)?.holder.clone();
         let known = rule.members.iter().all(|member| self.member(&member.node).as_ref() == Some(member));
+        let held = rule.members.iter().any(|member| self.is_held(member));
         let rules = self.rules.as_mut().ok_or(Refusal::Stale)?;
         let alone = rule.members.len() == 1 && rule.members.contains(&holder);
         if rules.target() == rule {
@@ -944,6 +1074,9 @@ impl Record {
         }
         if !rule.members.contains(&holder) {
             return Err(Refusal::Unsafe("the primary is a member of its rule"));
+        }
+        if held {
+            return Err(Refusal::Unsafe("a copy that is held at an earlier moment counts for no commit"));
         }
         if !rules.target().blends_into(rule, &holder.node) {
             return Err(Refusal::Unsafe("two lists of standbys at once would count what no rule allows"));
@@ -1122,6 +1255,109 @@ mod tests {
         assert_eq!(Cause::Forced as usize + 1, causes.len());
         assert_eq!(serde_json::to_value(Standing::Running).unwrap(), "running");
         assert_eq!(serde_json::to_value(Standing::Sealed).unwrap(), "sealed");
+    }
+
+    /// A cluster whose copy `c` is held behind others.
+    fn held() -> Record {
+        let mut record = lived();
+        record.election = None;
+        record.restore = Some(Restore {
+            node: node("c"),
+            moment: Moment {
+                backup: "20261120T195454Z-1".to_owned(),
+                timeline: Timeline(3),
+                end: "0/4000000".parse().unwrap(),
+                along: Timeline(5),
+            },
+            held: None,
+            trouble: None,
+        });
+        // Nobody counts it any more.
+        for name in ["c", "d"] {
+            let from = record.nodes[&node(name)].incarnation;
+            record.rules.as_mut().unwrap().next = None;
+            record.rules.as_mut().unwrap().superseded.clear();
+            record = record.apply(&Proposal::Enlist { node: node(name), from }).unwrap();
+        }
+        let member = record.member(&node("c")).unwrap();
+        record.apply(&Proposal::Held { member }).unwrap()
+    }
+
+    #[test]
+    fn a_restore_is_stored_as_it_is_and_a_record_without_one_says_nothing_of_it() {
+        let record = held();
+        let stored = serde_json::to_value(&record).unwrap();
+        let expected = serde_json::json!({
+            "node": "c",
+            "moment": { "backup": "20261120T195454Z-1", "timeline": 3, "end": "0/4000000", "along": 5 },
+            "held": record.member(&node("c")).unwrap().to_string(),
+        });
+        assert_eq!(stored["restore"], expected);
+        assert_eq!(serde_json::from_value::<Record>(stored).unwrap(), record);
+        let without = serde_json::to_value(lived()).unwrap();
+        assert!(without.get("restore").is_none());
+    }
+
+    #[test]
+    fn a_held_copy_votes_and_counts_for_nobody_but_in_its_own_election() {
+        let record = held();
+        let (term, member) = (record.term, record.member(&node("c")).unwrap());
+        let with = Rule { members: [record.holder().unwrap().clone(), member.clone()].into(), needed: 1 };
+        let refused = record.apply(&Proposal::ProposeRule { term, rule: with });
+        assert!(matches!(refused, Err(Refusal::Unsafe(why)) if why.contains("counts for no commit")));
+        let vote = Vote {
+            member: member.clone(),
+            standing: Standing::Sealed,
+            position: Position { term, lsn: "FF/0".parse().unwrap() },
+            timeline: Timeline(3),
+            begins: Vec::new(),
+            electable: true,
+            priority: 1000,
+        };
+        let vote = Proposal::Vote { term: term.next(), vote };
+        let by = node("a");
+        let open = |cause| Proposal::Open { term, cause, by: by.clone(), released: false, poisoned: false };
+        let ordinary = record.apply(&open(Cause::Unreachable)).unwrap();
+        assert!(matches!(ordinary.apply(&vote), Err(Refusal::Unsafe(_))), "an ordinary election");
+        let lead = Proposal::LeadRestored { term, by: by.clone() };
+        assert_eq!(ordinary.apply(&lead), Err(Refusal::Stale), "it does not take another one over");
+        let elsewhere = Proposal::Force { term, to: node("b"), by: by.clone() };
+        let elsewhere = record.apply(&elsewhere).unwrap();
+        assert!(matches!(elsewhere.apply(&vote), Err(Refusal::Unsafe(_))), "another one is forced");
+        let itself = Proposal::Force { term, to: node("c"), by: by.clone() };
+        assert_eq!(record.apply(&itself), Err(Refusal::Stale), "by the word for that only");
+
+        let called = record.apply(&lead).unwrap();
+        assert_eq!(called.apply(&Proposal::Restore { order: None }), Err(Refusal::Stale), "too late");
+        let voted = called.apply(&vote).unwrap();
+        let decide = Proposal::Decide { term: term.next(), winner: node("c"), patient: true };
+        let leads = voted.apply(&decide).unwrap();
+        assert_eq!((leads.holder(), &leads.restore), (Some(&member), &None));
+        assert_eq!(leads.rules.unwrap().current.members, [member].into());
+    }
+
+    #[test]
+    fn a_copy_is_held_only_without_a_vote_and_only_as_what_it_is_now() {
+        let mut record = held();
+        let member = record.member(&node("c")).unwrap();
+        assert_eq!(record.apply(&Proposal::Held { member: member.clone() }), Err(Refusal::Stale), "again");
+        let enlist = Proposal::Enlist { node: node("c"), from: member.incarnation };
+        let anew = record.apply(&enlist).unwrap();
+        assert_eq!(anew.restore.as_ref().unwrap().held, None, "that was the copy before");
+        assert_eq!(anew.apply(&Proposal::Held { member: member.clone() }), Err(Refusal::Stale));
+        let lead = Proposal::LeadRestored { term: record.term, by: node("a") };
+        assert_eq!(anew.apply(&lead), Err(Refusal::Stale));
+
+        record.restore.as_mut().unwrap().held = None;
+        record.rules.as_mut().unwrap().current.members.insert(member.clone());
+        let counted = record.apply(&Proposal::Held { member });
+        assert!(matches!(counted, Err(Refusal::Unsafe(_))));
+        let order = Some((node("b"), record.restore.as_ref().unwrap().moment.clone()));
+        assert_eq!(record.apply(&Proposal::Restore { order }), Err(Refusal::Stale), "one at a time");
+        let let_go = record.apply(&Proposal::Restore { order: None }).unwrap();
+        let order = Some((node("a"), record.restore.unwrap().moment));
+        let primary = let_go.apply(&Proposal::Restore { order });
+        assert!(matches!(primary, Err(Refusal::Unsafe(_))), "the primary goes on");
     }
 
     #[test]

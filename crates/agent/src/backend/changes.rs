@@ -18,7 +18,7 @@ use crate::pki::OperatorName;
 /// Changes that are remembered for whoever asks again; the oldest go first.
 const CHANGES_KEPT: usize = 64;
 /// An agent that has been silent for longer cannot be sealed by a forced failover.
-const REACHED_WITHIN: Duration = Duration::from_secs(3);
+pub(super) const REACHED_WITHIN: Duration = Duration::from_secs(3);
 
 impl AgentBackend {
     pub(super) async fn begin_switchover(
@@ -242,17 +242,17 @@ impl AgentBackend {
         Ok(change)
     }
 
-    fn target(&self, picture: &crate::main_loop::Picture, name: &str) -> Answer<NodeName> {
+    pub(super) fn target(&self, picture: &crate::main_loop::Picture, name: &str) -> Answer<NodeName> {
         let nodes = picture.spec.clusters.iter().flat_map(|cluster| &cluster.nodes);
         let found = nodes.map(|node| &node.name).find(|node| node.as_str() == name);
         found.cloned().ok_or_else(|| Error::new(Code::NodeUnknown, format!("the herd has no node {name}")))
     }
 
-    fn known(&self, request_id: &str) -> Option<Change> {
+    pub(super) fn known(&self, request_id: &str) -> Option<Change> {
         self.changes().get(request_id).cloned()
     }
 
-    fn keep(&self, change: Change) {
+    pub(super) fn keep(&self, change: Change) {
         let mut changes = self.changes();
         if changes.len() >= CHANGES_KEPT {
             let over = changes.iter().find(|(_, change)| change.state.is_over()).map(|(id, _)| id.clone());

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use pgherd_api::change::ChangeState;
+use pgherd_api::change::{ChangeState, RestoreMoment, RestoreStep};
 use pgherd_api::spec::Impact;
 use pgherd_api::status::{Gate, ProxyListener, State};
 use pgherd_core::observation::Postgres;
-use pgherd_core::record::{NodeRecord, Proposal, Record, Reign, Rule, Rules, Standing, Vote};
+use pgherd_core::record::{Moment, NodeRecord, Proposal, Record, Reign, Rule, Rules, Standing, Vote};
 use pgherd_core::spec::HerdSpec;
 use pgherd_core::types::{Lsn, Member, SystemId, Term, Timeline};
 use pgherd_dcs::{Config, Transaction, Transport, TransportError};
@@ -393,6 +393,38 @@ async fn a_forced_failover_says_what_is_at_risk_and_whom_it_could_not_reach() {
     let forced = scene.failover("c", true).await.unwrap();
     assert_eq!((forced.unreached.as_slice(), forced.to.as_deref()), (["b".to_owned()].as_slice(), Some("c")));
     assert_eq!(scene.record().election.unwrap().forced, Some(name("c")));
+}
+
+#[tokio::test]
+async fn a_restore_of_the_cluster_goes_one_step_at_a_time() {
+    let scene = Scene::new().await;
+    let step = |id: &str, step: RestoreStep| {
+        let request = RestoreRequest { request_id: id.to_owned(), cluster: None, step };
+        let backend = Arc::clone(&scene.backend);
+        async move { backend.restore(&operator(), request).await }
+    };
+    let moment = RestoreMoment {
+        backup: "20261120T205454".to_owned(),
+        timeline: 2,
+        end_lsn: "0/200".to_owned(),
+        along: 2,
+    };
+    let hold =
+        |node: Option<&str>| RestoreStep::Hold { node: node.map(str::to_owned), moment: moment.clone() };
+    is(step("1", hold(Some("b"))).await, Code::RepositoryMissing);
+    is(step("2", RestoreStep::Lead).await, Code::ChangeUnknown);
+    is(step("3", RestoreStep::LetGo).await, Code::ChangeUnknown);
+    let agreed =
+        Moment { backup: moment.backup.clone(), timeline: Timeline(2), end: Lsn(0x200), along: Timeline(2) };
+    scene.propose(Proposal::Restore { order: Some((name("b"), agreed)) }).await;
+    let joined = step("4", hold(None)).await.unwrap();
+    assert_eq!((joined.node.as_str(), joined.change), ("b", None), "it is asked for twice");
+    let other = RestoreMoment { end_lsn: "0/208".to_owned(), ..moment.clone() };
+    is(step("5", RestoreStep::Hold { node: None, moment: other }).await, Code::ChangeInProgress);
+    is(step("6", RestoreStep::Lead).await, Code::NotReady);
+    assert_eq!(scene.record().election, None);
+    assert_eq!(step("7", RestoreStep::LetGo).await.unwrap().node, "b");
+    assert_eq!(scene.record().restore, None);
 }
 
 #[tokio::test]

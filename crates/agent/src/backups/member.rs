@@ -17,17 +17,18 @@ use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
-use pgherd_backup::wal::{Archive, ArchivedFile, History, Inventory, Segment};
-use pgherd_core::record::Record;
+use pgherd_backup::wal::{Archive, ArchivedFile, Fetched, History, Inventory, Segment};
+use pgherd_core::record::{Moment, Record};
 use pgherd_core::spec::RepositorySpec;
 use pgherd_core::types::{Lsn, Timeline};
 use pgherd_postgres::clone::{CloneError, Filling};
 use pgherd_postgres::disk;
 use pgherd_postgres::restoring::{Action, Come, End, FollowTimeline, Over, Recovery};
+use pgherd_postgres::wal::{history, history_name};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::catalog::{Catalog, CatalogError};
+use super::catalog::{Catalog, CatalogError, Which};
 use super::restore::{self, RestoreError, Wish};
 use super::{MAX_READERS, Progress};
 use crate::repository::{self, RepositoryError};
@@ -66,7 +67,7 @@ pub(crate) struct Filled {
 
 /// Why the repository is not what this member is made from. Another way is open always.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MemberError {
+pub enum MemberError {
     #[error("nothing was agreed of a repository yet")]
     NotAgreed,
     #[error("the source keeps no WAL for this node yet")]
@@ -87,6 +88,12 @@ pub(crate) enum MemberError {
     NoSpace { backup: String, place: PathBuf, needed: u64, free: u64 },
     #[error("its WAL ends at {end}, and the source keeps none before {kept_from}")]
     Hole { end: Lsn, kept_from: Lsn },
+    #[error("its WAL up to {end} is not whole: {file} is missing in it")]
+    Missing { end: Lsn, file: String },
+    #[error("the way to {end} on timeline {timeline} is not one that the cluster has gone")]
+    NotOurs { end: Lsn, timeline: Timeline },
+    #[error("what was made of it ends at {end} on timeline {timeline}, and not where it was to")]
+    EndsElsewhere { end: Lsn, timeline: Timeline },
     #[error("{0}")]
     Repository(RepositoryError),
     #[error(transparent)]
@@ -134,6 +141,124 @@ pub(crate) async fn fill(
     }
 }
 
+/// Fills a directory with a backup and the WAL behind it up to a moment, and not a record more: what the last segment has behind it is
+/// zeros, as PostgreSQL leaves them where a timeline begins.
+pub(crate) async fn fill_up_to(
+    repository: &RepositorySpec,
+    record: &Record,
+    moment: &Moment,
+    filling: &Filling,
+    progress: &watch::Sender<Progress>,
+) -> Result<Filled, MemberError> {
+    let (found, archived) = in_time(async {
+        let (repository, catalog) = open(repository, record).await?;
+        let archive = catalog.archive()?.ok_or(MemberError::NoBackup(moment.timeline))?;
+        let manifest = catalog.manifest(moment.backup.parse::<Which>()?)?.clone();
+        let inventory = archive.inventory().await?;
+        let archived = files_up_to(&archive, &inventory, record, &manifest, moment)?;
+        room(filling, &manifest, archived.len() as u64 * u64::from(archive.segments().bytes()))?;
+        Ok((Found { repository, archive, manifest, timeline: moment.timeline }, archived))
+    })
+    .await?;
+    let work = async {
+        let bytes = restore(&found, filling, progress).await?;
+        put_histories(&found, filling).await?;
+        let segments = archived.len() as u64;
+        let wal_bytes = segments * u64::from(found.archive.segments().bytes());
+        progress.send_modify(|progress| progress.total_bytes += wal_bytes);
+        for candidates in archived {
+            let (name, content) = fetch_up_to(&found.archive, &candidates, moment).await?;
+            let bytes = content.len() as u64;
+            filling.put_wal(name, content).await?;
+            progress.send_modify(|progress| progress.done_bytes += bytes);
+        }
+        Ok(Filled { backup: found.manifest.id.to_string(), bytes, segments, end: moment.end })
+    };
+    tokio::select! {
+        done = work => done,
+        () = stalled(progress.subscribe()) => Err(MemberError::Stalled(STALL)),
+    }
+}
+
+/// For each segment from the start of the backup to the moment those that may have it, the best first.
+fn files_up_to(
+    archive: &Archive,
+    inventory: &Inventory,
+    record: &Record,
+    manifest: &Manifest,
+    moment: &Moment,
+) -> Result<Vec<Vec<Segment>>, MemberError> {
+    let (segments, end) = (archive.segments(), moment.end);
+    let line = |timeline| inventory.history(timeline).ok_or(MemberError::NoBackup(timeline));
+    let (history, along) = (line(moment.timeline)?, line(moment.along)?);
+    let last_byte = Lsn(end.0.saturating_sub(1));
+    // What is agreed of timelines is said twice, and has to be the same.
+    let agreed = record.line(moment.timeline).is_some()
+        && record.left(manifest.timeline, moment.timeline).is_some_and(|left| manifest.stop <= left);
+    let leads = history.passes(manifest.timeline, manifest.stop)
+        && along.timeline_at(last_byte) == moment.timeline
+        && manifest.stop <= end;
+    if !agreed || !leads {
+        return Err(MemberError::NotOurs { end, timeline: moment.timeline });
+    }
+    let (first, last) = (segments.number(manifest.start), segments.number(last_byte));
+    let present = inventory.files(along, first).present;
+    // Before a fork in it a segment of a later timeline is that of the one before it, and may be all that there is.
+    let later = along.forks().iter().map(|fork| fork.timeline).chain([along.timeline()]);
+    let mut at_the_end: Vec<Timeline> = later.filter(|timeline| *timeline >= moment.timeline).collect();
+    at_the_end.reverse();
+    (first..=last)
+        .map(|number| {
+            if number == last {
+                let candidates = at_the_end.iter().map(|timeline| Segment { timeline: *timeline, number });
+                return Ok(candidates.collect());
+            }
+            let file = present.iter().find(|file| file.segment.number == number && file.until.is_none());
+            file.map(|file| vec![file.segment]).ok_or_else(|| {
+                let wanted = Segment {
+                    timeline: along
+                        .timeline_at(segments.start(Segment { timeline: moment.timeline, number })),
+                    number,
+                };
+                MemberError::Missing { end, file: segments.file_name(wanted) }
+            })
+        })
+        .collect()
+}
+
+/// The first of these that has everything up to the moment, under the name that it has there.
+async fn fetch_up_to(
+    archive: &Archive,
+    candidates: &[Segment],
+    moment: &Moment,
+) -> Result<(String, Vec<u8>), MemberError> {
+    let segments = archive.segments();
+    for segment in candidates {
+        let ends_in_it = segments.end(*segment) >= moment.end;
+        let fetched = match archive.fetch(*segment).await {
+            Err(absent) if absent.is_absent() => continue,
+            fetched => fetched?,
+        };
+        let mut content = match fetched {
+            Fetched::Whole(content) => content.to_vec(),
+            Fetched::Beginning { content, end } if ends_in_it && end >= moment.end => content.to_vec(),
+            Fetched::Beginning { .. } => continue,
+        };
+        let mut name = *segment;
+        if ends_in_it {
+            name.timeline = moment.timeline;
+            let kept =
+                usize::try_from(moment.end.bytes_since(segments.start(*segment))).unwrap_or(usize::MAX);
+            if let Some(behind) = content.get_mut(kept..) {
+                behind.fill(0);
+            }
+        }
+        return Ok((segments.file_name(name), content));
+    }
+    let file = candidates.last().map(|segment| segments.file_name(*segment)).unwrap_or_default();
+    Err(MemberError::Missing { end: moment.end, file })
+}
+
 async fn stalled(mut progress: watch::Receiver<Progress>) {
     let mut last = *progress.borrow_and_update();
     loop {
@@ -162,19 +287,10 @@ async fn in_time<T>(look: impl Future<Output = Result<T, MemberError>>) -> Resul
 
 /// Chooses a backup, and refuses what could not come to a good end.
 async fn look(order: &Order, filling: &Filling) -> Result<Found, MemberError> {
-    let Order { record, .. } = order;
-    let reign = record.reign.as_ref().ok_or(MemberError::NotAgreed)?;
-    let system = record.system.ok_or(MemberError::NotAgreed)?;
-    let known = record.archive.as_ref().and_then(|archive| archive.repository.clone());
-    let known = known.ok_or(MemberError::NotAgreed)?;
+    let reign = order.record.reign.as_ref().ok_or(MemberError::NotAgreed)?;
     let timeline = reign.timeline;
     in_time(async {
-        let opened = repository::open_at(&order.repository).await;
-        let repository = opened.map_err(MemberError::Repository)?;
-        if repository.format().repository != known {
-            return Err(MemberError::AnotherRepository);
-        }
-        let catalog = Catalog::read(repository.clone(), Place(system)).await?;
+        let (repository, catalog) = open(&order.repository, &order.record).await?;
         let archive = catalog.archive()?.ok_or(MemberError::NoBackup(timeline))?;
         let waits_until = Instant::now() + CATCH_UP;
         loop {
@@ -192,6 +308,19 @@ async fn look(order: &Order, filling: &Filling) -> Result<Found, MemberError> {
         }
     })
     .await
+}
+
+/// The repository that was agreed on, and what is in it now.
+async fn open(repository: &RepositorySpec, record: &Record) -> Result<(Repository, Catalog), MemberError> {
+    let system = record.system.ok_or(MemberError::NotAgreed)?;
+    let known = record.archive.as_ref().and_then(|archive| archive.repository.clone());
+    let known = known.ok_or(MemberError::NotAgreed)?;
+    let repository = repository::open_at(repository).await.map_err(MemberError::Repository)?;
+    if repository.format().repository != known {
+        return Err(MemberError::AnotherRepository);
+    }
+    let catalog = Catalog::read(repository.clone(), Place(system)).await?;
+    Ok((repository, catalog))
 }
 
 /// The newest backup that leads to the timeline with what is archived now, and how much WAL that is.
@@ -291,15 +420,13 @@ async fn bring(
 ) -> Result<(u64, Lsn), MemberError> {
     let Found { archive, manifest, timeline, .. } = found;
     let segments = archive.segments();
+    put_histories(found, filling).await?;
     let inventory = archive.inventory().await?;
     let history = inventory.history(*timeline).ok_or(MemberError::NoBackup(*timeline))?;
     let wal = whole(archive, &inventory, history, manifest.start);
-    let line = history.forks().iter().map(|fork| fork.timeline).chain([*timeline]);
-    for timeline in line.filter(|timeline| *timeline > Timeline(1)) {
-        let (_, content) = archive.history_file(timeline).await?;
-        filling.put_wal(format!("{:08X}.history", timeline.0), content).await?;
-    }
     let wanted: Vec<Segment> = wal.iter().map(|file| file.segment).collect();
+    let wal_bytes = wal.len() as u64 * u64::from(segments.bytes());
+    progress.send_modify(|progress| progress.total_bytes += wal_bytes);
     let fetch = |segment| {
         let archive = archive.clone();
         async move { Ok::<_, ReadError>((segment, archive.segment(segment).await?)) }
@@ -311,4 +438,24 @@ async fn bring(
         progress.send_modify(|progress| progress.done_bytes += bytes);
     }
     Ok((wal.len() as u64, end(archive, &wal, manifest.start)))
+}
+
+/// Of the line that is followed, and of no other: PostgreSQL follows the latest that it finds. It looks for that without gaps, so that
+/// numbers between have placeholders, as where they were promoted past.
+async fn put_histories(found: &Found, filling: &Filling) -> Result<(), MemberError> {
+    let Found { archive, timeline, .. } = found;
+    let history = match *timeline {
+        Timeline(1) => return Ok(()),
+        timeline => archive.history(timeline).await?,
+    };
+    let on_the_way: Vec<Timeline> =
+        history.forks().iter().map(|fork| fork.timeline).chain([*timeline]).collect();
+    for number in 2..=timeline.0 {
+        let content = match on_the_way.contains(&Timeline(number)) {
+            true => archive.history_file(Timeline(number)).await?.1,
+            false => history::placeholder(Timeline(number)).into(),
+        };
+        filling.put_wal(history_name(Timeline(number)), content).await?;
+    }
+    Ok(())
 }

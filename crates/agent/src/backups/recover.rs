@@ -17,6 +17,7 @@ use pgherd_api::backup::{
     DroppedTable, RecoveryEnd, RestorePlan, Restored, SettingChange, SettingOutside, Standing,
     TablespacePlace, Transaction, Volume,
 };
+use pgherd_api::change::RestoreMoment;
 use pgherd_backup::document::ReadError;
 pub use pgherd_backup::drops::Wanted;
 use pgherd_backup::drops::{self, Drop, DropError};
@@ -137,6 +138,8 @@ pub enum RecoverError {
     Name { path: PathBuf },
     #[error("PostgreSQL does not run as root, and what root restores nobody else can use")]
     Root,
+    #[error("backup {backup} has tablespaces, and nobody says where they are to lie on each node")]
+    Tablespaces { backup: String },
 }
 
 impl RecoverError {
@@ -160,6 +163,9 @@ impl RecoverError {
                 "run it as the user who will run the server: runuser -u postgres -- pgherd restore …"
                     .to_owned(),
             ),
+            RecoverError::Tablespaces { .. } => Some(
+                "restore it into a directory, where --tablespace says it: pgherd restore --to DIR; or one table: --table".to_owned(),
+            ),
             RecoverError::Read(_) | RecoverError::Path { .. } | RecoverError::Name { .. } => None,
         }
     }
@@ -170,6 +176,7 @@ impl RecoverError {
             RecoverError::Refused(Refusal::Wal(_) | Refusal::Read(_)) => false,
             RecoverError::Refused(_)
             | RecoverError::Root
+            | RecoverError::Tablespaces { .. }
             | RecoverError::NotDropped { .. }
             | RecoverError::Drop(DropError::Version { .. }) => true,
             RecoverError::Restore(error) => error.is_refusal(),
@@ -210,8 +217,15 @@ pub struct Prepared {
     dropped: Option<Drop>,
 }
 
-/// Finds out what a restore would do, and where it would end. Touches nothing.
-pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
+/// Which backup leads to what was asked for, and where that is.
+struct Chosen {
+    file: PathBuf,
+    catalog: Catalog,
+    recovery: recovery::Plan,
+    dropped: Option<Drop>,
+}
+
+async fn choose(order: &Order) -> Result<Chosen, RecoverError> {
     let which = order.backup.as_deref().map(str::parse::<Which>).transpose()?;
     let file = absolute(&order.repository)?;
     let catalog = Catalog::open(&file, order.system.as_deref()).await?;
@@ -226,6 +240,80 @@ pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
         None => order.until.target(!order.exclusive)?,
     };
     let recovery = plan(&catalog, &target, order.along, only).await?;
+    Ok(Chosen { file, catalog, recovery, dropped })
+}
+
+/// A moment to which a whole cluster goes back.
+#[derive(Debug)]
+pub struct Back {
+    place: String,
+    manifest: Manifest,
+    recovery: recovery::Plan,
+    dropped: Option<Drop>,
+}
+
+/// Finds out where the moment is that was asked for. Touches nothing.
+pub async fn back(order: &Order) -> Result<Back, RecoverError> {
+    let Chosen { catalog, recovery, dropped, .. } = choose(order).await?;
+    let manifest = catalog.manifest(Which::Named(recovery.backup.id))?.clone();
+    if manifest.facts.tablespace_map.bytes().is_none_or(|map| !map.is_empty()) {
+        return Err(RecoverError::Tablespaces { backup: manifest.id.to_string() });
+    }
+    let place = catalog.repository.store().place().to_owned();
+    Ok(Back { place, manifest, recovery, dropped })
+}
+
+impl Back {
+    /// As a node is told.
+    pub fn moment(&self) -> RestoreMoment {
+        RestoreMoment {
+            backup: self.manifest.id.to_string(),
+            timeline: self.recovery.end.timeline.0,
+            end_lsn: self.recovery.end.lsn.to_string(),
+            along: self.recovery.timeline.0,
+        }
+    }
+
+    /// How much WAL is behind it, as far as `written`. Behind an earlier restore that may lie before what was given up then.
+    pub fn behind(&self, written: &str) -> Option<u64> {
+        let written: Lsn = written.parse().ok()?;
+        written.0.checked_sub(self.recovery.end.lsn.0)
+    }
+
+    /// As it is told, without a directory: each node has its own.
+    pub fn report(&self) -> RestorePlan {
+        let nowhere = restoring::Target { data_dir: PathBuf::new(), wal_dir: None, tablespaces: Vec::new() };
+        About {
+            repository: self.place.clone(),
+            system: self.manifest.system_identifier,
+            version: version(self.manifest.facts.postgresql_version),
+            backup: self.manifest.id.to_string(),
+            timeline: self.manifest.timeline,
+            stop: self.manifest.stop,
+            stopped: self.manifest.facts.stopped,
+            target: &nowhere,
+            standing: restoring::Standing::Empty,
+            dropped: self.dropped.as_ref().map(dropped_table),
+            files: self.manifest.files,
+            bytes: self.manifest.bytes,
+            volumes: &[],
+            recovery: &Recovery {
+                restore_command: String::new(),
+                end: end(&self.recovery.target),
+                timeline: FollowTimeline::Number(self.recovery.timeline),
+                action: Action::Shutdown,
+                come: Come::Member,
+            },
+            configuration: &restoring::Configuration::default(),
+            remarks: Vec::new(),
+        }
+        .told(&self.recovery)
+    }
+}
+
+/// Finds out what a restore would do, and where it would end. Touches nothing.
+pub async fn prepare(order: &Order) -> Result<Prepared, RecoverError> {
+    let Chosen { file, catalog, recovery, dropped } = choose(order).await?;
     let manifest = catalog.manifest(Which::Named(recovery.backup.id))?;
     let wish = restore::Wish {
         data_dir: absolute(&order.to)?,

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -62,6 +63,12 @@ pub trait Backend: Send + Sync + 'static {
         operator: &OperatorName,
         request: FailoverRequest,
     ) -> impl Future<Output = Answer<Change>> + Send;
+    /// One step of a restore of the whole cluster.
+    fn restore(
+        &self,
+        operator: &OperatorName,
+        request: RestoreRequest,
+    ) -> impl Future<Output = Answer<RestoreAnswer>> + Send;
     /// Asks for a base backup; the one that waits already is as good.
     fn backup(
         &self,

@@ -10,7 +10,8 @@ use axum::http::Response;
 use axum::middleware;
 use axum::routing::{MethodRouter, get, post};
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -96,6 +97,7 @@ impl Api {
         let router = add(router, route::BACKUP, backup::<B>);
         let router = add(router, route::SWITCHOVER_CANCEL, switchover_cancel::<B>);
         let router = add(router, route::FAILOVER, failover::<B>);
+        let router = add(router, route::RESTORE, restore::<B>);
         let router = add(router, route::TOKEN_CREATE, token_create::<B>);
         let router = add(router, route::OPERATOR_ADD, operator_add::<B>);
         let router = add(router, route::PROXY_ADD, proxy_add::<B>);
@@ -279,6 +281,15 @@ async fn failover<B: Backend>(
     let loss = if request.accept_data_loss { ", accepting data loss" } else { "" };
     let what = format!("failover {} to {:?}{loss}", request.request_id, request.to);
     audited(&operator, &what, shared.backend.failover(&operator, request).await)
+}
+
+async fn restore<B: Backend>(
+    ByOperator(operator): ByOperator,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<RestoreRequest>,
+) -> Reply<RestoreAnswer> {
+    let what = format!("restore of the cluster {}: {:?}", request.request_id, request.step);
+    audited(&operator, &what, shared.backend.restore(&operator, request).await)
 }
 
 async fn token_create<B: Backend>(

@@ -1,10 +1,12 @@
 //! A data directory that cannot follow as it is: rewound, or made anew from the repository or from another node.
 
+use pgherd_core::ha::restore;
+use pgherd_core::record::Moment;
 use pgherd_postgres::clone::Filling;
 
 use super::*;
 use crate::backups;
-use crate::backups::member::{self, Filled, MemberError};
+use crate::backups::member::{self, Filled};
 use crate::backups::recover::{self, Ahead};
 use crate::causes::on_one_line;
 
@@ -51,6 +53,28 @@ impl Server {
         let cloning = clone::clone(&inner.instance, &settings, &order, progress);
         let told = tell(watched, |now| (now.done_bytes, now.total_bytes), "cloning");
         tokio::join!(cloning, told).0?;
+        Ok(())
+    }
+
+    /// Makes the data directory anew from the repository, to end at a moment. What is there goes first.
+    pub(crate) async fn restore_to(&self, moment: &Moment) -> Result<()> {
+        let inner = self.inner()?;
+        inner.forget();
+        process::ensure_gone(&inner.instance, KILL_WITHIN).await?;
+        clone::remove_leftovers(&inner.instance).await?;
+        if inner.instance.has_data() {
+            clone::discard(&inner.instance).await?;
+        }
+        let settings = inner.settings(None)?;
+        let Filled { backup, bytes, segments, .. } = inner.fill_up_to(moment, &settings).await?;
+        inner.set_running(None);
+        let instance = inner.instance.clone();
+        let end = blocking_read(move || wal::end_of_wal(&instance, None)).await?;
+        let end = SealedEnd::from(&end);
+        if !restore::is_end(end.timeline, end.lsn, moment) {
+            return Err(MemberError::EndsElsewhere { end: end.lsn, timeline: end.timeline }.into());
+        }
+        tracing::info!(backup, bytes, segments, %moment, "restored, to be held there");
         Ok(())
     }
 
@@ -127,6 +151,32 @@ impl Inner {
             Ok(filled)
         };
         Some(fill.await)
+    }
+
+    async fn fill_up_to(
+        &self,
+        moment: &Moment,
+        settings: &Settings,
+    ) -> std::result::Result<Filled, MemberError> {
+        let repository = {
+            let spec = self.spec.borrow();
+            let cluster = spec.cluster(&self.cluster);
+            let backup = cluster.and_then(|cluster| cluster.backup.as_ref());
+            backup.ok_or(MemberError::NotAgreed)?.repository.clone()
+        };
+        let repository = self.repository(&repository);
+        let record = self.record();
+        let filling = Filling::begin(&self.instance).await?;
+        let (progress, watched) = watch::channel(backups::Progress::default());
+        let filled = async {
+            let filled = member::fill_up_to(&repository, &record, moment, &filling, &progress).await;
+            drop(progress);
+            filled
+        };
+        let told = tell(watched, |now| (now.done_bytes, now.total_bytes), "restoring");
+        let filled = tokio::join!(filled, told).0?;
+        filling.finish(settings).await?;
+        Ok(filled)
     }
 
     /// From where on the source keeps WAL for this node: its agent makes a slot for each incarnation as soon as it has heard of it.

@@ -96,6 +96,10 @@ fn hint(sight: &Sight<'_>, seen: Seen<'_>, missing: &[&NodeName], is_data_node: 
         Some(says) if says.show.reason_code == "operator-stopped" => {
             Some("starting its agent again lets it go on".to_owned())
         }
+        Some(says) if says.show.reason_code == "held" => Some(
+            "pgherd restore --cluster NAME --lead has it lead, and gives up what came behind; --let-go has it follow again"
+                .to_owned(),
+        ),
         Some(says) if says.show.reason_code == "commits-wait" => Some(
             "bring a voter back; degrade_after in the herd file would let commits go on with fewer"
                 .to_owned(),

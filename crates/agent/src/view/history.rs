@@ -192,6 +192,7 @@ impl<'a> Line<'a> {
             "founded" => Line::Made { node },
             "enlisted" => Line::NewCopy { node },
             "forced" => after(" forced ").map_or(Line::Other, |to| Line::Forced { to }),
+            "restore-leads" => after(" had ").map_or(Line::Other, |to| Line::Forced { to }),
             "force-void" => Line::ForceVoid,
             "elected" => Line::Leads { node },
             "incumbent" => Line::GoesOn { node },

@@ -2,9 +2,9 @@
 
 use pgherd_api::status::{
     Backup, BackupDrill, BackupEnded, BackupFilled, BackupRunning, Cluster, Durability, DurabilityMode, Gate,
-    Member, RecoveryWindow, Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
+    Member, RecoveryWindow, Restore, Role, State, Status, Store, StoreKind, StoreMember, Sync, Vip,
 };
-use pgherd_core::record::{BackupEnd, BackupOutcome, DrillEnd};
+use pgherd_core::record::{self, BackupEnd, BackupOutcome, DrillEnd};
 use pgherd_core::spec::{self, ClusterSpec, NodeSpec, WitnessSpec};
 use pgherd_core::types::NodeName;
 use pgherd_dcs::{Kind, MemberHealth};
@@ -58,6 +58,18 @@ fn cluster(sight: &Sight<'_>, spec: &ClusterSpec, witnesses: &[WitnessSpec]) -> 
         members: nodes.chain(witnesses.iter().map(|of| witness(sight, of))).collect(),
         backup: spec.backup.as_ref().filter(|_| ours).map(|wanted| backup(sight, wanted)),
         vip: spec.vip.as_ref().map(|wanted| vip(sight, spec, wanted)),
+        restore: record.and_then(|record| record.restore.as_ref()).map(restore),
+    }
+}
+
+fn restore(restore: &record::Restore) -> Restore {
+    Restore {
+        node: restore.node.to_string(),
+        backup: restore.moment.backup.clone(),
+        end_lsn: restore.moment.end.to_string(),
+        timeline: restore.moment.timeline.0,
+        held: restore.held.is_some(),
+        trouble: restore.trouble.clone(),
     }
 }
 

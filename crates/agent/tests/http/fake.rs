@@ -12,8 +12,8 @@ use pgherd_agent::http::backend::{Answer, Backend};
 use pgherd_agent::http::health::{HealthView, Postgres};
 use pgherd_agent::pki::OperatorName;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, FailoverRequest, SwitchoverCancelRequest,
-    SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, FailoverRequest, RestoreAnswer,
+    RestoreRequest, SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -128,6 +128,12 @@ impl Backend for Fake {
     async fn failover(&self, operator: &OperatorName, request: FailoverRequest) -> Answer<Change> {
         self.note(format!("{operator}: failover"));
         Ok(self.change(request.request_id, ChangeKind::Failover))
+    }
+
+    async fn restore(&self, operator: &OperatorName, request: RestoreRequest) -> Answer<RestoreAnswer> {
+        self.note(format!("{operator}: restore"));
+        let change = Some(self.change(request.request_id, ChangeKind::Restore));
+        Ok(RestoreAnswer { cluster: "main".to_owned(), node: "b".to_owned(), change })
     }
 
     async fn change(&self, request_id: String) -> Answer<Change> {

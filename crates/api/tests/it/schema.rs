@@ -50,10 +50,12 @@ fn sample() -> Value {
                        "gaps": ["timeline 3, 0/3000000 to 0/4000000"], "asked": "b: it has no 000000030000000000000003",
                        "filled": {"at": "2026-11-20T20:54:54Z", "files": 2, "from": ["a"]}, "trouble": null},
             "vip": {"address": "192.168.122.10/24", "interface": "eth0", "holder": "a",
-                    "trouble": ["c: there is no interface eth0 on this host"]}},
+                    "trouble": ["c: there is no interface eth0 on this host"]},
+            "restore": {"node": "c", "backup": "20261120T205454", "end_lsn": "0/4000000", "timeline": 3,
+                        "held": true, "trouble": null}},
             {"name": "other", "system_identifier": null, "term": null, "primary": null, "gate": "closed",
              "durability": {"mode": "async", "needed": 0, "voters": [], "degraded": false},
-             "members": [], "backup": null, "vip": null}],
+             "members": [], "backup": null, "vip": null, "restore": null}],
         "proxy": [{"cluster": "main", "listen": "127.0.0.1:9999", "target": "read-write"}]
     })
 }

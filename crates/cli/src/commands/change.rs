@@ -1,4 +1,4 @@
-//! What switchover and failover share: following a change to its end, and telling how it went.
+//! What switchover, failover and the restore of a cluster share: following a change to its end, and telling how it went.
 
 use std::time::Duration;
 
@@ -74,6 +74,7 @@ fn name(change: &Change) -> &'static str {
     match change.kind {
         ChangeKind::Switchover => "the switchover",
         ChangeKind::Failover => "the failover",
+        ChangeKind::Restore => "the restore of the cluster",
     }
 }
 

@@ -20,6 +20,7 @@ use crate::output::confirm::confirm;
 use crate::output::numbers::{bytes, counted, listed, span};
 use crate::output::{note, print, print_json, progress};
 
+mod cluster;
 pub(super) mod scratch;
 mod tables;
 
@@ -35,6 +36,10 @@ mod tables;
 /// else hears of and which is removed afterwards, and the tables come over in one transaction. Nothing that is there is written over: they come
 /// into the schema "restored", or where --into-schema, --as or --in-place say.
 ///
+/// With --cluster, the whole cluster goes back, with all its nodes. One node is taken there first and held, which the others and their clients do not
+/// notice; then, after another question, it leads, and the others follow it. What came behind the moment is given up, and stays in the
+/// repository.
+///
 /// With --from-pgbackrest or --from-barman the backup is one that pgBackRest or Barman has taken, and WAL comes from their archive. Nothing is
 /// written there. What of their formats is not read is refused by name.
 #[derive(Debug, Args)]
@@ -44,8 +49,8 @@ pub(crate) struct RestoreArgs {
     repository: Option<PathBuf>,
     #[command(flatten)]
     kept: KeptArgs,
-    /// Directory that becomes the data directory; nothing may be in it, or see --delta
-    #[arg(long, value_name = "DIR", required_unless_present = "table", conflicts_with = "table")]
+    /// Directory that becomes the data directory; nothing may be in it, or see --delta. With --cluster the node that is taken back first
+    #[arg(long, value_name = "DIR|NODE", required_unless_present_any = ["table", "cluster"], conflicts_with = "table")]
     to: Option<PathBuf>,
     /// System identifier of the cluster, where the repository has several
     #[arg(long, value_name = "ID")]
@@ -87,6 +92,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     yes: bool,
     // Last: options that follow a group would be shown under its heading.
+    #[command(flatten)]
+    whole: cluster::ClusterArgs,
     #[command(flatten)]
     tables: tables::TablesArgs,
 }
@@ -168,6 +175,9 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
     if args.tables.database.is_some() && !args.tables.is_wanted() && args.target.before_drop.is_none() {
         return Err(Failure::usage("--database means nothing without --table or --before-drop"));
     }
+    if global.url.is_some() && args.whole.cluster.is_none() {
+        return Err(Failure::usage("--url means nothing without --cluster"));
+    }
     let before_drop = args.target.drop_of(args.tables.database.as_deref());
     let until = args.target.until();
     if until == Until::Latest && before_drop.is_none() && args.target_action.is_some() {
@@ -182,9 +192,13 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
         }
     }
     let source = args.kept.source();
-    if source.is_some() && (args.tables.is_wanted() || before_drop.is_some()) {
-        return Err(Failure::usage("--table and --before-drop read a repository of pgherd")
+    let own_only = args.tables.is_wanted() || before_drop.is_some() || args.whole.cluster.is_some();
+    if source.is_some() && own_only {
+        return Err(Failure::usage("--cluster, --table and --before-drop read a repository of pgherd")
             .hint("restore all of it with --to, and copy the table from there with pg_dump"));
+    }
+    if args.whole.is_only_a_word() {
+        return cluster::say(args.whole, args.yes, global).await;
     }
     let repository = match &source {
         None => super::repository_file(global, args.repository)?,
@@ -212,6 +226,9 @@ pub(crate) async fn run(args: RestoreArgs, global: &Global) -> Result<(), Failur
         },
         program: program()?,
     };
+    if args.whole.cluster.is_some() {
+        return cluster::run(args.whole, order, args.dry_run, args.yes, global).await;
+    }
     let rate = args.max_rate.map(|rate| rate.saturating_mul(super::backup::MIB));
     if args.tables.is_wanted() {
         let way = tables::Way { readers: args.jobs.into(), rate, dry_run: args.dry_run, yes: args.yes };

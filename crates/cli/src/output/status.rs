@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 
 use pgherd_api::status::{
-    Backup, Cluster, Durability, DurabilityMode, Gate, Member, ProxyTarget, Role, State, Status, Store,
-    StoreKind, Sync, Vip,
+    Backup, Cluster, Durability, DurabilityMode, Gate, Member, ProxyTarget, Restore, Role, State, Status,
+    Store, StoreKind, Sync, Vip,
 };
 
 use super::numbers::{bytes, counted, listed, span};
@@ -83,7 +83,26 @@ fn cluster(cluster: &Cluster, style: Style) -> Vec<String> {
     lines.extend(cluster.vip.iter().flat_map(|known| vip(known, style)));
     lines.extend(members(&cluster.members, style));
     lines.extend(cluster.backup.as_ref().map(backup));
+    lines.extend(
+        cluster.restore.as_ref().map(|wanted| style.paint(Tone::Doubtful, &restore(&cluster.name, wanted))),
+    );
     lines
+}
+
+/// The cluster is to go back, and waits for a copy or for somebody's word.
+fn restore(cluster: &str, restore: &Restore) -> String {
+    let (node, cluster) = (plain(&restore.node), plain(cluster));
+    let moment = format!("{} on timeline {}", plain(&restore.end_lsn), restore.timeline);
+    if restore.held {
+        return format!(
+            "restore {node} is held at {moment}: pgherd restore --cluster {cluster} --lead has it lead, --let-go gives it up"
+        );
+    }
+    let trouble = restore
+        .trouble
+        .as_deref()
+        .map_or(String::new(), |why| format!("; the last attempt failed: {}", plain(why)));
+    format!("restore {node} is taken back to {moment}{trouble}")
 }
 
 /// What an acknowledged commit has been through, in one sentence.
@@ -346,6 +365,28 @@ a      primary  running      primary   4  0/5000060     0 B    0 ms  127.0.0.1:2
         assert!(text.contains(told), "{text}");
         status.clusters[0].vip = Some(Vip { holder: None, trouble: Vec::new(), ..known });
         assert!(lines(&status, Style::PLAIN).contains(&"address 192.0.2.9/24 is on no node".to_owned()));
+    }
+
+    #[test]
+    fn a_cluster_that_goes_back_says_what_it_waits_for() {
+        let mut status = example();
+        let wanted = Restore {
+            node: "c".to_owned(),
+            backup: "20261120T205454".to_owned(),
+            end_lsn: "0/4000060".to_owned(),
+            timeline: 3,
+            held: false,
+            trouble: Some("no space is left".to_owned()),
+        };
+        status.clusters[0].restore = Some(wanted.clone());
+        let text = lines(&status, Style::PLAIN).join("\n");
+        let told =
+            "\nrestore c is taken back to 0/4000060 on timeline 3; the last attempt failed: no space is left";
+        assert!(text.ends_with(told), "{text}");
+        status.clusters[0].restore = Some(Restore { held: true, trouble: None, ..wanted });
+        let text = lines(&status, Style::PLAIN).join("\n");
+        let told = "c is held at 0/4000060 on timeline 3: pgherd restore --cluster main --lead has it lead";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]

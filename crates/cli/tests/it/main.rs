@@ -17,6 +17,7 @@ mod herd;
 mod holes;
 mod repository;
 mod restore;
+mod restore_cluster;
 mod run;
 mod s3;
 #[path = "../../../pgwire/tests/it/server.rs"]

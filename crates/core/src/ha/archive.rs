@@ -102,6 +102,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
 pub fn is_owned(seen: &Observation<'_>, record: &Record) -> bool {
     let archive = record.archive.as_ref().filter(|archive| archive.owner == *seen.me);
     archive.is_some_and(|archive| place(seen).as_ref() == Some(&archive.place))
+        && !record.is_restored(seen.me)
         && matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_))
 }
 
@@ -109,7 +110,8 @@ pub fn is_owned(seen: &Observation<'_>, record: &Record) -> bool {
 pub fn backup_here(seen: &Observation<'_>, record: &Record) -> Option<u64> {
     let archive = record.archive.as_ref().filter(|archive| place(seen).as_ref() == Some(&archive.place))?;
     let backup = archive.backup.as_ref().filter(|backup| backup.node == *seen.me)?;
-    let is_up = matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_));
+    let is_up = matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_))
+        && !record.is_restored(seen.me);
     let has_ended = seen.local.backup_ended.as_ref().is_some_and(|end| end.number == backup.number);
     (is_up && !has_ended).then_some(backup.number)
 }
@@ -195,6 +197,14 @@ fn as_owner(
         return Some(Proposal::UseRepository { owner: owner(), repository: repository.clone() });
     }
     if let Some(backup) = &archive.backup {
+        let failed = |why: String| {
+            let (number, node) = (backup.number, backup.node.clone());
+            let outcome = BackupOutcome::Failed { why };
+            Proposal::EndBackup { end: BackupEnd { number, node, unix_seconds: None, outcome } }
+        };
+        if seen.store.record.is_some_and(|record| record.is_restored(&backup.node)) {
+            return Some(failed(format!("the copy of {} is taken back to an earlier moment", backup.node)));
+        }
         if backup.node == *seen.me || heard_lately(now, seen, &backup.node) {
             memory.backup_silent_since = None;
             return None;
@@ -205,9 +215,7 @@ fn as_owner(
         };
         memory.backup_silent_since = Some((backup.number, since));
         let why = format!("the agent of {} has not been heard for a minute", backup.node);
-        let (number, node) = (backup.number, backup.node.clone());
-        let end = BackupEnd { number, node, unix_seconds: None, outcome: BackupOutcome::Failed { why } };
-        return (now.since(since) >= BACKUP_PATIENCE).then_some(Proposal::EndBackup { end });
+        return (now.since(since) >= BACKUP_PATIENCE).then(|| failed(why));
     }
     // Without WAL it would be worth nothing; but who asks for one is told why there is none.
     let ended = archive.ended.as_ref().map_or(0, |end| end.number);
@@ -216,8 +224,11 @@ fn as_owner(
     Some(Proposal::BeginBackup { owner: owner(), node })
 }
 
-/// Runs PostgreSQL, and says so.
+/// Runs PostgreSQL, and says so. One that is taken back to an earlier moment has nothing of the present.
 fn is_fit(now: Instant, seen: &Observation<'_>, node: &NodeSpec) -> bool {
+    if seen.store.record.is_some_and(|record| record.is_restored(&node.name)) {
+        return false;
+    }
     if node.name == *seen.me {
         return matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::action::Action;
 use crate::durability::{self, flushed_by, list_of};
 use crate::ha::switchover::{self, Step};
-use crate::ha::{Decision, Goal, Memory, election, lease, voters_missing};
+use crate::ha::{Decision, Goal, Memory, election, lease, restore, voters_missing};
 use crate::observation::{Busy, Copy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record, Reign};
@@ -23,6 +23,10 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
     let (term, local) = (record.term, seen.local);
     let stop = |reason| Decision::new(Goal::Stopped, reason, now).act(Action::StopNow);
 
+    if restore::has_won(local, reign) {
+        let counts = Action::BecomeMember { member: reign.holder.clone(), rebuild: false };
+        return Decision::new(Goal::Primary, Reason::StartingToPromote { term }, now).act(counts);
+    }
     let same_copy = local.durable.member.as_ref() == Some(&reign.holder) && !local.durable.rebuilding;
     match &local.postgres {
         Postgres::Unknown => Decision::new(Goal::Hold, Reason::LookingAtPostgres {}, now),

@@ -64,7 +64,8 @@ pub fn decide(
     // An incarnation that this directory already has, or had, is not the one that may be written. Where nothing says
     // what it had, that is whatever the node was enlisted with.
     let own = local.durable.member.as_ref().map(|member| member.incarnation);
-    let under_way = own.filter(|_| local.durable.rebuilding);
+    // What was held at an earlier moment is a copy too, and becomes another one.
+    let under_way = own.filter(|_| local.durable.rebuilding && local.durable.held.is_none());
     let had = own.or(memory.enlisted_before);
     let fresh = enlisted.as_ref().filter(|member| {
         had.is_none_or(|had| member.incarnation > had) || under_way == Some(member.incarnation)
@@ -102,7 +103,13 @@ fn answers(now: Instant, seen: &Observation<'_>, holder: &NodeName, destroys: bo
 /// one of the primary alone, what is left elsewhere may be the second copy of a commit: then one goes at a time,
 /// the least worthy first, because it is a whole one again before the next goes. And nobody goes before it is known
 /// of the others what they are: that takes them a moment, or they are gone.
-fn is_next(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record, reign: &Reign) -> bool {
+pub(super) fn is_next(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    reign: &Reign,
+) -> bool {
     let holder = &reign.holder.node;
     let alone =
         record.rules.as_ref().is_some_and(|rules| rules.in_force().any(|rule| rule.members.len() == 1));
@@ -117,7 +124,10 @@ fn is_next(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Recor
             .or(memory.started)
             .is_some_and(|since| now.since(since) < durability::GONE_AFTER)
     };
+    // One that is held at an earlier moment becomes no whole one.
+    let restored = |node: &NodeName| record.is_restored(node);
     let candidates = seen.spec.nodes.iter().filter(|node| node.voter_candidate() && node.name != *holder);
+    let candidates = candidates.filter(|node| !restored(&node.name));
     let (mut whole, mut waited_for) = (0, false);
     for node in candidates.filter(|node| node.name != *seen.me) {
         let peer = seen.peers.get(&node.name);

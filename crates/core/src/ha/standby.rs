@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Decision, Goal, Memory, heard_lately, rejoin};
+use crate::ha::{Decision, Goal, Memory, heard_lately, rejoin, restore};
 use crate::observation::{Observation, Postgres, Running, Standby};
 use crate::reason::Reason;
 use crate::record::{Record, Reign};
@@ -28,6 +28,9 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
             }
         }
         Postgres::Absent | Postgres::Stopped(_) => {}
+    }
+    if let Some(restore) = restore::decide(memory, now, seen, record, reign) {
+        return restore;
     }
     if let Some(rebuild) = rejoin::decide(memory, now, seen, record, reign) {
         return rebuild;

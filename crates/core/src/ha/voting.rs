@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
 use crate::ha::election::{self, Tally, Waiting};
-use crate::ha::{Decision, Goal, Memory, heard_lately};
+use crate::ha::{Decision, Goal, Memory, heard_lately, restore};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Election, Position, Proposal, Record, Standing, Vote};
@@ -39,7 +39,8 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
         let unvote = Action::Propose(Proposal::Unvote { term, node: seen.me.clone() });
         Decision::new(Goal::Sealed, Reason::NoVote { term }, now).acts(awaited.then_some(unvote))
     };
-    let Some(member) = member.filter(|_| !local.durable.rebuilding) else {
+    let counts = !local.durable.rebuilding || restore::may_lead(seen, record, election);
+    let Some(member) = member.filter(|_| counts) else {
         // A copy under construction neither votes nor is in anybody's way, but a stray primary is.
         return match local.postgres {
             Postgres::Primary(_) | Postgres::Remains => no_vote().act(Action::StopNow),

@@ -183,11 +183,15 @@ pub fn reserve(pg_wal: &Path, current: Timeline, reserved: Timeline) -> Result<(
         let path = history_path(pg_wal, Timeline(number));
         if !path.exists() {
             // Synced with the directory when PostgreSQL writes the real one; and one that is empty does as well.
-            let text = format!("# timeline {number} was reserved and has no history\n");
-            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+            std::fs::write(&path, placeholder(Timeline(number))).map_err(Error::io("write", &path))?;
         }
     }
     Ok(())
+}
+
+/// The history file of a number that no timeline on the way to a later one has. PostgreSQL looks for the newest timeline without gaps.
+pub fn placeholder(reserved: Timeline) -> String {
+    format!("# timeline {reserved} was reserved and has no history\n")
 }
 
 /// Removes the placeholders behind the newest real history: a start would take the last of them for the timeline
