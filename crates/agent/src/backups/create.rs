@@ -30,6 +30,8 @@ use crate::named_server::{self, NamedServer, NamedServerError};
 use crate::repository::{self, RepositoryError};
 
 const ASKING: Duration = Duration::from_secs(10);
+/// Somebody may take one beside. He gives a sign of life each half minute.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// The server that is backed up.
 #[derive(Clone)]
@@ -219,6 +221,8 @@ impl Found {
             readers: order.readers,
             max_bytes_per_second: order.max_bytes_per_second,
             throttle: order.throttle,
+            silence: SILENCE,
+            settle_every: take::SETTLE_EVERY,
             refresh_bytes: refreshed(&catalog),
             wal_deadline: order.wal_deadline,
         };
@@ -255,6 +259,11 @@ impl Prepared {
     /// The backup that this one refers to for what has not changed.
     pub fn parent(&self) -> Option<String> {
         self.order.parent.map(|parent| parent.to_string())
+    }
+
+    /// Whether another one goes on from it, should it not come to its end.
+    pub fn can_be_gone_on_from(&self) -> bool {
+        matches!(self.source, Files::Directory(_)) && self.order.compares_everything()
     }
 
     /// Takes it. Dropping the future ends it, and no backup is there.
