@@ -32,8 +32,10 @@ use pgherd_postgres::{
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::agreed::{self, Secrets};
+use crate::backups::create::Remark;
 use crate::backups::member::MemberError;
 use crate::backups::take;
+use crate::causes::on_one_line;
 use crate::clock;
 use crate::files::agent::AgentFile;
 use crate::kept;
@@ -556,10 +558,16 @@ impl Server {
     ) -> Result<take::Source> {
         let inner = self.inner()?;
         let session = Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?;
-        let probe = match probed {
-            true => Some(Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await?),
-            false => None,
-        };
+        let mut probe = None;
+        if probed {
+            match Session::local(&inner.instance, roles::SUPERUSER, SQL_WITHIN).await {
+                Ok(session) => probe = Some(session),
+                Err(error) => {
+                    let remark = Remark::NotProbed { cause: on_one_line(&error) };
+                    tracing::warn!("a base backup: {remark}");
+                }
+            }
+        }
         let primary = match primary {
             Some((node, host, port)) => {
                 let remote = inner.remote(node, (host, port), secrets::MONITOR).await?;

@@ -369,6 +369,9 @@ pub struct Backup {
     pub mode: Option<BackupMode>,
     /// The backup that it was built upon. It is complete without it.
     pub parent: Option<String>,
+    /// An attempt that was not completed, from which it went on; null: from none.
+    #[serde(default)]
+    pub continues: Option<String>,
     pub timeline: Option<u32>,
     pub begin_time: Option<String>,
     pub end_time: Option<String>,

@@ -1,14 +1,14 @@
 //! Taking a base backup, as far as the repository is concerned: intent, packs and maps, commit.
 //!
 //! ```text
-//! Backup::begin        the intent is durable, the parent is pinned and was not about to be deleted
+//! Backup::begin        the intent is durable, the parent is pinned and was not about to be deleted; so is what it goes on from
 //!   .packs(), .maps()  contents and entries; each writer ends with a proof that all of it is durable
 //! Archive::prove       every WAL segment from start to stop is durable
 //!   .commit(proofs)    the manifest
 //! ```
 //!
 //! The proofs are values that only the writers make; a commit cannot be called without them, and compares them with each
-//! other: maps refer to packs that are proven or are the parent's, WAL covers exactly this backup.
+//! other: maps refer to packs that are proven, are the parent's, or were there when it went on from them, WAL covers exactly this backup.
 //!
 //! Left out: PostgreSQL. Hazard: a manifest that comes before what it names is a backup that a crash makes unrestorable.
 
@@ -22,6 +22,7 @@ use pgherd_core::types::{Lsn, NodeName, SystemId, Term, Timeline};
 
 use crate::document::{self, ReadError, WriteError};
 use crate::format::Repository;
+use crate::former::{Former, FormerError};
 use crate::hash::to_hex;
 use crate::intent::{Heartbeat, Intent};
 use crate::manifest::{self, Changes, Facts, Manifest, Outcome};
@@ -38,6 +39,8 @@ use crate::wal::ProvenWal;
 pub struct Beginning {
     pub system_identifier: SystemId,
     pub parent: Option<BackupId>,
+    /// A backup that nobody completes any more, from which this one goes on.
+    pub continues: Option<BackupId>,
     pub timeline: Timeline,
     /// A position that the server had passed before; WAL from there on is kept.
     pub wal_from: Lsn,
@@ -60,6 +63,8 @@ pub enum BeginError {
     Tombstone(#[from] TombstoneError),
     #[error("a backup cannot be begun")]
     Seal(#[from] SealError),
+    #[error("what an earlier attempt has left cannot be seen")]
+    Former(#[from] FormerError),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +90,7 @@ pub struct Backup {
     place: Place,
     intent: Intent,
     parent: Option<Manifest>,
+    former: Option<Arc<Former>>,
     packs: Arc<AtomicU32>,
     beats: u32,
     changes: Option<Changes>,
@@ -100,6 +106,7 @@ impl Backup {
         let intent = Intent {
             id,
             parent: beginning.parent,
+            continues: beginning.continues,
             system_identifier: beginning.system_identifier,
             timeline: beginning.timeline,
             wal_from: beginning.wal_from,
@@ -126,9 +133,22 @@ impl Backup {
             None => None,
             Some(parent) => Some(Backup::pin(repository, place, parent).await?),
         };
-        let packs = Arc::default();
-        let (repository, held_back) = (repository.clone(), Duration::ZERO);
-        Ok(Backup { repository, place, intent, parent, packs, beats: 0, changes: None, held_back })
+        // Behind the intent: whoever collects asks for it by its name, when he sees who goes on.
+        let former = match intent.continues {
+            None => None,
+            Some(former) => Former::take_over(repository, former, (&intent, parent.as_ref())).await?,
+        };
+        Ok(Backup {
+            repository: repository.clone(),
+            place,
+            intent,
+            parent,
+            former: former.map(Arc::new),
+            packs: Arc::default(),
+            beats: 0,
+            changes: None,
+            held_back: Duration::ZERO,
+        })
     }
 
     async fn pin(repository: &Repository, place: Place, parent: BackupId) -> Result<Manifest, BeginError> {
@@ -151,6 +171,11 @@ impl Backup {
     /// The backup whose packs this one may refer to.
     pub fn parent(&self) -> Option<&Manifest> {
         self.parent.as_ref()
+    }
+
+    /// What an earlier attempt has left, if this one goes on from it.
+    pub fn former(&self) -> Option<&Arc<Former>> {
+        self.former.as_ref()
     }
 
     /// How it was found what has changed since the parent, for the manifest.
@@ -206,6 +231,7 @@ impl Backup {
         let manifest = Manifest {
             id,
             parent: self.intent.parent,
+            continues: self.former.as_ref().map(|former| former.id()),
             system_identifier: wal.system,
             node: self.intent.node.clone(),
             term: self.intent.term,
@@ -250,6 +276,9 @@ impl Backup {
         let mut durable: BTreeMap<PackId, PackEntry> = own.collect();
         if let Some(parent) = &self.parent {
             durable.extend(parent.all_packs().map(|(id, pack)| (id, *pack)));
+        }
+        if let Some(former) = &self.former {
+            durable.extend(former.packs());
         }
         let mut referenced: BTreeMap<BackupId, Vec<PackEntry>> = BTreeMap::new();
         for pack in &maps.packs {

@@ -14,6 +14,8 @@ pub(crate) enum Broken {
     WalOverwritten,
     /// A sweep does not look at intents.
     IntentsIgnored,
+    /// A sweep does not look who goes on from a backup that was given up.
+    FormerIgnored,
     /// A sweep does not wait until a tombstone is old enough.
     NoGrace,
     /// What was received is reported, whether it is durable or not.

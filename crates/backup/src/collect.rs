@@ -8,12 +8,15 @@
 //!
 //! # Why it cannot race a writer
 //!
-//! A backup refers to its own packs and to those that its parent's manifest names, nothing else. A parent is deleted in this
+//! A backup refers to its own packs, to those that its parent's manifest names, and to those of a backup that was given up for it to go on from, nothing else. A parent is deleted in this
 //! order: tombstone; its grace; intents are listed, and none pins it; the verdict. A writer goes the other way: intent,
 //! then it looks for the tombstone. Whatever the order of the four, either the writer sees the tombstone and refuses, or
 //! the collection sees the intent and waits; a listing that is late by less than the grace changes nothing, as writers ask
 //! by name. Packs are listed before intents and those before manifests, so that what is committed meanwhile is seen in one
 //! of them. Whether a backup was given up is decided by the object that would be its manifest, not by a clock.
+//!
+//! That object also says who goes on from it, whose intent is there before. So a backup is either given up for somebody, and stays as long as he is under way; or it was given up here, and
+//! he that wanted to go on finds that word and does not. He himself is asked for by name, first his intent, then how he has ended: listings may have been made before he began.
 //!
 //! # When nothing is deleted
 //!
@@ -22,6 +25,7 @@
 //!
 //! Left out: which backups should go (`core`). Hazard: everything; what is deleted is gone.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -136,9 +140,10 @@ pub async fn collect_beside(
     let maps = collection.list(Kind::Maps).await?;
     let heartbeats = collection.list(Kind::Heartbeats).await?;
     let keeps = collection.list(Kind::Keeps).await?;
-    let intents = collection.intents().await?;
+    let mut intents = collection.intents().await?;
     collection.list(Kind::Tombstones).await?;
-    let outcomes = collection.outcomes().await?;
+    let mut outcomes = collection.outcomes().await?;
+    collection.follow(&mut intents, &mut outcomes).await?;
 
     let ids = std::mem::take(&mut collection.ids);
     let mut states = BTreeMap::new();
@@ -164,7 +169,11 @@ pub async fn collect_beside(
     let needed: BTreeSet<PackId> =
         kept.values().flat_map(|manifest| manifest.all_packs().map(|(pack, _)| pack)).collect();
 
-    let settled = |id: BackupId| !kept.contains_key(&id) && !live.contains(&id);
+    let gone_on_from = |id: BackupId| {
+        let last = last_attempt(id, &outcomes);
+        last != id && live.contains(&last) && !broken(Broken::FormerIgnored)
+    };
+    let settled = |id: BackupId| !kept.contains_key(&id) && !live.contains(&id) && !gone_on_from(id);
     let pack_of = |listed: &Listed| {
         let number = listed.name.last().parse().unwrap_or(u32::MAX);
         owner(&listed.name).map(|backup| PackId { backup, number })
@@ -212,6 +221,23 @@ struct Collection<'a> {
     report: Report,
     /// Every backup of which anything is there.
     ids: BTreeSet<BackupId>,
+}
+
+fn continued_by(outcome: &Outcome) -> Option<BackupId> {
+    match outcome {
+        Outcome::Abandoned(abandoned) => abandoned.continued_by,
+        Outcome::Committed(_) => None,
+    }
+}
+
+/// The one that went on from a backup, or from the one that did, and so on.
+fn last_attempt(id: BackupId, outcomes: &BTreeMap<BackupId, Outcome>) -> BackupId {
+    let mut last = id;
+    // Each is newer than the one before.
+    while let Some(by) = outcomes.get(&last).and_then(continued_by).filter(|by| *by > last) {
+        last = by;
+    }
+    last
 }
 
 /// The backup that an object belongs to: the part before the number.
@@ -289,6 +315,38 @@ impl Collection<'_> {
         Ok(outcomes)
     }
 
+    /// Who goes on from a backup that was given up is looked at as well, by name: his intent came before that word, and may not have been listed.
+    async fn follow(
+        &mut self,
+        intents: &mut BTreeMap<BackupId, Intent>,
+        outcomes: &mut BTreeMap<BackupId, Outcome>,
+    ) -> Result<(), CollectError> {
+        let (store, protection) = (self.repository.store(), self.repository.protection());
+        let mut open: Vec<BackupId> = outcomes.values().filter_map(continued_by).collect();
+        while let Some(id) = open.pop() {
+            if outcomes.contains_key(&id) || broken(Broken::FormerIgnored) {
+                continue;
+            }
+            // In this order: what is committed meanwhile has an outcome, and what is not has an intent.
+            if let Entry::Vacant(vacant) = intents.entry(id)
+                && let Some(intent) =
+                    document::find::<Intent>(store, &self.place.intent(id), protection).await?
+            {
+                vacant.insert(intent);
+            }
+            if let Some(outcome) = manifest::outcome(self.repository, self.place, id).await? {
+                self.refuse_if_old(&self.place.backup(id)).await?;
+                open.extend(continued_by(&outcome));
+                outcomes.insert(id, outcome);
+            }
+            // Without either it is gone, with all that it needed.
+            if intents.contains_key(&id) || outcomes.contains_key(&id) {
+                self.ids.insert(id);
+            }
+        }
+        Ok(())
+    }
+
     async fn refuse_if_old(&self, object: &Name) -> Result<(), CollectError> {
         let modified = self.repository.store().head(object).await?.modified;
         match self.now.duration_since(modified) > signed(TOLERANCE) {
@@ -340,7 +398,7 @@ impl Collection<'_> {
     async fn abandon(&mut self, id: BackupId) -> Result<bool, CollectError> {
         let (store, protection) = (self.repository.store(), self.repository.protection());
         let why = "it showed no sign of life".to_owned();
-        let abandoned = Abandoned { id, at: self.now, why };
+        let abandoned = Abandoned { id, at: self.now, why, continued_by: None };
         match document::put(store, &self.place.backup(id), &abandoned, protection).await {
             Ok(Put::Created | Put::Same) => {
                 self.report.abandoned.insert(id);

@@ -33,6 +33,9 @@ pub struct Intent {
     pub node: NodeName,
     pub term: Term,
     pub begun: Timestamp,
+    /// A backup that nobody completes, from which it wants to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<BackupId>,
     /// 16 random bytes: two that begin in the same second are not the same.
     pub writer: String,
 }
@@ -43,6 +46,9 @@ impl Document for Intent {
     fn validate(&self) -> Result<(), String> {
         if self.parent.is_some_and(|parent| parent >= self.id) {
             return Err("its parent is not older than itself".to_owned());
+        }
+        if self.continues.is_some_and(|former| former >= self.id) {
+            return Err("what it goes on from is not older than itself".to_owned());
         }
         if from_hex::<16>(&self.writer).is_none() {
             return Err("its writer is not 16 bytes".to_owned());
@@ -78,12 +84,18 @@ pub struct Abandoned {
     pub id: BackupId,
     pub at: Timestamp,
     pub why: String,
+    /// The backup that goes on from it, and may refer to its packs: they are kept as long as that one is being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continued_by: Option<BackupId>,
 }
 
 impl Document for Abandoned {
     const KIND: &'static str = "abandoned";
 
     fn validate(&self) -> Result<(), String> {
-        Ok(())
+        match self.continued_by.is_some_and(|by| by <= self.id) {
+            true => Err("what goes on from it is not newer than itself".to_owned()),
+            false => Ok(()),
+        }
     }
 }

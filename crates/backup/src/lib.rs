@@ -44,6 +44,7 @@ pub mod document;
 pub mod drops;
 pub mod foreign;
 pub mod format;
+pub mod former;
 mod frame;
 pub mod hash;
 pub mod intent;

@@ -119,6 +119,9 @@ pub struct Changes {
 pub struct Manifest {
     pub id: BackupId,
     pub parent: Option<BackupId>,
+    /// A backup that was not completed, from which it went on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<BackupId>,
     pub system_identifier: SystemId,
     pub node: NodeName,
     pub term: Term,
@@ -152,6 +155,9 @@ impl Document for Manifest {
         if self.parent.is_some_and(|parent| parent >= self.id) {
             return Err("its parent is not older than itself".to_owned());
         }
+        if self.continues.is_some_and(|former| former >= self.id) {
+            return Err("what it went on from is not older than itself".to_owned());
+        }
         if facts.postgresql_version < MIN_VERSION {
             return Err(format!("PostgreSQL's version {}", facts.postgresql_version));
         }
@@ -176,7 +182,8 @@ impl Document for Manifest {
             return Err("its maps are not numbered".to_owned());
         }
         for (backup, packs) in &self.packs {
-            if *backup > self.id || (*backup != self.id && self.parent.is_none()) {
+            let builds_upon = self.parent.is_some() || self.continues.is_some();
+            if *backup > self.id || (*backup != self.id && !builds_upon) {
                 return Err(format!("packs of {backup}, which is not before it"));
             }
             if packs.is_empty() || !packs.is_sorted_by(|one, next| one.number < next.number) {

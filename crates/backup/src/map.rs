@@ -270,6 +270,11 @@ impl MapWriter {
         self.write(entry).await
     }
 
+    /// Puts what there is, so that it is found should nobody come to the end.
+    pub async fn settle(&mut self) -> Result<(), WriteError> {
+        self.close().await
+    }
+
     /// Leaves a place for the file at `path`, whose entry comes behind others.
     pub async fn leave_room(&mut self, path: &[u8]) -> Result<Room, WriteError> {
         self.follow(path)?;
@@ -359,6 +364,8 @@ pub struct MapReader {
     place: Place,
     backup: BackupId,
     maps: std::vec::IntoIter<MapEntry>,
+    /// Of a backup without a manifest, which would say what has to be there.
+    is_unfinished: bool,
     open: Option<Reading>,
     before: Option<Vec<u8>>,
     frames: FrameReader,
@@ -382,7 +389,20 @@ impl MapReader {
         maps: Vec<MapEntry>,
     ) -> MapReader {
         let (open, before, frames) = (None, None, FrameReader::default());
-        MapReader { repository, place, backup, maps: maps.into_iter(), open, before, frames }
+        let maps = maps.into_iter();
+        MapReader { repository, place, backup, maps, is_unfinished: false, open, before, frames }
+    }
+
+    /// Of a backup that was not completed: maps are believed as they are there. One that was never written is passed over, as that of a file that comes last.
+    pub(crate) fn unfinished(
+        repository: Repository,
+        place: Place,
+        backup: BackupId,
+        numbers: &[u32],
+    ) -> MapReader {
+        let entry = |number: &u32| MapEntry { number: *number, bytes: 0, hash: Hash([0; 32]), entries: 0 };
+        let maps = numbers.iter().map(entry).collect();
+        MapReader { is_unfinished: true, ..MapReader::new(repository, place, backup, maps) }
     }
 
     /// The next entry; none behind the last.
@@ -409,7 +429,8 @@ impl MapReader {
                 return Ok(Some(entry));
             }
             if open.next_frame as usize == open.table.frames().len() {
-                if open.read != open.buffer.len() || open.entries != open.map.entries {
+                let is_whole = self.is_unfinished || open.entries == open.map.entries;
+                if open.read != open.buffer.len() || !is_whole {
                     return Err(damaged(Damage::malformed("it has not as many entries as it should")));
                 }
                 continue;
@@ -426,8 +447,34 @@ impl MapReader {
     async fn begin(&self, map: MapEntry) -> Result<Reading, ReadError> {
         let name = self.place.map(self.backup, map.number);
         let (store, protection) = (self.repository.store(), self.repository.protection());
-        let table = Table::read_known(Layout::Map, &name, map.hash, protection, store).await?;
+        let table = match self.is_unfinished {
+            true => Table::read(Layout::Map, &name, protection, store).await?,
+            false => Table::read_known(Layout::Map, &name, map.hash, protection, store).await?,
+        };
         Ok(Reading { map, table, next_frame: 0, buffer: Vec::new(), read: 0, entries: 0 })
+    }
+}
+
+/// Entries of which one is asked for after the other, in order of their paths.
+pub struct Ahead {
+    entries: MapReader,
+    next: Option<Entry>,
+    is_over: bool,
+}
+
+impl Ahead {
+    pub fn of(entries: MapReader) -> Ahead {
+        Ahead { entries, next: None, is_over: false }
+    }
+
+    /// The file at a path, which lies behind those that were asked for before.
+    pub async fn file(&mut self, path: &[u8]) -> Result<Option<Entry>, ReadError> {
+        while !self.is_over && self.next.as_ref().is_none_or(|next| next.path.as_slice() < path) {
+            self.next = self.entries.next().await?;
+            self.is_over = self.next.is_none();
+        }
+        let file = self.next.take_if(|next| next.path == path);
+        Ok(file.filter(|file| file.kind == Kind::File))
     }
 }
 

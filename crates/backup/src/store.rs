@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use crate::name::{self, Name};
 
 mod cloud;
-mod directory;
+pub(crate) mod directory;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -238,7 +238,7 @@ impl Store {
     }
 
     #[cfg(test)]
-    fn with_directory(directory: Directory) -> Store {
+    pub(crate) fn with_directory(directory: Directory) -> Store {
         Store { behind: Behind::Directory(Arc::new(directory)), place: "a test".into(), may_block: false }
     }
 

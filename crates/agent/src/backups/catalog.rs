@@ -168,10 +168,10 @@ impl Catalog {
             let kept = keep::of(&repository, place, id).await?;
             entries.insert(id, Entry { outcome: Some(outcome), state, kept });
         }
-        // Of one that was given up the word stays for ever; who has deleted it has seen it.
+        // Of one that was given up the word stays for ever; who has deleted it has seen it, and who goes on from it stands for it.
         let is_over = |entry: &Entry| match (&entry.outcome, &entry.state) {
             (_, State::Swept) => true,
-            (Some(Outcome::Abandoned(_)), state) => state.is_deleted(),
+            (Some(Outcome::Abandoned(word)), state) => word.continued_by.is_some() || state.is_deleted(),
             _ => false,
         };
         entries.retain(|_, entry| !is_over(entry));
@@ -326,6 +326,7 @@ pub fn report(id: BackupId, entry: &Entry) -> Backup {
         term: None,
         mode: None,
         parent: None,
+        continues: None,
         timeline: None,
         begin_time: None,
         end_time: None,
@@ -375,6 +376,7 @@ fn with_manifest(backup: Backup, manifest: &Manifest) -> Backup {
         term: Some(manifest.term.0).filter(|term| *term > 0),
         mode: Some(if manifest.parent.is_some() { BackupMode::Incremental } else { BackupMode::Full }),
         parent: manifest.parent.map(|parent| parent.to_string()),
+        continues: manifest.continues.map(|former| former.to_string()),
         timeline: Some(manifest.timeline.0),
         begin_time: Some(time(facts.started)),
         end_time: Some(time(facts.stopped)),

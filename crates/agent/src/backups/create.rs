@@ -24,11 +24,14 @@ use super::Progress;
 use super::catalog::{Catalog, CatalogError, Entry, report};
 use super::streamed;
 use super::take::{self, Damaged, Find, Source, TakeError, Taken};
+use crate::causes::on_one_line;
 use crate::foreign_server::{ForeignServer, ForeignServerError, Reached};
 use crate::named_server::{self, NamedServer, NamedServerError};
 use crate::repository::{self, RepositoryError};
 
 const ASKING: Duration = Duration::from_secs(10);
+/// Somebody may take one beside. He gives a sign of life each half minute.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// The server that is backed up.
 #[derive(Clone)]
@@ -102,6 +105,8 @@ impl CreateError {
 pub enum Remark {
     /// Nothing archives, and nothing of this cluster is in the repository.
     NothingArchives { archive_mode: String },
+    /// There is no session over which the server could be asked how it does, which is no reason to take no backup.
+    NotProbed { cause: String },
 }
 
 impl std::fmt::Display for Remark {
@@ -110,6 +115,10 @@ impl std::fmt::Display for Remark {
             Remark::NothingArchives { archive_mode } => write!(
                 f,
                 "archive_mode is {archive_mode}, and no WAL of this server is in the repository: the backup fails in the end unless some comes"
+            ),
+            Remark::NotProbed { cause } => write!(
+                f,
+                "it is not seen whether the server answers its clients slowly, and the backup does not give way to that: {cause}"
             ),
         }
     }
@@ -162,12 +171,17 @@ async fn prepare_here(order: Order, server: NamedServer) -> Result<Prepared, Cre
     let catalog = Catalog::read(repository.clone(), Place(survey.system_id)).await?;
     let archive_mode = archive_mode(&session).await;
     let found = Found { repository, archive, catalog, timeline: survey.timeline };
-    let probe = match order.throttle {
-        Some(_) => Some(located.reach().await?.session),
-        None => None,
-    };
+    let (mut probe, mut not_probed) = (None, None);
+    if order.throttle.is_some() {
+        match located.reach().await {
+            Ok(reached) => probe = Some(reached.session),
+            Err(error) => not_probed = Some(Remark::NotProbed { cause: on_one_line(&error) }),
+        }
+    }
     let source = Files::Directory(Box::new(Source { data_dir, session, primary: None, probe }));
-    found.prepared(&order, node, source, archive_mode).await
+    let mut prepared = found.prepared(&order, node, source, archive_mode).await?;
+    prepared.remarks.extend(not_probed);
+    Ok(prepared)
 }
 
 /// What there is of the server already.
@@ -207,6 +221,8 @@ impl Found {
             readers: order.readers,
             max_bytes_per_second: order.max_bytes_per_second,
             throttle: order.throttle,
+            silence: SILENCE,
+            settle_every: take::SETTLE_EVERY,
             refresh_bytes: refreshed(&catalog),
             wal_deadline: order.wal_deadline,
         };
@@ -243,6 +259,11 @@ impl Prepared {
     /// The backup that this one refers to for what has not changed.
     pub fn parent(&self) -> Option<String> {
         self.order.parent.map(|parent| parent.to_string())
+    }
+
+    /// Whether another one goes on from it, should it not come to its end.
+    pub fn can_be_gone_on_from(&self) -> bool {
+        matches!(self.source, Files::Directory(_)) && self.order.compares_everything()
     }
 
     /// Takes it. Dropping the future ends it, and no backup is there.

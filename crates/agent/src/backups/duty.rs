@@ -1,7 +1,6 @@
 //! Takes the base backup that the record wants of this node, and says how it came out.
 //!
-//! An agent that was started anew in the middle of one takes it from the beginning: what the first attempt has stored is found again by its
-//! content in the parent only, and the rest is collected. Leaves out: when and from which node (`core::ha::archive`).
+//! An agent that was started anew in the middle of one begins another one, which goes on from what the first attempt has stored. Leaves out: when and from which node (`core::ha::archive`).
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -163,6 +162,9 @@ impl Duty {
             readers: (cores / 2).clamp(1, MAX_READERS),
             max_bytes_per_second: None,
             throttle,
+            // It takes one after the other.
+            silence: Duration::ZERO,
+            settle_every: take::SETTLE_EVERY,
             wal_deadline: WAL_DEADLINE,
             parent,
         };

@@ -83,7 +83,7 @@ pub(super) async fn take(
         return Err(BaseBackupError::OtherTimeline { from: identified.timeline, to: timeline }.into());
     }
     let origin = Origin { system: identified.system, timeline, wal_from: start };
-    let mut backup = take::begin(repository, &origin, order).await?;
+    let mut backup = take::begin(repository, &origin, order, None).await?;
     let shared = Arc::new(Shared {
         repository: repository.clone(),
         data_dir: PathBuf::new(),

@@ -13,8 +13,9 @@
 //! Memory is bounded: files go to readers in order of their paths, and so much work is under way at a time that the
 //! entries which wait for a slower one before them fit into [`WINDOW_KIB`].
 //!
-//! Dropping the future ends it; what it has written nobody refers to, and a collection removes it. So does a kill at any
-//! line, and a backup that is begun again has another name.
+//! Dropping the future ends it, as does a kill at any line. A backup that is begun again has another name, a start and an intent of its own, and reads everything
+//! again. Where it reads all there is, it goes on from what was left: what is the same is not stored again. So maps are put every minute, and with them the way to what is in the
+//! packs. What nobody goes on from a collection removes.
 //!
 //! Where files come as a stream there are a beginning and an end like these, and [`streamed`](super::streamed) between them.
 //!
@@ -31,10 +32,11 @@ use jiff::Timestamp;
 use pgherd_backup::backup::{Backup, BeginError, Beginning, CommitError};
 use pgherd_backup::document::{ReadError, WriteError};
 use pgherd_backup::format::Repository;
+use pgherd_backup::former::{self, Left};
 use pgherd_backup::manifest::{Changes, Facts, FoundBy, Manifest, Settings, Text};
 use pgherd_backup::map::sorting::SortError;
-use pgherd_backup::map::{DurableMaps, Entry, MapReader};
-use pgherd_backup::name::BackupId;
+use pgherd_backup::map::{Ahead, DurableMaps, Entry};
+use pgherd_backup::name::{BackupId, Place};
 use pgherd_backup::pack::{DurablePacks, FULL_FRAME_PAGES, INCREMENTAL_FRAME_PAGES};
 use pgherd_backup::wal::{Archive, ProvenWal, SegmentError, Segments, WalError};
 use pgherd_core::throttle::Floor;
@@ -72,6 +74,8 @@ const WAL_POLL: Duration = Duration::from_millis(320);
 const SWITCH_AGAIN: Duration = Duration::from_secs(10);
 /// Backups are named by the second in which they begin; who meets another one, or his parent, takes the next.
 const NAMES_TRIED: usize = 3;
+/// What an attempt loses that is interrupted, beside what readers have in their packs.
+pub(super) const SETTLE_EVERY: Duration = Duration::from_secs(60);
 /// Damaged files that a report names.
 pub(super) const MAX_DAMAGED: usize = 1000;
 
@@ -90,6 +94,10 @@ pub struct Order {
     pub max_bytes_per_second: Option<NonZeroU64>,
     /// How slowly it is read at most, where the server would become slow for its clients; none: it is not held back.
     pub throttle: Option<Floor>,
+    /// An earlier attempt of the same node that has shown no sign of life for so long is gone on from.
+    pub silence: Duration,
+    /// After so long, what has been stored by then is found by a later attempt.
+    pub settle_every: Duration,
     /// So much of what has not changed since the oldest backup is written anew.
     pub refresh_bytes: u64,
     /// How long WAL may take to come into the archive, behind the end of the copy.
@@ -106,6 +114,24 @@ pub enum Find {
     Wal,
     Comparison,
     Both,
+}
+
+impl Order {
+    /// What WAL names is read and stored anew in any case, and it is little: then nothing is gone on from.
+    pub(super) fn compares_everything(&self) -> bool {
+        self.parent.is_none() || self.find == Find::Comparison
+    }
+
+    async fn former(&self, repository: &Repository, place: Place) -> Result<Option<BackupId>, TakeError> {
+        let wanted = former::Wanted {
+            node: self.node.clone(),
+            term: self.term,
+            parent: self.parent,
+            silence: self.silence,
+        };
+        let found = former::find(repository, place, &wanted, Timestamp::now()).await;
+        Ok(found.map_err(BeginError::from)?)
+    }
 }
 
 /// The server that is backed up.
@@ -236,7 +262,15 @@ pub async fn take(
     let version = survey.version;
 
     let origin = Origin { system: survey.system_id, timeline: survey.timeline, wal_from: survey.redo };
-    let mut backup = begin(repository, &origin, order).await?;
+    let former = match order.compares_everything() {
+        true => order.former(repository, Place(survey.system_id)).await?,
+        false => None,
+    };
+    let mut backup = begin(repository, &origin, order, former).await?;
+    if let Some(former) = backup.former() {
+        let (backup, former) = (backup.id(), former.id());
+        tracing::info!(%backup, %former, "the backup goes on from what another attempt has left");
+    }
     let label = format!("pgherd {}", backup.id());
     let server =
         finding::Server { data_dir: data_dir.clone(), control: control.clone(), timeline: survey.timeline };
@@ -405,19 +439,21 @@ pub(super) async fn begin(
     repository: &Repository,
     origin: &Origin,
     order: &Order,
+    former: Option<BackupId>,
 ) -> Result<Backup, TakeError> {
     let mut tried = 0;
     loop {
         tried += 1;
         let now = Timestamp::now();
         // One that builds upon a backup has a later name; a clock that is far behind is refused.
-        if order.parent.is_some_and(|parent| parent >= BackupId::at(now)) && tried < NAMES_TRIED {
+        if order.parent.max(former).is_some_and(|before| before >= BackupId::at(now)) && tried < NAMES_TRIED {
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         }
         let beginning = Beginning {
             system_identifier: origin.system,
             parent: order.parent,
+            continues: former,
             timeline: origin.timeline,
             wal_from: origin.wal_from,
             node: order.node.clone(),
@@ -515,7 +551,9 @@ async fn copy(
     // Its length is bounded by the window.
     let (results, mut came) = mpsc::unbounded_channel();
     let parent = backup.parent().map(|parent| parent.entries(&shared.repository.on_own_thread()));
-    let pairing = Pairing { parent, ahead: None, jobs, results: results.clone(), stop: shared.stop.clone() };
+    let parent = parent.map(Ahead::of);
+    let former = backup.former().map(|former| former.left(&shared.repository.on_own_thread()));
+    let pairing = Pairing { parent, former, jobs, results: results.clone(), stop: shared.stop.clone() };
     let listing = Listing::begin(&shared.data_dir, control)?;
     let _pairing = on_a_thread(move || pairing.run(listing));
     let frame_pages = if order.parent.is_some() { INCREMENTAL_FRAME_PAGES } else { FULL_FRAME_PAGES };
@@ -533,7 +571,12 @@ async fn copy(
     let mut early: BTreeMap<u64, Outcome> = BTreeMap::new();
     let (mut next, mut room) = (0, None);
     let (mut beats, mut reports) = (beats(), tokio::time::interval(REPORT));
+    let mut settled = Instant::now();
     loop {
+        if settled.elapsed() >= order.settle_every {
+            settled = Instant::now();
+            maps.settle().await?;
+        }
         let result = tokio::select! {
             result = came.recv() => result,
             _ = beats.tick() => {
@@ -599,11 +642,11 @@ fn count(shared: &Arc<Shared>, control: &ControlFile) -> Result<(), TakeError> {
     Ok(())
 }
 
-/// Gives each file the parent's entry of the same path, and a number in the order of paths.
+/// Gives each file the entry of the same path that it is compared with, and a number in the order of paths.
 struct Pairing {
-    parent: Option<MapReader>,
-    /// The parent's next file.
-    ahead: Option<Entry>,
+    parent: Option<Ahead>,
+    /// What it has is newer.
+    former: Option<Left>,
     jobs: mpsc::Sender<Job>,
     results: Results,
     stop: Stop,
@@ -644,16 +687,15 @@ impl Pairing {
     }
 
     async fn parent_of(&mut self, path: &[u8]) -> Result<Option<Entry>, TakeError> {
-        let Some(parent) = &mut self.parent else { return Ok(None) };
-        while self.ahead.as_ref().is_none_or(|ahead| ahead.path.as_slice() < path) {
-            self.ahead = parent.next().await?;
-            if self.ahead.is_none() {
-                self.parent = None;
-                return Ok(None);
-            }
-        }
-        let file = self.ahead.take_if(|ahead| ahead.path == path);
-        Ok(file.filter(|file| file.kind == pgherd_backup::map::Kind::File))
+        let former = match &mut self.former {
+            Some(former) => former.file(path).await,
+            None => None,
+        };
+        let parent = match &mut self.parent {
+            Some(parent) => parent.file(path).await?,
+            None => None,
+        };
+        Ok(former.or(parent))
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod by_wal;
 mod delta;
+mod going_on;
 #[allow(dead_code, unreachable_pub, reason = "the tests of the driver need more of it")]
 #[path = "../../../postgres/tests/it/harness.rs"]
 mod harness;

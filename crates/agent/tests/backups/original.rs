@@ -173,6 +173,8 @@ pub(crate) fn order(parent: Option<BackupId>) -> Order {
         readers: READERS,
         max_bytes_per_second: None,
         throttle: None,
+        silence: Duration::from_secs(3600),
+        settle_every: Duration::from_secs(3600),
         refresh_bytes: 0,
         wal_deadline: SOON,
     }

@@ -3,12 +3,15 @@
 use std::num::NonZeroU64;
 
 use pgherd_agent::backups::Progress;
-use pgherd_agent::backups::take::{Order, Source, TakeError, Taken, take};
+use pgherd_agent::backups::create::{self, Remark, Server};
+use pgherd_agent::backups::take::{Find, Order, Source, TakeError, Taken, take};
+use pgherd_agent::named_server::NamedServer;
 use pgherd_core::throttle::Floor;
+use pgherd_postgres::sql::Session;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
-use crate::harness::{SOON, story};
+use crate::harness::{SOON, ask, story, until};
 use crate::original::{Original, digest, order, slow};
 use crate::restored::{Copy, at};
 
@@ -117,5 +120,58 @@ story! {
         comes("it is read", &mut seen, |now| now.done_bytes > 1_000_000).await;
         original.run(&format!("SELECT pg_terminate_backend({answering})")).await;
         taking.await.unwrap().expect("what measures is no reason to fail");
+    }
+}
+
+story! {
+    async fn a_backup_whose_probe_cannot_be_opened_is_taken_and_says_why_it_is_not_held_back() {
+        let original = Original::new(&[]).await;
+        let _archiving = original.archiving();
+        let session = original.session().await;
+        let most: usize = ask(&session, "SHOW max_connections").await.parse().unwrap();
+        let instance = original.primary();
+        let mut others = Vec::new();
+        until("somebody has every connection", async || {
+            match Session::local(instance, "postgres", SOON).await {
+                Ok(other) => others.push(other),
+                Err(_) => return Some(()),
+            }
+            None
+        })
+        .await;
+        // One is left, which the backup itself needs.
+        others.pop();
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        until("one connection is left", async || {
+            (ask(&session, count).await == (most - 1).to_string()).then_some(())
+        })
+        .await;
+        let repository = original.herd.path().join("repository.toml");
+        let place = original.repository.store().place();
+        std::fs::write(&repository, format!("repository = \"file://{place}\"\n")).unwrap();
+        let server = NamedServer {
+            data_dir: instance.data_dir.clone(),
+            host: Some(instance.socket_dir.display().to_string()),
+            port: Some(instance.port),
+            role: "postgres".to_owned(),
+            password: None,
+        };
+        let prepared = create::prepare(create::Order {
+            repository,
+            server: Server::Here(server),
+            node: "a".to_owned(),
+            full: true,
+            find: Find::Automatic,
+            checkpoint_fast: true,
+            readers: 1,
+            max_bytes_per_second: None,
+            throttle: Some(Floor::Day),
+            wal_deadline: SOON,
+        })
+        .await
+        .expect("what measures is no reason to fail");
+        let [Remark::NotProbed { cause }] = prepared.remarks.as_slice() else { panic!("{:?}", prepared.remarks) };
+        assert!(cause.contains("too many clients"), "{cause}");
+        prepared.run(&watch::Sender::new(Progress::default())).await.unwrap();
     }
 }

@@ -4,16 +4,17 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::backup::Backup;
+use crate::backup::{Backup, Beginning, CommitError};
 use crate::breakage::breaking;
-use crate::map::Entry;
+use crate::former::{self, Wanted};
+use crate::map::{Entry, changes_of};
 use crate::pack::{FULL_FRAME_PAGES, Kept, PAGE_BYTES};
 use crate::receive::Object;
 use crate::testing::{
     Cloud, PLACE, Random, SEGMENT_BYTES, archive, archive_of, beginning, facts, read_back, repository, run,
     segment, take, wal,
 };
-use pgherd_core::types::Timeline;
+use pgherd_core::types::{Term, Timeline};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const PATIENCE: Patience = Patience { grace: HOUR, lease: HOUR };
@@ -59,6 +60,60 @@ async fn child(
     let facts = facts(start(number), Timeline(1), cloud.now());
     let manifest = backup.commit(vec![packs], maps, proof, facts).await.ok()?;
     Some((manifest, own))
+}
+
+/// A full backup that goes on from whatever the last attempt has left, and leaves what it has stored for the next one if it dies.
+async fn attempt(
+    repository: &Repository,
+    cloud: &Arc<Cloud>,
+    number: u64,
+    slow: Duration,
+    came_back: &std::cell::Cell<usize>,
+) -> Option<Manifest> {
+    let wanted = Wanted { node: "a".parse().ok()?, term: Term(1), parent: None, silence: Duration::ZERO };
+    let continues = former::find(repository, PLACE, &wanted, cloud.now()).await.ok()?;
+    let begun = Beginning { continues, ..beginning(None, start(number), cloud.now()) };
+    let mut backup = Backup::begin(repository, begun).await.ok()?;
+    let content = first_files()[1].1.clone();
+    let known = match backup.former() {
+        Some(former) => former.left(repository).file(b"b").await,
+        None => None,
+    };
+    let changes = changes_of(repository, &content);
+    let is_same = |known: &Entry| {
+        known.changes.len() == changes.len()
+            && known.changes.iter().zip(&changes).all(|(before, now)| before.is_same(*now))
+    };
+    let (mut packs, mut maps) = (backup.packs(FULL_FRAME_PAGES), backup.maps());
+    let mut file = packs.file();
+    match known.filter(is_same) {
+        Some(known) => {
+            file.keep(&known.runs, known.size, Kept::Read(&content, &changes)).await.ok()?;
+        }
+        None => file.write(&content).await.ok()?,
+    }
+    maps.push(&Entry::file("b", 0o600, file.finish().await.ok()?)).await.ok()?;
+    let first = packs.finish().await.ok()?;
+    maps.settle().await.ok()?;
+    for _ in 0..4 {
+        cloud.pass(slow / 4);
+        backup.beat(cloud.now()).await.ok()?;
+    }
+    let mut packs = backup.packs(FULL_FRAME_PAGES);
+    let mut file = packs.file();
+    file.write(&Random(number).bytes(3000)).await.ok()?;
+    maps.push(&Entry::file("c", 0o600, file.finish().await.ok()?)).await.ok()?;
+    let packs = vec![first, packs.finish().await.ok()?];
+    let maps = maps.finish().await.ok()?;
+    let archive = archive(repository);
+    archive.put_segment(segment(1, number), &wal(segment(1, number), number)).await.ok()?;
+    let proof = archive.prove(Timeline(1), start(number), Lsn(start(number).0 + 9)).await.ok()?;
+    let facts = facts(start(number), Timeline(1), cloud.now());
+    let committed = backup.commit(packs, maps, proof, facts).await;
+    if let Err(CommitError::Abandoned { .. }) = committed {
+        came_back.set(came_back.get() + 1);
+    }
+    committed.ok()
 }
 
 fn first_files() -> Vec<(&'static [u8], Vec<u8>)> {
@@ -411,12 +466,19 @@ fn a_parent_is_not_deleted_under_a_child_whose_intent_is_listed_or_late() {
     assert!(!hasty, "a build that does not wait is caught");
 }
 
+/// Of the model.
+const WRITERS: u32 = 4;
+
 /// What happened in one run of the model.
 #[derive(Debug, Default)]
 struct Outcomes {
     committed: usize,
     swept: usize,
     refused: usize,
+    /// Committed with packs of an attempt before.
+    gone_on: usize,
+    /// Came to their end, and somebody had gone on from them meanwhile.
+    came_back: usize,
     /// Backups that should be restorable and are not.
     lost: Vec<String>,
     /// Objects that nothing needs and that stayed.
@@ -468,9 +530,34 @@ fn model(seed: u64) -> Outcomes {
             }
             done.set(done.get() + 1);
         };
+        let gone_on = std::cell::Cell::new(0);
+        let came_back = std::cell::Cell::new(0);
+        // Most of its attempts die, with others in between. There are two that take each other for dead: whoever goes on wins, and the other one comes back.
+        let attempts = async |seed: u64, numbers: std::ops::Range<u64>| {
+            let mut random = Random(seed);
+            for number in numbers {
+                cloud.pass(Duration::from_secs(random.below(900)));
+                let slow = Duration::from_secs(random.below(4000));
+                let patience = random.below(90);
+                let dying = async {
+                    for _ in 0..patience {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                let taking = attempt(&repository, &cloud, number, slow, &came_back);
+                let (taking, dying) = (std::pin::pin!(taking), std::pin::pin!(dying));
+                if let futures_util::future::Either::Left((Some(manifest), _)) =
+                    futures_util::future::select(taking, dying).await
+                {
+                    gone_on.set(gone_on.get() + usize::from(manifest.packs.len() > 1));
+                    known.borrow_mut().push(manifest);
+                }
+            }
+            done.set(done.get() + 1);
+        };
         let deleter = async {
             let mut random = Random(seed ^ 2);
-            while done.get() < 2 {
+            while done.get() < WRITERS {
                 let id = {
                     let known = known.borrow();
                     known[random.below(known.len() as u64) as usize].id
@@ -490,7 +577,7 @@ fn model(seed: u64) -> Outcomes {
         let refused = std::cell::Cell::new(0);
         let collector = async |seed: u64| {
             let mut random = Random(seed);
-            while done.get() < 2 {
+            while done.get() < WRITERS {
                 if collect(&repository, PLACE, HASTY, cloud.now()).await.is_err() {
                     refused.set(refused.get() + 1);
                 }
@@ -501,6 +588,8 @@ fn model(seed: u64) -> Outcomes {
         tokio::join!(
             writer(seed ^ 1, 2..7),
             writer(seed ^ 9, 20..25),
+            attempts(seed ^ 5, 40..48),
+            attempts(seed ^ 6, 60..66),
             deleter,
             collector(seed ^ 3),
             collector(seed ^ 4)
@@ -510,6 +599,7 @@ fn model(seed: u64) -> Outcomes {
         cloud.bad(|weather| *weather = Default::default());
         let mut outcomes = Outcomes { committed: known.borrow().len(), ..Outcomes::default() };
         outcomes.refused = refused.get();
+        (outcomes.gone_on, outcomes.came_back) = (gone_on.get(), came_back.get());
         for _ in 0..3 {
             cloud.pass(2 * HOUR);
             if let Err(error) = collected(&repository, &cloud).await {
@@ -552,14 +642,24 @@ fn case_29_no_interleaving_loses_what_is_kept_or_keeps_what_is_not() {
         total.committed += outcomes.committed;
         total.swept += outcomes.swept;
         total.refused += outcomes.refused;
+        total.gone_on += outcomes.gone_on;
+        total.came_back += outcomes.came_back;
     }
     // The model is worth something only if all of this happens.
     assert!(total.committed > 300 && total.swept > 100 && total.refused > 50, "{total:?}");
+    assert!(total.gone_on > 50 && total.came_back > 50, "{total:?}");
 }
 
 #[test]
 fn the_model_catches_a_collection_that_ignores_intents() {
     let outcomes = breaking(Some(Broken::IntentsIgnored), || models(0..120));
+    let caught = outcomes.iter().filter(|outcomes| !outcomes.lost.is_empty()).count();
+    assert!(caught > 0, "nothing was lost in 120 runs");
+}
+
+#[test]
+fn the_model_catches_a_collection_that_does_not_look_who_goes_on() {
+    let outcomes = breaking(Some(Broken::FormerIgnored), || models(0..120));
     let caught = outcomes.iter().filter(|outcomes| !outcomes.lost.is_empty()).count();
     assert!(caught > 0, "nothing was lost in 120 runs");
 }

@@ -213,7 +213,8 @@ fn whoever_was_given_up_cannot_commit() {
         let backup = Backup::begin(&repository, beginning(None, START, cloud.now())).await.unwrap();
         let mut maps = backup.maps();
         maps.push(&Entry::directory("a", 0o700)).await.unwrap();
-        let abandoned = Abandoned { id: backup.id(), at: cloud.now(), why: "a test".to_owned() };
+        let abandoned =
+            Abandoned { id: backup.id(), at: cloud.now(), why: "a test".to_owned(), continued_by: None };
         let name = PLACE.backup(backup.id());
         document::put(repository.store(), &name, &abandoned, repository.protection()).await.unwrap();
         let proof = archive(&repository).prove(Timeline(1), START, Lsn(START.0 + 9)).await.unwrap();

@@ -119,6 +119,13 @@ impl Directory {
         let created = linked?;
         // Without this the next power cut takes the name away, whether it is ours or that of whoever was faster.
         self.step(Step::SyncDirectory, folder, || sync(folder))?;
+        if !created {
+            // Whoever was faster may have been killed when he had made a directory, and not flushed the one above it.
+            let above = folder.ancestors().skip(1).take_while(|above| above.starts_with(&self.root));
+            for directory in above {
+                self.step(Step::SyncParent, directory, || sync(directory))?;
+            }
+        }
         // A file that could not be removed wastes space until the next sweep, and the object is there.
         if let Err(error) = removed {
             tracing::warn!(file = %temporary.display(), %error, "a temporary file is left in the repository");

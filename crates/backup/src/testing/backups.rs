@@ -91,6 +91,7 @@ pub(crate) fn beginning(parent: Option<BackupId>, from: Lsn, now: Timestamp) -> 
     Beginning {
         system_identifier: SYSTEM,
         parent,
+        continues: None,
         timeline: Timeline(1),
         wal_from: from,
         node: "a".parse::<NodeName>().unwrap(),

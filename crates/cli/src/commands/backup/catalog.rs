@@ -152,7 +152,7 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
         backup.can_be_restored.map(|can| if can { "yes" } else { "no: WAL of it is missing" }.to_owned());
     let checksums = backup.data_checksums.map(|on| if on { "on" } else { "off" }.to_owned());
     let changes = backup.changes.as_ref();
-    let all: [(&str, Option<String>); 27] = [
+    let all: [(&str, Option<String>); 28] = [
         ("backup", Some(backup.id.clone())),
         ("status", Some(status(backup.status).to_owned())),
         ("why", text(&backup.why)),
@@ -165,6 +165,7 @@ fn lines(catalog: &Catalog, backup: &Backup) -> String {
         ("data checksums", checksums),
         ("mode", backup.mode.map(|of| mode(of).to_owned())),
         ("parent", text(&backup.parent)),
+        ("went on from", text(&backup.continues)),
         ("changes found by", changes.map(found)),
         (
             "read for it",

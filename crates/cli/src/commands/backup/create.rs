@@ -138,6 +138,7 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
         Some(parent) => note(&format!("takes a backup that is built upon {parent}")),
         None => note("takes a backup of everything"),
     }
+    let is_gone_on_from = prepared.can_be_gone_on_from();
     let sender = watch::Sender::new(Progress::default());
     let seen = sender.subscribe();
     let work = prepared.run(&sender);
@@ -145,7 +146,14 @@ pub(super) async fn run(args: CreateArgs, global: &Global) -> Result<(), Failure
     let created = match created {
         Ok(done) => done.map_err(failed)?,
         Err(interrupted) => {
-            note("interrupted: there is no backup; what it has stored is removed by a later collection");
+            note(match is_gone_on_from {
+                true => {
+                    "interrupted: there is no backup; the next one goes on from what it has stored, or a later collection removes it"
+                }
+                false => {
+                    "interrupted: there is no backup; what it has stored is removed by a later collection"
+                }
+            });
             return Err(interrupted);
         }
     };
@@ -187,6 +195,7 @@ fn told(created: &Created) -> String {
     let backup = &created.backup;
     let mode = match backup.mode {
         Some(BackupMode::Incremental) => format!("{} were the same, ", bytes(created.kept_bytes)),
+        _ if backup.continues.is_some() => format!("{} had been stored already, ", bytes(created.kept_bytes)),
         _ => String::new(),
     };
     format!(
