@@ -118,7 +118,6 @@ fn as_root_a_whole_herd_goes_back_to_a_moment() {
         assert_eq!(herd.primary().unwrap(), node);
         assert_eq!(ask("select count(*), max(n) from kept"), "1001|1001", "all up to the moment");
         assert_eq!(ask("select to_regclass('later') is null"), "t", "and nothing behind it");
-        drop(ask);
         drop(asks);
         psql.wait().unwrap();
         herd.sql("insert into kept values (-1)").unwrap();
