@@ -22,6 +22,8 @@ use crate::wait::wait_until;
 
 /// The file that takes the space.
 const FILLER: &str = "filler";
+/// Written to see whether the volume lives. Whoever keeps something here has other names.
+const PROBE: &str = "testkit-probe";
 /// The mount's source, for whoever reads the list of mounts.
 const SOURCE: &str = "pgherd-testkit";
 /// A write and a sync on a healthy disk take a few milliseconds here.
@@ -114,7 +116,7 @@ impl Volume {
     pub fn hang(&self) {
         assert!(self.image.is_some(), "only a disk can hang, and {} is none", self.path.display());
         run("fsfreeze", &["--freeze", &self.path.to_string_lossy()]);
-        let probe = self.path.join("probe");
+        let probe = self.path.join(PROBE);
         let (done, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let written = File::create(&probe);
@@ -145,7 +147,7 @@ impl Volume {
         unsafe { ioctl(&root, Setter::<FS_IOC_SHUTDOWN, u32>::new(WITHOUT_LOG_FLUSH)) }.unwrap_or_else(
             |error| panic!("fault not injected: {} cannot be shut down: {error}", self.path.display()),
         );
-        let written = File::create(self.path.join("probe"));
+        let written = File::create(self.path.join(PROBE));
         let failed =
             written.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::IO.raw_os_error()));
         assert!(failed, "fault not injected: a write to {} gave {written:?}", self.path.display());
@@ -159,7 +161,7 @@ impl Volume {
     pub fn remount(&self) {
         let path = self.path.to_string_lossy().into_owned();
         let image = self.image.as_ref().unwrap_or_else(|| panic!("{path} is no disk"));
-        let (image, probe) = (image.to_string_lossy().into_owned(), self.path.join("probe"));
+        let (image, probe) = (image.to_string_lossy().into_owned(), self.path.join(PROBE));
         let done = |program: &str, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output().map_err(|error| error.to_string())?;
             let words = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -534,6 +534,14 @@ story! {
         for client in &clients {
             client.batch_execute("COMMIT").await.unwrap();
         }
+        // Not before they wait: who has yet to wait reads first what is there, and only then sees that the postmaster is gone.
+        let direct = connect(&format!("host=127.0.0.1 port={} user=postgres dbname=mall", scene.server.port)).await.unwrap();
+        let pids: Vec<_> = servers.iter().map(|server| server.pid.as_raw_nonzero().to_string()).collect();
+        let wait = format!(
+            "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'ClientRead' AND state = 'idle' AND pid IN ({})",
+            pids.join(", ")
+        );
+        until("all of them wait", async || one(&direct, &wait).await == "3").await;
         servers.iter().for_each(|server| server.signal(Signal::STOP));
         let postmaster = scene.server.postmaster();
         let status = format!("/proc/{postmaster}/stat");
