@@ -544,7 +544,7 @@ async fn keep(
     // A cancel that is on its way hits this client's server, and nobody else's.
     ticket.has(None).await;
     if session.server_is_orphaned() {
-        pool.orphaned(&backend.place, world);
+        pool.replace_idle(&backend.place, world);
     }
     stop_at_server(&end, &backend, world);
     let lent = Lent { server, backend };

@@ -422,9 +422,8 @@ impl OnePool {
         self.act(state, world);
     }
 
-    /// Does what the pool has ordered.
-    /// The postmaster that it was opened by is gone: all of them are, though those that are idle may not have said so yet.
-    pub(crate) fn orphaned(self: &Arc<Self>, place: &Place, world: &Arc<World>) {
+    /// The postmaster that opened it is gone, or shuts down: all of them end, though those that are idle may not have said so yet.
+    pub(crate) fn replace_idle(self: &Arc<Self>, place: &Place, world: &Arc<World>) {
         let mut state = self.state();
         if state.pool.place() == Some(place) {
             state.pool.reconnect(clock::now());
@@ -432,6 +431,7 @@ impl OnePool {
         }
     }
 
+    /// Does what the pool has ordered.
     fn act(self: &Arc<Self>, mut state: MutexGuard<'_, State>, world: &Arc<World>) {
         while let Some(order) = state.pool.poll() {
             match order {

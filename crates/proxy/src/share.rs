@@ -325,8 +325,8 @@ impl Sharing<'_> {
         }
     }
 
-    /// `left`: the server that has ended the session in its own words. Where that goes on taking clients, somebody has ended this
-    /// one, and means it.
+    /// `left`: the server that has ended the session in its own words. Where that goes on taking clients, which only a connection
+    /// that is opened now can tell, somebody has ended this one, and means it.
     ///
     /// Under settings by which it changes nothing: had it written after all, the first one could have been committed. `None`: it
     /// does not only read, or there is nobody to ask.
@@ -338,15 +338,22 @@ impl Sharing<'_> {
         left: Option<&Place>,
     ) -> Option<Result<Option<Left>, Farewell>> {
         let wanted = Arc::new(self.wanted.with("default_transaction_read_only", "on"));
+        let mut is_opened_since = false;
         for _ in 0..MOST_SERVERS {
             let (pool, lent) = tokio::select! {
                 biased;
                 found = self.find(false) => found.ok()?,
                 left = gone(stream, &self.wants.card) => return Some(Ok(Some(left))),
             };
-            if left == Some(&lent.backend.place) {
+            if let Some(place) = left.filter(|place| **place == lent.backend.place) {
                 pool.give_back(lent, true, self.world);
-                return None;
+                if is_opened_since {
+                    return None;
+                }
+                // A server that shuts down ends its sessions one after the other, and those that are idle may not have heard of it yet.
+                pool.replace_idle(place, self.world);
+                is_opened_since = true;
+                continue;
             }
             let recalls = self.recalls_sequences || sql::may_recall_sequences(link.unread());
             // Others that were idle at the same primary are as lost.
@@ -454,7 +461,7 @@ impl Sharing<'_> {
             }
         };
         if session.server_is_orphaned() {
-            pool.orphaned(&backend.place, self.world);
+            pool.replace_idle(&backend.place, self.world);
         }
         self.wants.card.unpin();
         // A cancel that is on its way hits this client's server, and nobody else's.

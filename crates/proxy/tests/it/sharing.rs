@@ -572,6 +572,35 @@ story! {
 }
 
 story! {
+    async fn a_read_that_a_shutdown_ends_is_done_by_the_next_primary_though_another_server_there_is_idle(scene) {
+        let standby = Server::standby_of(&scene.server);
+        let mut changed = settings();
+        changed.limits.hold = SOON;
+        scene.proxy.replace(changed);
+        assert!(scene.proxy.learn(scene.says(1, &scene.server, &[], LASTING)));
+        let [direct, next] = [scene.server.port, standby.port].map(|port| format!("host=127.0.0.1 port={port} user=postgres dbname=mall"));
+        let (direct, next) = (connect(&direct).await.unwrap(), connect(&next).await.unwrap());
+        let (reader, other) = (scene.sharer().await, scene.sharer().await);
+        let query = format!("SELECT ({LONG} + {LONG} + {LONG})::text");
+        let read = tokio::spawn(async move { one(&reader, &query).await });
+        let running = "SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT ((SELECT%'";
+        until("it is read", async || one(&direct, running).await == "1").await;
+        other.batch_execute("BEGIN").await.unwrap();
+        let idle = Stopped::of(&other).await;
+        other.batch_execute("COMMIT").await.unwrap();
+        until("the other server is given back", async || scene.lent() == 1).await;
+        // It ends later than the one that reads, as any of them may.
+        idle.signal(Signal::STOP);
+        let postmaster = Pid::from_raw(scene.server.postmaster().parse().unwrap()).unwrap();
+        rustix::process::kill_process(postmaster, Signal::INT).unwrap();
+        until("the read waits for the next primary", async || scene.waiting() == 1).await;
+        one(&next, "SELECT pg_promote()").await;
+        assert!(scene.proxy.learn(scene.says(2, &standby, &[], LASTING)));
+        assert_eq!(read.await.unwrap(), "18000000");
+    }
+}
+
+story! {
     async fn with_statement_pooling_a_transaction_is_refused(scene) {
         let client = connect(&scene.sharing("carol", "")).await.unwrap();
         assert_eq!(one(&client, "SELECT 'by itself'").await, "by itself");
