@@ -220,8 +220,70 @@ fn is_among(words: &[&[u8]], word: &[u8]) -> bool {
 /// What each server says of itself: `pg_stat_activity`, `pg_locks`, `pg_is_in_recovery` and so on.
 fn is_the_servers_own(name: &[u8]) -> bool {
     let prefix = name.get(..3).unwrap_or_default();
-    prefix.eq_ignore_ascii_case(b"pg_") && !name.eq_ignore_ascii_case(b"pg_catalog")
+    prefix.eq_ignore_ascii_case(b"pg_") && !is_among(&REPLICATED, name)
 }
+
+/// Names with PostgreSQL's prefix that mean the same on each server: system catalogs, which are replicated as other tables
+/// are (manual 53), views of nothing else (manual 54), and functions that read nothing else (manual 9.27.5). Drivers
+/// look up types in them, and libraries their tables.
+const REPLICATED: [&[u8]; 56] = [
+    b"pg_aggregate",
+    b"pg_am",
+    b"pg_amop",
+    b"pg_amproc",
+    b"pg_attrdef",
+    b"pg_attribute",
+    b"pg_auth_members",
+    b"pg_cast",
+    b"pg_catalog",
+    b"pg_class",
+    b"pg_collation",
+    b"pg_constraint",
+    b"pg_conversion",
+    b"pg_database",
+    b"pg_depend",
+    b"pg_description",
+    b"pg_enum",
+    b"pg_event_trigger",
+    b"pg_extension",
+    b"pg_foreign_server",
+    b"pg_foreign_table",
+    b"pg_function_is_visible",
+    b"pg_get_constraintdef",
+    b"pg_get_expr",
+    b"pg_get_functiondef",
+    b"pg_get_indexdef",
+    b"pg_get_partkeydef",
+    b"pg_get_triggerdef",
+    b"pg_get_userbyid",
+    b"pg_get_viewdef",
+    b"pg_index",
+    b"pg_indexes",
+    b"pg_inherits",
+    b"pg_language",
+    b"pg_matviews",
+    b"pg_namespace",
+    b"pg_opclass",
+    b"pg_operator",
+    b"pg_opfamily",
+    b"pg_partitioned_table",
+    b"pg_policy",
+    b"pg_proc",
+    b"pg_range",
+    b"pg_rewrite",
+    b"pg_roles",
+    b"pg_sequence",
+    b"pg_shdescription",
+    b"pg_statistic_ext",
+    b"pg_table_is_visible",
+    b"pg_tables",
+    b"pg_tablespace",
+    b"pg_trigger",
+    b"pg_type",
+    b"pg_type_is_visible",
+    b"pg_user",
+    b"pg_views",
+];
 
 /// How many texts are remembered; then all of them are forgotten, and learnt once more.
 const MAX_REMEMBERED: usize = 10_000;

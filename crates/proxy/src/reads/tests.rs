@@ -4,7 +4,18 @@ use super::*;
 
 /// A user's function is called as a word that is most often none.
 fn functions() -> Functions {
-    let known = ["qcount", "qsum", "qnow", "qlower", "qMy Function", "qquiet", "xpg_advisory_lock", "xlike"];
+    let known = [
+        "qcount",
+        "qsum",
+        "qnow",
+        "qlower",
+        "qMy Function",
+        "qquiet",
+        "qpg_get_expr",
+        "qpg_is_in_recovery",
+        "xpg_advisory_lock",
+        "xlike",
+    ];
     known.iter().map(|row| row.as_bytes().to_vec()).collect()
 }
 
@@ -31,6 +42,9 @@ fn what_can_only_read_may_go_to_a_standby() {
         "SELECT QUIET(1)",
         "/* why */ SELECT 1",
         "SELECT * FROM information_schema.tables",
+        "SELECT count(*) FROM pg_class",
+        "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef",
+        "SELECT t.oid FROM pg_catalog.pg_type t JOIN \"pg_namespace\" n ON t.typnamespace = n.oid",
     ] {
         assert!(reads(text), "{text}");
     }
@@ -62,6 +76,10 @@ fn whatever_else_it_may_be_goes_to_the_primary() {
         "SELECT * FROM pg_stat_activity",
         "SELECT * FROM \"pg_locks\"",
         "SELECT * FROM PG_STAT_REPLICATION",
+        "SELECT count(*) FROM pg_class, pg_settings",
+        "SELECT pg_is_in_recovery()",
+        "SELECT pg_get_viewdef(1)",
+        "SELECT pg_type(1)",
         "EXPLAIN ANALYZE SELECT 1",
         "SHOW transaction_read_only",
         "BEGIN",

@@ -1,8 +1,11 @@
 //! Changes that an operator asks for.
 
+use std::net::SocketAddr;
+
 use pgherd_testkit::Session;
 use pgherd_testkit::connection::{Answer, Cause};
 use pgherd_testkit::handover::{self, Account, Clients};
+use pgherd_testkit::herd::PROXY_READ_PORT;
 
 use super::*;
 
@@ -32,6 +35,9 @@ fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
     handover::create_table(&mut herd.session(&herd.primary()));
     let clients = Clients::start(herd.net().client(), address, herd.login(), 40, Some(200.0), 0);
     clients.wait_for_writes(WHOLE);
+    // Those of the other port are on standbys, of which one becomes the primary and the primary one of them.
+    let read_only = SocketAddr::new(address.ip(), PROXY_READ_PORT);
+    let readers = Clients::reading(herd.net().client(), read_only, herd.login(), 20, 200.0);
     for _ in 0..2 {
         herd.switch_over(None);
         clients.wait_for_writes(WHOLE);
@@ -49,6 +55,9 @@ fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
     herd.wait_until_whole(WHOLE);
     assert_eq!(herd.session(&herd.primary()).value("SELECT to_regclass('undone')"), None);
     assert_eq!(handover::failures(&clients.ended()), Default::default(), "a switchover is a pause");
+    let reads = readers.stop();
+    assert_eq!(handover::failures(&reads), Default::default(), "and none for {} reads", reads.len());
+    assert!(reads.len() > 100, "{} reads", reads.len());
     herd.kill_postmaster(&herd.primary());
     clients.wait_for_writes(WHOLE);
     let ended = clients.stop();
