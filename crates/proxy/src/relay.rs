@@ -384,6 +384,10 @@ fn poll(
         let answered = !server_is_silent
             && match from_server(cx, server, client, session, link) {
                 Poll::Ready(Ok(())) => true,
+                // The last word came with the last answer, and nothing is left that it could be about.
+                Poll::Ready(Err(End::ServerLost(_))) if session.is_over() && !session.server_has_ended() => {
+                    true
+                }
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Pending => false,
             };
@@ -638,7 +642,7 @@ mod tests {
 
     use pgherd_core::types::Term;
     use pgherd_pgwire::message::build;
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -649,13 +653,15 @@ mod tests {
     use crate::session::{Loan, Mode};
     use crate::statements::Known;
 
-    /// The proxy's end, at which something has come, and the other one.
+    /// The proxy's end, at which something has come if anything was said, and the other one.
     async fn said(words: &[u8]) -> (Stream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (own, _) = listener.accept().await.unwrap();
         other.write_all(words).await.unwrap();
-        own.readable().await.unwrap();
+        if !words.is_empty() {
+            own.readable().await.unwrap();
+        }
         (Stream::Tcp(own), other)
     }
 
@@ -704,6 +710,39 @@ mod tests {
             assert_eq!(link.unread(), &query[..], "what it said is there still");
             assert!(link.take_unsaid().is_empty());
             assert_eq!(other.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    /// Under load both come at once. Whoever has its answer has lost nothing.
+    #[tokio::test]
+    async fn a_last_word_behind_the_last_answer_is_not_about_what_was_answered() {
+        let mut query = BytesMut::new();
+        build::query(&mut query, b"SELECT 1").unwrap();
+        let message = |kind: u8, body: &[u8]| {
+            let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+            [&[kind], &length[..], body].concat()
+        };
+        let done = message(b'C', b"SELECT 1\0");
+        let fatal = message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating\0Rsecure_read\0\0");
+        for (status, is_over) in [(b'I', true), (b'T', false)] {
+            let (mut client, _client) = said(&query).await;
+            let (server, mut other) = said(b"").await;
+            let mut server = crate::backend::tests::backend(server);
+            let mut session = Session::sharing(Mode::Transaction, Arc::default());
+            session.attach(Loan::new(Known::new(1), 0));
+            let mut link = Link::default();
+            assert!(link.is_asked(&mut client).await);
+            let mut admission = admission();
+            let relayed = relay(&mut client, &mut server, &mut session, &mut admission, &mut link);
+            let answered = async {
+                let mut asked = vec![0; query.len()];
+                other.read_exact(&mut asked).await.unwrap();
+                let answer = [&done[..], &message(b'Z', &[status]), &fatal].concat();
+                other.write_all(&answer).await.unwrap();
+            };
+            let (end, ()) = tokio::join!(relayed, answered);
+            assert_eq!(matches!(end, End::Over), is_over, "{end:?}");
+            assert!(session.server_leaves(), "it is lent to nobody");
         }
     }
 }

@@ -413,7 +413,10 @@ impl Sharing<'_> {
         let gone = left(&end, session, &lent.backend, self.world);
         match end {
             End::Over => {
-                self.give_back(pool, lent).await;
+                match session.server_leaves() {
+                    true => pool.give_back(lent, false, self.world),
+                    false => self.give_back(pool, lent).await,
+                }
                 return Ok(None);
             }
             // What was tied to it is let go; what nobody knows goes with the connection.
