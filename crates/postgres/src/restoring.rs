@@ -36,8 +36,10 @@ use crate::control::{self, ControlFile, Limits};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::proc;
+use past_cache::{GATHERED_BYTES, Gathered};
 
 mod configuration;
+mod past_cache;
 
 pub use crate::base_backup::listing::is_left_out;
 pub use configuration::{Action, Change, Come, Configuration, End, FollowTimeline, Recovery, adapt};
@@ -644,15 +646,21 @@ impl Writing {
             .open(&self.place);
         let file = opened.map_err(Error::io("open", &self.place))?;
         let before = file.metadata().map_err(Error::io("look at", &self.place))?.len();
-        Ok(Written { file, before, writing: self })
+        let gathered = match before == 0 && self.size >= GATHERED_BYTES as u64 {
+            true => Gathered::begin(&file).map_err(Error::io("write", &self.place))?,
+            false => None,
+        };
+        Ok(Written { file, before, gathered, writing: self })
     }
 }
 
-/// A file that gets its content, in any order.
+/// A file that gets its content: from its beginning to its end if it was empty, else in any order.
 #[derive(Debug)]
 pub struct Written {
     file: File,
     before: u64,
+    /// What comes to its end, while it is written past the page cache.
+    gathered: Option<Gathered>,
     writing: Writing,
 }
 
@@ -669,13 +677,26 @@ impl Written {
         self.file.read_exact_at(piece, at).map_err(Error::io("read", &self.writing.place))
     }
 
-    pub fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.file.write_all_at(bytes, at).map_err(Error::io("write", &self.writing.place))
+    pub fn write(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        self.put(bytes, at).map_err(Error::io("write", &self.writing.place))
+    }
+
+    fn put(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        if let Some(gathered) = self.gathered.take_if(|gathered| gathered.end() != at) {
+            gathered.finish(&self.file)?;
+        }
+        match &mut self.gathered {
+            Some(gathered) => gathered.push(&self.file, bytes),
+            None => self.file.write_all_at(bytes, at),
+        }
     }
 
     /// Gives it its size and permissions. It is flushed with all others.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         let Writing { place, mode, size, .. } = &self.writing;
+        if let Some(gathered) = self.gathered.take() {
+            gathered.finish(&self.file).map_err(Error::io("write", place))?;
+        }
         if self.before > *size {
             self.file.set_len(*size).map_err(Error::io("truncate", place))?;
         }

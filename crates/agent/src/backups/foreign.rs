@@ -574,7 +574,7 @@ async fn fill(
 
 impl Shared {
     async fn file(&self, path: &[u8], file: &File, writing: Writing) -> Result<(), ForeignRestoreError> {
-        let written = writing.open()?;
+        let mut written = writing.open()?;
         if !self.is_there(file, &written).await? {
             let mut reading = self.prepared.contents.open(path, file)?;
             let (mut piece, mut there, mut at) = (vec![0; PIECE_BYTES], Vec::new(), 0);

@@ -408,7 +408,8 @@ async fn restore(
     if !plan.target.tablespaces.is_empty() {
         return Err(MemberError::Tablespaces { backup: found.manifest.id.to_string() });
     }
-    let readers = available_parallelism().map_or(1, usize::from).clamp(1, MAX_READERS);
+    // While one of a pair waits for the disk, the other one unpacks.
+    let readers = (2 * available_parallelism().map_or(1, usize::from)).clamp(1, MAX_READERS);
     Ok(restore::restore(&found.repository, plan, readers, None, progress).await?.bytes)
 }
 

@@ -390,9 +390,9 @@ impl Shared {
         entry: &Entry,
         writing: Writing,
     ) -> Result<(), RestoreError> {
-        let written = writing.open()?;
+        let mut written = writing.open()?;
         // What is there may look the same to the short hashes of groups and not be: then all of it is written.
-        if written.before() == 0 || !self.patch(contents, entry, &written).await? {
+        if written.before() == 0 || !self.patch(contents, entry, &mut written).await? {
             let mut at = 0;
             let put = async |piece: &[u8]| {
                 self.pass(piece.len()).await?;
@@ -414,7 +414,7 @@ impl Shared {
         &self,
         contents: &mut PackReader,
         entry: &Entry,
-        written: &restoring::Written,
+        written: &mut restoring::Written,
     ) -> Result<bool, RestoreError> {
         let mut hash = Hashing::default();
         let (mut there, mut fetched) = (Vec::with_capacity(PIECE_BYTES), 0);

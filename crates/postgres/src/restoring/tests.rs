@@ -46,7 +46,7 @@ fn write(target: &Target, over: Over, content: &[u8]) -> Result<Restored, Restor
         let Admitted::Write(writing) = restoring.file(path.as_bytes(), 0o640, content.len() as u64)? else {
             return Ok(());
         };
-        let written = writing.open()?;
+        let mut written = writing.open()?;
         written.write(content, 0)?;
         Ok(written.finish()?)
     };
@@ -192,4 +192,71 @@ fn the_map_of_tablespaces_is_changed_where_they_have_moved_and_nowhere_else() {
     let map = b"1 /was/1\n2 /was/a\\\nb\n3 /was/3\n";
     assert_eq!(moved(map, &[space(1, "/was/1"), space(3, "/was/3")]), map);
     assert_eq!(moved(map, &[space(2, "/new\\2")]), b"1 /was/1\n2 /new\\\\2\n3 /was/3\n");
+}
+
+/// Opens a file of this size as a restore does.
+fn opened(dir: &Path, size: u64) -> Written {
+    let _alone = Arc::new(File::open(dir).unwrap());
+    Writing { place: dir.join("1"), mode: 0o600, size, _alone }.open().unwrap()
+}
+
+/// Whether the file system goes past its cache when asked as one usually asks.
+fn can_be_direct(dir: &Path) -> bool {
+    let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(dir.join("0")).is_ok()
+}
+
+fn is_direct(written: &Written) -> bool {
+    rustix::fs::fcntl_getfl(&written.file).unwrap().contains(rustix::fs::OFlags::DIRECT)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_comes_in_pieces_is_the_file_past_the_cache_or_not(
+        pieces in proptest::collection::vec(0..3 * GATHERED_BYTES / 2, 0..6),
+        jump in proptest::option::of(0..6_usize),
+        is_refused in proptest::bool::ANY,
+    ) {
+        // Beside the program: where tests have their temporary files, direct writes may not be possible.
+        let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let size: usize = pieces.iter().sum();
+        let content: Vec<u8> = (0..size).map(|at| (at / 7 + at / 4096) as u8).collect();
+        let mut written = opened(dir.path(), size as u64);
+        proptest::prop_assert_eq!(is_direct(&written), size >= GATHERED_BYTES && can_be_direct(dir.path()));
+        if is_refused && let Some(gathered) = &mut written.gathered {
+            gathered.misalign();
+        }
+        let mut parts: Vec<(usize, usize)> = Vec::new();
+        for bytes in &pieces {
+            parts.push((parts.last().map_or(0, |(at, bytes)| at + bytes), *bytes));
+        }
+        // As when a file turns out to be written in another order.
+        if let Some(last) = jump.filter(|last| *last < parts.len()) {
+            let part = parts.remove(last);
+            parts.push(part);
+        }
+        for (at, bytes) in parts {
+            written.write(&content[at..at + bytes], at as u64).unwrap();
+        }
+        written.finish().unwrap();
+        proptest::prop_assert!(fs::read(dir.path().join("1")).unwrap() == content);
+    }
+}
+
+#[test]
+fn a_file_that_had_something_is_written_through_the_cache() {
+    let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    fs::write(dir.path().join("1"), "before").unwrap();
+    assert!(!is_direct(&opened(dir.path(), 2 * GATHERED_BYTES as u64)));
+}
+
+#[test]
+fn a_file_that_is_short_of_its_size_is_damaged_past_the_cache_too() {
+    let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    let mut written = opened(dir.path(), 2 * GATHERED_BYTES as u64);
+    written.write(&vec![1; 2 * GATHERED_BYTES - 1], 0).unwrap();
+    let refused = written.finish().unwrap_err().to_string();
+    assert!(refused.contains("it has 2097151 bytes and should have 2097152"), "{refused}");
 }

@@ -1,7 +1,7 @@
 //! Base backups: taken, restored, restored over what is there, read back.
 
 use crate::Arguments;
-use crate::measured::{Rounds, bytes_below, run};
+use crate::measured::{Cache, Rounds, bytes_below, put_in_cache, run};
 use crate::scene::{Scene, Server};
 use crate::subjects::{FLOOR, PGBACKREST, Subject, Who};
 
@@ -48,9 +48,13 @@ fn full_and_back(scene: &Scene, server: &Server, subject: &Subject<'_>, rounds: 
     }
     let to = scene.path("restored");
     let wanted = bytes_below(&server.data_dir.join("base"));
-    for (mode, delta) in [("restore", false), ("delta", true)] {
-        let Some(command) = subject.restore(&to, delta) else { continue };
+    let modes = [("restore", None), ("delta", Some(Cache::Warm)), ("delta, cold", Some(Cache::Cold))];
+    for (mode, over) in modes {
+        let Some(command) = subject.restore(&to, over.is_some()) else { continue };
         scene.settle();
+        if let Some(cache) = over {
+            put_in_cache(&to, cache);
+        }
         rounds.add(mode, subject.name(), run(mode, command, None));
         let there = bytes_below(&to.join("base"));
         // Statistics and maps of free space are written while it is copied.

@@ -1,6 +1,7 @@
 //! One command from its beginning to its end: time, CPU, memory; and the rounds of one subject.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -109,6 +110,33 @@ pub(crate) fn bytes_below(dir: &Path) -> u64 {
             _ => 0,
         })
         .sum()
+}
+
+/// What is in memory of files that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cache {
+    Warm,
+    Cold,
+}
+
+/// Who has just written a directory has it in the page cache or not; who reads it next begins like everybody else.
+/// What has not reached the disk stays in the cache.
+pub(crate) fn put_in_cache(dir: &Path, cache: Cache) {
+    for entry in std::fs::read_dir(dir).expect("what was restored can be listed") {
+        let entry = entry.expect("what was restored can be listed");
+        let kind = entry.file_type().expect("it has a kind");
+        if kind.is_dir() {
+            put_in_cache(&entry.path(), cache);
+        } else if kind.is_file() {
+            let mut file = File::open(entry.path()).expect("it can be opened");
+            match cache {
+                Cache::Warm => drop(std::io::copy(&mut file, &mut std::io::sink()).expect("it can be read")),
+                Cache::Cold => {
+                    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("it is a file");
+                }
+            }
+        }
+    }
 }
 
 /// All rounds, by what was done and who did it, in the order in which they came first.
