@@ -748,12 +748,10 @@ impl Herd {
 
     /// Copies all logs of all hosts to a directory that outlives the herd.
     pub fn copy_logs(&self, to: &Path) -> std::io::Result<()> {
-        for agent in &self.agents {
-            for path in logs::below(self.host(agent).dir()) {
-                let name =
-                    path.strip_prefix(self.net.dir()).unwrap_or(&path).to_string_lossy().replace('/', "-");
-                std::fs::copy(&path, to.join(name))?;
-            }
+        let hosts = self.agents.iter().map(|agent| self.host(agent)).chain([self.net.client()]);
+        for path in hosts.flat_map(|host| logs::below(host.dir())) {
+            let name = path.strip_prefix(self.net.dir()).unwrap_or(&path).to_string_lossy().replace('/', "-");
+            std::fs::copy(&path, to.join(name))?;
         }
         Ok(())
     }
