@@ -652,7 +652,7 @@ fn set(settings: &mut Settings, name: &str, value: OptionValue) -> bool {
         ("read_your_writes", Switch(on)) => reads.your_writes = on,
         ("read_wait", Time { ms: Some(ms) }) => reads.wait = Duration::from_millis(ms),
         // Agents leave such standbys out of their tables.
-        ("max_replay_lag", Time { .. }) => {}
+        ("max_replay_lag", Time { .. }) | ("unconfirmed_reads", Switch(_)) => {}
         ("max_clients", Whole(most)) => settings.max_clients = number(most),
         ("max_user_clients", Whole(most)) => settings.max_user_clients = limit(most),
         ("max_database_clients", Whole(most)) => settings.max_database_clients = limit(most),

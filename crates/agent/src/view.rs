@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgherd_core::ha::election::{self, Tally, Waiting};
 use pgherd_core::record::{Archive, Record, Reign, Rule};
-use pgherd_core::spec::{ClusterSpec, NodeSpec};
+use pgherd_core::spec::{ClusterSpec, NodeSpec, OptionValue, ProxyOption};
 use pgherd_core::types::{Lsn, Member, NodeName};
 use pgherd_dcs::Health;
 
@@ -220,7 +220,8 @@ impl<'a> Sight<'a> {
 
     /// May this standby serve reads? A row that it shows must not be lost by a failover: under `needed` = 1
     /// whatever a voter has is on two members, itself and the primary; what it passes on, too. Where nothing
-    /// is needed nothing is promised; where more than one is, one standby alone proves nothing.
+    /// is needed nothing is promised; where more than one is, one standby alone proves nothing. Those who would rather
+    /// read, say so.
     fn in_read_pool(&self, node: &NodeSpec) -> bool {
         let Some((rule, cluster)) = self.rule().zip(self.cluster()) else { return false };
         if node.delay.is_some() || self.barred(&node.name).is_some() || self.primary() == Some(&node.name) {
@@ -231,8 +232,10 @@ impl<'a> Sight<'a> {
             return false;
         }
         let votes = |name: &NodeName| self.voters().iter().any(|voter| voter.node == *name);
+        let options = cluster.proxy.clone().unwrap_or_default();
         match rule.needed {
             0 => true,
+            _ if options.option(ProxyOption::UnconfirmedReads) == OptionValue::Switch(true) => true,
             1 => {
                 let mut at = &node.name;
                 // No longer than there are nodes, whatever they say about each other.

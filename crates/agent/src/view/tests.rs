@@ -667,6 +667,20 @@ fn who_is_too_far_behind_or_is_not_wanted_for_reads_serves_none() {
 }
 
 #[test]
+fn where_two_are_needed_standbys_serve_those_who_ask_for_what_is_not_confirmed() {
+    let mut moment = Moment::of_peace();
+    let of = |moment: &Moment| routes(&moment.sight(), "4f1c").unwrap().table.standbys.len();
+    assert_eq!(of(&moment), 2);
+    moment.record().rules.as_mut().unwrap().current.needed = 2;
+    assert_eq!(of(&moment), 0, "one alone proves nothing");
+    for (wanted, standbys) in [(true, 2), (false, 0)] {
+        let options = [(ProxyOption::UnconfirmedReads, OptionValue::Switch(wanted))].into();
+        moment.picture.spec.clusters[0].proxy = Some(ProxySpec { options, ..ProxySpec::default() });
+        assert_eq!(of(&moment), standbys);
+    }
+}
+
+#[test]
 fn proxies_hear_of_sockets_where_postgresql_believes_passwords_there() {
     let mut moment = Moment::of_peace();
     moment.picture.own.show.socket_dir = Some("/herd/a/run".to_owned());

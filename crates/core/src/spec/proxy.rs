@@ -119,6 +119,7 @@ pub enum ProxyOption {
     ReadYourWrites,
     ReadWait,
     MaxReplayLag,
+    UnconfirmedReads,
     MaxClients,
     MaxUserClients,
     MaxDatabaseClients,
@@ -171,11 +172,12 @@ impl fmt::Display for OptionValue {
 }
 
 impl ProxyOption {
-    pub const ALL: [ProxyOption; 18] = [
+    pub const ALL: [ProxyOption; 19] = [
         ProxyOption::SplitReads,
         ProxyOption::ReadYourWrites,
         ProxyOption::ReadWait,
         ProxyOption::MaxReplayLag,
+        ProxyOption::UnconfirmedReads,
         ProxyOption::MaxClients,
         ProxyOption::MaxUserClients,
         ProxyOption::MaxDatabaseClients,
@@ -199,6 +201,7 @@ impl ProxyOption {
             ProxyOption::ReadYourWrites => "read_your_writes",
             ProxyOption::ReadWait => "read_wait",
             ProxyOption::MaxReplayLag => "max_replay_lag",
+            ProxyOption::UnconfirmedReads => "unconfirmed_reads",
             ProxyOption::MaxClients => "max_clients",
             ProxyOption::MaxUserClients => "max_user_clients",
             ProxyOption::MaxDatabaseClients => "max_database_clients",
@@ -218,9 +221,10 @@ impl ProxyOption {
 
     pub fn default(self) -> OptionValue {
         match self {
-            ProxyOption::SplitReads | ProxyOption::CommitCheck | ProxyOption::Md5Passwords => {
-                OptionValue::Switch(false)
-            }
+            ProxyOption::SplitReads
+            | ProxyOption::UnconfirmedReads
+            | ProxyOption::CommitCheck
+            | ProxyOption::Md5Passwords => OptionValue::Switch(false),
             ProxyOption::ReadYourWrites => OptionValue::Switch(true),
             ProxyOption::ReadWait => OptionValue::time(50),
             ProxyOption::MaxReplayLag => OptionValue::time(30_000),

@@ -108,7 +108,7 @@ pub(super) static POSTGRES: Section = Section {
 };
 
 /// The same keys for all clusters and for one.
-static PROXY_KEYS: [Key; 33] = [
+static PROXY_KEYS: [Key; 34] = [
     key("port", "a port", "6432", "9999", "where clients reach the primary"),
     key("read_port", "a port", "6433", "9998", "where clients reach standbys"),
     key(
@@ -154,6 +154,13 @@ static PROXY_KEYS: [Key; 33] = [
         "\"5s\"",
         "30s",
         "a standby that is further behind takes no new reads; \"never\": however far it is",
+    ),
+    key(
+        "unconfirmed_reads",
+        "true or false",
+        "true",
+        "false",
+        "standbys may show rows of which it is not known that they survive the next failover",
     ),
     key(
         "max_clients",
