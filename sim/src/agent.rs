@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pgherd_core::action::{Action, Duties};
-use pgherd_core::ha::{self, Decision, lease, suspicion};
+use pgherd_core::ha::{self, Decision, lease, repository, suspicion};
 use pgherd_core::observation as seen;
 use pgherd_core::observation::{Local, Observation, Report, StoreView};
 use pgherd_core::reason::Reason;
@@ -46,12 +46,14 @@ impl World {
         let durable = std::mem::take(&mut agent.local.durable);
         let (life, deed_token, think_token) = (agent.life + 1, agent.deed_token + 1, agent.think_token + 1);
         let drain_token = agent.drain_token + 1;
+        let tasks = agent.tasks.of_next_life();
         *agent = Agent {
             up: true,
             life,
             deed_token,
             think_token,
             drain_token,
+            tasks,
             steady_since: now.max(*frozen_until),
             think_at: Time::MAX,
             looks_from: now + first_look,
@@ -88,6 +90,7 @@ impl World {
         if let Some(before) = forgotten.take() {
             agent.local.durable = before;
         }
+        self.end_stream(node);
         self.tell(Some(node), |_| "the agent dies".to_owned());
         self.fence_watches(node);
     }
@@ -158,17 +161,20 @@ impl World {
         self.act(node, decision, now);
     }
 
-    /// A repository that is always there; base backups take no time, and some are wanted.
+    /// A repository that is always there; base backups take no time but for their WAL, where that votes, and some are wanted.
     fn look_at_repository(&mut self, node: usize) {
+        let admitted = self.admitted_before(node);
+        let leads = self.repository_leads(node);
         let Node { name, agent, view, .. } = &mut self.nodes[node];
         let archive = view.as_ref().and_then(|(record, _)| record.archive.as_ref());
         agent.local.archive = archive.filter(|_| agent.duties.archive).map(|archive| seen::ArchiveView {
             repository: Some("repository".to_owned()),
             streams: true,
-            backup_is_due: archive.begun < BACKUPS,
+            backup_is_due: archive.begun < BACKUPS || !leads,
             after: archive.ended.as_ref().map_or(0, |end| end.number),
             drill_is_due: archive.drill.as_ref().is_none_or(|drill| drill.began_unix_seconds < DRILLS),
             drill_after: archive.drill.as_ref().map(|drill| drill.began_unix_seconds),
+            admitted,
         });
         if agent.duties.drill {
             let last = archive.and_then(|archive| archive.drill.as_ref());
@@ -176,10 +182,13 @@ impl World {
             let (node, backup, failed) = (name.clone(), None, None);
             agent.local.drill_ended = Some(DrillEnd { node, began_unix_seconds, seconds: 0, backup, failed });
         }
-        if let Some(number) = agent.duties.backup {
+        let told = agent.local.backup_ended.as_ref().map(|end| end.number);
+        let backup = agent.duties.backup.filter(|number| told != Some(*number));
+        let name = name.clone();
+        if let Some(number) = backup.filter(|_| self.repository_backed_up(node)) {
             let outcome = BackupOutcome::Complete { id: number.to_string() };
-            let end = BackupEnd { number, node: name.clone(), unix_seconds: None, outcome };
-            agent.local.backup_ended = Some(end);
+            let end = BackupEnd { number, node: name, unix_seconds: None, outcome };
+            self.nodes[node].agent.local.backup_ended = Some(end);
         }
     }
 
@@ -188,7 +197,7 @@ impl World {
         let agent = &mut self.nodes[node].agent;
         agent.wants_rebuild = wants_rebuild;
         if agent.duties != duties {
-            let before = std::mem::replace(&mut agent.duties, duties);
+            let before = std::mem::replace(&mut agent.duties, duties.clone());
             if before.drain != duties.drain {
                 self.drain(node, duties.drain);
             }
@@ -199,7 +208,8 @@ impl World {
                 self.heartbeat(node, life);
             }
         }
-        self.feed_fence(node, duties);
+        self.feed_fence(node, &duties);
+        self.repository_duties(node, &duties);
         self.note_reason(node, &reason);
         let wake = self.nodes[node].clock.true_span(wake.since(now));
         let agent = &mut self.nodes[node].agent;
@@ -338,7 +348,7 @@ impl World {
         let senders = server.senders.iter().map(|sender| seen::Sender {
             pid: sender.pid,
             member: (sender.timeline == timeline).then(|| Member {
-                node: self.nodes[sender.node].name.clone(),
+                node: self.name_of(sender.node),
                 incarnation: pgherd_core::types::Incarnation(sender.incarnation),
             }),
             genuine: sender.link.is_some(),
@@ -349,7 +359,7 @@ impl World {
             copy: self.copy(node),
             flush_lsn: lsn(server.flushed),
             senders: senders.collect(),
-            slots: server.slots.iter().map(|node| self.nodes[*node].name.clone()).collect(),
+            slots: server.slots.iter().map(|node| self.name_of(*node)).collect(),
         }
     }
 
@@ -362,8 +372,7 @@ impl World {
         let next = self.span(REPORT_EVERY.0, REPORT_EVERY.1);
         self.after(next, Event::ReportTick { node, life });
         if self.nodes[node].agent.duties.keep_slots {
-            let all = (0..self.nodes.len()).collect();
-            self.nodes[node].postgres.slots = all;
+            self.nodes[node].postgres.slots = self.all_slots();
         }
         let holder = self.probe_holder(node);
         let report = Rc::new(self.report(node, holder));
@@ -419,6 +428,7 @@ impl World {
         Report {
             holder_probe_failing: failing,
             wants_rebuild: agent.wants_rebuild,
+            reaches_repository: repository::was_reached(now, &agent.local),
             ..Report::of(&agent.local, record)
         }
     }
@@ -498,7 +508,7 @@ impl World {
 
     // The fence.
 
-    fn feed_fence(&mut self, node: usize, duties: Duties) {
+    fn feed_fence(&mut self, node: usize, duties: &Duties) {
         let lossy = self.nodes[node].view.as_ref().is_some_and(|(record, _)| {
             record.rules.as_ref().is_some_and(|rules| rules.in_force().any(|rule| rule.needed == 0))
         });

@@ -57,6 +57,12 @@ breakages! {
     OwnCutCountsAsSilence = "own-cut-counts-as-silence",
     AddressOutlivesItsLease = "address-outlives-its-lease",
     AddressKeptThroughAStop = "address-kept-through-a-stop",
+    PieceReportedBeforeTheQuestion = "piece-reported-before-the-question",
+    ListingBeforeTheSeal = "listing-before-the-seal",
+    HoleCountedAsCovered = "hole-counted-as-covered",
+    HoleReported = "hole-reported",
+    PromotionDoesNotWaitForWhatWasFetched = "promotion-does-not-wait-for-what-was-fetched",
+    StreamOutlivesItsOrder = "stream-outlives-its-order",
 }
 
 impl Breakage {

@@ -23,6 +23,7 @@ pub mod one_acknowledger;
 pub mod overlap;
 pub mod promotion;
 pub mod reads;
+pub mod repository;
 pub mod silence;
 pub mod terms;
 pub mod timelines;
@@ -111,7 +112,11 @@ pub fn record_changed(world: &mut World, by: usize, before: &Record, after: &Rec
     if let Proposal::Vote { vote, .. } = proposal
         && vote.standing == Standing::Sealed
     {
-        timelines::voted(world, vote);
+        if vote.member.node.is_repository() {
+            repository::voted(world, vote);
+        } else {
+            timelines::voted(world, vote);
+        }
     }
     if let Some(election) = before.election_ended_by(proposal, after) {
         promotion::decided(world, before, &election, after);

@@ -80,6 +80,10 @@ pub const KINDS: &[&str] = &[
     "TakeBack",
     "Held",
     "LeadRestored",
+    "AdmitRepository",
+    "DismissRepository",
+    "Inherit",
+    "MakeHeir",
     "BecomeMember",
     "Adopt",
     "InitDb",
@@ -131,6 +135,9 @@ pub fn kind(action: &Action) -> &'static str {
             Proposal::Held { .. } => "Held",
             Proposal::NotHeld { .. } => "NotHeld",
             Proposal::LeadRestored { .. } => "LeadRestored",
+            Proposal::AdmitRepository { .. } => "AdmitRepository",
+            Proposal::DismissRepository { .. } => "DismissRepository",
+            Proposal::Inherit { .. } => "Inherit",
         },
         Action::BecomeMember { .. } => "BecomeMember",
         Action::Adopt { .. } => "Adopt",
@@ -152,5 +159,6 @@ pub fn kind(action: &Action) -> &'static str {
         Action::Clone { .. } => "Clone",
         Action::Rewind { .. } => "Rewind",
         Action::Restore { .. } => "Restore",
+        Action::Inherit { .. } => "MakeHeir",
     }
 }

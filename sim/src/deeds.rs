@@ -133,7 +133,7 @@ impl World {
             Action::Seal { term } => self.seal(node, *term),
             Action::Vote { term, template } => self.vote(node, *term, template),
             Action::CatchUp { term, source, until } => self.catch_up(node, *term, source, *until),
-            Action::Promote { term, timeline, list } => self.promote(node, *term, *timeline, list),
+            Action::Promote { term, timeline, list, .. } => self.promote(node, *term, *timeline, list),
             Action::Follow { term, upstream, timeline } => self.follow(node, *term, upstream, *timeline),
             Action::SetSyncList { list, .. } => self.set_sync_list(node, list),
             Action::WriteMarker { list, .. } => self.write_marker(node, list),
@@ -147,6 +147,7 @@ impl World {
             Action::Clone { source, .. } => self.copy_anew(node, source, false),
             Action::Rewind { source, .. } => self.copy_anew(node, source, true),
             Action::Restore { moment, .. } => self.restore(node, moment),
+            Action::Inherit { timeline, until, .. } => self.inherit(node, *timeline, *until),
         }
     }
 
@@ -395,6 +396,9 @@ impl World {
     }
 
     fn catch_up(&mut self, node: usize, term: Term, source: &NodeName, until: Lsn) -> Step {
+        if source.is_repository() {
+            return self.fetch(node, until);
+        }
         let Some(from) = self.index(source) else { return Step::Failed("nobody of that name") };
         let there = &self.nodes[from];
         let reachable = there.host_up
@@ -434,6 +438,84 @@ impl World {
         Step::Done
     }
 
+    /// WAL out of the repository is put beside what the copy has, and synced. The server comes to it in its own time.
+    fn fetch(&mut self, node: usize, until: Lsn) -> Step {
+        if self.nodes[node].postgres.state != State::Standby {
+            return Step::Failed("only a sealed standby takes WAL");
+        }
+        let record = self.nodes[node].agent.deed_record.clone();
+        let vote = record.as_ref().and_then(|record| {
+            let timeline = record.election.as_ref()?.votes.get(&NodeName::repository())?.timeline;
+            Some((Rc::clone(record), timeline))
+        });
+        let Some((record, timeline)) = vote else { return Step::Failed("the repository has not voted") };
+        if self.stage(node) == 0 {
+            self.adopt_lines(node, &record, timeline);
+            let takes = self.span_or((30 * MS, 300 * MS), 10, (500 * MS, 3 * SECOND));
+            return Step::Next(takes);
+        }
+        if self.stage(node) == 2 {
+            let unread = self.nodes[node].postgres.unread.is_some();
+            let waits = unread && !self.broken(Breakage::PromotionDoesNotWaitForWhatWasFetched);
+            return if waits { Step::Again(POLL) } else { Step::Done };
+        }
+        let mine = self.nodes[node].postgres.end();
+        let Some(there) = self.fetched(node, timeline, Some(mine), wal::at(until)) else {
+            return Step::Failed("the repository does not have all of it, or does not answer");
+        };
+        if there.at > mine.at {
+            let number = self.wal.number(self.wal.settle(there));
+            let generation = self.nodes[node].postgres.generation;
+            let server = &mut self.nodes[node].postgres;
+            server.unread.get_or_insert(mine);
+            server.hand = there.hand;
+            (server.written, server.flushed) = (there.at, there.at);
+            server.add_history(number);
+            server.touch();
+            let takes = self.span_or((20 * MS, 300 * MS), 3, (SECOND, 5 * SECOND));
+            self.after(takes, Event::Reads { node, generation });
+        }
+        Step::Next(POLL)
+    }
+
+    /// A node without a copy makes one out of the repository, up to there.
+    fn inherit(&mut self, node: usize, timeline: Timeline, until: Lsn) -> Step {
+        if self.stage(node) == 0 {
+            if !matches!(self.nodes[node].postgres.state, State::Absent | State::Stopped) {
+                return Step::Failed("there is a server");
+            }
+            if !self.durable(node).rebuilding {
+                return Step::Failed("this copy is somebody's vote");
+            }
+            let server = &mut self.nodes[node].postgres;
+            server.state = State::Absent;
+            server.touch();
+            let takes = self.span_or((200 * MS, 1500 * MS), 15, (2 * SECOND, 6 * SECOND));
+            return Step::Next(takes);
+        }
+        let Some(record) = self.nodes[node].agent.deed_record.clone() else {
+            return Step::Failed("the store was never read");
+        };
+        let Some(there) = self.fetched(node, timeline, None, wal::at(until)) else {
+            return Step::Failed("the repository does not have all of it, or does not answer");
+        };
+        let reserved = self.reserved();
+        let server = &mut self.nodes[node].postgres;
+        server.state = State::Stopped;
+        server.hand = there.hand;
+        (server.written, server.flushed) = (there.at, there.at);
+        server.histories = 0;
+        server.list_on_disk = reserved;
+        server.conninfo = None;
+        server.slots.clear();
+        server.touch();
+        self.adopt_lines(node, &record, timeline);
+        self.remember(node, |durable| durable.rebuilding = false);
+        incarnations::made(self, node);
+        self.tell(Some(node), |world| format!("has a copy that ends at {}", world.end_text(node)));
+        Step::Done
+    }
+
     /// Notes the timelines of a history before the first byte of any of them is taken; and makes sure that
     /// a promotion by hand takes a number that nobody has reserved.
     fn adopt_lines(&mut self, node: usize, record: &Rc<Record>, timeline: Timeline) {
@@ -454,6 +536,11 @@ impl World {
                 if state != State::Standby || self.nodes[node].postgres.receiver.is_some() || own >= timeline
                 {
                     return Step::Failed("only a sealed standby of an older timeline can be promoted");
+                }
+                if self.nodes[node].postgres.unread.is_some()
+                    && !self.broken(Breakage::PromotionDoesNotWaitForWhatWasFetched)
+                {
+                    return Step::Again(POLL);
                 }
                 self.remember(node, |durable| {
                     durable.term = term;
@@ -503,7 +590,7 @@ impl World {
                         self.kill_server(node, 20 * MS);
                         return Step::Failed("PostgreSQL took another timeline");
                     }
-                    self.nodes[node].postgres.slots = (0..self.nodes.len()).collect();
+                    self.nodes[node].postgres.slots = self.all_slots();
                     let local = &mut self.nodes[node].agent.local;
                     forget_deeds(local);
                     local.list = Some(list.clone());
@@ -678,7 +765,7 @@ impl World {
     }
 
     fn create_slot(&mut self, node: usize, member: &NodeName) -> Step {
-        let Some(member) = self.index(member) else { return Step::Failed("nobody of that name") };
+        let Some(member) = self.slot_index(member) else { return Step::Failed("nobody of that name") };
         let server = &mut self.nodes[node].postgres;
         if server.state != State::Primary {
             return Step::Failed("slots are made on the primary");
@@ -867,6 +954,7 @@ fn term_of(action: &Action) -> Option<Term> {
         | Action::CreateSlot { term, .. }
         | Action::Clone { term, .. }
         | Action::Rewind { term, .. }
-        | Action::Restore { term, .. } => Some(*term),
+        | Action::Restore { term, .. }
+        | Action::Inherit { term, .. } => Some(*term),
     }
 }

@@ -96,7 +96,31 @@ kinds! {
     LongTransactions = ("long-transactions", 2),
     /// Kills the server four times, and it is back in between: poison.
     CrashLoop = ("crash-loop", 2),
+    // Those of a repository that votes are drawn besides the others.
+    CutRepository = ("cut-repository", 0),
+    LoseRepository = ("lose-repository", 0),
+    SlowRepository = ("slow-repository", 0),
+    /// The owner's slot is lost, so that its next stream begins behind a hole.
+    SkipWal = ("skip-wal", 0),
+    KillOwner = ("kill-owner", 0),
+    FreezeOwner = ("freeze-owner", 0),
+    /// The holder's agent is silent for so long that its term is closed, while its server, its standbys and the owner go on.
+    SilentHolder = ("silent-holder", 0),
+    /// Standbys receive nothing for a moment, and the repository does; then the holder is lost, disk and all.
+    OnlyRepository = ("only-repository", 0),
 }
+
+/// What can go wrong with a repository that votes.
+const OF_REPOSITORY: [(Kind, u64); 8] = [
+    (Kind::CutRepository, 5),
+    (Kind::LoseRepository, 3),
+    (Kind::SlowRepository, 3),
+    (Kind::SkipWal, 4),
+    (Kind::KillOwner, 4),
+    (Kind::FreezeOwner, 4),
+    (Kind::OnlyRepository, 5),
+    (Kind::SilentHolder, 2),
+];
 
 impl Kind {
     pub fn named(name: &str) -> Option<Kind> {
@@ -154,6 +178,22 @@ impl World {
             let lets_pass = self.random.below(3);
             self.ambush = step.map(|(step, _)| Ambush { step: *step, lets_pass });
         }
+        if self.repository.used {
+            self.plan_for_repository(from, until);
+        }
+        if self.repository.used && self.random.once_in(3) {
+            // The first one of every herd leads.
+            let at = self.span(from / 2, from);
+            heal_at = heal_at.max(at + self.silence_until_closed() + 6 * SECOND);
+            let lasts = self.lasting(Kind::SilentHolder);
+            let mut fault = Fault::new(at, lasts, Kind::SilentHolder, 0, 0);
+            fault.aimed = true;
+            self.faults.push(fault);
+            if self.random.once_in(2) {
+                let late = at + self.silence_until_closed() - SECOND;
+                self.faults.push(Fault::new(late, 3 * SECOND, Kind::SlowRepository, 0, 0));
+            }
+        }
         let bursts = self.span(2, 4);
         for burst in 0..bursts {
             let start = self.span(from, until - SECOND);
@@ -171,6 +211,22 @@ impl World {
             self.after(at.saturating_sub(self.now), Event::Fault { index });
         }
         heal_at
+    }
+
+    fn plan_for_repository(&mut self, from: Time, until: Time) {
+        for _ in 0..self.span(1, 4) {
+            let mut draw = self.random.below(OF_REPOSITORY.iter().map(|(_, weight)| weight).sum());
+            let found = OF_REPOSITORY.iter().find(|(_, weight)| {
+                let found = draw < *weight;
+                draw = draw.saturating_sub(*weight);
+                found
+            });
+            let Some((kind, _)) = found else { return };
+            let at = self.span(from, until - SECOND);
+            let lasts = self.lasting(*kind);
+            let node = self.random.index(self.nodes.len());
+            self.faults.push(Fault::new(at, lasts, *kind, node, node));
+        }
     }
 
     /// One more fault, at exactly this node.
@@ -228,7 +284,9 @@ impl World {
     fn lasting(&mut self, kind: Kind) -> Time {
         match kind {
             // Shorter than `agent_grace` it would change nothing.
-            Kind::CutManagement => self.silence_until_closed() + self.span(SECOND, 8 * SECOND),
+            Kind::CutManagement | Kind::SilentHolder => {
+                self.silence_until_closed() + self.span(SECOND, 8 * SECOND)
+            }
             // Long enough for another one to lead when it thaws.
             Kind::FreezeNode => self.span(SECOND, 12 * SECOND),
             _ => self.span_or((200 * MS, 4 * SECOND), 3, (4 * SECOND, 16 * SECOND)),
@@ -335,6 +393,28 @@ impl World {
             Kind::StopNode => self.operator_stop(node, true),
             Kind::FailRewind => self.nodes[node].slow.rewind_fails = true,
             Kind::LongTransactions => self.nodes[node].slow.transactions = true,
+            Kind::CutRepository => self.repository.cut[node] += 1,
+            Kind::LoseRepository => self.repository.up = false,
+            Kind::SlowRepository => self.repository.slow = self.span(50 * MS, 700 * MS),
+            Kind::SkipWal => {
+                self.repository.skips = true;
+                if let Some(owner) = self.owner() {
+                    self.stream_breaks(owner);
+                }
+            }
+            Kind::KillOwner => {
+                if let Some(owner) = self.owner() {
+                    self.faults[index].other = owner;
+                    self.kill_agent(owner);
+                }
+            }
+            Kind::FreezeOwner => {
+                if let Some(owner) = self.owner() {
+                    self.freeze_agent(owner, self.faults[index].lasts);
+                }
+            }
+            Kind::OnlyRepository => self.only_repository(),
+            Kind::SilentHolder => self.cut_management(node, true),
         }
     }
 
@@ -359,7 +439,7 @@ impl World {
                 self.network.cut(Layer::Agents, node, other, false);
             }
             Kind::CutPair => self.cut_pair(node, other, false),
-            Kind::CutManagement => self.cut_management(node, false),
+            Kind::CutManagement | Kind::SilentHolder => self.cut_management(node, false),
             Kind::CutStore => {
                 let cuts = &mut self.network.store_cut[node];
                 *cuts = cuts.saturating_sub(1);
@@ -392,7 +472,17 @@ impl World {
                     self.after(later, Event::FaultEnds { index });
                 }
             }
-            Kind::KillPostmaster
+            Kind::CutRepository => {
+                let cuts = &mut self.repository.cut[node];
+                *cuts = cuts.saturating_sub(1);
+            }
+            Kind::LoseRepository => self.repository.up = true,
+            Kind::SlowRepository => self.repository.slow = 0,
+            Kind::SkipWal => self.repository.skips = false,
+            Kind::KillOwner => self.start_agent_anew(other),
+            Kind::FreezeOwner
+            | Kind::OnlyRepository
+            | Kind::KillPostmaster
             | Kind::KillBackend
             | Kind::FreezeAgent
             | Kind::FreezeNode
@@ -422,6 +512,8 @@ impl World {
         }
         self.network.heal();
         (self.store.up, self.store.slow) = (true, 0);
+        (self.repository.up, self.repository.slow, self.repository.skips) = (true, 0, false);
+        self.repository.cut.fill(0);
         for node in 0..self.nodes.len() {
             let there = &mut self.nodes[node];
             there.slow = crate::world::Slow::default();
@@ -439,6 +531,25 @@ impl World {
     }
 
     // What the faults do.
+
+    /// Whose agent streams into the repository, by the record.
+    fn owner(&self) -> Option<usize> {
+        self.store.record.archive.as_ref().and_then(|archive| self.index(&archive.owner))
+    }
+
+    fn only_repository(&mut self) {
+        let holder = self.store.record.holder().and_then(|holder| self.index(&holder.node));
+        let (Some(holder), Some(owner)) = (holder, self.owner()) else { return };
+        for other in (0..self.nodes.len()).filter(|other| *other != holder && *other != owner) {
+            self.plan_fault(0, 3 * SECOND, Kind::CutReplication, other);
+        }
+        if owner != holder {
+            self.plan_fault(0, 10 * MS, Kind::KillBackend, owner);
+        }
+        let within = self.span(100 * MS, 1500 * MS);
+        let lasts = self.lasting(Kind::WipeDisk);
+        self.plan_fault(within, lasts, Kind::WipeDisk, holder);
+    }
 
     pub fn lose_host(&mut self, node: usize) {
         if !self.nodes[node].host_up {
@@ -545,7 +656,13 @@ impl World {
         let data: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].has_postgres).collect();
         let intact = data.iter().filter(|other| **other != node && self.member(**other).is_some()).count();
         let lost = data.len() - 1 - intact + 1;
-        let allowed = if beyond_promise { intact >= 1 } else { lost <= needed && intact >= 1 };
+        // The repository is a copy, too, where every rule in force counts it.
+        let left = self.repository_member().is_some_and(|member| {
+            let rules = self.store.record.rules.as_ref();
+            rules.is_some_and(|rules| rules.in_force().all(|rule| rule.members.contains(&member)))
+        });
+        let within_promise = lost <= needed && (intact >= 1 || left);
+        let allowed = if beyond_promise { intact >= 1 } else { within_promise };
         let holder_alone = self.store.record.rules.as_ref().is_some_and(|rules| {
             rules.in_force().any(|rule| {
                 rule.members.len() <= needed && rule.members.iter().any(|m| m.node == self.nodes[node].name)
@@ -668,6 +785,10 @@ impl World {
             0 => Durability::Async,
             needed => Durability::Quorum { needed, degrade_after },
         };
+        if let Some(backup) = &mut spec.backup {
+            // Where commits wait for nobody there is nothing to vote about.
+            backup.voter &= needed > 0;
+        }
         self.new_spec(Rc::new(spec));
     }
 

@@ -16,6 +16,7 @@
 //! - [`postgres`] and [`replication`]: flushed WAL survives; a WAL sender sends what is flushed; a stopped process
 //!   acknowledges nothing; PostgreSQL compares timelines by number. A disk that is put back to an old image,
 //!   or that lies about fsync, is outside.
+//! - [`repository`]: what is put stays, and a listing that begins after a put has ended sees it.
 //! - [`clients`]: a client that got no answer, or a warning, claims nothing.
 
 pub mod agent;
@@ -28,6 +29,7 @@ pub mod faults;
 pub mod postgres;
 pub mod random;
 pub mod replication;
+pub mod repository;
 pub mod schedule;
 pub mod script;
 pub mod store;

@@ -98,6 +98,8 @@ pub struct Postgres {
     pub hand: usize,
     pub written: u64,
     pub flushed: u64,
+    /// Up to where the running server has read, where WAL was put beside it that goes further.
+    pub unread: Option<Point>,
     /// Numbers for which a `.history` file is in `pg_wal`, as bits.
     pub histories: u128,
     pub list_on_disk: Rc<List>,
@@ -183,6 +185,8 @@ impl World {
         let takes = self.span_or((20 * MS, 200 * MS), 20, (SECOND, 4 * SECOND));
         let server = &mut self.nodes[node].postgres;
         server.state = State::Starting;
+        // It reads all that is there.
+        server.unread = None;
         server.generation += 1;
         server.loaded = Rc::clone(&server.list_on_disk);
         server.waits_enforced = server.loaded.waits();
@@ -191,6 +195,16 @@ impl World {
         server.touch();
         let generation = server.generation;
         self.after(takes, Event::Started { node, generation });
+    }
+
+    /// It has come to WAL that was put beside it.
+    pub fn reads(&mut self, node: usize, generation: u32) {
+        let server = &mut self.nodes[node].postgres;
+        if server.generation != generation || server.state != State::Standby {
+            return;
+        }
+        server.unread = None;
+        server.touch();
     }
 
     pub fn server_started(&mut self, node: usize, generation: u32) {
@@ -314,6 +328,11 @@ impl World {
             // It waits for whoever holds up replay.
             self.after(200 * MS, Event::Promoted { node, generation });
             return;
+        }
+        if let Some(read) = server.unread.take() {
+            // It leaves recovery where it is.
+            server.hand = read.hand;
+            (server.written, server.flushed) = (read.at, read.at);
         }
         let number = server.next_number(own);
         let from = server.end();

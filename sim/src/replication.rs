@@ -31,10 +31,12 @@ pub struct Link {
     stalled_since: Option<Time>,
     /// Given up by both ends, whatever happens to the wire.
     given_up: bool,
+    /// The one that streams is the owner of the archive.
+    pub repository: bool,
 }
 
 impl World {
-    fn wire(&mut self) -> Time {
+    pub fn wire(&mut self) -> Time {
         let delay = self.network.delay;
         self.span(MS / 5, 2 * MS) + delay
     }
@@ -118,6 +120,7 @@ impl World {
             ship_pending: true,
             stalled_since: None,
             given_up: false,
+            repository: false,
         });
         let upstream = &mut self.nodes[up].postgres;
         upstream.pids += 1;
@@ -139,6 +142,24 @@ impl World {
         let takes = self.wire();
         self.after(takes, Event::Ships { link });
         true
+    }
+
+    /// The owner's connection to its source, over which WAL has yet to come.
+    pub fn add_repository_link(&mut self, upstream: usize, owner: usize, upstream_generation: u32) -> usize {
+        let link = self.links.len();
+        self.links.push(Link {
+            upstream,
+            standby: owner,
+            upstream_generation,
+            standby_generation: 0,
+            ship_pending: true,
+            stalled_since: None,
+            given_up: false,
+            repository: true,
+        });
+        let takes = self.wire();
+        self.after(takes, Event::Ships { link });
+        link
     }
 
     pub fn ship_all(&mut self, node: usize) {
@@ -166,6 +187,9 @@ impl World {
 
     fn receiver_lives(&self, link: usize) -> bool {
         let at = &self.links[link];
+        if at.repository {
+            return self.streams_over(at.standby, link);
+        }
         let server = &self.nodes[at.standby].postgres;
         server.generation == at.standby_generation && server.receiver == Some(link)
     }
@@ -203,6 +227,10 @@ impl World {
             return;
         }
         self.links[link].ship_pending = false;
+        if self.links[link].repository {
+            self.repository_ships(link);
+            return;
+        }
         self.nodes[standby].streamed_at = self.now;
         let (source, limit) = (self.nodes[upstream].postgres.hand, self.nodes[upstream].postgres.flushed);
         let mine = self.nodes[standby].postgres.end();
@@ -326,6 +354,10 @@ impl World {
 
     pub fn receiver_sees_end(&mut self, link: usize) {
         if !self.receiver_lives(link) || (self.sender_lives(link) && !self.links[link].given_up) {
+            return;
+        }
+        if self.links[link].repository {
+            self.repository_link_ends(link);
             return;
         }
         let node = self.links[link].standby;

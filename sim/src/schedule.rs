@@ -128,7 +128,13 @@ pub fn draw(seed: u64) -> World {
     let mut spec = cluster_spec(nodes, durability);
     // By what was drawn for something else, so that the same seed goes on to mean the same cluster.
     spec.backup = client_every.is_multiple_of(2).then(repository);
-    let mut world = World::new(random, times, spec, witness);
+    let voter = client_every.is_multiple_of(4) && spec.durability.needed() > 0;
+    let alone = voter && client_every.is_multiple_of(20);
+    if voter {
+        with_voter(&mut spec, alone, client_every.is_multiple_of(12));
+    }
+    let mut world = World::new(random, times, spec, witness || alone);
+    world.repository.used = voter;
     world.clients.every = client_every;
     for node in 0..world.nodes.len() {
         world.nodes[node].clock = Clock {
@@ -146,6 +152,21 @@ pub fn draw(seed: u64) -> World {
         establish(&mut world);
     }
     world
+}
+
+/// The repository votes: beside one data node, instead of a standby, or besides those that were needed.
+fn with_voter(spec: &mut ClusterSpec, alone: bool, besides: bool) {
+    if alone {
+        spec.nodes.truncate(1);
+        spec.nodes[0].priority = spec.nodes[0].priority.max(1);
+    }
+    if let Durability::Quorum { needed, .. } = &mut spec.durability {
+        let candidates = spec.nodes.iter().filter(|node| node.voter_candidate()).count();
+        *needed = (*needed + usize::from(besides)).min(candidates);
+    }
+    if let Some(backup) = &mut spec.backup {
+        backup.voter = true;
+    }
 }
 
 pub fn spec_of(name: &str) -> NodeSpec {
@@ -177,7 +198,8 @@ pub fn repository() -> BackupSpec {
 /// A cluster that has been well for a while: the first node leads term 1 on timeline 2, all others stream.
 pub fn establish(world: &mut World) {
     let needed = u32::try_from(world.spec.durability.needed()).unwrap_or(u32::MAX);
-    let names: Vec<NodeName> = world.spec.nodes.iter().map(|node| node.name.clone()).collect();
+    let nodes = world.spec.nodes.iter().filter(|node| !world.empty.contains(&node.name));
+    let names: Vec<NodeName> = nodes.map(|node| node.name.clone()).collect();
     let first = names[0].clone();
     let record = established_record(world, &names, needed);
 
@@ -187,9 +209,13 @@ pub fn establish(world: &mut World) {
     let list =
         rules.map(|rules| durability::list_of(&rules.current, &member_of(&record, &first), FIRST_TIMELINE));
     let list = world.list(&list.unwrap_or_default());
+    if let Some(member) = record.repository() {
+        world.repository.add_backup(Point { hand, at: 2 });
+        world.repository.adopt(member.incarnation, FIRST_TIMELINE, Term(1));
+    }
     for (node, name) in names.iter().enumerate() {
         let reserved = world.reserved();
-        let all: Vec<usize> = (0..names.len()).collect();
+        let all = world.all_slots();
         let there = &mut world.nodes[node];
         let durable = &mut there.agent.local.durable;
         durable.member = Some(member_of(&record, name));
@@ -220,6 +246,10 @@ pub fn establish(world: &mut World) {
     world.store.record = Rc::new(record);
     world.store.revision = 1;
     for node in 0..world.nodes.len() {
+        if world.empty.contains(&world.nodes[node].name) {
+            world.nodes[node].host_up = false;
+            continue;
+        }
         world.nodes[node].view = Some((Rc::clone(&world.store.record), 1));
         world.start_agent(node);
         world.connect_soon(node, MS);
@@ -266,17 +296,33 @@ fn established_record(world: &World, names: &[NodeName], needed: u32) -> Record 
     for name in &names[1..] {
         change(&mut record, Proposal::Enlist { node: name.clone(), from: Incarnation(0) });
     }
+    if world.repository.used {
+        let place = world.spec.backup.as_ref().expect("its place is known").repository.location.to_string();
+        let owner = names.last().unwrap_or(&first).clone();
+        change(&mut record, Proposal::OwnArchive { term: Term(1), archive: Some((place, owner.clone())) });
+        let repository = "repository".to_owned();
+        change(&mut record, Proposal::UseRepository { owner: owner.clone(), repository });
+        change(&mut record, Proposal::AdmitRepository { owner, above: Incarnation(0) });
+    }
     let counts = |node: &&NodeSpec| {
         node.name == first || (node.voter_candidate() && *world.spec.upstream(node, &first) == first)
     };
+    let nodes = world.spec.nodes.iter().filter(|node| names.contains(&node.name));
     let members: BTreeSet<Member> =
-        world.spec.nodes.iter().filter(counts).map(|node| member_of(&record, &node.name)).collect();
+        nodes.filter(counts).map(|node| member_of(&record, &node.name)).chain(record.repository()).collect();
     let rules = record.rules.as_mut().expect("a founded cluster has a rule");
     rules.current = Rule { members, needed };
     record
 }
 
 impl World {
+    /// Is there a node without data that can be made from the repository?
+    fn somebody_inherits(&self, record: &Record) -> bool {
+        let mut nodes = self.spec.nodes.iter().filter(|node| node.electable());
+        election::inheritance(record).is_some()
+            && nodes.any(|node| self.index(&node.name).is_some_and(|node| self.member(node).is_none()))
+    }
+
     /// A person looks at a cluster that cannot go on by itself. Only where copies that a rule needs are gone
     /// for good may that be so; then the best of what is left is forced.
     pub fn person_decides(&mut self) {
@@ -293,13 +339,17 @@ impl World {
             return;
         }
         let able = |member: &Member| {
+            if member.node.is_repository() {
+                return record.repository().as_ref() == Some(member);
+            }
             let copy = self.index(&member.node).and_then(|node| self.member(node));
             copy == Some(member) && record.member(&member.node).as_ref() == Some(member)
         };
         let winnable = rules.in_force().all(|rule| {
             rule.members.iter().filter(|member| able(member)).count() >= rule.seals_needed(record.holder())
         });
-        let nobody = matches!(election::tally(&record, true), Tally::Wait(Waiting::NobodyElectable));
+        let nobody = matches!(election::tally(&record, true), Tally::Wait(Waiting::NobodyElectable))
+            && !self.somebody_inherits(&record);
         let forced = record.election.as_ref().and_then(|election| election.forced.as_ref());
         let lost = forced.and_then(|node| self.index(node)).is_some_and(|node| self.member(node).is_none());
         if winnable && !nobody && !lost {
@@ -312,6 +362,13 @@ impl World {
                 let electable = self.spec.node(&self.nodes[*node].name).is_some_and(NodeSpec::electable);
                 (electable, self.nodes[*node].postgres.flushed)
             });
+        let left = record
+            .repository()
+            .is_some_and(|member| rules.in_force().all(|rule| rule.members.contains(&member)));
+        if best.is_none() && left {
+            // The repository has everything, and nobody makes anything of it: that is for the cluster to mend.
+            return;
+        }
         let Some(best) = best else {
             self.oracle.nothing_left = true;
             self.oracle.converged_at = Some(self.now);

@@ -5,8 +5,10 @@
 //! script has no chance in it: every span is the middle of its range, so the times can be read.
 //!
 //! ```text
-//! herd a b c [witness] [needed=N] [async] [degrade=5s] [backup] [from-nothing]
-//!                         a node may carry :delay, :never (priority 0), :follow=b, :priority=N
+//! herd a b c [witness] [needed=N] [async] [degrade=5s] [backup] [voter] [from-nothing]
+//!                         a node may carry :delay, :never (priority 0), :follow=b, :priority=N, :later (its
+//!                         host is not there yet, and it has no data)
+//!                         with voter the repository is a member of the rule
 //! commit N                N commits through the gate that is open
 //! run 5s
 //! fault KIND NODE [OTHER] [5s]     one of the simulator's faults; a freeze needs its time
@@ -18,6 +20,7 @@
 //! show                    term, gate, rule, and what every node holds
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
@@ -118,6 +121,9 @@ impl Stage {
                     0 => Durability::Async,
                     needed => Durability::Quorum { needed, degrade_after },
                 };
+                if let Some(backup) = &mut spec.backup {
+                    backup.voter &= needed > 0;
+                }
                 change_spec(world, spec);
             }
             ("remove", [name]) => {
@@ -170,7 +176,8 @@ impl Stage {
 
 fn herd(words: &[&str]) -> Result<World, String> {
     let mut nodes = Vec::new();
-    let (mut witness, mut from_nothing, mut backup) = (false, false, false);
+    let (mut witness, mut from_nothing, mut backup, mut voter) = (false, false, false, false);
+    let mut empty = BTreeSet::new();
     let (mut needed, mut degrade_after, mut lossy) = (1, None, false);
     for word in words {
         match word.split_once('=') {
@@ -178,15 +185,25 @@ fn herd(words: &[&str]) -> Result<World, String> {
             None if *word == "from-nothing" => from_nothing = true,
             None if *word == "async" => lossy = true,
             None if *word == "backup" => backup = true,
+            None if *word == "voter" => (backup, voter) = (true, true),
             Some(("needed", count)) => needed = count.parse().map_err(|_| "needed takes a number")?,
             Some(("degrade", span)) => degrade_after = Some(Duration::from_micros(time(span)?)),
-            _ => nodes.push(node_spec(word)?),
+            _ => {
+                let later = word.strip_suffix(":later");
+                let node = node_spec(later.unwrap_or(word))?;
+                empty.extend(later.map(|_| node.name.clone()));
+                nodes.push(node);
+            }
         }
     }
     let durability = if lossy { Durability::Async } else { Durability::Quorum { needed, degrade_after } };
     let mut spec = schedule::cluster_spec(nodes, durability);
     spec.backup = backup.then(schedule::repository);
+    if let Some(backup) = &mut spec.backup {
+        backup.voter = voter;
+    }
     let mut world = World::new(Random::still(), Times::default(), spec, witness);
+    (world.repository.used, world.empty) = (voter, empty);
     for node in &mut world.nodes {
         node.clock = Clock { start: 100 * SECOND, parts_per_million: 0 };
     }
@@ -336,5 +353,8 @@ fn show(world: &mut World) {
         let member = world.member(index).map_or("no member".to_owned(), ToString::to_string);
         let end = if server.has_copy() { world.end_text(index) } else { "nothing".to_owned() };
         world.tell(Some(index), |_| format!("{member}, {state}, {end}"));
+    }
+    if let Some(member) = world.repository_member() {
+        world.tell(None, |world| format!("{member} has {}", world.repository_text()));
     }
 }

@@ -64,6 +64,11 @@ pub fn proposal(proposal: &Proposal) -> String {
         Proposal::Held { member } => format!("{member} is held there"),
         Proposal::NotHeld { node, why } => format!("{node} could not be taken back: {why}"),
         Proposal::LeadRestored { term, .. } => format!("term {term} is closed, who is held leads next"),
+        Proposal::AdmitRepository { owner, .. } => format!("{owner} has the repository admitted"),
+        Proposal::DismissRepository { .. } => "the repository is dismissed".to_owned(),
+        Proposal::Inherit { node, term, .. } => {
+            format!("{node} is to be made from the repository for term {term}")
+        }
         Proposal::EndBackup { end } => match &end.outcome {
             BackupOutcome::Complete { id } => format!("base backup {id} of {} is complete", end.node),
             BackupOutcome::Failed { why } => format!("the base backup of {} has failed: {why}", end.node),
@@ -84,7 +89,7 @@ pub fn action(action: &Action) -> String {
         Action::Seal { term } => format!("seal for term {term}"),
         Action::Vote { term, .. } => format!("read the position and vote in term {term}"),
         Action::CatchUp { source, until, .. } => format!("catch up from {source} to {until}"),
-        Action::Promote { term, timeline, list: names } => {
+        Action::Promote { term, timeline, list: names, .. } => {
             format!("promote for term {term} onto timeline {timeline}, waiting for {}", list(names))
         }
         Action::Follow { term, upstream, timeline } => {
@@ -99,6 +104,9 @@ pub fn action(action: &Action) -> String {
         Action::CreateSlot { node, .. } => format!("create the slot of {node}"),
         Action::Clone { source, .. } => format!("clone from {source}"),
         Action::Rewind { source, .. } => format!("rewind to {source}"),
+        Action::Inherit { until, timeline, .. } => {
+            format!("make its copy from the repository up to {until} on timeline {timeline}")
+        }
         Action::Restore { moment, .. } => format!("restore its copy up to {moment}"),
     }
 }

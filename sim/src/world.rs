@@ -23,6 +23,7 @@ use crate::checkers::Oracle;
 use crate::coverage::Coverage;
 use crate::postgres::{Postgres, Sender};
 use crate::random::Random;
+use crate::repository::{Call, Task, Told};
 use crate::wal::{Point, Wal};
 
 /// Microseconds of true time since the world began.
@@ -56,6 +57,7 @@ pub enum Event {
     // PostgreSQL.
     Started { node: usize, generation: u32 },
     Gone { node: usize, generation: u32 },
+    Reads { node: usize, generation: u32 },
     Promoted { node: usize, generation: u32 },
     ListLoads { node: usize, generation: u32, by: crate::postgres::Process },
     Flushed { node: usize, generation: u32 },
@@ -63,6 +65,11 @@ pub enum Event {
     Ships { link: usize },
     StandbyFlushes { link: usize },
     Replies { link: usize, at: u64 },
+    // The repository.
+    Objects { node: usize, task: Task, call: Call },
+    ObjectsAnswer { node: usize, task: Task, told: Told },
+    StreamBegins { node: usize, token: u32 },
+    Pings { node: usize, token: u32 },
     SenderSeesEnd { link: usize },
     ReceiverSeesEnd { link: usize },
     // Clients and people.
@@ -167,6 +174,9 @@ pub struct Agent {
     pub drain_token: u32,
     pub wants_rebuild: bool,
     pub reason: Option<&'static str>,
+    pub tasks: crate::repository::Tasks,
+    /// When the repository was asked last.
+    pub pinged: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -282,12 +292,15 @@ pub struct World {
     pub times: Times,
     pub spec: Rc<ClusterSpec>,
     pub spec_changed_at: Time,
+    /// Nodes that are to join later, and have nothing yet.
+    pub empty: BTreeSet<NodeName>,
     /// What operators go back to.
     pub first_spec: Rc<ClusterSpec>,
     pub nodes: Vec<Node>,
     pub wal: Wal,
     pub links: Vec<crate::replication::Link>,
     pub store: crate::store::Store,
+    pub repository: crate::repository::Repository,
     pub network: Network,
     pub clients: crate::clients::Clients,
     pub faults: Vec<crate::faults::Fault>,
@@ -321,10 +334,12 @@ impl World {
             first_spec: Rc::new(spec.clone()),
             spec: Rc::new(spec),
             spec_changed_at: 0,
+            empty: BTreeSet::new(),
             nodes,
             wal: Wal::default(),
             links: Vec::new(),
             store: crate::store::Store::default(),
+            repository: crate::repository::Repository::new(count),
             network: Network::new(count),
             clients: crate::clients::Clients::default(),
             faults: Vec::new(),
@@ -398,6 +413,7 @@ impl World {
             }
             Event::Watch { node } => self.watch(node),
             Event::Started { node, generation } => self.server_started(node, generation),
+            Event::Reads { node, generation } => self.reads(node, generation),
             Event::Gone { node, generation } => self.server_gone(node, generation),
             Event::Promoted { node, generation } => self.server_promoted(node, generation),
             Event::ListLoads { node, generation, by } => self.list_loads(node, generation, by),
@@ -406,6 +422,10 @@ impl World {
             Event::Ships { link } => self.ships(link),
             Event::StandbyFlushes { link } => self.standby_flushes(link),
             Event::Replies { link, at } => self.replies(link, at),
+            Event::Objects { node, task, call } => self.objects(node, task, call),
+            Event::ObjectsAnswer { node, task, told } => self.objects_answer(node, task, told),
+            Event::StreamBegins { node, token } => self.stream_begins(node, token),
+            Event::Pings { node, token } => self.ping(node, token),
             Event::SenderSeesEnd { link } => self.sender_sees_end(link),
             Event::ReceiverSeesEnd { link } => self.receiver_sees_end(link),
             Event::ClientTick => self.client_tick(),
@@ -480,21 +500,27 @@ fn whose(event: &Event, links: &[crate::replication::Link]) -> Option<(usize, bo
         | Event::HeartbeatTick { node, .. }
         | Event::Drained { node, .. }
         | Event::Answered { node, .. }
+        | Event::ObjectsAnswer { node, .. }
+        | Event::StreamBegins { node, .. }
+        | Event::Pings { node, .. }
         | Event::Watch { node } => (*node, true),
         Event::FenceSpeaks { to, .. } => (*to, true),
         Event::FenceDue { node, .. }
         | Event::Started { node, .. }
+        | Event::Reads { node, .. }
         | Event::Gone { node, .. }
         | Event::Promoted { node, .. }
         | Event::ListLoads { node, .. }
         | Event::Flushed { node, .. }
         | Event::Connects { node, .. } => (*node, false),
         Event::Ships { link } | Event::StandbyFlushes { link } | Event::ReceiverSeesEnd { link } => {
-            (links[*link].standby, false)
+            // That of the repository is the owner's agent.
+            (links[*link].standby, links[*link].repository)
         }
         Event::Replies { link, .. } | Event::SenderSeesEnd { link } => (links[*link].upstream, false),
         // On the wire, or nobody's.
         Event::Arrives { .. }
+        | Event::Objects { .. }
         | Event::ClientTick
         | Event::Acknowledged { .. }
         | Event::Fault { .. }
@@ -549,7 +575,7 @@ impl World {
     pub fn list(&self, core: &SyncList) -> Rc<List> {
         let names = core.names.iter();
         let names = names.filter_map(|stream| {
-            Some((self.index(&stream.member.node)?, stream.member.incarnation.0, stream.timeline))
+            Some((self.slot_index(&stream.member.node)?, stream.member.incarnation.0, stream.timeline))
         });
         Rc::new(List { names: names.collect(), core: core.clone() })
     }

@@ -50,6 +50,8 @@ pub(crate) enum DeedError {
     Agreed(#[from] agreed::AgreedError),
     #[error("{0} is not in the specification")]
     UnknownNode(NodeName),
+    #[error("this version makes no copy from a repository that votes")]
+    NoHeir,
 }
 
 /// What every list of actions works with.
@@ -327,6 +329,8 @@ impl Workshop {
                 }
                 // Otherwise the directory counts as unfinished, and is cloned next.
             }
+            // No herd file of this version has a repository vote.
+            Action::Inherit { .. } => return Err(DeedError::NoHeir),
             Action::Restore { term, moment } => {
                 self.current(*term).await?;
                 if let Err(error) = server.restore_to(moment).await {
@@ -399,7 +403,7 @@ fn report(action: &Action, error: &DeedError) -> bool {
             tracing::info!(%error, ?action, "the store did not take it; deciding anew");
             false
         }
-        DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) => {
+        DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) | DeedError::NoHeir => {
             tracing::warn!(error = %on_one_line(error), ?action, "failed; deciding anew");
             true
         }

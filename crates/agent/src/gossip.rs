@@ -183,6 +183,7 @@ impl Gossip {
                 .map(|probe| (probe.node.clone(), Duration::from_millis(probe.for_ms))),
             wants_rebuild: self.wants_rebuild,
             damage: self.damage.clone(),
+            reaches_repository: false,
         }
     }
 }

@@ -35,7 +35,7 @@ impl Guard {
     }
 
     /// Called by the main loop at the end of each turn. Never waits.
-    pub(crate) fn turn(&mut self, now: Instant, mind: &Mind, duties: Duties) {
+    pub(crate) fn turn(&mut self, now: Instant, mind: &Mind, duties: &Duties) {
         if let Some(record) = mind.record() {
             let proven = mind.confirmed.filter(|(term, _)| *term == record.term).map(|(_, at)| at);
             if let Some(deadline) = fence::deadline(now, &mind.spec.times, record, proven) {

@@ -68,6 +68,16 @@ pub(crate) fn line(before: &Record, after: &Record, proposal: &Proposal) -> Opti
                 format!("an operator at {by} had {node} lead next, and gave up what came behind {moment}"),
             )
         }
+        Proposal::AdmitRepository { .. } => {
+            ("repository-admitted", "the repository may count for commits from here on".to_owned())
+        }
+        Proposal::DismissRepository { .. } => {
+            ("repository-dismissed", "the repository counts for no commits any more".to_owned())
+        }
+        Proposal::Inherit { node, .. } => (
+            "inherits",
+            format!("{node} is made from the repository to lead, because nobody else can who answers"),
+        ),
         Proposal::Found { .. }
         | Proposal::Gone { .. }
         | Proposal::Vote { .. }

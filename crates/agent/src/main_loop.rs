@@ -333,17 +333,17 @@ impl MainLoop {
         let Some(decision) = self.mind.think(now) else {
             return now + pgherd_core::ha::TICK;
         };
-        let (actions, duties, wake) = (decision.actions.clone(), decision.duties, decision.wake);
+        let (actions, duties, wake) = (decision.actions.clone(), decision.duties.clone(), decision.wake);
         let address = decision.address;
         // Before any deed that shuts clients out, which then waits until it is done.
         self.hold(address);
         self.start(actions);
-        self.assign(duties);
+        self.assign(duties.clone());
         let pause = self.mind.look_pause();
         self.look_pause.send_if_modified(|before| std::mem::replace(before, pause) != pause);
         self.gossip.send_replace(self.mind.gossip(clock::now()));
         if let Some(guard) = &mut self.guard {
-            guard.turn(clock::now(), &self.mind, duties);
+            guard.turn(clock::now(), &self.mind, &duties);
             self.mind.fence_armed = Some(guard.is_armed());
         }
         wake

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pgherd_core::ha::{Decision, Memory, decide, suspicion};
 use pgherd_core::observation::{
-    Busy, Durable, Local, Observation, Peer, Postgres, Report, Running, StoreView, SyncList,
+    Busy, Durable, Local, Observation, Peer, Postgres, Report, RepositoryView, Running, StoreView, SyncList,
 };
 use pgherd_core::record::{BackupEnd, DrillEnd, Record};
 use pgherd_core::spec::HerdSpec;
@@ -180,6 +180,8 @@ impl Mind {
             archive: self.archive.as_ref().map(|seen| seen.view.clone()),
             backup_ended: self.backup_ended.clone(),
             drill_ended: self.drill_ended.clone(),
+            // Nothing that it could vote in is in any herd file yet.
+            repository: RepositoryView::default(),
         }
     }
 

@@ -39,17 +39,20 @@ pub enum Action {
         term: Term,
         template: VoteTemplate,
     },
-    /// While sealed, take WAL from another sealed copy up to `until`, from nobody else.
+    /// While sealed, take WAL from another sealed copy up to `until`, from nobody else. The repository's WAL is put beside the copy's own, the
+    /// timelines of its vote noted before, and what is behind the last complete record is zeros.
     CatchUp {
         term: Term,
         source: NodeName,
         until: Lsn,
     },
-    /// Shut clients out and have `list` proven in effect, then leave recovery on exactly `timeline`: every lower
-    /// number is taken, by a `.history` file where it is not.
+    /// Shut clients out, see everything replayed up to `from`, have `list` proven in effect, then leave recovery on exactly
+    /// `timeline`: every lower number is taken, by a `.history` file where it is not.
     Promote {
         term: Term,
         timeline: Timeline,
+        /// Where the copy ended when it was elected.
+        from: Lsn,
         list: SyncList,
     },
     /// Note `term` as adopted, unseal, and stream from `upstream`.
@@ -101,6 +104,13 @@ pub enum Action {
         term: Term,
         moment: Moment,
     },
+    /// Make the data directory anew from the cluster's repository, with all WAL up to `until` on `timeline` and none behind, and note the timelines
+    /// that lead there as adopted. It is a copy that counts then, and connects to nobody.
+    Inherit {
+        term: Term,
+        timeline: Timeline,
+        until: Lsn,
+    },
 }
 
 impl Action {
@@ -132,6 +142,7 @@ impl Action {
             | Action::CreateSlot { .. } => Busy::Configure,
             Action::Clone { .. } => Busy::Clone,
             Action::Restore { .. } => Busy::Restore,
+            Action::Inherit { .. } => Busy::Clone,
             Action::Rewind { .. } => Busy::Rewind,
         })
     }
@@ -145,8 +156,27 @@ pub struct VoteTemplate {
     pub priority: u32,
 }
 
+/// As whom the owner of the archive streams, where the repository votes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamOrder {
+    pub member: Member,
+    /// In whose name: nothing is told once there is a seal above it.
+    pub term: Term,
+    pub source: NodeName,
+    pub timeline: Timeline,
+    /// The term that the timeline was reserved for.
+    pub line: Term,
+}
+
+/// For which election the repository is sealed, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealOrder {
+    pub member: Member,
+    pub term: Term,
+}
+
 /// What goes on all the time while a goal lasts, besides the actions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Duties {
     /// Commit a heartbeat every `renew`, and ask the store every `renew` whether the term is open.
     pub prove_term: bool,
@@ -159,6 +189,14 @@ pub struct Duties {
     pub keep_slots: bool,
     /// Stream WAL into the cluster's repository, and see to what is there.
     pub archive: bool,
+    /// Do so from there, and as a member of the rule as soon as a base backup is there with all WAL behind it. Before anything is put on
+    /// this timeline `adopted/<timeline>` says so, with the term that it was reserved for, and `seal/<term>` ends whoever streams for an older one. A piece is put,
+    /// *then* it is asked whether there is a seal above the term, and it is told as flushed only if there is none: else no more is told.
+    pub voter: Option<StreamOrder>,
+    /// Ask the repository every [`ASK_EVERY`](crate::ha::repository::ASK_EVERY) whether it answers.
+    pub ask_repository: bool,
+    /// Put `seal/<term>` into the repository, and *then* list what is there; until it has been seen.
+    pub seal_repository: Option<SealOrder>,
     /// Take the base backup of this number from the server here.
     pub backup: Option<u64>,
     /// Restore a backup on this host, to see whether it can be.

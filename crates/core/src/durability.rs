@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Memory, PendingRule, heard_lately, rejoin, standby};
+use crate::ha::{Memory, PendingRule, heard_lately, rejoin, repository, standby};
 use crate::observation::{Observation, Primary, Running, Sender, SyncList};
 use crate::reason::Reason;
 use crate::record::{Proposal, Record, Reign, Rule};
@@ -170,7 +170,7 @@ impl Voters {
             record.member(&member.node).as_ref() == Some(member)
                 // Whose copy is taken back for the cluster goes as if it were lost: where enough others are left.
                 && !record.is_restored(&member.node)
-                && seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
+                && repository::is_candidate(seen.spec, record, &member.node)
         };
         let live = |sender: &&Sender| sender.genuine && sender.streaming;
         let (mut streaming, mut caught_up) = (BTreeSet::new(), BTreeSet::new());
@@ -188,7 +188,8 @@ impl Voters {
 
         // Everyone who counts, and everyone who may come to.
         let counted = record.rules.iter().flat_map(|rules| rules.in_force()).flat_map(|rule| &rule.members);
-        let candidates = seen.spec.nodes.iter().filter_map(|node| record.member(&node.name)).filter(may_vote);
+        let nodes = seen.spec.nodes.iter().filter_map(|node| record.member(&node.name));
+        let candidates = nodes.chain(record.repository()).filter(may_vote);
         let known: BTreeSet<Member> = counted.cloned().chain(candidates).collect();
         memory.missing_since.retain(|member, _| known.contains(member) && !streaming.contains(member));
         for member in known.iter().filter(|member| *member != holder && !streaming.contains(*member)) {
@@ -253,7 +254,7 @@ fn desired(
         return alone(0);
     }
     let in_spec = |member: &Member| {
-        seen.spec.node(&member.node).is_some_and(|node| node.voter_candidate())
+        repository::is_candidate(seen.spec, record, &member.node)
             && record.member(&member.node).as_ref() == Some(member)
     };
     // By the file it streams from another standby, which is there for it.
@@ -279,7 +280,14 @@ fn desired(
     };
     let kept: BTreeSet<Member> =
         members.iter().filter(|member| *member == holder || !dispensable(member)).cloned().collect();
-    let live_kept = kept.iter().filter(|member| voters.streaming.contains(*member)).count();
+    // The host of a standby that is lost shows as streaming for some seconds, and with it the repository's owner is lost at once: that one
+    // has another owner in a moment.
+    let drops_repository = members.iter().any(|member| member.node.is_repository() && !kept.contains(member));
+    let is_live = |member: &&Member| {
+        let heard = !drops_repository || heard_lately(now, seen, &member.node);
+        voters.streaming.contains(*member) && heard
+    };
+    let live_kept = kept.iter().filter(is_live).count();
     if live_kept >= wanted.max(1) {
         members = kept;
     } else if wanted == 0 {

@@ -21,6 +21,7 @@ pub mod election;
 pub mod lease;
 pub mod primary;
 pub mod rejoin;
+pub mod repository;
 pub mod restore;
 pub mod standby;
 pub mod suspicion;
@@ -145,7 +146,7 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     remember(memory, now, record);
     lease::remember(memory, seen, record);
     if seen.store.caught_up {
-        let enlisted = record.member(seen.me).map_or(Incarnation(0), |member| member.incarnation);
+        let enlisted = record.stands_as(seen.me).map_or(Incarnation(0), |member| member.incarnation);
         memory.enlisted_before.get_or_insert(enlisted);
     }
     let has_postgres = seen.spec.node(seen.me).is_some();
@@ -191,9 +192,14 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>) -> Deci
     if let Some((action, reason)) = suspicion::open(memory, now, seen, record) {
         decision.actions.insert(0, action);
         decision.reason = reason;
+    } else if let Some(reason) = suspicion::waits_for_repository(memory, now, seen, record) {
+        decision.reason = reason;
     }
     if let Some(action) = voting::end(memory, now, seen, record) {
         decision.actions.push(action);
+    }
+    if let Some(vote) = repository::vote(seen, record) {
+        decision.actions.insert(0, Action::Propose(vote));
     }
     for proposal in archive::decide(memory, now, seen, record) {
         decision.actions.insert(0, Action::Propose(proposal));
@@ -232,10 +238,13 @@ fn holding(
         }
     }
     decision.duties.probe_holder = record.holder().is_some() && !holds;
-    // A server that ends waits for whoever streams from it to have everything, and a repository may be slow.
+    // A server that ends waits for whoever streams from it to have everything, and a repository may be slow: only one that counts is waited for.
     let stops = decision.actions.iter().any(|action| action.busy() == Some(Busy::Stop));
-    decision.duties.archive =
-        archive::is_owned(seen, record) && !stops && seen.local.busy != Some(Busy::Stop);
+    decision.duties.voter = repository::stream(seen, record);
+    decision.duties.archive = decision.duties.voter.is_some()
+        || archive::is_owned(seen, record) && !stops && seen.local.busy != Some(Busy::Stop);
+    decision.duties.ask_repository = repository::is_asked(memory, now, seen, record);
+    decision.duties.seal_repository = repository::seal(seen, record);
     decision.duties.backup = archive::backup_here(seen, record);
     decision.duties.drill = archive::drill_here(seen, record);
     decision.duties.keep_slots =
@@ -329,10 +338,11 @@ fn stopped(
     }
 }
 
-/// Nodes that answer this agent, itself among them.
+/// Members that could vote now, as far as this agent can tell, itself among them.
 fn answering(now: Instant, seen: &Observation<'_>) -> BTreeSet<NodeName> {
     let heard = seen.peers.keys().filter(|node| heard_lately(now, seen, node));
-    heard.cloned().chain([seen.me.clone()]).collect()
+    let repository = repository::answers(now, seen).then(NodeName::repository);
+    heard.cloned().chain([seen.me.clone()]).chain(repository).collect()
 }
 
 pub(crate) fn heard_lately(now: Instant, seen: &Observation<'_>, node: &NodeName) -> bool {

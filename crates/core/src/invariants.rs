@@ -36,7 +36,13 @@ pub fn record(record: &Record) -> Result<(), Broken> {
     });
     must(rooted, "the timeline that another one left is known, and earlier")?;
 
+    if let Some(member) = record.repository() {
+        let admitted = record.archive.as_ref().is_some_and(|archive| archive.repository.is_some());
+        must(admitted, "it is known which repository is a member")?;
+        must(member.incarnation <= record.last_incarnation, "its incarnation was given by the record")?;
+    }
     if let Some(reign) = &record.reign {
+        must(!reign.holder.node.is_repository(), "the repository never leads")?;
         let line = record.line(reign.timeline);
         must(line.is_some_and(|line| line.term <= record.term), "a reign is on a reserved timeline")?;
         must(
@@ -56,11 +62,13 @@ pub fn record(record: &Record) -> Result<(), Broken> {
     }
     if let Some(election) = &record.election {
         must(election.term == record.term.next(), "an election is for the next term")?;
-        let present = election
-            .votes
-            .values()
-            .all(|vote| record.member(&vote.member.node).as_ref() == Some(&vote.member));
-        must(present, "only present incarnations vote")?;
+        let present = |member: &Member| record.member(&member.node).as_ref() == Some(member);
+        let votes = || election.votes.values().map(|vote| &vote.member);
+        let all = votes().all(|member| present(member) || election.is_heir(member));
+        must(all, "only present incarnations vote, and heirs")?;
+        let not_led =
+            election.votes.values().all(|vote| !vote.member.node.is_repository() || !vote.electable);
+        must(not_led, "the repository never leads")?;
     }
     for rule in record.rules.iter().flat_map(Rules::in_force) {
         let present = rule.members.iter().all(|member| record.member(&member.node).as_ref() == Some(member));
@@ -92,7 +100,9 @@ pub fn step(before: &Record, after: &Record) -> Result<(), Broken> {
     let shared = old.in_force().any(|rule| new.in_force().any(|other| rule == other));
     let alone = new.in_force().any(|rule| rule.members.len() == 1);
     let forced = before.election.as_ref().is_some_and(|election| election.forced.is_some());
-    must(shared || alone || forced, "one rule of before stays in force at each change")
+    let heir = after.holder().zip(before.election.as_ref());
+    let inherited = heir.is_some_and(|(holder, election)| election.is_heir(holder));
+    must(shared || alone || forced || inherited, "one rule of before stays in force at each change")
 }
 
 /// Could every election that can be won under `rules` only be won with somebody who holds what is asked

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::action::SealOrder;
 use crate::ha::election;
 use crate::record::{BackupEnd, DrillEnd, Moment, Position, Record};
 use crate::spec::{ClusterSpec, Times};
-use crate::types::{Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
+use crate::types::{Incarnation, Instant, Lsn, Member, NodeName, Stream, SystemId, Term, Timeline};
 
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
@@ -66,6 +67,8 @@ pub struct Local {
     pub drained_for: Option<Term>,
     /// What this node has seen of the repository, as its owner.
     pub archive: Option<ArchiveView>,
+    /// What it has seen of it as anybody who may seal it.
+    pub repository: RepositoryView,
     /// How the base backup came out that this node took last.
     pub backup_ended: Option<BackupEnd>,
     /// How the drill came out that this node made last.
@@ -87,6 +90,29 @@ pub struct ArchiveView {
     pub drill_is_due: bool,
     /// as far as was seen after the one that began then.
     pub drill_after: Option<u64>,
+    /// The highest incarnation of a repository that has left something there, 0 for none; `None`: nobody has looked.
+    pub admitted: Option<Incarnation>,
+}
+
+/// What an agent knows of a repository that votes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepositoryView {
+    /// When the newest call was begun that it has answered.
+    pub answered: Option<Instant>,
+    /// What this agent found in it behind its own seal.
+    pub sealed: Option<SealedRepository>,
+}
+
+/// What is in the repository as it was listed after it had been sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedRepository {
+    pub order: SealOrder,
+    /// What can be made of it, from a base backup and the WAL behind that up to the first hole: the end of the last complete valid record.
+    pub copy: Copy,
+    /// Somebody whose copy ends before this cannot take the rest from there: the WAL is missing, or was deleted with an older backup.
+    pub from: Lsn,
+    /// Under which term its owners went onto each timeline for this incarnation.
+    pub adopted: BTreeMap<Timeline, Term>,
 }
 
 /// What this node's own disk remembers; it survives any crash.
@@ -258,6 +284,8 @@ pub struct Report {
     /// Its copy must be rewritten before it can follow; it asks to lose its vote.
     pub wants_rebuild: bool,
     pub damage: Option<String>,
+    /// The repository has answered it lately, where that votes.
+    pub reaches_repository: bool,
 }
 
 impl Report {

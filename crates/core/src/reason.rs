@@ -46,6 +46,7 @@ reasons! {
     OpeningFirstElection {} = "opening-first-election",
     // Elections.
     Opening { cause: Cause } = "opening-election",
+    RepositoryAwaited { holder: NodeName } = "repository-awaited",
     LettingOthersVote { term: Term } = "letting-others-vote",
     Sealing { term: Term } = "sealing",
     Voting { term: Term } = "voting",
@@ -59,6 +60,9 @@ reasons! {
     NobodyElectable { term: Term } = "nobody-electable",
     CatchingUpToLead { term: Term, source: NodeName, until: Position } = "catching-up-to-lead",
     WaitingForCatchUp { term: Term, candidate: NodeName } = "waiting-for-catch-up",
+    WaitingForHeir { term: Term } = "waiting-for-heir",
+    BecomingHeir { term: Term } = "becoming-heir",
+    Inheriting { term: Term, until: Position } = "inheriting",
     Deciding { term: Term, winner: NodeName } = "deciding",
     // The holder.
     StartingToPromote { term: Term } = "starting-to-promote",
@@ -80,6 +84,7 @@ reasons! {
     UndoingRule {} = "undoing-rule",
     ProvingRule { have: u32, needed: u32 } = "proving-rule",
     CommitsWait { have: u32, needed: u32 } = "commits-wait",
+    CommitsWaitForRepository { have: u32, needed: u32 } = "commits-wait-for-repository",
     Degraded {} = "degraded",
     CuttingImpostor { claimed: Option<Member> } = "cutting-impostor",
     SwitchoverWaits { to: Option<NodeName>, why: &'static str } = "switchover-waits",
@@ -131,6 +136,10 @@ impl fmt::Display for Reason {
             WaitingForFounder { founder: None } => write!(f, "waits for the first node of the file to begin"),
             OpeningFirstElection {} => write!(f, "opens the cluster's first election"),
             Opening { cause } => write!(f, "opens an election: {cause}"),
+            RepositoryAwaited { holder } => write!(
+                f,
+                "opens no election though {holder} is lost: an acknowledged commit may be only in the repository, which does not answer"
+            ),
             LettingOthersVote { term } => {
                 write!(
                     f,
@@ -170,14 +179,26 @@ impl fmt::Display for Reason {
                 )
             }
             CatchingUpToLead { term, source, until } => {
+                let source = called(source);
                 write!(f, "takes WAL up to {until} from {source}, which cannot lead term {term} itself")
             }
             WaitingForCatchUp { term, candidate } => {
                 write!(
                     f,
-                    "term {term} waits until {candidate} has taken the WAL that only a barred node holds"
+                    "term {term} waits until {candidate} has taken the WAL that only a member holds which cannot lead"
                 )
             }
+            WaitingForHeir { term } => write!(
+                f,
+                "term {term} waits for a node without data: the repository holds the most and cannot lead, so that a new copy of it must"
+            ),
+            BecomingHeir { term } => {
+                write!(f, "asks to be made from the repository, because nobody else can lead term {term}")
+            }
+            Inheriting { term, until } => write!(
+                f,
+                "makes its data directory from the repository, up to {until}, which nobody who answers and may lead term {term} holds"
+            ),
             Deciding { term, winner } => write!(f, "ends the election: {winner} leads term {term}"),
             StartingToPromote { term } => {
                 write!(f, "won term {term}, and starts its PostgreSQL to be promoted")
@@ -229,6 +250,10 @@ impl fmt::Display for Reason {
             CommitsWait { have, needed } => {
                 write!(f, "holds the term, but commits wait: {have} of {needed} needed voters stream")
             }
+            CommitsWaitForRepository { have, needed } => write!(
+                f,
+                "holds the term, but commits wait: {have} of {needed} needed voters stream, and the repository, which is one, confirms nothing"
+            ),
             Degraded {} => write!(f, "holds the term, degraded: commits are on this node alone"),
             CuttingImpostor { claimed: Some(member) } => {
                 write!(f, "ends a replication connection that claims to be {member} and is not")
@@ -295,12 +320,17 @@ impl fmt::Display for Reason {
 }
 
 fn names(nodes: &BTreeSet<NodeName>, otherwise: &str) -> String {
-    let names: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
+    let names: Vec<&str> = nodes.iter().map(called).collect();
     match names.as_slice() {
         [] => otherwise.to_owned(),
         [one] => (*one).to_owned(),
         [most @ .., last] => format!("{} or {last}", most.join(", ")),
     }
+}
+
+/// The repository has no name that an operator has given it.
+fn called(node: &NodeName) -> &str {
+    if node.is_repository() { "the repository" } else { node.as_str() }
 }
 
 impl Busy {
@@ -318,7 +348,7 @@ impl Busy {
             Busy::Follow => "is being pointed at its upstream",
             Busy::Configure => "is changing its configuration",
             Busy::Close => "is shutting clients out",
-            Busy::CatchUp => "is taking WAL that only a barred node holds",
+            Busy::CatchUp => "is taking WAL that only a member holds which cannot lead",
         }
     }
 }

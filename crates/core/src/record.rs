@@ -84,9 +84,18 @@ pub struct Election {
     /// The former holder is to restart in place: it crashed so often that the cause will follow the load.
     pub poisoned: bool,
     pub votes: BTreeMap<NodeName, Vote>,
+    /// Nodes without a copy that make one from the repository to lead, because nobody else can: with the incarnation that theirs will have.
+    /// Until one of them has won, it is nobody's present one. A version that knows none of them counts no vote of theirs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub heirs: BTreeMap<NodeName, Incarnation>,
 }
 
 impl Election {
+    /// Is this the copy that its node makes from the repository?
+    pub fn is_heir(&self, member: &Member) -> bool {
+        self.heirs.get(&member.node) == Some(&member.incarnation)
+    }
+
     /// Suspicion may be wrong: a holder that is alive is given a moment to say so, which saves a failover.
     pub fn awaits(&self, holder: Option<&Member>) -> bool {
         let suspected = matches!(self.cause, Cause::Unreachable | Cause::AgentSilent);
@@ -143,7 +152,7 @@ pub struct Vote {
     pub member: Member,
     pub standing: Standing,
     pub position: Position,
-    /// The timeline that the position lies on, and where each timeline in its history began.
+    /// The timeline that the position lies on, and where each timeline in its history began; of the repository, from where on WAL of it is there.
     pub timeline: Timeline,
     pub begins: Vec<(Timeline, Lsn)>,
     /// May this node lead? A barred or delayed one votes, and can be asked for its WAL, but does not lead.
@@ -197,6 +206,17 @@ impl Rules {
     /// The rule that PostgreSQL's list is to express.
     pub fn target(&self) -> &Rule {
         self.next.as_ref().unwrap_or(&self.current)
+    }
+
+    /// `heir` has everything that was acknowledged under any of these rules, so each of them may count it; and the copy that its node had
+    /// before is lost. Where a commit was on that one, it is on the heir instead, so no rule is met by fewer than before.
+    fn take_heir(&mut self, heir: &Member) {
+        let rules = [&mut self.current].into_iter().chain(&mut self.superseded).chain(&mut self.next);
+        for rule in rules {
+            rule.members.retain(|member| member.node != heir.node);
+            rule.members.insert(heir.clone());
+        }
+        self.change += 1;
     }
 
     pub fn involve(&self, member: &Member) -> bool {
@@ -540,6 +560,22 @@ pub enum Proposal {
         term: Term,
         by: NodeName,
     },
+    /// The owner asks for an incarnation of the repository, so that it can be a member of the rule: above all that have left something there.
+    AdmitRepository {
+        owner: NodeName,
+        above: Incarnation,
+    },
+    /// The repository is to be no member any more.
+    DismissRepository {
+        term: Term,
+    },
+    /// A node without a copy is to make one from the repository, which holds the most and cannot lead; after one that it was to make
+    /// before in this election.
+    Inherit {
+        term: Term,
+        node: NodeName,
+        from: Incarnation,
+    },
 }
 
 impl Proposal {
@@ -604,6 +640,18 @@ impl Record {
     pub fn member(&self, node: &NodeName) -> Option<Member> {
         let incarnation = self.nodes.get(node)?.incarnation;
         Some(Member { node: node.clone(), incarnation })
+    }
+
+    /// The repository, where it is a member.
+    pub fn repository(&self) -> Option<Member> {
+        self.member(&NodeName::repository())
+    }
+
+    /// As whom this node votes with the copy that it has or makes: as an heir, if it is one.
+    pub fn stands_as(&self, node: &NodeName) -> Option<Member> {
+        let heir = self.election.as_ref().and_then(|election| election.heirs.get(node));
+        let heir = heir.map(|incarnation| Member { node: node.clone(), incarnation: *incarnation });
+        heir.or_else(|| self.member(node))
     }
 
     pub fn line(&self, timeline: Timeline) -> Option<&Line> {
@@ -768,6 +816,12 @@ impl Record {
                 next.open(*term, Cause::Forced, by, false)?;
                 next.election.as_mut().ok_or(Refusal::Stale)?.forced = Some(restore.node.clone());
             }
+            Proposal::AdmitRepository { owner, above } => next.admit_repository(owner, *above)?,
+            Proposal::DismissRepository { term } => {
+                next.reign_of(*term)?;
+                next.dismiss_repository()?;
+            }
+            Proposal::Inherit { term, node, from } => next.inherit(*term, node, *from)?,
         }
         if next == *self { Err(Refusal::Stale) } else { Ok(next) }
     }
@@ -828,7 +882,7 @@ impl Record {
         if self.holder().is_some_and(|holder| holder.node == *node) {
             return Err(Refusal::Unsafe("the primary goes on until the restored copy leads"));
         }
-        if !self.nodes.contains_key(node) {
+        if !self.nodes.contains_key(node) || node.is_repository() {
             return Err(Refusal::Unsafe("the node whose copy is to be taken back has none"));
         }
         self.restore =
@@ -864,12 +918,13 @@ impl Record {
             forced: None,
             poisoned: false,
             votes: BTreeMap::new(),
+            heirs: BTreeMap::new(),
         });
         Ok(())
     }
 
     fn force(&mut self, term: Term, to: &NodeName, by: &NodeName) -> Result<(), Refusal> {
-        if !self.nodes.contains_key(to) {
+        if !self.nodes.contains_key(to) || to.is_repository() {
             return Err(Refusal::Unsafe("the node that is to lead has no copy"));
         }
         if self.is_restored(to) {
@@ -895,13 +950,16 @@ impl Record {
     }
 
     fn vote(&mut self, term: Term, vote: &Vote) -> Result<(), Refusal> {
-        let current = self.member(&vote.member.node).ok_or(Refusal::Stale)?;
+        let current = self.member(&vote.member.node);
         let holder = self.holder().cloned();
         let held = self.is_held(&vote.member);
         let election =
             self.election.as_mut().filter(|election| election.term == term).ok_or(Refusal::Stale)?;
-        if current != vote.member {
+        if current.as_ref() != Some(&vote.member) && !election.is_heir(&vote.member) {
             return Err(Refusal::Unsafe("a vote of a former incarnation"));
+        }
+        if vote.member.node.is_repository() && (vote.electable || vote.standing != Standing::Sealed) {
+            return Err(Refusal::Unsafe("the repository cannot lead"));
         }
         if held && election.forced.as_ref() != Some(&vote.member.node) {
             return Err(Refusal::Unsafe("a copy that is held votes only where an operator has it lead"));
@@ -914,7 +972,9 @@ impl Record {
         }
         if let Some(before) = election.votes.get(&vote.member.node)
             && before.standing == Standing::Sealed
-            && (vote.standing != Standing::Sealed || vote.position < before.position)
+            && (vote.standing != Standing::Sealed
+                || vote.position < before.position
+                || vote.member != before.member)
         {
             return Err(Refusal::Unsafe("a sealed copy neither unseals nor shrinks"));
         }
@@ -983,6 +1043,15 @@ impl Record {
             predecessor_gone,
         });
         self.term = term;
+        let is_heir = election.is_heir(&winner);
+        if is_heir {
+            let entry = NodeRecord { incarnation: winner.incarnation, barred: None };
+            self.nodes.insert(winner.node.clone(), entry);
+        }
+        let inherits = is_heir && election.forced.is_none();
+        if let Some(rules) = self.rules.as_mut().filter(|_| inherits) {
+            rules.take_heir(&winner);
+        }
         if let Some(rules) = self.rules.as_mut().filter(|rules| !rules.involve(&winner)) {
             // Only an operator who accepted data loss makes a stranger to the rule win. What the others hold
             // is another history from here on, so that only its own copy can count until one has followed.
@@ -1023,6 +1092,11 @@ impl Record {
 
     fn own_archive(&mut self, term: Term, archive: Option<&(String, NodeName)>) -> Result<(), Refusal> {
         self.reign_of(term)?;
+        let is_known = |known: &Archive| archive.is_some_and(|(place, _)| known.place == *place);
+        if !self.archive.as_ref().is_some_and(is_known) && self.repository().is_some() {
+            // Its incarnation is that of what is there, and nothing of it is at another place.
+            self.dismiss_repository()?;
+        }
         let Some((place, owner)) = archive else {
             self.archive = None;
             return Ok(());
@@ -1049,6 +1123,43 @@ impl Record {
                 });
             }
         }
+        Ok(())
+    }
+
+    fn admit_repository(&mut self, owner: &NodeName, above: Incarnation) -> Result<(), Refusal> {
+        if self.election.is_some()
+            || self.archive_of(owner)?.repository.is_none()
+            || self.repository().is_some()
+        {
+            return Err(Refusal::Stale);
+        }
+        self.last_incarnation = self.last_incarnation.max(above);
+        self.new_incarnation(&NodeName::repository());
+        Ok(())
+    }
+
+    fn dismiss_repository(&mut self) -> Result<(), Refusal> {
+        let name = NodeName::repository();
+        if self.rules.as_ref().is_some_and(|rules| rules.involve_node(&name)) {
+            return Err(Refusal::Unsafe("a repository that still counts must not be dismissed"));
+        }
+        self.nodes.remove(&name).map(drop).ok_or(Refusal::Stale)
+    }
+
+    fn inherit(&mut self, term: Term, node: &NodeName, from: Incarnation) -> Result<(), Refusal> {
+        if node.is_repository() || self.is_restored(node) || election::inheritance(self).is_none() {
+            return Err(Refusal::Stale);
+        }
+        let election = self.election.as_mut().filter(|election| election.term == term);
+        let election = election.ok_or(Refusal::Stale)?;
+        if election.heirs.get(node).copied().unwrap_or_default() != from {
+            return Err(Refusal::Stale);
+        }
+        if election.votes.contains_key(node) {
+            return Err(Refusal::Unsafe("a copy that has voted must not be replaced"));
+        }
+        self.last_incarnation = Incarnation(self.last_incarnation.0 + 1);
+        election.heirs.insert(node.clone(), self.last_incarnation);
         Ok(())
     }
 

@@ -130,8 +130,19 @@ serde_as_text!(SystemId);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeName(Arc<str>);
 
+/// What the repository is called where it is a member of the durability rule. No node can be: pgherd's own names begin so.
+const REPOSITORY: &str = "pgherd_repository";
+
 impl NodeName {
     pub const MAX_BYTES: usize = 48;
+
+    pub fn repository() -> NodeName {
+        NodeName(REPOSITORY.into())
+    }
+
+    pub fn is_repository(&self) -> bool {
+        *self.0 == *REPOSITORY
+    }
 
     pub fn as_str(&self) -> &str {
         &self.0

@@ -63,6 +63,10 @@ pub fn lacks(world: &World) -> Option<String> {
     if rules.next.is_some() {
         return Some("a change of the rule is pending".to_owned());
     }
+    let votes = world.spec.backup.as_ref().is_some_and(|backup| backup.voter);
+    if votes && record.repository().is_none() {
+        return Some("the repository is no member".to_owned());
+    }
     let expected = expected_members(world, &reign.holder.node);
     let needed = u32::try_from(world.spec.durability.needed()).unwrap_or(u32::MAX);
     if rules.current.members != expected || rules.current.needed != needed {
@@ -105,6 +109,7 @@ fn expected_members(world: &World, holder: &NodeName) -> BTreeSet<Member> {
     let counts = |node: &&pgherd_core::spec::NodeSpec| {
         node.name == *holder || (node.voter_candidate() && spec.upstream(node, holder) == holder)
     };
-    let names = spec.nodes.iter().filter(counts);
-    names.filter_map(|node| world.store.record.member(&node.name)).collect()
+    let names = spec.nodes.iter().filter(counts).filter_map(|node| world.store.record.member(&node.name));
+    let votes = spec.backup.as_ref().is_some_and(|backup| backup.voter);
+    names.chain(world.store.record.repository().filter(|_| votes)).collect()
 }

@@ -41,8 +41,12 @@ pub fn begins(world: &mut World, node: usize) {
     }
     let data: Vec<usize> =
         (0..world.nodes.len()).filter(|other| *other != node && counts(world, *other)).collect();
-    let present = data.iter().filter(|other| world.is_in_spec(**other)).count();
-    let holders = data.iter().filter(|other| world.member(**other).is_some() && holds(**other)).count();
+    // The repository is a copy like any other, where it counts.
+    let votes = record.repository().is_some_and(|member| rules.current.members.contains(&member));
+    let in_repository = votes && world.repository.holds(&world.wal, protected);
+    let present = data.iter().filter(|other| world.is_in_spec(**other)).count() + usize::from(in_repository);
+    let holders = usize::from(in_repository)
+        + data.iter().filter(|other| world.member(**other).is_some() && holds(**other)).count();
     let lost = data
         .iter()
         .filter(|other| {

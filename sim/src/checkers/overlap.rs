@@ -17,9 +17,17 @@ pub fn check(world: &mut World) {
     if forced || rules.in_force().all(|rule| rule.needed == 0 && rule.members.len() > 1) {
         return;
     }
-    let able =
-        |member: &Member| world.index(&member.node).is_some_and(|node| world.member(node) == Some(member));
+    let able = |member: &Member| {
+        if member.node.is_repository() {
+            return record.repository().as_ref() == Some(member);
+        }
+        world.index(&member.node).is_some_and(|node| world.member(node) == Some(member))
+    };
     let holds = |member: &Member| {
+        if member.node.is_repository() {
+            return world.repository.holds(&world.wal, protected)
+                && repository_could_say(world, &record, member);
+        }
         world.index(&member.node).is_some_and(|node| {
             world.wal.holds(world.nodes[node].postgres.durable_end(), protected)
                 && could_say(world, &record, node)
@@ -35,6 +43,19 @@ pub fn check(world: &mut World) {
         );
         world.violate("every election meets a holder of what was acknowledged", detail);
     }
+}
+
+/// Would the repository's vote count it?
+fn repository_could_say(world: &World, record: &Record, member: &Member) -> bool {
+    let Some(protected) = world.oracle.protected else { return true };
+    let protected = world.wal.settle(protected);
+    let adopted = world.repository.adopted(member.incarnation);
+    let line = record.line(world.wal.number(protected));
+    // Most of the time it is on this timeline, and nothing has to be looked for.
+    let plainly = line.is_some_and(|line| adopted.get(&line.timeline) == Some(&line.term));
+    let term = world.wal.hand(protected.hand).term.unwrap_or_default();
+    let least = Position { term, lsn: wal::lsn(protected.at) };
+    plainly || world.repository.position(&world.wal, record, &adopted) >= least
 }
 
 /// Would the vote of this copy count what was acknowledged? It does not if the copy came onto the timeline in a

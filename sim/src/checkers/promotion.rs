@@ -57,6 +57,9 @@ fn accept_loss(world: &mut World, winner: Point) {
 fn enough_are_sealed(world: &mut World, before: &Record, election: &Election) {
     let Some(rules) = &before.rules else { return };
     let is_sealed = |vote: &&Vote| {
+        if vote.member.node.is_repository() {
+            return world.repository.is_sealed(vote.member.incarnation, election.term);
+        }
         let Some(node) = world.index(&vote.member.node) else { return false };
         let there = &world.nodes[node];
         let still_the_copy = world.member(node) == Some(&vote.member);

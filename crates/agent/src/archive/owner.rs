@@ -488,6 +488,7 @@ impl Sight {
                 after: self.ended.unwrap_or(u64::MAX),
                 drill_is_due: is_drill_due(began, last(&spec.drill), drilled_at),
                 drill_after: drilled,
+                admitted: None,
             },
             show: ArchiveShow {
                 timeline: status.timeline,

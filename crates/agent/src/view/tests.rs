@@ -376,6 +376,7 @@ fn an_election_that_waits_says_for_whom() {
         forced: None,
         poisoned: false,
         votes: [(name("b"), vote("b_2", 0x500_0060))].into(),
+        heirs: BTreeMap::new(),
     });
     moment.says("c").show.reason = "stops receiving, to vote in the election of term 5".to_owned();
     let status = status(&moment.sight());
@@ -754,6 +755,7 @@ fn a_route_lasts_as_long_as_its_proof() {
         forced: None,
         poisoned: false,
         votes: BTreeMap::new(),
+        heirs: BTreeMap::new(),
     });
     assert_eq!(of(&moment), None, "the term is closed");
 }

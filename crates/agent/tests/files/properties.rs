@@ -292,6 +292,7 @@ fn backup() -> impl Strategy<Value = BackupSpec> {
             drill: (count > 0).then(|| "0 4 * * 7".to_owned()),
             drill_dir: (count > 1).then(|| "/srv/drill".into()),
             drill_queries: (0..count).map(|number| format!("app=SELECT \"it's\" > {number}")).collect(),
+            voter: false,
         },
     )
 }

@@ -132,6 +132,7 @@ mod tests {
             forced: None,
             poisoned: false,
             votes: BTreeMap::new(),
+            heirs: BTreeMap::new(),
         };
         let elects = Record { election: Some(election), ..reigning() };
         assert_eq!(decided(&elects, &serving(), at(10), &[]), Address::Leave);

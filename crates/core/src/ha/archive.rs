@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use crate::ha::repository::{self, Leaving};
 use crate::ha::{Memory, heard_lately};
 use crate::observation::{Observation, Postgres, Running};
 use crate::record::{Archive, BackupEnd, BackupOutcome, DrillEnd, Proposal, Record};
@@ -21,6 +22,8 @@ use crate::types::{Instant, Lsn, NodeName, Timeline};
 
 /// An owner that is silent, or has no server, for longer is replaced: with the silence that makes it suspect this is below five seconds.
 pub const OWNER_PATIENCE: Duration = Duration::from_secs(3);
+/// Where the repository counts for commits, they may wait for another owner.
+pub const VOTERS_OWNER_PATIENCE: Duration = Duration::from_millis(500);
 /// A base backup whose agent is silent for longer has failed. One that was only restarted takes it up again before.
 pub const BACKUP_PATIENCE: Duration = Duration::from_secs(60);
 /// After a failure, before the next one begins by itself.
@@ -92,18 +95,21 @@ pub fn decide(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record:
             proposals.push(Proposal::EndDrill { end: end.clone() });
         }
         if archive.owner == *seen.me {
+            proposals.extend(repository::admit(seen, record));
             proposals.extend(as_owner(memory, now, seen, archive));
         }
     }
     proposals
 }
 
-/// Is this node the owner of the repository that the specification names?
+/// Is this node the owner of the repository that the specification names? Where that is counted for commits, the owner goes on while its own server
+/// does not run: it streams from the holder.
 pub fn is_owned(seen: &Observation<'_>, record: &Record) -> bool {
     let archive = record.archive.as_ref().filter(|archive| archive.owner == *seen.me);
     archive.is_some_and(|archive| place(seen).as_ref() == Some(&archive.place))
         && !record.is_restored(seen.me)
-        && matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_))
+        && (repository::counted(record).is_some()
+            || matches!(seen.local.postgres, Postgres::Standby(_) | Postgres::Primary(_)))
 }
 
 /// The number of the base backup that this node is to take.
@@ -161,6 +167,12 @@ fn is_under_way(archive: &Archive, end: &BackupEnd) -> bool {
 
 fn ownership(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Proposal> {
     let term = record.term;
+    match repository::leaves(seen, record) {
+        // WAL goes on to where it counts.
+        Leaving::Counts => return None,
+        Leaving::Goes => return Some(Proposal::DismissRepository { term }),
+        Leaving::Gone | Leaving::Stays => {}
+    }
     let Some(place) = place(seen) else {
         return record.archive.is_some().then_some(Proposal::OwnArchive { term, archive: None });
     };
@@ -178,7 +190,9 @@ fn ownership(memory: &mut Memory, now: Instant, seen: &Observation<'_>, record: 
             _ => now,
         };
         memory.owner_unfit_since = Some((archive.owner.clone(), since));
-        return (now.since(since) >= OWNER_PATIENCE).then(|| own(best));
+        let counts = repository::counted(record).is_some();
+        let patience = if counts { VOTERS_OWNER_PATIENCE } else { OWNER_PATIENCE };
+        return (now.since(since) >= patience).then(|| own(best));
     };
     memory.owner_unfit_since = None;
     // Only for another host or another role: among equals it stays.

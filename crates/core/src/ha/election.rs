@@ -81,6 +81,8 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
         return Tally::Incumbent(vote.member.clone());
     }
 
+    // Heirs count for nothing, and may lead with what they have.
+    let heirs: Vec<&Vote> = election.votes.values().filter(|vote| election.is_heir(&vote.member)).collect();
     let is_enough = |votes: &[&Vote]| {
         // Whatever was acknowledged was first of all on the holder, and where that is sealed nothing more is.
         let of_holder = votes.iter().any(|vote| holder == Some(&vote.member));
@@ -108,14 +110,29 @@ pub fn tally(record: &Record, patient: bool) -> Tally {
         return Tally::Wait(Waiting::Better { missing });
     }
     if without_holder {
-        let chosen = choose(record, &others);
+        let chosen = choose(record, &[others, heirs.clone()].concat());
         // Rather than let another one catch up first, the stopped holder leads again, if it can.
         let holder_can_lead = sealed.iter().any(|vote| holder == Some(&vote.member) && vote.electable);
         if !holder_can_lead || matches!(chosen, Tally::Winner(_)) {
             return chosen;
         }
     }
-    choose(record, &sealed)
+    choose(record, &[sealed, heirs].concat())
+}
+
+/// The vote of the repository, where enough are sealed, it holds the most of them, and nobody can lead: then a node that has nothing may be made
+/// from it, and has everything that was ever acknowledged. Where a rule lets commits go on without voters that is
+/// not so, and nothing is made without an operator's word.
+pub fn inheritance(record: &Record) -> Option<&Vote> {
+    let (election, rules) = (record.election.as_ref()?, record.rules.as_ref()?);
+    let vote = record.repository().and_then(|member| {
+        election.votes.get(&member.node).filter(|vote| vote.member == member && rules.involve(&member))
+    })?;
+    let promised = rules.in_force().all(|rule| rule.needed > 0);
+    let counted = election.votes.values().filter(|vote| rules.involve(&vote.member));
+    let furthest = counted.map(|vote| vote.position).max() == Some(vote.position);
+    let nobody = matches!(tally(record, true), Tally::Wait(Waiting::NobodyElectable));
+    (promised && furthest && nobody && election.forced.is_none()).then_some(vote)
 }
 
 /// Are so many members sealed that no heartbeat of the closed term can be acknowledged any more? Under a rule that
@@ -177,8 +194,14 @@ pub fn source_for(
     usable.map(|source| &source.member.node).max_by_key(|node| (answers(node), Reverse(*node))).cloned()
 }
 
-/// Does the history of `source` contain everything that `copy` holds?
+/// Does the history of `source` contain everything that `copy` holds, and can the rest be had of it?
 fn continues(source: &Vote, copy: &Vote) -> bool {
+    // The repository has WAL from somewhere on; its vote says of each timeline from where.
+    let is_had =
+        |(timeline, begin): &(Timeline, Lsn)| *timeline == copy.timeline && *begin <= copy.position.lsn;
+    if source.member.node.is_repository() && !source.begins.iter().any(is_had) {
+        return false;
+    }
     if source.timeline == copy.timeline {
         return source.position.lsn >= copy.position.lsn;
     }

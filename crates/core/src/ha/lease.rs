@@ -160,6 +160,7 @@ mod tests {
                 forced: None,
                 poisoned: false,
                 votes: chosen(sealed).map(|member| (member.node.clone(), vote(member))).collect(),
+                heirs: BTreeMap::new(),
             }),
             rules: Some(Rules {
                 current: rules[0].clone(),

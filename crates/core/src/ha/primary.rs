@@ -9,7 +9,7 @@ use crate::ha::switchover::{self, Step};
 use crate::ha::{Decision, Goal, Memory, election, lease, restore, voters_missing};
 use crate::observation::{Busy, Copy, Observation, Postgres, Primary, Standby};
 use crate::reason::Reason;
-use crate::record::{Cause, Proposal, Record, Reign};
+use crate::record::{Cause, Proposal, Record, Reign, Rules};
 use crate::types::{Instant, Member, Term, Timeline};
 
 /// This many failovers by a crash in ten minutes, and the next one stays where it is: a statement that
@@ -120,6 +120,7 @@ fn promote(now: Instant, record: &Record, reign: &Reign, term: Term) -> Decision
     Decision::new(Goal::Primary, Reason::Promoting { term, timeline }, now).act(Action::Promote {
         term,
         timeline,
+        from: reign.elected_at,
         list: list_of(rules.target(), &reign.holder, timeline),
     })
 }
@@ -211,7 +212,7 @@ fn gate(
         let recorded = reign.gate_opened;
         let decision =
             if recorded { decision } else { decision.act(Action::Propose(Proposal::GateOpened { term })) };
-        return commits(now, seen, rule.needed, streaming(rules, &reign.holder, primary), decision);
+        return commits(seen, rules, &reign.holder, primary, decision);
     }
     let (have, needed) = (flushed_by(rule, primary, reign.promoted_at), rule.needed);
     // Once open in this reign, the WAL it began with is on enough members for good.
@@ -235,23 +236,30 @@ fn gate(
     decision
 }
 
-fn streaming(rules: &crate::record::Rules, holder: &Member, primary: &Primary) -> u32 {
-    let voters = rules.target().voters(&holder.node);
-    let live = |member: &&Member| {
-        primary
-            .senders
-            .iter()
-            .any(|sender| sender.genuine && sender.streaming && sender.member.as_ref() == Some(*member))
-    };
-    u32::try_from(voters.filter(live).count()).unwrap_or(u32::MAX)
-}
-
 /// The steady state, in one true sentence.
-fn commits(_now: Instant, seen: &Observation<'_>, needed: u32, have: u32, decision: Decision) -> Decision {
+fn commits(
+    seen: &Observation<'_>,
+    rules: &Rules,
+    holder: &Member,
+    primary: &Primary,
+    decision: Decision,
+) -> Decision {
     if !matches!(decision.reason, Reason::HoldsTerm { .. }) {
         return decision;
     }
-    let reason = if have < needed {
+    let needed = rules.target().needed;
+    let streams = |member: &Member| {
+        primary
+            .senders
+            .iter()
+            .any(|sender| sender.genuine && sender.streaming && sender.member.as_ref() == Some(member))
+    };
+    let (live, lost): (Vec<_>, Vec<_>) =
+        rules.target().voters(&holder.node).partition(|voter| streams(voter));
+    let have = u32::try_from(live.len()).unwrap_or(u32::MAX);
+    let reason = if have < needed && lost.iter().any(|voter| voter.node.is_repository()) {
+        Reason::CommitsWaitForRepository { have, needed }
+    } else if have < needed {
         Reason::CommitsWait { have, needed }
     } else if needed == 0 && seen.spec.durability.needed() > 0 {
         Reason::Degraded {}

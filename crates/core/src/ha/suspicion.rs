@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use crate::action::Action;
-use crate::ha::{Memory, answering, election};
+use crate::ha::{Memory, answering, election, repository};
 use crate::observation::{Observation, Peer};
 use crate::reason::Reason;
 use crate::record::{Cause, Proposal, Record};
@@ -76,25 +76,45 @@ pub fn open(
     seen: &Observation<'_>,
     record: &Record,
 ) -> Option<(Action, Reason)> {
-    if record.election.is_some() || !seen.store.reachable || seen.local.stopping {
-        return None;
-    }
-    let holder = record.holder().filter(|holder| holder.node != *seen.me)?;
-    let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
-    let cause = if silent >= seen.times.agent_grace + FENCE_SPEAKS_FIRST {
-        Cause::AgentSilent
-    } else if silent >= suspect && most_voters_cannot_reach(memory, now, seen, record, &holder.node, suspect)
-    {
-        Cause::Unreachable
-    } else {
-        return None;
-    };
+    let cause = cause(memory, now, seen, record)?;
     if !election::winnable(record, &answering(now, seen)) {
         return None;
     }
     let open =
         Proposal::Open { term: record.term, cause, by: seen.me.clone(), released: false, poisoned: false };
     Some((Action::Propose(open), Reason::Opening { cause }))
+}
+
+/// Is the repository all that the term is not closed for?
+pub fn waits_for_repository(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+) -> Option<Reason> {
+    let holder = record.holder()?.node.clone();
+    let mut answering = answering(now, seen);
+    let lacks = repository::counted(record).is_some() && !election::winnable(record, &answering);
+    answering.insert(NodeName::repository());
+    let waits = lacks && election::winnable(record, &answering) && cause(memory, now, seen, record).is_some();
+    waits.then_some(Reason::RepositoryAwaited { holder })
+}
+
+/// Why the term should be closed, if anybody could win the election then.
+fn cause(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Cause> {
+    if record.election.is_some() || !seen.store.reachable || seen.local.stopping {
+        return None;
+    }
+    let holder = record.holder().filter(|holder| holder.node != *seen.me)?;
+    let (silent, suspect) = silence(memory, now, seen, record, &holder.node)?;
+    if silent >= seen.times.agent_grace + FENCE_SPEAKS_FIRST {
+        Some(Cause::AgentSilent)
+    } else if silent >= suspect && most_voters_cannot_reach(memory, now, seen, record, &holder.node, suspect)
+    {
+        Some(Cause::Unreachable)
+    } else {
+        None
+    }
 }
 
 /// For how long the holder's agent has been silent, and after how long that counts.
@@ -118,6 +138,13 @@ fn silence(
     Some((silent, suspect))
 }
 
+/// Has the holder been silent for so long that an election may be near?
+pub fn is_suspicious(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> bool {
+    let holder = record.holder().filter(|holder| holder.node != *seen.me);
+    let silence = holder.and_then(|holder| silence(memory, now, seen, record, &holder.node));
+    silence.is_some_and(|(silent, suspect)| silent >= suspect / 2)
+}
+
 /// When silence begins to count, so that nobody sleeps past that.
 pub fn next_look(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Record) -> Option<Duration> {
     let holder = record.holder().filter(|holder| holder.node != *seen.me && record.election.is_none())?;
@@ -134,7 +161,9 @@ fn most_voters_cannot_reach(
     suspect: Duration,
 ) -> bool {
     let Some(rules) = &record.rules else { return false };
-    let voters: Vec<_> = rules.target().voters(holder).collect();
+    // Nobody probes for the repository.
+    let voters = rules.target().voters(holder).filter(|voter| !voter.node.is_repository());
+    let voters: Vec<_> = voters.collect();
     let failing = voters.iter().filter(|voter| {
         if voter.node == *seen.me {
             let since = seen.peers.get(holder).and_then(|peer| peer.probe_failing_since);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::action::{Action, VoteTemplate};
 use crate::ha::election::{self, Tally, Waiting};
-use crate::ha::{Decision, Goal, Memory, heard_lately, restore};
+use crate::ha::{Decision, Goal, Memory, heard_lately, repository, restore};
 use crate::observation::{Observation, Postgres};
 use crate::reason::Reason;
 use crate::record::{Election, Position, Proposal, Record, Standing, Vote};
@@ -29,14 +29,17 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
     };
     let term = election.term;
     let local = seen.local;
-    let member =
-        local.durable.member.clone().filter(|member| record.member(seen.me).as_ref() == Some(member));
+    let is_mine = |member: &Member| record.stands_as(seen.me).as_ref() == Some(member);
+    let member = local.durable.member.clone().filter(is_mine);
     let mine = election.votes.get(seen.me);
     let no_vote = || {
         // What this node said in the name of a copy that is gone, or an order that it lead, would keep the others
         // waiting for it.
         let awaited = mine.is_some() || election.forced.as_ref() == Some(seen.me);
         let unvote = Action::Propose(Proposal::Unvote { term, node: seen.me.clone() });
+        if let (false, Some(heir)) = (awaited, inherit(memory, now, seen, record, election)) {
+            return heir;
+        }
         Decision::new(Goal::Sealed, Reason::NoVote { term }, now).acts(awaited.then_some(unvote))
     };
     let counts = !local.durable.rebuilding || restore::may_lead(seen, record, election);
@@ -85,6 +88,38 @@ pub fn decide(memory: &Memory, now: Instant, seen: &Observation<'_>, record: &Re
     }
 }
 
+/// A node without a copy makes one from the repository, where that holds the most and nobody can lead. It is given an incarnation for it first,
+/// which is nobody's until it has won: whoever else can lead before then does.
+fn inherit(
+    memory: &Memory,
+    now: Instant,
+    seen: &Observation<'_>,
+    record: &Record,
+    election: &Election,
+) -> Option<Decision> {
+    let term = election.term;
+    let vote = election::inheritance(record)
+        .filter(|_| patience_is_over(memory, now, election) && repository::may_inherit(seen, record))?;
+    let decision = Decision::new(Goal::Sealed, Reason::BecomingHeir { term }, now);
+    // One that this agent found when it started may have been that of a copy of which nothing is left.
+    let own = seen.local.durable.member.as_ref();
+    let is_fresh = |member: &Member| {
+        own == Some(member) || memory.enlisted_before.is_none_or(|had| member.incarnation > had)
+    };
+    let heir = record.stands_as(seen.me).filter(|member| election.is_heir(member) && is_fresh(member));
+    let Some(heir) = heir else {
+        let from = election.heirs.get(seen.me).copied().unwrap_or_default();
+        let ask = Proposal::Inherit { term, node: seen.me.clone(), from };
+        return Some(decision.act(Action::Propose(ask)));
+    };
+    let (timeline, until) = (vote.timeline, vote.position.lsn);
+    let begun = own == Some(&heir) && seen.local.durable.rebuilding;
+    let become_it = Action::BecomeMember { member: heir, rebuild: true };
+    let reason = Reason::Inheriting { term, until: vote.position };
+    let decision = Decision { reason, ..decision };
+    Some(decision.acts((!begun).then_some(become_it)).act(Action::Inherit { term, timeline, until }))
+}
+
 /// May the stopped holder hold its vote back for a moment? Where the others are enough to elect one of them, its vote
 /// changes nothing, and only slows theirs: on the way into the store, and on a machine that they share.
 fn others_vote_first(
@@ -101,7 +136,9 @@ fn others_vote_first(
     let plain = election.released && !election.poisoned && election.forced.is_none();
     let promised = record.rules.as_ref().is_some_and(|rules| rules.in_force().all(|rule| rule.needed > 0));
     let others = seen.spec.nodes.iter().map(|node| &node.name).filter(|node| heard_lately(now, seen, node));
-    let others: BTreeSet<NodeName> = others.filter(|node| *node != seen.me).cloned().collect();
+    let others = others.filter(|node| *node != seen.me).cloned();
+    let repository = repository::answers(now, seen).then(NodeName::repository);
+    let others: BTreeSet<NodeName> = others.chain(repository).collect();
     fresh && plain && promised && record.holder() == Some(member) && election::winnable(record, &others)
 }
 
@@ -174,7 +211,11 @@ fn sealed_and_voted(
         Tally::CatchUp { candidate, until, .. } => {
             let long = memory.election_seen.is_some_and(|(_, at)| now.since(at) >= OTHERS_CATCH_UP_AFTER);
             let own_turn = candidate == *member || long;
-            match election::source_for(record, member, until, |node| heard_lately(now, seen, node)) {
+            let answers = |node: &NodeName| match node.is_repository() {
+                true => repository::was_reached(now, seen.local),
+                false => heard_lately(now, seen, node),
+            };
+            match election::source_for(record, member, until, answers) {
                 Some(source) if own_turn => {
                     if let Postgres::Stopped(_) = seen.local.postgres {
                         return waits(Reason::StartingSealed {}).act(Action::StartSealed);
@@ -197,7 +238,10 @@ fn sealed_and_voted(
         Tally::Wait(Waiting::Votes { missing }) => waits(Reason::WaitingForVotes { term, missing }),
         Tally::Wait(Waiting::Better { missing }) => waits(Reason::WaitingForBetterVotes { term, missing }),
         Tally::Wait(Waiting::Forced { named }) => waits(Reason::WaitingForForced { term, named }),
-        Tally::Wait(Waiting::NobodyElectable) => waits(Reason::NobodyElectable { term }),
+        Tally::Wait(Waiting::NobodyElectable) => match election::inheritance(record) {
+            Some(_) => waits(Reason::WaitingForHeir { term }),
+            None => waits(Reason::NobodyElectable { term }),
+        },
         Tally::Wait(Waiting::NoElection) => decision,
         Tally::Incumbent(winner) => waits(Reason::Deciding { term, winner: winner.node }),
         Tally::Winner(winner) => match holder_may_still_vote(memory, now, record, election) {

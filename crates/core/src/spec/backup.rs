@@ -64,6 +64,9 @@ pub struct BackupSpec {
     /// What is asked there: a database, `=` and a statement.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drill_queries: Vec<String>,
+    /// It is a member of the durability rule: commits may wait until they are there.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub voter: bool,
 }
 
 impl BackupSpec {
@@ -83,6 +86,7 @@ impl BackupSpec {
             drill: None,
             drill_dir: None,
             drill_queries: Vec::new(),
+            voter: false,
         }
     }
 }

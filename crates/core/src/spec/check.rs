@@ -107,7 +107,7 @@ pub enum Wrong {
     FollowsInACircle { circle: Vec<NodeName> },
     Delay { delay: Duration },
     NeededZero,
-    TooFewElectable { needed: usize, electable: usize },
+    TooFewElectable { needed: usize, electable: usize, voter: bool },
     NoneElectable,
     DegradeTooSoon { degrade_after: Duration, suspect: Duration },
     DegradeTooLate { degrade_after: Duration },
@@ -127,6 +127,8 @@ pub enum Wrong {
     VipOnOneHost { host: String },
     VipNeedsLease { lease: Duration, least: Duration },
     Keeper { name: NodeName, is_node: bool },
+    VoterOfNothing,
+    VoterInDirectory { hosts: usize },
     ArchiveInterval { interval: Duration },
     ScheduleFields { fields: usize },
 }
@@ -175,11 +177,22 @@ impl fmt::Display for Wrong {
                 write!(f, "a delay is 1ms to {}, not {}", Span(MAX_DELAY), Span(*delay))
             }
             Wrong::NeededZero => write!(f, "needed is 0: no standby would have an acknowledged commit"),
-            Wrong::TooFewElectable { needed, electable } => write!(
+            Wrong::TooFewElectable { needed, electable, voter } => write!(
                 f,
-                "needed = {needed} asks for {} nodes that may become primary, and there {}",
-                needed.saturating_add(1),
+                "needed = {needed} asks for {} nodes that may become primary{}, and there {}",
+                needed.saturating_add(usize::from(!voter)),
+                if *voter { " beside the repository" } else { "" },
                 if *electable == 1 { "is 1".to_owned() } else { format!("are {electable}") }
+            ),
+            Wrong::VoterOfNothing => {
+                write!(
+                    f,
+                    "voter = true has commits wait for the repository, and with durability = \"async\" they wait for nobody"
+                )
+            }
+            Wrong::VoterInDirectory { hosts } => write!(
+                f,
+                "voter = true with a directory that {hosts} hosts mount: what one of them has written another may see a minute later, and acknowledged commits would be lost by that"
             ),
             Wrong::NoneElectable => {
                 write!(f, "no node may become primary: all are delayed or have priority 0")
@@ -296,6 +309,10 @@ impl Wrong {
                  \"async\", with which a failover may lose the last commits"
             }
             Wrong::NoneElectable => "give one node a priority above 0 and no delay",
+            Wrong::VoterOfNothing => "set durability = \"quorum\", or leave voter out",
+            Wrong::VoterInDirectory { .. } => {
+                "keeper = NAME has it on the disk of one [[witness]]; an s3://, gs:// or azure:// repository may vote as well"
+            }
             Wrong::BinDirNotAbsolute => {
                 "name the directory of initdb and postgres: \"/usr/lib/postgresql/15/bin\""
             }
@@ -521,6 +538,16 @@ impl HerdSpec {
                     add(at.key(key), Wrong::FileNotAbsolute);
                 }
             }
+            if spec.voter {
+                if matches!(cluster.durability, Durability::Async) {
+                    add(at.key("voter"), Wrong::VoterOfNothing);
+                }
+                // Whoever elects seals it, and whoever streams has to see that at once: no mounted directory promises it.
+                let hosts: BTreeSet<&str> = self.agents().map(|(_, host, _)| host).collect();
+                if hosts.len() > 1 && matches!(spec.repository.location, Location::Directory(_)) {
+                    add(at.key("voter"), Wrong::VoterInDirectory { hosts: hosts.len() });
+                }
+            }
         }
 
         let mut vips: BTreeMap<core::net::IpAddr, Place> = BTreeMap::new();
@@ -618,7 +645,8 @@ impl HerdSpec {
             }
             let Durability::Quorum { needed, degrade_after } = &cluster.durability else { continue };
             let voters: Vec<&NodeSpec> = cluster.nodes.iter().filter(|node| node.voter_candidate()).collect();
-            if let ([_, lone], 1, None) = (voters.as_slice(), needed, degrade_after) {
+            let repository = cluster.backup.as_ref().is_some_and(|backup| backup.voter);
+            if let ([_, lone], 1, None, false) = (voters.as_slice(), needed, degrade_after, repository) {
                 add(at.key("degrade_after"), Doubt::LoneVoter { name: lone.name.clone() });
             }
             for (position, node) in cluster.nodes.iter().enumerate() {
@@ -695,11 +723,12 @@ impl ClusterSpec {
 
     fn check_durability(&self, at: &Place, suspect: Duration, add: &mut impl FnMut(Place, Wrong)) {
         let electable = self.nodes.iter().filter(|node| node.electable()).count();
+        let voter = self.backup.as_ref().is_some_and(|backup| backup.voter);
         match &self.durability {
             _ if electable == 0 => add(at.key("node"), Wrong::NoneElectable),
             Durability::Quorum { needed: 0, .. } => add(at.key("needed"), Wrong::NeededZero),
-            Durability::Quorum { needed, .. } if electable <= *needed => {
-                add(at.key("needed"), Wrong::TooFewElectable { needed: *needed, electable });
+            Durability::Quorum { needed, .. } if electable + usize::from(voter) <= *needed => {
+                add(at.key("needed"), Wrong::TooFewElectable { needed: *needed, electable, voter });
             }
             _ => {}
         }
@@ -1100,6 +1129,28 @@ mod tests {
             "asks for 4 nodes that may become primary, and there are 3",
         );
         one(|spec| spec.clusters[0].durability = quorum(usize::MAX, None), "asks for");
+        let votes = |durability: Durability, url: Option<&str>| {
+            let location = match url {
+                Some(url) => {
+                    let (endpoint, allow_http, service_account_file) = (None, false, None);
+                    Location::Gcs { url: url.to_owned(), endpoint, allow_http, service_account_file }
+                }
+                None => Location::Directory("/srv/backups".into()),
+            };
+            move |spec: &mut HerdSpec| {
+                let mut backup = BackupSpec::new(RepositorySpec { location, secret: None });
+                backup.voter = true;
+                spec.clusters[0].backup = Some(backup);
+                spec.clusters[0].durability = durability;
+            }
+        };
+        assert_eq!(errors(votes(quorum(3, None), Some("gs://bucket"))), [] as [&str; 0], "one more voter");
+        one(
+            votes(quorum(4, None), Some("gs://bucket")),
+            "asks for 4 nodes that may become primary beside the repository, and there are 3",
+        );
+        one(votes(Durability::Async, Some("gs://bucket")), "backup.voter: voter = true has commits wait");
+        one(votes(quorum(1, None), None), "backup.voter: voter = true with a directory that");
         one(|spec| spec.clusters[0].durability = quorum(1, Some(1_000)), "less than suspect");
         one(|spec| spec.clusters[0].durability = quorum(1, Some(90_000_000)), "nobody waits that long");
         one(

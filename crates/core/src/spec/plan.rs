@@ -260,6 +260,8 @@ pub enum Refused {
         database: SqlName,
         owner: SqlName,
     },
+    /// Commits may have been acknowledged because they are there.
+    RepositoryVotes,
 }
 
 impl fmt::Display for Refused {
@@ -295,6 +297,9 @@ impl fmt::Display for Refused {
                 write!(f, "databases of the file are created with their cluster, and that has been")
             }
             Refused::Owner { database, .. } => write!(f, "the owner of {database} is not changed by a file"),
+            Refused::RepositoryVotes => {
+                write!(f, "the repository votes, and what was acknowledged may be there alone")
+            }
         }
     }
 }
@@ -320,6 +325,9 @@ impl Refused {
             Refused::DatabaseAdded { database, owner } => format!(
                 "leave it out of the file, and run CREATE DATABASE \"{database}\" OWNER \"{owner}\" on the primary"
             ),
+            Refused::RepositoryVotes => {
+                "apply voter = false first, and this when pgherd status does not name pgherd_repository among the voters any more".to_owned()
+            }
             Refused::Owner { database, owner } => {
                 format!("run ALTER DATABASE \"{database}\" OWNER TO \"{owner}\", then apply the file")
             }
@@ -581,6 +589,10 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
     let place = |spec: &BackupSpec| spec.repository.location.to_string();
     let (was, is) = match (was, is) {
         (None, None) => return,
+        (Some(was), None) if was.voter => {
+            let path = format!("{root}.backup");
+            return plan.refuse(path, Some(&place(was)), NONE, Refused::RepositoryVotes);
+        }
         (Some(was), None) => {
             return plan.change(format!("{root}.backup"), Some(&place(was)), NONE, Effect::ArchiveEnds);
         }
@@ -590,7 +602,10 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
         (Some(was), Some(is)) => (was, is),
     };
     let (from, to) = (place(was), place(is));
-    if from != to {
+    if from != to && was.voter {
+        let path = format!("{root}.backup.repository");
+        plan.refuse(path, Some(&from), Some(&to), Refused::RepositoryVotes);
+    } else if from != to {
         plan.change(format!("{root}.backup.repository"), Some(&from), Some(&to), Effect::ArchiveBegins);
     } else if was.repository != is.repository {
         // Names of files on each host, and how its store is spoken to.
@@ -637,6 +652,7 @@ fn plan_backup(plan: &mut Plan, root: &str, was: Option<&BackupSpec>, is: Option
         ("archive_interval", time(was.archive_interval), time(is.archive_interval)),
         ("throttle", throttle(was), throttle(is)),
         ("min_rate", min_rate(was), min_rate(is)),
+        ("voter", was.voter.to_string(), is.voter.to_string()),
         ("drill", drill(was), drill(is)),
         ("drill_dir", drill_dir(was), drill_dir(is)),
         ("drill_queries", drill_queries(was), drill_queries(is)),
@@ -882,6 +898,38 @@ mod tests {
     #[test]
     fn nothing_changes_nothing() {
         assert_eq!(planned(|_| {}), "nothing changes\n");
+    }
+
+    #[test]
+    fn a_repository_that_votes_stays_where_it_is() {
+        use crate::spec::RepositorySpec;
+        use crate::spec::backup::Location;
+
+        let backup = |bucket: &str, voter: bool| {
+            let url = format!("gs://{bucket}");
+            let (endpoint, allow_http, service_account_file) = (None, false, None);
+            let location = Location::Gcs { url, endpoint, allow_http, service_account_file };
+            let mut backup = BackupSpec::new(RepositorySpec { location, secret: None });
+            backup.voter = voter;
+            Some(backup)
+        };
+        let from = |was: Option<BackupSpec>, is: Option<BackupSpec>| {
+            let (mut old, mut new) = (example(), example());
+            old.clusters[0].backup = was;
+            new.clusters[0].backup = is;
+            plan(&old, &new, |_| Some(name("a")))
+        };
+        let taken = from(backup("one", false), backup("one", true));
+        assert!(taken.to_string().contains("cluster.main.backup.voter: false -> true"), "{taken}");
+        assert!(
+            taken.refusals.is_empty() && from(backup("one", true), backup("one", false)).refusals.is_empty()
+        );
+        for moved in [backup("two", true), backup("two", false), None] {
+            let refused = from(backup("one", true), moved).refusals;
+            assert_eq!(refused.len(), 1, "{refused:?}");
+            assert_eq!(refused[0].why, Refused::RepositoryVotes);
+        }
+        assert!(from(backup("one", false), backup("two", true)).refusals.is_empty());
     }
 
     #[test]
