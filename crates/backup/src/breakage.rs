@@ -20,6 +20,10 @@ pub(crate) enum Broken {
     NoGrace,
     /// What was received is reported, whether it is durable or not.
     FeedbackBeforeFsync,
+    /// What is in the repository is listed before it is sealed.
+    ListingBeforeSeal,
+    /// What was put is reported before it was asked whether somebody has sealed it.
+    ReportBeforeQuestion,
     /// A sweep goes on when objects that must be there are not listed.
     ListingBelieved,
     /// What records of one resource manager change is passed over.

@@ -21,7 +21,9 @@
 //! # When nothing is deleted
 //!
 //! If a manifest cannot be read, since it might name anything; if a listing lacks what must be in it; if clocks disagree or
-//! went back, since grace would mean nothing. A backup that is kept by hand stays, whatever tombstone it has.
+//! went back, since grace would mean nothing. A backup that is kept by hand stays, whatever tombstone it has. Where the repository is a member of
+//! the durability rule the newest backup that leads to the present does too, with all WAL behind it: commits may be nowhere else. What voters leave
+//! is not looked at, and stays for ever.
 //!
 //! Left out: which backups should go (`core`). Hazard: everything; what is deleted is gone.
 
@@ -44,7 +46,8 @@ use crate::pack::PackId;
 use crate::seal::SealError;
 use crate::store::{Failure, Listed, MAX_PAGE, Put, StoreError};
 use crate::tombstone::{self, Came, State, TombstoneError};
-use crate::wal::{Segment, SegmentError, Segments};
+use crate::voter::{self, VoterError};
+use crate::wal::{Archive, BackupRange, Segment, SegmentError, Segments, window};
 
 /// How far the clock of a store may be from ours, and how late a listing usually is at most.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
@@ -111,6 +114,8 @@ pub enum CollectError {
     Keep(#[from] KeepError),
     #[error("nothing was deleted")]
     Seal(#[from] SealError),
+    #[error("nothing was deleted: {0}")]
+    Voter(#[from] VoterError),
 }
 
 /// One collection over one cluster. Two beside each other do no harm.
@@ -159,7 +164,12 @@ pub async fn collect_beside(
     }
     // Before anything is decided that cannot be taken back.
     collection.compare_listings(&kept, &packs, &maps).await?;
+    let counted = collection.counted(&kept).await?;
     for id in &ids {
+        if counted == Some(*id) && matches!(states.get(id), Some(State::Buried(_))) {
+            collection.report.waiting.insert(*id);
+            continue;
+        }
         // One that has not ended is given up some day; its tombstone waits until then.
         let ended = kept.contains_key(id) || states.get(id) == Some(&State::Swept);
         if ended && collection.is_swept(*id, &states, &live, &intents).await? {
@@ -203,7 +213,8 @@ pub async fn collect_beside(
         }
     }
     let pinned = intents.iter().filter(|(id, _)| live.contains(id) && !broken(Broken::IntentsIgnored));
-    let leading = kept.iter().filter(|(id, _)| !alone.contains(id)).map(|(_, manifest)| manifest.start);
+    let leads = |id: &BackupId| !alone.contains(id) || counted == Some(*id);
+    let leading = kept.iter().filter(|(id, _)| leads(id)).map(|(_, manifest)| manifest.start);
     // Where all stand alone, the newest one leads on: it is what somebody restores from.
     let newest = kept.values().next_back().map(|manifest| manifest.start);
     let from = leading.chain(pinned.map(|(_, intent)| intent.wal_from)).min().or(newest);
@@ -444,6 +455,20 @@ impl Collection<'_> {
             self.report.swept.insert(id);
         }
         Ok(came == Came::Swept)
+    }
+
+    /// Where the repository is a member of the durability rule, the newest backup that leads to the present: it is what makes a vote of it.
+    async fn counted(&self, kept: &BTreeMap<BackupId, &Manifest>) -> Result<Option<BackupId>, CollectError> {
+        let Some(newest) = kept.values().next_back() else { return Ok(None) };
+        if !voter::is_member(self.repository, self.place).await? {
+            return Ok(None);
+        }
+        let segments = Segments::new(newest.wal_segment_bytes)?;
+        let inventory = Archive::new(self.repository, self.place.0, segments).inventory().await?;
+        let ranges: Vec<BackupRange> = kept.values().map(|manifest| BackupRange::from(*manifest)).collect();
+        let window = window(&ranges, &inventory);
+        let leads = window.reaches.iter().rev().find(|reach| reach.end.is_some() && reach.end == window.to);
+        Ok(leads.map(|reach| reach.backup.id))
     }
 
     /// Everything that manifests name must be in the listings.

@@ -26,6 +26,7 @@
 //! | [`wal`] | the archive, its records, and the recovery window |
 //! | [`changed`] | which pages WAL has changed since a backup |
 //! | [`receive`] | what becomes of a stream of WAL |
+//! | [`voter`] | the repository as a member of the durability rule |
 //! | [`recovery`] | from what is wanted back to what has to be restored |
 //! | [`keep`], [`tombstone`], [`collect`] | keeping and deleting |
 //! | [`foreign`] | what pgBackRest and Barman have kept |
@@ -59,6 +60,7 @@ pub mod recovery;
 pub mod seal;
 pub mod store;
 pub mod tombstone;
+pub mod voter;
 pub mod wal;
 
 #[cfg(test)]

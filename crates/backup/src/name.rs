@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pgherd_core::types::{Malformed, SystemId, Timeline};
+use pgherd_core::types::{Incarnation, Malformed, SystemId, Term, Timeline};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::hash::Hash;
@@ -223,6 +223,27 @@ impl Place {
         self.object(format_args!("history/{:08X}", timeline.0))
     }
 
+    /// Nothing is told in the name of this incarnation of the repository any more by whoever streams for an older term. With all digits, in
+    /// which the order of names is that of terms.
+    pub fn seal(&self, incarnation: Incarnation, term: Term) -> Name {
+        self.object(format_args!("voter/{:020}/seal/{:020}", incarnation.0, term.0))
+    }
+
+    /// Of one incarnation, for listings.
+    pub fn seals_of(&self, incarnation: Incarnation) -> String {
+        format!("cluster/{}/voter/{:020}/seal/", self.0, incarnation.0)
+    }
+
+    /// Under which term WAL of a timeline was put for this incarnation.
+    pub fn adopted(&self, incarnation: Incarnation, timeline: Timeline) -> Name {
+        self.object(format_args!("voter/{:020}/adopted/{:08X}", incarnation.0, timeline.0))
+    }
+
+    /// Of one incarnation, for listings.
+    pub fn adopted_of(&self, incarnation: Incarnation) -> String {
+        format!("cluster/{}/voter/{:020}/adopted/", self.0, incarnation.0)
+    }
+
     /// What came under the name of something else that was there before.
     pub fn quarantine(&self, file: &str, content: &Hash) -> Name {
         let content = crate::hash::to_hex(&content.0[..16]);
@@ -246,6 +267,7 @@ pub enum Kind {
     Pieces,
     Histories,
     Quarantine,
+    Voters,
 }
 
 impl Kind {
@@ -264,6 +286,7 @@ impl Kind {
             Kind::Pieces => "piece",
             Kind::Histories => "history",
             Kind::Quarantine => "quarantine",
+            Kind::Voters => "voter",
         }
     }
 }

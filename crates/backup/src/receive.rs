@@ -14,6 +14,8 @@
 //! * Several segments are put at a time, but not the first one of a life or a timeline: whoever goes on after a death finds
 //!   a hole only behind a segment that is there ([`resume`]).
 //!
+//! * Where commits wait for it, what was put is reported behind a question only (`voting`).
+//!
 //! Left out: connections, retries, which server, what is done about a branch that was left. Hazard: a server forgets what was
 //! reported to it, so a position too far is WAL that nobody has any more.
 
@@ -25,6 +27,11 @@ use pgherd_core::types::{Instant, Lsn, Timeline};
 
 use crate::breakage::{Broken, broken};
 use crate::wal::{History, HistoryError, Inventory, Segment, Segments};
+
+mod voting;
+
+use voting::Voting;
+pub use voting::{Answer, Question};
 
 /// Segments that are put at a time: enough to hide the time that an object store takes to answer.
 pub const MAX_PUTS: usize = 4;
@@ -51,6 +58,10 @@ pub enum ReceiveError {
         "the archive has WAL of timeline {timeline} up to {archived}, which the server's history does not know"
     )]
     NotInHistory { timeline: Timeline, archived: Lsn },
+    #[error(
+        "the server has left timeline {timeline} for {next}, and commits are confirmed on {timeline} only"
+    )]
+    Left { timeline: Timeline, next: Timeline },
     #[error("the archive has timeline {archived}, and the server is still on timeline {server}")]
     ServerBehind { archived: Timeline, server: Timeline },
 }
@@ -191,6 +202,7 @@ pub struct Receiver {
     /// Up to where pieces of the segment were wanted; where it begins if none was.
     pieced: Lsn,
     pieces: Option<Pieces>,
+    voting: Option<Voting>,
 }
 
 /// How often pieces are put.
@@ -214,6 +226,7 @@ impl Receiver {
             is_anchored: false,
             pieced: begin.pieced,
             pieces: None,
+            voting: None,
         };
         if let Some(content) = history {
             this.want(Object::History { timeline: begin.segment.timeline, content }, Lsn::ZERO);
@@ -241,7 +254,10 @@ impl Receiver {
         if broken(Broken::FeedbackBeforeFsync) {
             return self.durable.max(self.position());
         }
-        self.durable
+        match &self.voting {
+            Some(voting) => self.told_unasked().unwrap_or(voting.told()),
+            None => self.durable,
+        }
     }
 
     /// Whether more may be read from the server.
@@ -298,6 +314,9 @@ impl Receiver {
         if end != position {
             return Err(ReceiveError::EndsElsewhere { timeline, end, position });
         }
+        if self.voting.is_some() {
+            return Err(ReceiveError::Left { timeline, next });
+        }
         let parsed = History::parse(next, &history)?;
         let follows =
             parsed.forks().last().is_some_and(|last| last.timeline == timeline && last.until == end);
@@ -337,8 +356,8 @@ impl Receiver {
     /// The next object that may be put now. It is given out once, unless its put fails.
     pub fn next_put(&mut self) -> Option<(Ticket, Object)> {
         let begun = self.puts.iter().filter(|put| put.state == State::Begun).count();
-        let most = if self.is_anchored { MAX_PUTS } else { 1 };
-        if begun >= most {
+        let most = if self.is_anchored && self.voting.is_none() { MAX_PUTS } else { 1 };
+        if begun >= most || self.voting.as_ref().is_some_and(|voting| !voting.may_put()) {
             return None;
         }
         let at = self.puts.iter().position(|put| put.state == State::Wanted)?;
@@ -356,15 +375,23 @@ impl Receiver {
 
     /// The object of this ticket is durable.
     pub fn put(&mut self, ticket: Ticket) {
-        if let Some(put) = self.puts.iter_mut().find(|put| put.ticket == ticket) {
-            put.state = State::Durable;
-            match put.object {
-                // The next ones need not wait for this one when somebody looks for what is missing.
-                Object::Segment { .. } => self.is_anchored = true,
-                Object::History { .. } => self.is_anchored = false,
-                Object::Partial { .. } | Object::Piece { .. } => {}
-            }
+        let begun = |put: &&mut Put| put.ticket == ticket && put.state == State::Begun;
+        let Some(put) = self.puts.iter_mut().find(begun) else { return };
+        put.state = State::Durable;
+        match put.object {
+            // The next ones need not wait for this one when somebody looks for what is missing.
+            Object::Segment { .. } => self.is_anchored = true,
+            Object::History { .. } => self.is_anchored = false,
+            Object::Partial { .. } | Object::Piece { .. } => {}
         }
+        match self.voting.as_mut() {
+            Some(voting) => voting.ask(),
+            None => self.settle(),
+        }
+    }
+
+    /// What is durable in one piece is not waited for any more.
+    fn settle(&mut self) {
         while let Some(put) = self.puts.front().filter(|put| put.state == State::Durable) {
             self.durable = self.durable.max(put.end);
             self.puts.pop_front();

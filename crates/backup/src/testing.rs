@@ -10,7 +10,7 @@ mod cloud;
 
 pub(crate) use backups::{
     PLACE, SEGMENT_BYTES, SYSTEM, archive, archive_of, beginning, encrypted, facts, prepare, read_back,
-    repository, segment, segments, take, wal,
+    repository, segment, segments, take, take_archived, wal,
 };
 pub(crate) use cloud::Cloud;
 

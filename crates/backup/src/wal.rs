@@ -319,14 +319,109 @@ impl Archive {
         let end = Lsn(self.segments.start(segment).0 + u64::from(last.to));
         let mut content = vec![0; self.segments.bytes() as usize];
         for piece in way {
-            let name = piece.name(self.place, self.segments);
-            let (about, part) = self.read(&name).await?;
-            let bytes = u64::from(piece.to - piece.from);
-            let wanted = About { hash: about.hash, bytes, ..self.about_piece(piece, &part) };
-            self.compare(&name, &about, &wanted)?;
+            let part = self.content_of(piece).await?;
             content[piece.from as usize..piece.to as usize].copy_from_slice(&part);
         }
         Ok(Fetched::Beginning { content: content.into(), end })
+    }
+
+    /// What there is of a segment from its beginning on, whatever lies behind it: for somebody who goes up to the first hole and no
+    /// further. Nothing, where nothing is there.
+    pub async fn beginning(&self, segment: Segment) -> Result<Vec<u8>, ReadError> {
+        // In this order: a piece that goes meanwhile has its segment by then.
+        let pieces = self.all_pieces_of(segment).await?;
+        match self.segment(segment).await {
+            Ok(whole) => return Ok(whole.into()),
+            Err(error) if error.is_absent() => {}
+            Err(error) => return Err(error),
+        }
+        let mut content = Vec::new();
+        for piece in piece::joined(&pieces) {
+            let part = self.content_of(piece).await?;
+            content.truncate(piece.from as usize);
+            content.extend_from_slice(&part);
+        }
+        for ended in self.partials_of(segment).await? {
+            if ended.len() > content.len() {
+                content = ended;
+            }
+        }
+        Ok(content)
+    }
+
+    /// The same on a line of history, where a newer timeline's file repeats what older ones have in front of a fork.
+    pub async fn beginning_on(&self, history: &History, number: u64) -> Result<Vec<u8>, ReadError> {
+        let (whole, start) = (self.segments.bytes() as usize, self.segments.position(number));
+        let mut content = Vec::new();
+        for file in candidates(history, self.segments, number) {
+            let mut part = self.beginning(file.segment).await?;
+            if let Some(until) = file.until {
+                part.truncate((until.0 - start.0) as usize);
+            }
+            if part.len() > content.len() {
+                content = part;
+            }
+            if content.len() == whole {
+                break;
+            }
+        }
+        Ok(content)
+    }
+
+    /// Deletes the pieces of a segment that is there itself; a collection would do it days later, and they are many where each commit made one.
+    pub async fn clear_pieces(&self, segment: Segment) -> Result<(), ReadError> {
+        let store = self.repository.store();
+        store.head(&self.place.wal(segment.timeline, &self.segments.file_name(segment))).await?;
+        for piece in self.all_pieces_of(segment).await? {
+            store.delete(&piece.name(self.place, self.segments)).await?;
+        }
+        Ok(())
+    }
+
+    async fn content_of(&self, piece: Piece) -> Result<Vec<u8>, ReadError> {
+        let name = piece.name(self.place, self.segments);
+        let (about, part) = self.read(&name).await?;
+        let bytes = u64::from(piece.to - piece.from);
+        let wanted = About { hash: about.hash, bytes, ..self.about_piece(piece, &part) };
+        self.compare(&name, &about, &wanted)?;
+        Ok(part)
+    }
+
+    /// The ends of a timeline that are there of this segment: two that died in it may have left two.
+    async fn partials_of(&self, segment: Segment) -> Result<Vec<Vec<u8>>, ReadError> {
+        let (store, file) = (self.repository.store(), self.segments.file_name(segment));
+        let mut contents = Vec::new();
+        for listed in store.list_all(&self.place.all(Names::Partials)).await? {
+            if listed.name.last().split('-').next() != Some(&file) {
+                continue;
+            }
+            let (about, content) = self.read(&listed.name).await?;
+            let wanted = self.about_hashed(Holds::Partial, segment, content.len() as u64, about.hash);
+            self.compare(&listed.name, &about, &wanted)?;
+            contents.push(content);
+        }
+        Ok(contents)
+    }
+
+    async fn all_pieces_of(&self, segment: Segment) -> Result<Vec<Piece>, ReadError> {
+        let store = self.repository.store();
+        let mut pieces = Vec::new();
+        // No piece ends where it begins, so this name comes before all of them.
+        let mut after = self.place.piece(segment.timeline, &self.segments.file_name(segment), 0, 0);
+        loop {
+            let page = store.list(&self.place.all(Names::Pieces), Some(&after), MAX_PAGE).await?;
+            for listed in &page.objects {
+                let piece = self.listed_piece(&listed.name)?;
+                if piece.segment != segment {
+                    return Ok(pieces);
+                }
+                pieces.push(piece);
+            }
+            match page.objects.last() {
+                Some(last) if page.more => after = last.name.clone(),
+                _ => return Ok(pieces),
+            }
+        }
     }
 
     /// The pieces of a segment, and whether nothing of its timeline or a later one lies behind it.
@@ -430,10 +525,15 @@ impl Archive {
         Ok(ProvenWal { system: self.place.0, segments: self.segments, history, start, stop })
     }
 
-    /// What is there, by names.
+    /// What is there, by names. Pieces are listed before segments: one that goes meanwhile has its segment in the later listing.
     pub async fn inventory(&self) -> Result<Inventory, ReadError> {
         let store = self.repository.store();
         let mut inventory = Inventory::new(self.segments);
+        let mut pieces: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
+        for listed in store.list_all(&self.place.all(Names::Pieces)).await? {
+            let piece = self.listed_piece(&listed.name)?;
+            pieces.entry(piece.segment).or_default().push(piece);
+        }
         let all = self.place.all(Names::Wal);
         let mut after: Option<Name> = None;
         loop {
@@ -454,14 +554,8 @@ impl Archive {
                 break;
             }
         }
-        let mut pieces: BTreeMap<Segment, Vec<Piece>> = BTreeMap::new();
-        for listed in store.list_all(&self.place.all(Names::Pieces)).await? {
-            let piece = self.listed_piece(&listed.name)?;
-            // Garbage otherwise.
-            if !inventory.has(piece.segment) {
-                pieces.entry(piece.segment).or_default().push(piece);
-            }
-        }
+        // Of a segment that is there they are garbage.
+        pieces.retain(|segment, _| !inventory.has(*segment));
         for pieces in pieces.values() {
             inventory.add_pieces(pieces);
         }

@@ -10,6 +10,8 @@ use crate::breakage::breaking;
 use crate::testing::{Random, SEGMENT_BYTES, archive, repository, run, segments, wal};
 use crate::wal::{Fork, Piece};
 
+mod voting;
+
 const SEG: u64 = SEGMENT_BYTES as u64;
 const SEGMENTS: u64 = 5;
 /// Where every story begins: in the middle of a segment, as a slot is made.

@@ -136,6 +136,22 @@ pub(crate) async fn take(
     backup.commit(packs, maps, proof, facts).await.unwrap()
 }
 
+/// Takes a whole backup of WAL that is archived already, from the beginning of a segment on.
+pub(crate) async fn take_archived(
+    repository: &Repository,
+    wal_number: u64,
+    stop: Lsn,
+    now: Timestamp,
+) -> Manifest {
+    let start = Lsn(wal_number * u64::from(SEGMENT_BYTES) + 0x28);
+    let backup = Backup::begin(repository, beginning(None, start, now)).await.unwrap();
+    let (packs, mut maps) = (backup.packs(FULL_FRAME_PAGES), backup.maps());
+    maps.push(&Entry::directory("base", 0o700)).await.unwrap();
+    let proof = archive(repository).prove(Timeline(1), start, stop).await.unwrap();
+    let packs = vec![packs.finish().await.unwrap()];
+    backup.commit(packs, maps.finish().await.unwrap(), proof, facts(start, Timeline(1), now)).await.unwrap()
+}
+
 /// All files of a backup with their contents.
 pub(crate) async fn read_back(
     repository: &Repository,

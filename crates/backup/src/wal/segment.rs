@@ -78,7 +78,7 @@ impl Segments {
         self.position(segment.number + 1)
     }
 
-    pub(crate) fn position(self, number: u64) -> Lsn {
+    pub fn position(self, number: u64) -> Lsn {
         Lsn(number.saturating_mul(u64::from(self.0)))
     }
 

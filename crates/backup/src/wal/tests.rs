@@ -197,6 +197,15 @@ fn what_there_is_of_a_segment_is_given_where_nothing_lies_behind_it() {
             archive.put_segment(segment(1, 4), &wal(segment(1, 4), 4)).await.unwrap();
             assert!(matches!(archive.fetch(segment(1, 4)).await.unwrap(), Fetched::Whole(_)));
             assert_eq!(archive.inventory().await.unwrap().beginning_of(segment(1, 4)), None);
+            // They are cleared where it is, and nowhere else.
+            let pieces = async || {
+                let all = Place(SYSTEM).all(crate::name::Kind::Pieces);
+                repository.store().list_all(&all).await.unwrap().len()
+            };
+            assert_eq!(pieces().await, 4);
+            assert!(archive.clear_pieces(segment(2, 5)).await.unwrap_err().is_absent());
+            archive.clear_pieces(segment(1, 4)).await.unwrap();
+            assert_eq!(pieces().await, 1);
         }
     });
 }
