@@ -77,6 +77,7 @@ pub struct Layout {
     volumes: Vec<(String, Place, Medium, u64)>,
     vip: bool,
     keeper: Option<String>,
+    backup: Vec<String>,
 }
 
 /// What of a node lies on a volume of its own.
@@ -147,6 +148,12 @@ impl Layout {
         self.with_witness(name)
     }
 
+    /// A line of `[backup]`, of a herd that has a keeper, such as `voter = true`.
+    pub fn with_backup(mut self, line: &str) -> Layout {
+        self.backup.push(line.to_owned());
+        self
+    }
+
     /// Puts a part of a node on a volume of its own, which can then be filled, and a disk can hang or die.
     pub fn with_volume(mut self, node: &str, place: Place, medium: Medium, size_bytes: u64) -> Layout {
         self.volumes.push((node.to_owned(), place, medium, size_bytes));
@@ -207,6 +214,7 @@ impl Layout {
             let place = net.host(keeper).dir().join(REPOSITORY_DIR);
             line("\n[backup]\nschedule = \"never\"\nretention = \"REDUNDANCY 3\"");
             line(&format!("repository = \"file://{}\"\nkeeper = \"{keeper}\"", place.display()));
+            self.backup.iter().for_each(|setting| line(setting));
         }
         for witness in &self.witnesses {
             line("\n[[witness]]");
@@ -314,6 +322,7 @@ impl Herd {
             volumes: Vec::new(),
             vip: false,
             keeper: None,
+            backup: Vec::new(),
         }
     }
 

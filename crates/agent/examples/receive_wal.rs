@@ -32,6 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         branch: Branch::Refuse,
         gap: Gap::Refuse,
         piece_every,
+        until: None,
     };
     let archiving = Archiving::begin(order);
     let mut status = archiving.status();

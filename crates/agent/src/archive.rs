@@ -4,6 +4,8 @@
 //! ([`pgherd_backup::receive`]), and the archive. It connects again when the connection ends, puts again what could not be put,
 //! and shows where it is.
 //!
+//! Where the repository votes, commits wait for what is reported ([`voting`]), and every agent may have to seal it ([`sealing`]).
+//!
 //! What a stream cannot get, because its server has removed it, the members are asked for ([`holes`], [`shelf`]).
 //!
 //! Left out: who streams from whom and when (`core`), the slot (whoever keeps the members' slots). Hazard: see
@@ -18,10 +20,11 @@ use bytes::Bytes;
 use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::receive::{Branch, ReceiveError, Receiver, Ticket, resume};
+use pgherd_backup::voter::VoterError;
 use pgherd_backup::wal::{
     Archive, Archived, History, HistoryError, Inventory, SegmentError, Segments, WalError,
 };
-use pgherd_core::types::{Lsn, SystemId, Timeline};
+use pgherd_core::types::{Lsn, SystemId, Term, Timeline};
 use pgherd_postgres::replication::{
     Identified, Message, NextTimeline, Refusal, Replication, ReplicationError, SlotName, Source, Started,
 };
@@ -37,7 +40,9 @@ mod asking;
 pub mod holes;
 mod lag;
 pub(crate) mod owner;
+pub(crate) mod sealing;
 pub mod shelf;
+pub mod voting;
 
 use lag::Lag;
 
@@ -73,6 +78,8 @@ pub struct Order {
     pub gap: Gap,
     /// How often what came of a segment that is not complete is put, too. `None`: only whole segments are.
     pub piece_every: Option<Duration>,
+    /// No timeline behind this one is archived: where the repository votes, another number means WAL that nobody has agreed on yet.
+    pub until: Option<Timeline>,
 }
 
 /// Missing WAL behind which there is more.
@@ -107,6 +114,14 @@ pub enum ArchiveError {
     SlotMissing { slot: SlotName, server_name: String },
     #[error("the server has said nothing for {} s", SILENT_AFTER.as_secs())]
     Silent,
+    #[error("the repository cannot vote: {0}")]
+    Voter(#[from] VoterError),
+    #[error("the repository is sealed for a later term than {term}")]
+    Sealed { term: Term },
+    #[error("{server_name} is on timeline {found}, and the repository votes on {wanted}")]
+    OtherTimeline { server_name: String, found: Timeline, wanted: Timeline },
+    #[error("it has not confirmed anything in time, and WAL waits")]
+    Unconfirmed,
 }
 
 /// What it is doing.
@@ -150,6 +165,8 @@ pub struct Status {
     pub connections: u64,
     /// How often it went on behind WAL that the server has removed.
     pub gaps: u64,
+    /// It streams as a member of the durability rule, so that what is reported counts.
+    pub votes: bool,
 }
 
 /// A stream that is kept up. Dropping it ends it.
@@ -351,6 +368,7 @@ impl Stream {
             let server_name = self.order.source.to_string();
             return Err(ArchiveError::OtherSystem { server_name, found: server.system, wanted });
         }
+        self.allows(server.timeline)?;
         let segments = Segments::new(server.segment_bytes)?;
         let content = match server.timeline {
             Timeline(1) => Bytes::new(),
@@ -456,7 +474,18 @@ impl Stream {
         Ok(())
     }
 
+    fn allows(&self, found: Timeline) -> Result<(), ArchiveError> {
+        match self.order.until.filter(|until| found > *until) {
+            Some(wanted) => {
+                let server_name = self.order.source.to_string();
+                Err(ArchiveError::OtherTimeline { server_name, found, wanted })
+            }
+            None => Ok(()),
+        }
+    }
+
     async fn follow(&mut self, connection: &mut Replication, next: NextTimeline) -> Result<(), ArchiveError> {
+        self.allows(next.timeline)?;
         let history = connection.history(next.timeline, ANSWER_WITHIN).await?;
         if let Some((receiver, ..)) = &mut self.receiver {
             tracing::info!(from = %receiver.timeline(), to = %next.timeline, at = %next.from, "the timeline of archived WAL changes");

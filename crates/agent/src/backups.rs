@@ -37,6 +37,7 @@ pub mod take;
 pub mod target;
 mod throttling;
 pub mod verify;
+pub mod voted;
 
 /// Readers at most. Each holds a pack and some pieces in memory, some 100 MB.
 pub const MAX_READERS: usize = 16;

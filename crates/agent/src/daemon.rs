@@ -222,6 +222,7 @@ async fn work(work: Work) -> Result<(), DaemonError> {
         vip: Default::default(),
         socket_dir: server.instance().map(|instance| instance.socket_dir.display().to_string()),
         archive: None,
+        repository: Default::default(),
         backing_up: None,
         backup_ended: None,
         drill_ended: None,
@@ -261,6 +262,14 @@ async fn work(work: Work) -> Result<(), DaemonError> {
     let state_dir_of_drills = file.state_dir.clone();
     let (cluster_of_slots, cluster_of_archive, node_of_archive) =
         (cluster.clone(), cluster.clone(), me.clone());
+    let sealing = archive::sealing::Sealing {
+        cluster: cluster.clone(),
+        node: me.clone(),
+        pki_dir: paths::pki_dir(&file.state_dir),
+        assigned: duties.clone(),
+        spec: spec.clone(),
+        events: sender.clone(),
+    };
     let order: Vec<NodeName> = stored.spec.agents().map(|(name, _, _)| name.clone()).collect();
     let tasks = [
         tokio::spawn(main_loop.run()),
@@ -280,6 +289,8 @@ async fn work(work: Work) -> Result<(), DaemonError> {
             spec.clone(),
             sender.clone(),
         )),
+        tokio::spawn(archive::sealing::ask(sealing.clone())),
+        tokio::spawn(archive::sealing::seal(sealing)),
         tokio::spawn(tending::tend(raft, store, cluster, me, order)),
     ];
     let mut tasks = Vec::from(tasks);

@@ -19,7 +19,7 @@ use pgherd_core::ha::election;
 use pgherd_core::observation::{Busy, Durable};
 use pgherd_core::record::{Proposal, Record, Standing};
 use pgherd_core::spec::HerdSpec;
-use pgherd_core::types::{NodeName, Term, Timeline};
+use pgherd_core::types::{Lsn, NodeName, Term, Timeline};
 use pgherd_dcs::Store;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -50,8 +50,10 @@ pub(crate) enum DeedError {
     Agreed(#[from] agreed::AgreedError),
     #[error("{0} is not in the specification")]
     UnknownNode(NodeName),
-    #[error("this version makes no copy from a repository that votes")]
-    NoHeir,
+    #[error("the repository has not voted up to {0}")]
+    NoSuchVote(Lsn),
+    #[error("there is a copy here that is not to be replaced")]
+    NotToBeReplaced,
 }
 
 /// What every list of actions works with.
@@ -215,11 +217,18 @@ impl Workshop {
             }
             Action::CatchUp { term, source, until } => {
                 self.current(*term).await?;
+                if source.is_repository() {
+                    let voted = server.voted(vote_of_repository(record, *until)?).await?;
+                    // A timeline that its WAL is of counts for this copy under the term under which it counted there.
+                    self.remember(|durable| durable.adopted.extend(chain(record, voted.timeline()))).await?;
+                    server.take(&voted).await?;
+                    return Ok(None);
+                }
                 let from = place(spec, source)?;
                 let member = self.member().await;
                 server.catch_up(source, from, member.as_ref(), *until).await?;
             }
-            Action::Promote { term, timeline, list, .. } => {
+            Action::Promote { term, timeline, from, list } => {
                 self.current(*term).await?;
                 self.remember(|durable| {
                     durable.term = *term;
@@ -228,7 +237,7 @@ impl Workshop {
                 })
                 .await?;
                 deeds.gate_open = Some(false);
-                let promoted = server.promote(*timeline, list).await?;
+                let promoted = server.promote(*timeline, *from, list).await?;
                 if list.names.is_empty() {
                     // Nobody can follow before it was rewound, and no client comes in before somebody follows.
                     server.checkpoint_beside()?;
@@ -329,8 +338,18 @@ impl Workshop {
                 }
                 // Otherwise the directory counts as unfinished, and is cloned next.
             }
-            // No herd file of this version has a repository vote.
-            Action::Inherit { .. } => return Err(DeedError::NoHeir),
+            Action::Inherit { term, timeline, until } => {
+                self.current(*term).await?;
+                if !self.durable.lock().await.now().rebuilding {
+                    return Err(DeedError::NotToBeReplaced);
+                }
+                let ends_on = server.inherit((*timeline, *until)).await?;
+                self.remember(|durable| {
+                    durable.rebuilding = false;
+                    durable.adopted.extend(chain(record, ends_on));
+                })
+                .await?;
+            }
             Action::Restore { term, moment } => {
                 self.current(*term).await?;
                 if let Err(error) = server.restore_to(moment).await {
@@ -386,6 +405,14 @@ fn chain(record: &Record, timeline: Timeline) -> Vec<(Timeline, Term)> {
     chain
 }
 
+/// On which line the repository has voted, if that was up to there.
+fn vote_of_repository(record: &Record, until: Lsn) -> Result<(Timeline, Lsn), DeedError> {
+    let votes = record.election.as_ref().map(|election| &election.votes);
+    let vote = votes.and_then(|votes| votes.get(&NodeName::repository()));
+    let vote = vote.filter(|vote| vote.position.lsn == until).ok_or(DeedError::NoSuchVote(until))?;
+    Ok((vote.timeline, until))
+}
+
 /// Where a node's PostgreSQL listens.
 fn place<'a>(spec: &'a HerdSpec, node: &NodeName) -> Result<(&'a str, u16), DeedError> {
     let (_, node) = spec.node(node).ok_or_else(|| DeedError::UnknownNode(node.clone()))?;
@@ -403,7 +430,11 @@ fn report(action: &Action, error: &DeedError) -> bool {
             tracing::info!(%error, ?action, "the store did not take it; deciding anew");
             false
         }
-        DeedError::Durable(_) | DeedError::Server(_) | DeedError::UnknownNode(_) | DeedError::NoHeir => {
+        DeedError::Durable(_)
+        | DeedError::Server(_)
+        | DeedError::UnknownNode(_)
+        | DeedError::NoSuchVote(_)
+        | DeedError::NotToBeReplaced => {
             tracing::warn!(error = %on_one_line(error), ?action, "failed; deciding anew");
             true
         }

@@ -38,6 +38,9 @@ pub(crate) struct Gossip {
     pub(crate) wants_rebuild: bool,
     #[serde(default)]
     pub(crate) damage: Option<String>,
+    /// The repository has answered this agent lately, where that votes.
+    #[serde(default)]
+    pub(crate) reaches_repository: bool,
     #[serde(default)]
     pub(crate) show: Show,
 }
@@ -107,6 +110,8 @@ pub(crate) struct ArchiveShow {
     pub(crate) timeline: Option<Timeline>,
     /// Up to where WAL is in the repository.
     pub(crate) durable: Option<Lsn>,
+    /// Commits are confirmed by that.
+    pub(crate) votes: bool,
     /// All that the server had flushed so long ago is there; `None`: not known.
     pub(crate) behind_ms: Option<u64>,
     /// Why it does not go on.
@@ -163,6 +168,7 @@ impl Gossip {
             holder_probe_failing: None,
             wants_rebuild: false,
             damage: None,
+            reaches_repository: false,
             show: Show::default(),
         }
     }
@@ -183,7 +189,7 @@ impl Gossip {
                 .map(|probe| (probe.node.clone(), Duration::from_millis(probe.for_ms))),
             wants_rebuild: self.wants_rebuild,
             damage: self.damage.clone(),
-            reaches_repository: false,
+            reaches_repository: self.reaches_repository,
         }
     }
 }
@@ -206,5 +212,15 @@ mod tests {
 
         let sparse: Gossip = serde_json::from_str(r#"{"version":1,"node":"b","cluster":"main"}"#).unwrap();
         assert_eq!(sparse.to_report(), Report::default());
+    }
+
+    #[test]
+    fn whether_the_repository_answers_reaches_the_others() {
+        let silent = Gossip::silent(&"b".parse().unwrap());
+        for reaches_repository in [true, false] {
+            let said = serde_json::to_string(&Gossip { reaches_repository, ..silent.clone() }).unwrap();
+            let heard: Gossip = serde_json::from_str(&said).unwrap();
+            assert_eq!(heard.to_report().reaches_repository, reaches_repository);
+        }
     }
 }

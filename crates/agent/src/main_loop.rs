@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use pgherd_core::action::{Action, Address, Duties};
 use pgherd_core::ha::archive::{self, Agreed};
-use pgherd_core::observation::{ArchiveView, Busy, Durable, Postgres, SyncList};
-use pgherd_core::record::{Archive, BackupEnd, DrillEnd, Proposal};
-use pgherd_core::types::{Instant, NodeName, SystemId, Term};
+use pgherd_core::observation::{ArchiveView, Busy, Durable, Postgres, SealedRepository, SyncList};
+use pgherd_core::record::{Archive, BackupEnd, DrillEnd, Proposal, Record};
+use pgherd_core::types::{Incarnation, Instant, NodeName, SystemId, Term};
 use pgherd_dcs::{Revision, Snapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -69,6 +69,15 @@ pub(crate) enum Event {
     Damage(Option<String>),
     /// What the owner of the archive has seen; `None`: this node is not that any more.
     Archive(Option<Box<ArchiveSeen>>),
+    /// The repository has answered what it was asked then, where it votes.
+    RepositoryAnswered {
+        asked: Instant,
+    },
+    /// What this agent has found in it behind a seal of its own, which it began to put then.
+    RepositorySealed {
+        asked: Instant,
+        sealed: Box<SealedRepository>,
+    },
     /// How far the base backup is that this node takes.
     BackingUp(Option<BackupShow>),
     BackedUp(Box<BackupEnd>),
@@ -137,7 +146,7 @@ pub(crate) struct Picture {
     pub(crate) store_reachable: bool,
     pub(crate) spec_generation: u64,
     pub(crate) spec: pgherd_core::spec::HerdSpec,
-    pub(crate) record: Option<pgherd_core::record::Record>,
+    pub(crate) record: Option<Record>,
 }
 
 pub(crate) struct MainLoop {
@@ -173,6 +182,26 @@ pub(crate) struct Assigned {
     pub(crate) archive: Option<Archive>,
     /// The line of history that the herd is on.
     pub(crate) agreed: Option<Agreed>,
+    pub(crate) incarnations: Incarnations,
+}
+
+/// Which incarnations of the repository were given out, and which one is a member now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Incarnations {
+    pub(crate) last: Incarnation,
+    pub(crate) repository: Option<Incarnation>,
+}
+
+impl Incarnations {
+    fn of(record: &Record) -> Incarnations {
+        let repository = record.repository().map(|member| member.incarnation);
+        Incarnations { last: record.last_incarnation, repository }
+    }
+
+    /// Whether it was a member, and will never be one again. Numbers only grow: an older record knows of none that a newer one does not.
+    pub(crate) fn is_former(&self, incarnation: Incarnation) -> bool {
+        incarnation <= self.last && self.repository != Some(incarnation)
+    }
 }
 
 pub(crate) struct Wiring {
@@ -259,6 +288,11 @@ impl MainLoop {
             Event::ProposalEnded(proposal) => self.proposing.retain(|other| *other != *proposal),
             Event::Damage(damage) => self.mind.damage = damage,
             Event::Archive(seen) => self.mind.archive = seen.map(|seen| *seen),
+            Event::RepositoryAnswered { asked } => self.mind.repository_answered(asked),
+            Event::RepositorySealed { asked, sealed } => {
+                self.mind.repository.sealed = Some(*sealed);
+                self.mind.repository_answered(asked);
+            }
             Event::BackingUp(show) => self.mind.backing_up = show,
             Event::BackedUp(end) => self.mind.backup_ended = Some(*end),
             Event::Drilled(end) => self.mind.drill_ended = Some(*end),
@@ -419,6 +453,7 @@ impl MainLoop {
             system: record.and_then(|(record, _)| record.system),
             archive: record.and_then(|(record, _)| record.archive.clone()),
             agreed: record.and_then(|(record, _)| archive::agreed(record)),
+            incarnations: record.map(|(record, _)| Incarnations::of(record)).unwrap_or_default(),
         };
         self.duties.send_if_modified(|before| {
             let changed = *before != assigned;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pgherd_core::ha::{Decision, Memory, decide, suspicion};
+use pgherd_core::ha::{Decision, Memory, decide, repository, suspicion};
 use pgherd_core::observation::{
     Busy, Durable, Local, Observation, Peer, Postgres, Report, RepositoryView, Running, StoreView, SyncList,
 };
@@ -74,6 +74,8 @@ pub(crate) struct Mind {
     pub(crate) vip: crate::vip::State,
     /// What the archive was when this node, as its owner, looked last.
     pub(crate) archive: Option<ArchiveSeen>,
+    /// What is known of it here where it votes.
+    pub(crate) repository: RepositoryView,
     pub(crate) backing_up: Option<BackupShow>,
     pub(crate) backup_ended: Option<BackupEnd>,
     pub(crate) drill_ended: Option<DrillEnd>,
@@ -105,6 +107,11 @@ impl PeerMind {
 impl Mind {
     pub(crate) fn record(&self) -> Option<&Record> {
         self.record.as_ref().map(|(record, _)| record)
+    }
+
+    /// An answer may come behind that to a later question.
+    pub(crate) fn repository_answered(&mut self, asked: Instant) {
+        self.repository.answered = self.repository.answered.max(Some(asked));
     }
 
     /// Takes a record up, unless a newer one is known: what this agent itself agreed on comes before the view has it.
@@ -180,8 +187,7 @@ impl Mind {
             archive: self.archive.as_ref().map(|seen| seen.view.clone()),
             backup_ended: self.backup_ended.clone(),
             drill_ended: self.drill_ended.clone(),
-            // Nothing that it could vote in is in any herd file yet.
-            repository: RepositoryView::default(),
+            repository: self.repository.clone(),
         }
     }
 
@@ -209,6 +215,7 @@ impl Mind {
             }),
             wants_rebuild: report.wants_rebuild,
             damage: report.damage,
+            reaches_repository: report.reaches_repository,
             show: Show {
                 reason_code: decision.map(|decision| decision.reason.code().to_owned()).unwrap_or_default(),
                 reason: decision.map(|decision| decision.reason.to_string()).unwrap_or_default(),
@@ -243,10 +250,12 @@ impl Mind {
         let failing = self.probe.as_ref().and_then(|(node, since)| {
             since.map(|since| (node.clone(), suspicion::lasting(&self.memory, now, since)))
         });
+        let local = self.local();
         Report {
             holder_probe_failing: failing,
+            reaches_repository: repository::was_reached(now, &local),
             wants_rebuild: self.decision.as_ref().is_some_and(|decision| decision.wants_rebuild),
-            ..Report::of(&self.local(), self.record())
+            ..Report::of(&local, self.record())
         }
     }
 

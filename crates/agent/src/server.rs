@@ -467,13 +467,18 @@ impl Server {
         outcome
     }
 
-    /// Leaves recovery on exactly `timeline`, under a list that is proven in force before.
-    pub(crate) async fn promote(&self, timeline: Timeline, list: &SyncList) -> Result<promote::Promoted> {
+    /// Leaves recovery on exactly `timeline`, with everything up to `from`, under a list that is proven in force before.
+    pub(crate) async fn promote(
+        &self,
+        timeline: Timeline,
+        from: Lsn,
+        list: &SyncList,
+    ) -> Result<promote::Promoted> {
         let inner = self.inner()?;
         let server = inner.live()?;
         server.ready(PROMOTE_WITHIN).await?;
-        let order =
-            promote::Order { timeline, at_least: self.sealed_end().await?.lsn, names: names_of(list) };
+        let at_least = self.sealed_end().await?.lsn.max(from);
+        let order = promote::Order { timeline, at_least, names: names_of(list) };
         let files = inner.files.lock().await;
         inner.known().gate = Some(Gate::Closed);
         let promoted = promote::promote(&server, &order, PROMOTE_WITHIN).await.inspect_err(|_| {
@@ -543,10 +548,11 @@ impl Server {
         Ok(self.inner()?.repository(repository))
     }
 
-    /// Where WAL is streamed from for the archive: this very server. A standby goes on to be one through failovers, and its WAL does not cost the primary.
-    pub(crate) async fn archive_source(&self, host: &str) -> Result<Source> {
+    /// Where WAL is streamed from for the archive: this very server, since a standby goes on to be one through failovers and its WAL does not cost the
+    /// primary; or the primary, where that waits for it.
+    pub(crate) async fn archive_source(&self, node: &NodeName, from: (&str, u16)) -> Result<Source> {
         let inner = self.inner()?;
-        let remote = inner.remote(&inner.node, (host, inner.instance.port), secrets::REPLICATION).await?;
+        let remote = inner.remote(node, from, secrets::REPLICATION).await?;
         Ok(Source::Remote(Box::new(remote)))
     }
 

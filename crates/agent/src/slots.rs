@@ -103,6 +103,9 @@ fn wanted(picture: &Picture) -> Vec<(Member, Option<Lsn>)> {
     let Some(record) = &picture.record else { return Vec::new() };
     let Postgres::Standby(standby) = &picture.postgres else { return Vec::new() };
     let has = |node: &NodeName| {
+        if node.is_repository() {
+            return archived(picture);
+        }
         let (_, _, says) = picture.peers.iter().find(|(peer, ..)| peer == node)?;
         let says = says.as_ref().filter(|says| says.timeline == Some(standby.copy.timeline))?;
         says.flush_lsn

@@ -100,6 +100,12 @@ impl<'a> Sight<'a> {
         Seen { name, age: *age, says: gossip.as_ref().filter(|_| fresh) }
     }
 
+    /// Does the repository answer anybody, where that votes and was asked?
+    fn repository_answers(&self) -> bool {
+        let peers = self.picture.peers.iter().filter_map(|(node, ..)| self.seen(node).says);
+        peers.chain([&self.picture.own]).any(|says| says.reaches_repository)
+    }
+
     fn silence(&self) -> Duration {
         (self.picture.spec.times.suspect * 2).max(LEAST_SILENCE)
     }
@@ -150,6 +156,9 @@ impl<'a> Sight<'a> {
     }
 
     fn streams(&self, name: &'a NodeName) -> bool {
+        if name.is_repository() {
+            return self.archive_says().is_some_and(|says| says.votes);
+        }
         self.seen(name).says.is_some_and(|says| says.show.state == Some(pgherd_api::status::State::Streaming))
     }
 
@@ -271,7 +280,11 @@ impl<'a> Sight<'a> {
         let Some(holder) = record.holder().filter(|holder| !self.seen(&holder.node).is_heard()) else {
             return Vec::new();
         };
-        let heard = record.nodes.keys().filter(|node| self.seen(node).is_heard()).cloned().collect();
+        let is_heard = |node: &&'a NodeName| match node.is_repository() {
+            true => self.repository_answers(),
+            false => self.seen(node).is_heard(),
+        };
+        let heard = record.nodes.keys().filter(is_heard).cloned().collect();
         if election::winnable(record, &heard) {
             return Vec::new();
         }
@@ -337,9 +350,14 @@ fn bytes(bytes: u64) -> String {
     if value < 10.0 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
+/// The repository has no name that an operator has given it.
+fn called(name: &NodeName) -> &str {
+    if name.is_repository() { "the repository" } else { name.as_str() }
+}
+
 /// `a`, `a and b`, `a, b and c`.
 fn names<'n>(names: impl IntoIterator<Item = &'n NodeName>) -> String {
-    let names: Vec<&str> = names.into_iter().map(NodeName::as_str).collect();
+    let names: Vec<&str> = names.into_iter().map(called).collect();
     match names.as_slice() {
         [] => String::new(),
         [one] => (*one).to_owned(),

@@ -106,7 +106,7 @@ pub struct Durability {
     pub mode: DurabilityMode,
     /// How many voters must flush each commit.
     pub needed: u32,
-    /// The standbys that count.
+    /// The standbys that count, and `pgherd_repository` where the repository does.
     pub voters: Vec<String>,
     /// Commits are acknowledged by fewer than `needed` voters, because `degrade_after` said so.
     pub degraded: bool,

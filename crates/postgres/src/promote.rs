@@ -8,7 +8,9 @@
 //! 4. The gate is closed, which a standby's readers came in by, and sessions are ended: what they would read or
 //!    write afterwards is not on enough nodes yet (rule 9), and a reader in conflict with replay holds a promotion
 //!    up for as long as it likes.
-//! 5. The trigger, without SQL: a file and a signal.
+//! 5. Replay has come to where this node voted for: PostgreSQL that is asked between two looks at `pg_wal` leaves recovery without a third one, and
+//!    without the WAL that was put there meanwhile.
+//!    Then the trigger, without SQL: a file and a signal.
 //! 6. `standby.signal` is put back and synced as soon as PostgreSQL has removed it (rule 7).
 //! 7. The number and the fork are compared with what was decided. A primary that took another number, or lacks
 //!    what the node voted for, is killed before anybody is let in.
@@ -44,6 +46,8 @@ const FILES: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(1);
 /// Sessions that come back are ended again this often.
 const END_SESSIONS_EVERY: Duration = Duration::from_millis(20);
+/// For so long replay may stand still before the end: then it does not read the rest, or not yet, and is asked as it is.
+const REPLAY_STANDS: Duration = Duration::from_secs(2);
 /// For killing a server that must not be.
 const KILL: Duration = Duration::from_secs(10);
 
@@ -129,11 +133,11 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
         let asked = SystemTime::now();
         server.reload()?;
         let session = sync_names::prove(server, &order.names, deadline).await?;
-        let (loaded, received) = loaded_and_received(&session).await?;
+        let Standing { loaded, received, replayed } = standing(&session).await?;
         if loaded < asked {
             hba::set(server, Gate::Closed, &Rules::default(), deadline).await?;
         }
-        Ok((began.elapsed(), received))
+        Ok((began.elapsed(), received, replayed))
     };
     let reserved = {
         let (instance, reserved) = (instance.clone(), order.timeline);
@@ -148,7 +152,7 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
     };
     // Both to their end: a write that is left to itself would race with that of the next attempt.
     let (listed, reserved) = tokio::join!(listed, reserved);
-    let (list, received) = match reserved.and(listed) {
+    let (list, received, replayed) = match reserved.and(listed) {
         Ok(listed) => listed,
         Err(error) => {
             let instance = instance.clone();
@@ -158,6 +162,9 @@ pub async fn promote(server: &Server, order: &Order, deadline: Duration) -> Resu
     };
 
     let promoted = async {
+        if replayed < order.at_least {
+            see_replayed(server, order.at_least, deadline).await?;
+        }
         let promoted = after_trigger(server, order, deadline).await?;
         let end = write_beyond(instance, received, promoted.end, deadline).await?;
         Ok::<_, PromoteError>(Promoted { end, ..promoted })
@@ -207,18 +214,57 @@ async fn after_trigger(server: &Server, order: &Order, deadline: Duration) -> Re
     })
 }
 
-/// When the postmaster last read its files, before it began this session; and up to where this standby has WAL for
-/// those who stream from it, whole records or not. Ends a pause of replay, too: the trigger would do that as well, but
-/// only when PostgreSQL next looks, which it does once a second.
-async fn loaded_and_received(session: &Session) -> Result<(SystemTime, Lsn)> {
+/// Waits until replay has come to the end that was voted for, or stands still. Readers who hold it up are ended, as behind the trigger.
+async fn see_replayed(server: &Server, at_least: Lsn, deadline: Duration) -> Result<()> {
+    let began = Instant::now();
+    // By the role whose sessions are not ended here.
+    let Ok(session) = Session::local(server.instance(), roles::MONITOR, deadline).await else {
+        return Ok(());
+    };
+    let (mut last, mut moved) = (Lsn::ZERO, began);
+    let (mut ended, mut sessions_ended) = (BTreeSet::new(), None::<Instant>);
+    while began.elapsed() < deadline && moved.elapsed() < REPLAY_STANDS {
+        // What cannot be told is left to the trigger, behind which the end is compared.
+        let Ok(answer) = session.simple_query("SELECT pg_catalog.pg_last_wal_replay_lsn()").await else {
+            return Ok(());
+        };
+        let replayed = first_field(&answer, 0).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+        if replayed >= at_least {
+            return Ok(());
+        }
+        if replayed > last {
+            (last, moved) = (replayed, Instant::now());
+        }
+        if sessions_ended.is_none_or(|at| at.elapsed() >= END_SESSIONS_EVERY) {
+            end_sessions(server, &mut ended).await?;
+            sessions_ended = Some(Instant::now());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    tracing::info!(replayed = %last, %at_least, "replay stands still before the end that was voted for");
+    Ok(())
+}
+
+struct Standing {
+    /// When the postmaster last read its files, before it began this session.
+    loaded: SystemTime,
+    /// Up to where this standby has WAL for those who stream from it, whole records or not.
+    received: Lsn,
+    replayed: Lsn,
+}
+
+/// Ends a pause of replay, too: the trigger would do that as well, but only when PostgreSQL next looks, which it does once a second.
+async fn standing(session: &Session) -> Result<Standing> {
     let query = "SELECT (extract(epoch FROM pg_catalog.pg_conf_load_time()) * 1000000)::bigint, \
                  greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), \
+                 pg_catalog.pg_last_wal_replay_lsn(), \
                  CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_wal_replay_resume() END";
     let answer =
         session.simple_query(query).await.map_err(Error::sql("tell what it has loaded and received"))?;
     let micros = first_field(&answer, 0).and_then(|micros| micros.parse().ok()).unwrap_or_default();
-    let received = first_field(&answer, 1).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
-    Ok((SystemTime::UNIX_EPOCH + Duration::from_micros(micros), received))
+    let lsn = |column| first_field(&answer, column).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+    let loaded = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+    Ok(Standing { loaded, received: lsn(1), replayed: lsn(2) })
 }
 
 /// Writes so much WAL, if `end` does not lie behind `received` anyway, and returns where it ends then.

@@ -217,6 +217,11 @@ pub struct Replication {
 
 impl Replication {
     pub async fn open(source: &Source, deadline: Duration) -> Result<Replication> {
+        Replication::open_as(source, APPLICATION_NAME, deadline).await
+    }
+
+    /// Under a name that the server's list of synchronous standbys may have.
+    pub async fn open_as(source: &Source, name: &str, deadline: Duration) -> Result<Replication> {
         within("opening a connection for replication", deadline, async {
             let server: Arc<str> = source.to_string().into();
             let failed = |source| ReplicationError::Io { server: Arc::clone(&server), source };
@@ -249,17 +254,17 @@ impl Replication {
                 header: None,
                 owes_ready: false,
             };
-            this.come_in(role, proof).await
+            this.come_in(role, proof, name).await
         })
         .await
     }
 
-    async fn come_in(mut self, role: &str, proof: Option<Proof>) -> Result<Replication> {
+    async fn come_in(mut self, role: &str, proof: Option<Proof>, name: &str) -> Result<Replication> {
         let purpose = Purpose {
             user: role.to_owned(),
             database: "replication".to_owned(),
             replication: Kind::Physical,
-            parameters: vec![("application_name".to_owned(), APPLICATION_NAME.to_owned())],
+            parameters: vec![("application_name".to_owned(), name.to_owned())],
             is_certified: false,
         };
         let not_in = |source| ReplicationError::NotIn { server: Arc::clone(&self.server), source };

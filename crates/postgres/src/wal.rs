@@ -199,6 +199,21 @@ fn find_end(
     })
 }
 
+/// Puts a segment or a history beside the WAL of a copy that receives none, durably. A server that runs finds it when it looks there next. Blocks.
+pub fn put_beside(instance: &Instance, name: &str, content: &[u8]) -> Result<()> {
+    durable::write(&instance.pg_wal().join(name), content, durable::PRIVATE)
+}
+
+/// What the file of a segment has up to one of its bytes; `None`: there is no such file, or it is shorter. Blocks.
+pub fn beginning(instance: &Instance, name: &str, bytes: usize) -> Result<Option<Vec<u8>>> {
+    let path = instance.pg_wal().join(name);
+    let content = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        content => content.map_err(Error::io("read", &path))?,
+    };
+    Ok(content.get(..bytes).map(<[u8]>::to_vec))
+}
+
 /// Syncs every file that may hold WAL between two positions, then the directory: what a vote counts must
 /// survive a power cut, also where the server had not come to sync it.
 fn sync(files: &WalFiles, history: &History, from: Lsn, to: Lsn) -> Result<()> {

@@ -4,6 +4,7 @@
 //! Leaves out: who owns it (`core::ha::archive`), and the base backups themselves. Hazard: WAL of one cluster in two repositories is worth
 //! little; so the one that was seen first is in the record, and another one in its place is refused.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,17 +13,19 @@ use pgherd_backup::format::{OpenError, Repository};
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
 use pgherd_backup::receive::Branch;
+use pgherd_backup::voter::{self, Voter, VoterError};
 use pgherd_backup::wal::{
     Archive, BackupRange, Gap as Missing, Inventory, Segments, Wanted, missing, window,
 };
+use pgherd_core::action::StreamOrder;
 use pgherd_core::ha::archive::{self, Agreed, is_drill_due, is_due};
 use pgherd_core::observation::ArchiveView;
 use pgherd_core::record::{self, BackupOutcome};
 use pgherd_core::retention::Retention;
 use pgherd_core::spec::{BackupSpec, HerdSpec, RepositorySpec};
-use pgherd_core::types::{Lsn, NodeName, SystemId};
+use pgherd_core::types::{Incarnation, Lsn, NodeName, SystemId};
 use pgherd_postgres::replication::SlotName;
-use pgherd_postgres::{base_backup, slots};
+use pgherd_postgres::{base_backup, conf, slots};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,13 +33,14 @@ use tokio::time::Instant;
 use super::asking::{Asking, Ended};
 use super::holes::{Holes, Member, Other};
 use super::shelf::Shelf;
+use super::voting::Votes;
 use super::{Archiving, Gap, Order, State, Status};
 use crate::backoff::Backoff;
 use crate::backups::catalog::{Catalog, CatalogError};
 use crate::backups::keeping::{self, KeepingError, Rules};
 use crate::causes::on_one_line;
 use crate::gossip::ArchiveShow;
-use crate::main_loop::{ArchiveSeen, Assigned, Event};
+use crate::main_loop::{ArchiveSeen, Assigned, Event, Incarnations};
 use crate::peers::{self, Peers};
 use crate::repository::{self, RepositoryError};
 use crate::schedule::Schedule;
@@ -77,6 +81,15 @@ enum OwnError {
     Another { place: String, known: String, found: String },
     #[error(transparent)]
     Server(#[from] ServerError),
+}
+
+/// Why it cannot be seen what is there.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Voter(#[from] VoterError),
 }
 
 /// Keeps at it until the agent ends.
@@ -163,25 +176,13 @@ impl Owner {
             Ok(repository) => repository,
             Err(error) => return Some(Err(error)),
         };
-        let host = self.spec.borrow().node(&self.node).map(|(_, node)| node.host.clone())?;
-        let source = match self.server.archive_source(&host).await {
-            Ok(source) => source,
-            Err(error) => return Some(Err(error.into())),
+        let mut votes = self.assigned.borrow().duties.voter.clone();
+        let mut archiving = match self.begin(spec, system, &repository, votes.as_ref()).await? {
+            Ok(archiving) => archiving,
+            Err(error) => return Some(Err(error)),
         };
-        let archiving = Archiving::begin(Order {
-            source,
-            slot: SlotName::new(slots::ARCHIVE),
-            repository: repository.clone(),
-            system,
-            // This server follows the herd: a timeline that it is on is the agreed one, and what the archive has of another one
-            // behind the fork was never acknowledged.
-            branch: Branch::Leave,
-            // What nobody keeps any more would hold up all that is still to come.
-            gap: Gap::Leave,
-            piece_every: spec.archive_interval,
-        });
         let mut status = archiving.status();
-        let mut sight = Sight::new(repository, place, system, self.segments().await);
+        let mut sight = Sight::new(repository.clone(), place, system, self.segments().await);
         let mut asking = Asking::default();
         let mut expiring = Expiring { system, after: None, due: Instant::now(), task: None };
         let mut tick = tokio::time::interval(TELL_EVERY);
@@ -192,6 +193,17 @@ impl Owner {
                 break;
             }
             let Some(archive) = self.archive() else { break };
+            let now_votes = self.assigned.borrow().duties.voter.clone();
+            if now_votes != votes {
+                // Whatever was confirmed under the former order ends before anything is under the new one.
+                votes = now_votes;
+                archiving.end().await;
+                archiving = match self.begin(spec, system, &repository, votes.as_ref()).await? {
+                    Ok(archiving) => archiving,
+                    Err(error) => return Some(Err(error)),
+                };
+                status = archiving.status();
+            }
             let ended = archive.ended.as_ref().map_or(0, |end| end.number);
             // While a base backup is taken nothing goes: what it refers to is pinned, and the disk has enough to do.
             if archive.backup.is_none() && expiring.turn(&sight.repository, ended, &spec.retention).await {
@@ -213,9 +225,16 @@ impl Owner {
                 sight.holes = None;
             }
             // A store that does not answer must not keep the stream, and with it a server that stops.
+            let mut orders = self.assigned.clone();
+            let incarnations = orders.borrow().incarnations;
             tokio::select! {
-                () = sight.look(ended, line, streamed.durable) => {}
+                () = sight.look(ended, line, incarnations, streamed.durable) => {}
                 () = self.is_over(spec, system) => break,
+                // Commits may wait for the one who streams under it.
+                other = orders.wait_for(|now| now.duties.voter != votes) => match other.is_ok() {
+                    true => continue,
+                    false => break,
+                },
             }
             asking.begin(&mut sight.holes, || self.members());
             let seen = sight.seen(&streamed, spec, &archive, &asking);
@@ -230,6 +249,47 @@ impl Owner {
         }
         archiving.end().await;
         None
+    }
+
+    /// Begins to stream: from this very server, or as a member of the rule from the holder's. `None`: a node is in no specification any more.
+    async fn begin(
+        &self,
+        spec: &BackupSpec,
+        system: SystemId,
+        repository: &Repository,
+        votes: Option<&StreamOrder>,
+    ) -> Option<Result<Archiving, OwnError>> {
+        let from = votes.map_or(&self.node, |order| &order.source);
+        let (host, port) = self.spec.borrow().node(from).map(|(_, node)| (node.host.clone(), node.port))?;
+        let source = match self.server.archive_source(from, (&host, port)).await {
+            Ok(source) => source,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let archive_slot = SlotName::new(slots::ARCHIVE);
+        if let Some(order) = votes {
+            return Some(Ok(Archiving::begin_voting(Votes {
+                order: order.clone(),
+                source,
+                slot: SlotName::new(&conf::slot_name(&order.member))?,
+                archive_slot: archive_slot?,
+                repository: repository.clone(),
+                system,
+                piece_every: spec.archive_interval,
+            })));
+        }
+        Some(Ok(Archiving::begin(Order {
+            source,
+            slot: archive_slot,
+            repository: repository.clone(),
+            system,
+            // This server follows the herd: a timeline that it is on is the agreed one, and what the archive has of another one
+            // behind the fork was never acknowledged.
+            branch: Branch::Leave,
+            // What nobody keeps any more would hold up all that is still to come.
+            gap: Gap::Leave,
+            piece_every: spec.archive_interval,
+            until: None,
+        })))
     }
 
     /// As this server has them; a repository without a backup does not say it.
@@ -366,6 +426,10 @@ struct Sight {
     complete: Option<Instant>,
     /// Since when there is what was missing at first.
     found: Option<Instant>,
+    /// The highest incarnation of a voter that has left something there, 0 for none.
+    admitted: Option<Incarnation>,
+    /// Those that were sealed for good.
+    gone: BTreeSet<Incarnation>,
 }
 
 #[derive(Clone, Default)]
@@ -406,6 +470,8 @@ impl Sight {
             trouble: None,
             complete: None,
             found: None,
+            admitted: None,
+            gone: BTreeSet::new(),
         }
     }
 
@@ -415,14 +481,32 @@ impl Sight {
     }
 
     /// Looks, if it is time to, or a base backup has ended since, or the line is another one.
-    async fn look(&mut self, ended: u64, line: Line, durable: Option<Lsn>) {
-        let is_news = (self.ended != Some(ended) || self.line != line) && self.trouble.is_none();
+    async fn look(&mut self, ended: u64, line: Line, incarnations: Incarnations, durable: Option<Lsn>) {
+        let is_dismissed = self
+            .admitted
+            .is_some_and(|admitted| incarnations.is_former(admitted) && !self.gone.contains(&admitted));
+        let is_news =
+            (self.ended != Some(ended) || self.line != line || is_dismissed) && self.trouble.is_none();
         if !is_news && Instant::now() < self.look_at {
             return;
         }
         let agreed = line.agreed.as_ref().filter(|_| line.is_archived);
-        match survey(&self.repository, self.system, self.segments, agreed.zip(durable)).await {
-            Ok((known, holes)) => {
+        let surveyed = async {
+            let admitted = voter::incarnations(&self.repository, Place(self.system)).await?;
+            for former in admitted.iter().filter(|number| incarnations.is_former(**number)) {
+                if !self.gone.contains(former) {
+                    // Whoever still streams for it is ended, and a collection need not keep what it has voted with.
+                    Voter::new(&self.repository, Place(self.system), *former).seal(voter::LAST).await?;
+                    self.gone.insert(*former);
+                }
+            }
+            let (known, holes) =
+                survey(&self.repository, self.system, self.segments, agreed.zip(durable)).await?;
+            Ok::<_, LookError>((admitted.last().copied().unwrap_or_default(), known, holes))
+        };
+        match surveyed.await {
+            Ok((admitted, known, holes)) => {
+                self.admitted = Some(admitted);
                 (self.known, self.holes, self.ended, self.trouble) = (known, holes, Some(ended), None);
                 self.line = line;
                 self.look_at = Instant::now() + LOOK_EVERY;
@@ -488,11 +572,12 @@ impl Sight {
                 after: self.ended.unwrap_or(u64::MAX),
                 drill_is_due: is_drill_due(began, last(&spec.drill), drilled_at),
                 drill_after: drilled,
-                admitted: None,
+                admitted: self.admitted,
             },
             show: ArchiveShow {
                 timeline: status.timeline,
                 durable: status.durable,
+                votes: status.votes,
                 behind_ms: behind.map(|behind| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX)),
                 trouble: trouble.or_else(|| self.trouble.clone()),
                 window_from: self.known.from.map(Timestamp::as_second),
@@ -614,6 +699,29 @@ mod tests {
     use pgherd_core::types::{Term, Timeline};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_repository_that_was_dismissed_is_sealed_for_good_and_no_other_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository =
+            Repository::create(Store::directory(dir.path()), None, Timestamp::now()).await.unwrap();
+        let place = RepositorySpec { location: Location::Directory(dir.path().to_owned()), secret: None };
+        let voter = |number| Voter::new(&repository, Place(SystemId(1)), Incarnation(number));
+        for number in [3, 7, 9] {
+            voter(number).seal(Term(4)).await.unwrap();
+        }
+        let is_sealed = async |number| voter(number).is_sealed_above(Term(4)).await.unwrap();
+        let mut sight = Sight::new(repository.clone(), place, SystemId(1), None);
+        // 7 is the member, 3 was one, and 9 is of a record that this agent has not seen yet.
+        let known = Incarnations { last: Incarnation(8), repository: Some(Incarnation(7)) };
+        sight.look(0, Line::default(), known, None).await;
+        assert!(is_sealed(3).await && !is_sealed(7).await && !is_sealed(9).await);
+        assert_eq!(sight.admitted, Some(Incarnation(9)), "the next one is above it");
+
+        let known = Incarnations { last: Incarnation(9), repository: None };
+        sight.look(0, Line::default(), known, None).await;
+        assert!(is_sealed(7).await && is_sealed(9).await);
+    }
 
     #[tokio::test]
     async fn a_hole_makes_a_backup_due_only_when_all_were_asked() {

@@ -17,6 +17,7 @@ use pgherd_backup::document::ReadError;
 use pgherd_backup::format::Repository;
 use pgherd_backup::manifest::Manifest;
 use pgherd_backup::name::Place;
+use pgherd_backup::voter::VoterError;
 use pgherd_backup::wal::{Archive, ArchivedFile, Fetched, History, Inventory, Segment};
 use pgherd_core::record::{Moment, Record};
 use pgherd_core::spec::RepositorySpec;
@@ -39,9 +40,9 @@ const LOOK: Duration = Duration::from_secs(30);
 const CATCH_UP: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Without a byte of progress for so long, the repository is given up.
-const STALL: Duration = Duration::from_secs(60);
+pub(super) const STALL: Duration = Duration::from_secs(60);
 /// Segments that are fetched at the same time.
-const AT_ONCE: usize = 4;
+pub(super) const AT_ONCE: usize = 4;
 /// Replay is done by one process. Behind more WAL than this, and than the copy has bytes, copying all of it from the primary is sooner
 /// over.
 const MUCH_WAL_BYTES: u64 = 4 << 30;
@@ -57,12 +58,12 @@ pub(crate) struct Order {
 
 /// What was made.
 #[derive(Debug)]
-pub(crate) struct Filled {
-    pub(crate) backup: String,
-    pub(crate) bytes: u64,
-    pub(crate) segments: u64,
+pub struct Filled {
+    pub backup: String,
+    pub bytes: u64,
+    pub segments: u64,
     /// Behind this everything is streamed.
-    pub(crate) end: Lsn,
+    pub end: Lsn,
 }
 
 /// Why the repository is not what this member is made from. Another way is open always.
@@ -94,8 +95,12 @@ pub enum MemberError {
     NotOurs { end: Lsn, timeline: Timeline },
     #[error("what was made of it ends at {end} on timeline {timeline}, and not where it was to")]
     EndsElsewhere { end: Lsn, timeline: Timeline },
+    #[error("its {file} differs from what this copy has of it")]
+    Differs { file: String },
     #[error("{0}")]
     Repository(RepositoryError),
+    #[error(transparent)]
+    Voter(#[from] VoterError),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -109,11 +114,11 @@ pub enum MemberError {
 }
 
 /// What was found good enough.
-struct Found {
-    repository: Repository,
-    archive: Archive,
-    manifest: Manifest,
-    timeline: Timeline,
+pub(super) struct Found {
+    pub(super) repository: Repository,
+    pub(super) archive: Archive,
+    pub(super) manifest: Manifest,
+    pub(super) timeline: Timeline,
 }
 
 /// Fills a directory with a backup and all WAL that is archived behind it. Dropping the future ends it.
@@ -259,7 +264,7 @@ async fn fetch_up_to(
     Err(MemberError::Missing { end: moment.end, file })
 }
 
-async fn stalled(mut progress: watch::Receiver<Progress>) {
+pub(super) async fn stalled(mut progress: watch::Receiver<Progress>) {
     let mut last = *progress.borrow_and_update();
     loop {
         // Said again without a change it is no progress.
@@ -281,7 +286,7 @@ async fn stalled(mut progress: watch::Receiver<Progress>) {
     }
 }
 
-async fn in_time<T>(look: impl Future<Output = Result<T, MemberError>>) -> Result<T, MemberError> {
+pub(super) async fn in_time<T>(look: impl Future<Output = Result<T, MemberError>>) -> Result<T, MemberError> {
     tokio::time::timeout(LOOK, look).await.unwrap_or(Err(MemberError::Silent(LOOK)))
 }
 
@@ -311,16 +316,24 @@ async fn look(order: &Order, filling: &Filling) -> Result<Found, MemberError> {
 }
 
 /// The repository that was agreed on, and what is in it now.
-async fn open(repository: &RepositorySpec, record: &Record) -> Result<(Repository, Catalog), MemberError> {
+pub(super) async fn open(
+    repository: &RepositorySpec,
+    record: &Record,
+) -> Result<(Repository, Catalog), MemberError> {
     let system = record.system.ok_or(MemberError::NotAgreed)?;
+    let repository = agreed(repository, record).await?;
+    let catalog = Catalog::read(repository.clone(), Place(system)).await?;
+    Ok((repository, catalog))
+}
+
+pub(super) async fn agreed(repository: &RepositorySpec, record: &Record) -> Result<Repository, MemberError> {
     let known = record.archive.as_ref().and_then(|archive| archive.repository.clone());
     let known = known.ok_or(MemberError::NotAgreed)?;
     let repository = repository::open_at(repository).await.map_err(MemberError::Repository)?;
     if repository.format().repository != known {
         return Err(MemberError::AnotherRepository);
     }
-    let catalog = Catalog::read(repository.clone(), Place(system)).await?;
-    Ok((repository, catalog))
+    Ok(repository)
 }
 
 /// The newest backup that leads to the timeline with what is archived now, and how much WAL that is.
@@ -368,7 +381,7 @@ fn end(archive: &Archive, wal: &[ArchivedFile], start: Lsn) -> Lsn {
     wal.last().map_or(start, |last| archive.segments().end(last.segment))
 }
 
-fn room(filling: &Filling, manifest: &Manifest, wal_bytes: u64) -> Result<(), MemberError> {
+pub(super) fn room(filling: &Filling, manifest: &Manifest, wal_bytes: u64) -> Result<(), MemberError> {
     let backup = manifest.id.to_string();
     let needs = match filling.wal_dir() {
         Some(wal_dir) if disk::device(wal_dir)? != disk::device(filling.data_dir())? => {
@@ -385,7 +398,7 @@ fn room(filling: &Filling, manifest: &Manifest, wal_bytes: u64) -> Result<(), Me
     Ok(())
 }
 
-async fn restore(
+pub(super) async fn restore(
     found: &Found,
     filling: &Filling,
     progress: &watch::Sender<Progress>,

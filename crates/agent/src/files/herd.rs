@@ -428,6 +428,9 @@ fn read_backup(
         backup.archive_interval = interval;
     }
     read_throttle(reader, &table, &mut backup.throttle);
+    if let Read::Is(voter) = reader.switch(&table, "voter") {
+        backup.voter = voter;
+    }
     is_known.then_some(backup)
 }
 
@@ -550,8 +553,10 @@ fn rests_on_read_values(error: &SpecError, reader: &Reader<'_>) -> bool {
         Wrong::Times(TimesError::OutOfBounds { .. }) => true,
         Wrong::Times(_) => !Time::ALL.iter().any(|time| any_broken(&[time.key()])),
         Wrong::TooFewElectable { .. } | Wrong::NoneElectable => {
-            !any_broken(&["node", "delay", "priority", "needed", "durability"])
+            !any_broken(&["node", "delay", "priority", "needed", "durability", "voter"])
         }
+        Wrong::VoterOfNothing => !any_broken(&["durability"]),
+        Wrong::VoterInDirectory { .. } => !any_broken(&["repository", "keeper", "node", "host"]),
         Wrong::FollowsUnknown { .. } | Wrong::FollowsInACircle { .. } => {
             !any_broken(&["node", "name", "follow"])
         }

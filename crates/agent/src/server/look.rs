@@ -297,9 +297,68 @@ fn copy_of(end: &EndOfWal, system: Option<pgherd_core::types::SystemId>) -> Copy
 }
 
 /// A name proves nothing: the certificate must be that node's, the slot that member's own, and the member the
-/// node's present one.
+/// node's present one. The repository has no certificate: for it streams a node that owns the archive, or did a moment ago, which is any of the record's.
+/// What such a one may confirm ends with its term, by the seal.
 fn is_genuine(sender: &observe::Sender, member: &Member, record: &Record) -> bool {
-    let certified = sender.client_dn.as_deref() == Some(format!("/CN={}", member.node).as_str());
+    let is_named = |node: &NodeName| sender.client_dn.as_deref() == Some(format!("/CN={node}").as_str());
+    let certified = match member.node.is_repository() {
+        true => record.nodes.keys().filter(|node| !node.is_repository()).any(is_named),
+        false => is_named(&member.node),
+    };
     let own_slot = sender.slot.as_deref() == Some(conf::slot_name(member).as_str());
     certified && own_slot && record.member(&member.node).as_ref() == Some(member)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_core::record::NodeRecord;
+    use pgherd_core::types::Incarnation;
+
+    use super::*;
+
+    /// `a` leads and owns the archive, `b` is its standby, and the repository is a member.
+    fn record() -> Record {
+        let mut record = Record::empty();
+        let names = ["a".parse().unwrap(), "b".parse().unwrap(), NodeName::repository()];
+        for (name, incarnation) in names.into_iter().zip([1, 2, 7]) {
+            let entry = NodeRecord { incarnation: Incarnation(incarnation), barred: None };
+            record.nodes.insert(name, entry);
+        }
+        record
+    }
+
+    fn sender(certificate: &str, member: &Member) -> observe::Sender {
+        observe::Sender {
+            pid: 1,
+            application_name: format!("{member}.1"),
+            address: None,
+            role: None,
+            client_dn: Some(format!("/CN={certificate}")),
+            slot: Some(conf::slot_name(member)),
+            state: None,
+            sync_state: None,
+            sync_priority: None,
+            sent_lsn: None,
+            write_lsn: None,
+            flush_lsn: None,
+            replay_lsn: None,
+            replay_lag_ms: None,
+            reply_age_ms: None,
+        }
+    }
+
+    #[test]
+    fn for_the_repository_a_node_of_the_record_streams_and_for_a_node_only_that_one() {
+        let record = record();
+        let (repository, b) = (record.repository().unwrap(), record.member(&"b".parse().unwrap()).unwrap());
+        let is =
+            |certificate: &str, member: &Member| is_genuine(&sender(certificate, member), member, &record);
+        assert!(is("a", &repository) && is("b", &repository) && is("b", &b));
+        assert!(!is("a", &b), "a is not b");
+        assert!(!is("w", &repository) && !is("pgherd_repository", &repository), "no node of the record");
+        let former = Member { incarnation: Incarnation(3), ..repository.clone() };
+        assert!(!is("a", &former), "its seals are another one's");
+        let elsewhere = observe::Sender { slot: Some("b_2".to_owned()), ..sender("a", &repository) };
+        assert!(!is_genuine(&elsewhere, &repository, &record));
+    }
 }

@@ -8,8 +8,12 @@ use super::*;
 use crate::backups;
 use crate::backups::member::{self, Filled};
 use crate::backups::recover::{self, Ahead};
+use crate::backups::voted::{self, Voted};
 use crate::causes::on_one_line;
 
+/// Then a vote is worth more: what comes next waits for replay as well, and ends what holds it up.
+const TAKEN_READ_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_AT_REPLAY: Duration = Duration::from_millis(50);
 const REWIND_WITHIN: Duration = Duration::from_secs(3600);
 /// Without a byte of progress for so long, a copy is given up and begun anew.
 const CLONE_STALL: Duration = Duration::from_secs(60);
@@ -76,6 +80,62 @@ impl Server {
         }
         tracing::info!(backup, bytes, segments, %moment, "restored, to be held there");
         Ok(())
+    }
+
+    /// Makes the data directory anew of the repository's vote, and sees that PostgreSQL takes it up to its end. What is there goes first.
+    /// Returns the timeline of that end.
+    pub(crate) async fn inherit(&self, vote: (Timeline, Lsn)) -> Result<Timeline> {
+        let inner = self.inner()?;
+        inner.forget();
+        process::ensure_gone(&inner.instance, KILL_WITHIN).await?;
+        clone::remove_leftovers(&inner.instance).await?;
+        if inner.instance.has_data() {
+            clone::discard(&inner.instance).await?;
+        }
+        let settings = inner.settings(None)?;
+        let Filled { backup, bytes, segments, end: until } = inner.fill_as_voted(vote, &settings).await?;
+        inner.set_running(None);
+        let instance = inner.instance.clone();
+        let end = blocking_read(move || wal::end_of_wal(&instance, None)).await?;
+        let (end, timeline) = (end.lsn, end.timeline);
+        if end != until {
+            return Err(MemberError::EndsElsewhere { end, timeline }.into());
+        }
+        // It counts as a copy once it is consistent, which only PostgreSQL makes it.
+        self.start_sealed().await?;
+        inner.see_replayed(until).await?;
+        tracing::info!(backup, bytes, segments, %until, %timeline, "made from the repository");
+        Ok(timeline)
+    }
+
+    /// What the repository had when it voted.
+    pub(crate) async fn voted(&self, (timeline, until): (Timeline, Lsn)) -> Result<Voted> {
+        let inner = self.inner()?;
+        let repository = inner.named_repository().ok_or(MemberError::NotAgreed)?;
+        let instance = inner.instance.clone();
+        let control = blocking_read(move || control::ControlFile::read(&instance.control_file())).await?;
+        let record = inner.record();
+        Ok(voted::open(&repository, &record, control.wal_segment_bytes, (timeline, until)).await?)
+    }
+
+    /// Puts what this sealed copy lacks of it beside its own WAL.
+    pub(crate) async fn take(&self, voted: &Voted) -> Result<()> {
+        let inner = self.inner()?;
+        let server = inner.live()?;
+        let has = self.sealed_end().await?;
+        voted.bring(&inner.instance, (has.timeline, has.lsn)).await?;
+        {
+            let mut known = inner.known();
+            (known.sealed, known.idle) = (None, None);
+            known.begins.clear();
+        }
+        // It looks there again at once.
+        server.reload()?;
+        // A person who promotes it before it has read that takes it onto a timeline without; so the vote comes behind, if nothing holds replay up.
+        match tokio::time::timeout(TAKEN_READ_WITHIN, inner.see_replayed(voted.until())).await {
+            Ok(read) => read,
+            Err(_) => Ok(()),
+        }
     }
 
     /// `true`: the copy is good to follow. `false`: it cannot be rewound and has been removed.
@@ -151,6 +211,58 @@ impl Inner {
             Ok(filled)
         };
         Some(fill.await)
+    }
+
+    fn named_repository(&self) -> Option<RepositorySpec> {
+        let spec = self.spec.borrow();
+        let named = spec.cluster(&self.cluster)?.backup.as_ref()?.repository.clone();
+        drop(spec);
+        Some(self.repository(&named))
+    }
+
+    async fn fill_as_voted(
+        &self,
+        vote: (Timeline, Lsn),
+        settings: &Settings,
+    ) -> std::result::Result<Filled, MemberError> {
+        let repository = self.named_repository().ok_or(MemberError::NotAgreed)?;
+        let record = self.record();
+        let filling = Filling::begin(&self.instance).await?;
+        let (progress, watched) = watch::channel(backups::Progress::default());
+        let filled = async {
+            let filled = voted::fill(&repository, &record, vote, &filling, &progress).await;
+            drop(progress);
+            filled
+        };
+        let told = tell(watched, |now| (now.done_bytes, now.total_bytes), "restoring");
+        let filled = tokio::join!(filled, told).0?;
+        filling.finish(settings).await?;
+        Ok(filled)
+    }
+
+    /// Waits until the server has replayed everything up to there, however long that takes while it goes on.
+    async fn see_replayed(&self, until: Lsn) -> Result<()> {
+        let server = self.live()?;
+        let (mut last, mut moved) = (None, tokio::time::Instant::now());
+        loop {
+            if server.is_dead() {
+                return Err(ServerError::NotRunning);
+            }
+            let ready = matches!(server.status(), Ok(Some(process::Status::Ready)));
+            if ready && let Ok(view) = self.monitor.lock().await.view(SQL_WITHIN).await {
+                if view.replay_lsn >= Some(until) {
+                    return Ok(());
+                }
+                if view.replay_lsn > last {
+                    (last, moved) = (view.replay_lsn, tokio::time::Instant::now());
+                }
+                if moved.elapsed() >= CLONE_STALL {
+                    let source_node = NodeName::repository();
+                    return Err(ServerError::NotCaughtUp { source_node, wanted: until });
+                }
+            }
+            tokio::time::sleep(LOOK_AT_REPLAY).await;
+        }
     }
 
     async fn fill_up_to(

@@ -313,6 +313,7 @@ fn redundancy(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>)
         return;
     }
     let voters = sight.voters();
+    let repository = cluster.backup.as_ref().filter(|backup| backup.voter).map(|_| NodeName::repository());
     let without: Vec<&NodeName> = cluster
         .nodes
         .iter()
@@ -321,6 +322,7 @@ fn redundancy(sight: &Sight<'_>, cluster: &ClusterSpec, report: &mut Report<'_>)
             node.voter_candidate() && node.name != *primary && cluster.upstream(node, primary) == primary
         })
         .map(|node| &node.name)
+        .chain(repository.as_ref())
         .filter(|name| !voters.iter().any(|voter| voter.node == **name) || !sight.streams(name))
         .collect();
     if without.is_empty() {

@@ -70,6 +70,13 @@ fn silent(sight: &Sight<'_>, seen: Seen<'_>) -> String {
 fn vote_of(sight: &Sight<'_>, seen: Seen<'_>) -> String {
     let name = seen.name;
     match seen.says {
+        None if name.is_repository() && sight.repository_answers() => {
+            "the vote of the repository, which answers, and is being sealed and looked at".to_owned()
+        }
+        None if name.is_repository() => {
+            "the vote of the repository, which does not answer: an acknowledged commit may be only there"
+                .to_owned()
+        }
         None => {
             format!("the vote of {name}, which {}: an acknowledged commit may be only there", seen.silence())
         }
@@ -102,6 +109,17 @@ fn hint(sight: &Sight<'_>, seen: Seen<'_>, missing: &[&NodeName], is_data_node: 
         ),
         Some(says) if says.show.reason_code == "commits-wait" => Some(
             "bring a voter back; degrade_after in the herd file would let commits go on with fewer"
+                .to_owned(),
+        ),
+        Some(says) if says.show.reason_code == "commits-wait-for-repository" => Some(
+            "pgherd status says why nothing arrives in the repository; degrade_after in the herd file would let commits go on without it"
+                .to_owned(),
+        ),
+        Some(says) if says.show.reason_code == "repository-awaited" => Some(
+            "bring the repository back; pgherd backup list says on each host whether it is reached".to_owned(),
+        ),
+        Some(says) if says.show.reason_code == "waiting-for-heir" => Some(
+            "join a node without data, or start the agent of one whose disk was lost: its copy is made from the repository"
                 .to_owned(),
         ),
         Some(_) => {

@@ -230,6 +230,7 @@ fn gossip(node: &str, running: Is, flush: u64, code: &str, reason: &str) -> Goss
         holder_probe_failing: None,
         wants_rebuild: false,
         damage: None,
+        reaches_repository: false,
         show: Show {
             reason_code: code.to_owned(),
             reason: reason.to_owned(),
@@ -438,6 +439,85 @@ fn a_barred_node_and_a_pending_restart() {
     assert_eq!(checks["health b"], (CheckState::Critical, "barred: a checksum failed".to_owned()));
     assert_eq!(checks["restart c"].0, CheckState::Warning);
     assert!(explain(&moment.sight()).nodes[1].hint.as_ref().unwrap().ends_with("pgherd reinit b"));
+}
+
+#[test]
+fn a_repository_that_votes_is_named_with_the_standbys_and_missed_like_one() {
+    let mut moment = Moment::of_peace();
+    let location = Location::Directory("/backups".into());
+    let mut wanted = BackupSpec::new(RepositorySpec { location, secret: None });
+    wanted.voter = true;
+    moment.picture.spec.clusters[0].backup = Some(wanted);
+    let record = moment.record();
+    record.archive = Some(Archive {
+        place: "file:///backups".to_owned(),
+        repository: Some("one".to_owned()),
+        owner: name("b"),
+        term: Term(4),
+        begun: 0,
+        asked: false,
+        backup: None,
+        drill: None,
+        ended: None,
+    });
+    let entry = NodeRecord { incarnation: pgherd_core::types::Incarnation(7), barred: None };
+    record.nodes.insert(NodeName::repository(), entry);
+    record.rules.as_mut().unwrap().current = rule(1, &["a_1", "b_2", "pgherd_repository_7"]);
+    let shows = |votes| Some(ArchiveShow { votes, ..ArchiveShow::default() });
+    moment.says("b").show.archive = shows(true);
+    assert_eq!(status(&moment.sight()).clusters[0].durability.voters, ["b", "pgherd_repository"]);
+    let checks = moment.checks();
+    assert_eq!(checks["commits"], (CheckState::Ok, "each commit is flushed by 1 of 2 voters".to_owned()));
+    let all = "all that may vote do, and stream: b and the repository";
+    assert_eq!(checks["voters"], (CheckState::Ok, all.to_owned()));
+
+    moment.says("b").show.archive = shows(false);
+    let missed = "the repository should count for commits, and does not";
+    assert_eq!(moment.checks()["voters"], (CheckState::Warning, missed.to_owned()));
+    moment.record().rules.as_mut().unwrap().current = rule(1, &["a_1", "pgherd_repository_7"]);
+    let wait = "commits wait: 0 of 1 needed voters stream";
+    assert_eq!(moment.checks()["commits"], (CheckState::Critical, wait.to_owned()));
+
+    // b was no voter, so what was acknowledged is there or nowhere.
+    let mut moment = moment.seen_by_b();
+    moment.silence("a", 15);
+    moment.record().election = Some(Election {
+        term: Term(5),
+        cause: Cause::AgentSilent,
+        opened_by: name("b"),
+        released: false,
+        forced: None,
+        poisoned: false,
+        votes: BTreeMap::new(),
+        heirs: BTreeMap::new(),
+    });
+    let explained = explain(&moment.sight());
+    let lost = "the vote of the repository, which does not answer: an acknowledged commit may be only there";
+    assert!(explained.nodes[1].waiting_for.iter().any(|waits| waits == lost), "{explained:?}");
+    moment.picture.own.reaches_repository = true;
+    let explained = explain(&moment.sight());
+    let sealed = "the vote of the repository, which answers, and is being sealed and looked at";
+    assert!(explained.nodes[1].waiting_for.iter().any(|waits| waits == sealed), "{explained:?}");
+
+    // Before there is one it is missed as long as it does not answer.
+    moment.record().election = None;
+    assert_eq!(explain(&moment.sight()).nodes[1].waiting_for, [] as [&str; 0]);
+    moment.picture.own.reaches_repository = false;
+    assert!(explain(&moment.sight()).nodes[1].waiting_for.iter().any(|waits| waits == lost));
+}
+
+#[test]
+fn what_would_help_where_the_repository_is_waited_for() {
+    for (code, helps) in [
+        ("commits-wait-for-repository", "degrade_after"),
+        ("repository-awaited", "pgherd backup list"),
+        ("waiting-for-heir", "without data"),
+    ] {
+        let mut moment = Moment::of_peace();
+        moment.says("b").show.reason_code = code.to_owned();
+        let hint = explain(&moment.sight()).nodes[1].hint.clone();
+        assert!(hint.as_ref().is_some_and(|hint| hint.contains(helps)), "{code}: {hint:?}");
+    }
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Scene {
             branch: Branch::Refuse,
             gap: Gap::Refuse,
             piece_every: None,
+            until: None,
         }
     }
 

@@ -21,3 +21,4 @@ mod original;
 mod restored;
 mod taking;
 mod throttled;
+mod voting;

@@ -192,44 +192,53 @@ fn spec() -> impl Strategy<Value = HerdSpec> {
         prop::option::of(backup()),
         prop::bool::ANY,
     )
-        .prop_map(|(times, nodes, parameters, durability, source, (hba, ident), proxy, backup, more)| {
-            HerdSpec {
-                format: Format,
-                name: "shop".parse().unwrap(),
-                times,
-                clusters: vec![ClusterSpec {
-                    name: "main".parse().unwrap(),
-                    durability,
-                    postgres: PostgresSpec {
-                        source,
-                        parameters: settings(parameters),
-                        hba: hba.into_iter().map(str::to_owned).collect(),
-                        ident: ident.into_iter().map(str::to_owned).collect(),
-                    },
-                    nodes,
-                    databases: if more {
-                        vec![DatabaseSpec { name: "app-1".parse().unwrap(), owner: "App".parse().unwrap() }]
+        .prop_map(
+            |(times, nodes, parameters, durability, source, (hba, ident), proxy, mut backup, more)| {
+                if let Some(backup) = &mut backup {
+                    let is_directory = matches!(backup.repository.location, Location::Directory(_));
+                    backup.voter &= durability != Durability::Async && !is_directory;
+                }
+                HerdSpec {
+                    format: Format,
+                    name: "shop".parse().unwrap(),
+                    times,
+                    clusters: vec![ClusterSpec {
+                        name: "main".parse().unwrap(),
+                        durability,
+                        postgres: PostgresSpec {
+                            source,
+                            parameters: settings(parameters),
+                            hba: hba.into_iter().map(str::to_owned).collect(),
+                            ident: ident.into_iter().map(str::to_owned).collect(),
+                        },
+                        nodes,
+                        databases: if more {
+                            vec![DatabaseSpec {
+                                name: "app-1".parse().unwrap(),
+                                owner: "App".parse().unwrap(),
+                            }]
+                        } else {
+                            Vec::new()
+                        },
+                        proxy,
+                        backup,
+                        vip: more.then(|| VipSpec {
+                            address: "192.0.2.200/24".parse().unwrap(),
+                            interface: "bond0.7".to_owned(),
+                        }),
+                    }],
+                    witnesses: if more {
+                        vec![WitnessSpec {
+                            name: "w".parse().unwrap(),
+                            host: "w.example.com".to_owned(),
+                            api_port: 8010,
+                        }]
                     } else {
                         Vec::new()
                     },
-                    proxy,
-                    backup,
-                    vip: more.then(|| VipSpec {
-                        address: "192.0.2.200/24".parse().unwrap(),
-                        interface: "bond0.7".to_owned(),
-                    }),
-                }],
-                witnesses: if more {
-                    vec![WitnessSpec {
-                        name: "w".parse().unwrap(),
-                        host: "w.example.com".to_owned(),
-                        api_port: 8010,
-                    }]
-                } else {
-                    Vec::new()
-                },
-            }
-        })
+                }
+            },
+        )
 }
 
 fn backup() -> impl Strategy<Value = BackupSpec> {
@@ -292,7 +301,7 @@ fn backup() -> impl Strategy<Value = BackupSpec> {
             drill: (count > 0).then(|| "0 4 * * 7".to_owned()),
             drill_dir: (count > 1).then(|| "/srv/drill".into()),
             drill_queries: (0..count).map(|number| format!("app=SELECT \"it's\" > {number}")).collect(),
-            voter: false,
+            voter: scheduled,
         },
     )
 }

@@ -105,9 +105,16 @@ fn restore(cluster: &str, restore: &Restore) -> String {
     format!("restore {node} is taken back to {moment}{trouble}")
 }
 
+/// As which a repository is among the voters.
+const REPOSITORY: &str = "pgherd_repository";
+
 /// What an acknowledged commit has been through, in one sentence.
 fn durability(primary: Option<&str>, durability: &Durability, style: Style) -> String {
-    let voters: Vec<String> = durability.voters.iter().map(|voter| plain(voter)).collect();
+    let called = |voter: &String| match voter.as_str() {
+        REPOSITORY => "the repository".to_owned(),
+        voter => plain(voter),
+    };
+    let voters: Vec<String> = durability.voters.iter().map(called).collect();
     let needed = durability.needed as usize;
     let holder = primary.map_or("the primary".to_owned(), plain);
     match durability.mode {
@@ -406,6 +413,8 @@ a      primary  running      primary   4  0/5000060     0 B    0 ms  127.0.0.1:2
             durability(Some("a"), &rule, Style::PLAIN)
         };
         assert!(said(&|rule| rule.voters.push("c".into())).ends_with("a and 1 of b and c have flushed it"));
+        let repository = said(&|rule| rule.voters.push("pgherd_repository".into()));
+        assert!(repository.ends_with("a and 1 of b and the repository have flushed it"), "{repository}");
         assert!(
             said(&|rule| rule.voters.clear())
                 .starts_with("commits wait: each needs 1 standby, and 0 can give it")

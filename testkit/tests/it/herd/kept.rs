@@ -128,3 +128,96 @@ fn a_repository_whose_disk_is_full_hangs_or_dies_holds_up_nobody_and_misses_noth
     let drill = herd.pgherd("a").args(["backup", "drill", "--query", &query, "--scratch-dir"]);
     drill.arg(herd.host("a").dir().join("scratch")).run();
 }
+
+/// As which a repository is among the voters.
+const REPOSITORY: &str = "pgherd_repository";
+
+/// It counts for commits, and has everything.
+fn votes(status: &Status) -> bool {
+    status.cluster().durability.voters.iter().any(|voter| voter == REPOSITORY) && archived(status)
+}
+
+/// Each commit waits for the standby and for the repository, so both of the others may be lost with their disks.
+#[test]
+fn a_repository_that_votes_has_every_acknowledged_row_when_both_disks_are_lost() {
+    let _alone = alone();
+    let layout =
+        Herd::of(&["a", "b"]).with_keeper("k").with_cluster("needed = 2").with_backup("voter = true");
+    let herd = layout.start();
+    agent_says(&herd, "a", "the repository to vote", votes);
+    let workload = herd.start_workload();
+    workload.wait_for_writes(SOON);
+    herd.switch_over(Some("b"));
+    workload.wait_for_writes(SOON);
+    let before = agent_says(&herd, "b", "the repository to vote on the next line", votes);
+    // sleep: some WAL that no base backup has.
+    std::thread::sleep(Duration::from_secs(5));
+    workload.wait_for_writes(SOON);
+
+    herd.crash("a");
+    herd.crash("b");
+    for node in ["a", "b"] {
+        std::fs::remove_dir_all(herd.data_dir(node)).expect("the node had a copy");
+    }
+    herd.power_on("a");
+    herd.power_on("b");
+    herd.wait_for("a copy from the repository to lead", WHOLE, |status| {
+        let open = status.cluster().gate == "open" && status.cluster().primary.is_some();
+        if term(status) > term(&before) && open { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    all_is_well(&herd, workload);
+    agent_says(&herd, "a", "the repository to vote again", votes);
+    let lines = herd.history_from(&herd.primary()).expect("the primary's agent answers");
+    assert!(lines.iter().any(|line| line.reason_code == "inherits"), "{lines:?}");
+}
+
+/// One node, and a repository without which no commit is acknowledged: the node is lost for good, and an empty one takes its place.
+#[test]
+fn an_empty_node_takes_the_place_of_the_only_one_with_every_acknowledged_row() {
+    let _alone = alone();
+    let herd = Herd::of(&["a"]).with_keeper("k").with_witness("w").with_backup("voter = true").start();
+    agent_says(&herd, "a", "the repository to vote", votes);
+    let workload = herd.start_workload();
+    workload.wait_for_writes(SOON);
+
+    // Without the repository commits wait, and go on with it.
+    let cut = herd.net().isolate("k");
+    // sleep: what was on its way is acknowledged yet.
+    std::thread::sleep(Duration::from_secs(2));
+    let waits_from = Instant::now();
+    // sleep: nobody is to be acknowledged meanwhile.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(acknowledged_after(&workload, waits_from), 0, "nobody but the repository has it");
+    herd.net().lift(cut);
+    workload.wait_for_writes(SOON);
+
+    herd.crash("a");
+    std::fs::remove_dir_all(herd.data_dir("a")).expect("the node had a copy");
+    herd.power_on("a");
+    workload.wait_for_writes(WHOLE);
+    all_is_well(&herd, workload);
+    agent_says(&herd, "a", "the repository to vote again", votes);
+}
+
+/// Nobody notices that a standby receives nothing, and commits go on with the repository: when the primary is lost, that alone has them.
+#[test]
+fn what_only_a_repository_that_votes_has_is_taken_from_it_by_the_next_primary() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b"]).with_keeper("k").with_backup("voter = true").start();
+    let before = agent_says(&herd, "a", "the repository to vote", votes);
+    let workload = herd.start_workload();
+    workload.wait_for_writes(SOON);
+    herd.postgres_process("b", "walreceiver").freeze();
+    let alone_from = Instant::now();
+    // sleep: some commits without the standby.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(acknowledged_after(&workload, alone_from) > 0, "the repository is enough for a commit");
+
+    herd.crash("a");
+    let crashed_at = Instant::now();
+    let after = fails_over(&herd, &workload, &before, crashed_at, AFTER_SILENCE + AFTER_SILENCE);
+    assert_eq!(primary(&after), Some("b"));
+    herd.power_on("a");
+    all_is_well(&herd, workload);
+    agent_says(&herd, "b", "the repository to vote on", votes);
+}

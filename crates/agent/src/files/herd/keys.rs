@@ -374,7 +374,7 @@ pub(super) static DATABASE: Section = Section {
 };
 
 /// The keys of a repository come from its own file.
-static BACKUP_KEYS: [Key; 26] = {
+static BACKUP_KEYS: [Key; 27] = {
     let [
         repository,
         keeper,
@@ -450,6 +450,13 @@ static BACKUP_KEYS: [Key; 26] = {
             "20",
             NONE,
             "in MiB a second, below which it is not; what takes a day, and 8 at least, if nothing is said",
+        ),
+        key(
+            "voter",
+            "true or false",
+            "true",
+            "false",
+            "whether commits may wait until they are in the repository, which counts as one of `needed` then",
         ),
         key(
             "drill",

@@ -227,7 +227,10 @@ fn write_backup(file: &mut String, backup: Option<&BackupSpec>) {
         Throttle::Never => line(file, format_args!("throttle = false")),
         Throttle::DownToMib(mib) => line(file, format_args!("min_rate = {mib}")),
     }
-    let BackupSpec { drill, drill_dir, drill_queries, .. } = backup;
+    let BackupSpec { voter, drill, drill_dir, drill_queries, .. } = backup;
+    if *voter {
+        line(file, format_args!("voter = true"));
+    }
     if let Some(schedule) = drill {
         line(file, format_args!("drill = {}", quoted(schedule)));
     }
