@@ -17,7 +17,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, PromoteRequest, RestoreAnswer, RestoreRequest,
     SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
@@ -193,6 +193,10 @@ impl Backend for AgentBackend {
 
     async fn switchover(&self, operator: &OperatorName, request: SwitchoverRequest) -> Answer<Change> {
         self.begin_switchover(operator, request).await
+    }
+
+    async fn promote(&self, proxy: &NodeName, request: PromoteRequest) -> Answer<Change> {
+        self.promote_from_console(proxy, request).await
     }
 
     async fn backup(&self, operator: &OperatorName, request: BackupRequest) -> Answer<BackupAsked> {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgherd_api::change::PromoteRequest;
 use pgherd_api::join::ProxyRenewRequest;
 use pgherd_api::proxy::{OptionValue, Pool, ProxyQuery, ProxySettings, Tls};
 use pgherd_api::routing::{Drained, Fork, RoutingQuery, RoutingStandby, RoutingTable, RoutingTarget};
@@ -26,7 +27,8 @@ use pgherd_proxy::ident::{IdentError, Maps};
 use pgherd_proxy::routes::{Standby, Table, Target};
 use pgherd_proxy::succession::{Heritage, Standing, SuccessionError, Turn};
 use pgherd_proxy::{
-    Access, AuthQuery, Config, ConsoleAccess, PoolMode, Pooling, Proxy, ServerTls, Settings, StartError,
+    Access, AuthQuery, Config, ConsoleAccess, PoolMode, Pooling, Promote, Proxy, ServerTls, Settings,
+    StartError, Unwilling,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -212,6 +214,11 @@ impl Herd {
                     None
                 }
                 reload = proxy.reload_wanted() => Some(reload),
+                promotion = proxy.promotion_wanted() => {
+                    let outcome = self.promote(&promotion.what).await;
+                    promotion.done(outcome);
+                    continue;
+                }
                 _ = hangups.recv() => {
                     tracing::info!("looks for what has changed, since it was sent SIGHUP");
                     trouble = None;
@@ -363,6 +370,40 @@ impl Herd {
         }
     }
 
+    /// Asks for a switchover. What an agent refuses the others would as well, and who may have taken it is not asked twice.
+    async fn promote(&self, wanted: &Promote) -> Result<(), Unwilling> {
+        let request = PromoteRequest {
+            request_id: process().map_err(|error| Unwilling { why: error.to_string(), hint: None })?,
+            cluster: Some(self.file.cluster.to_string()),
+            to: wanted.to.clone(),
+            role: wanted.role.clone(),
+        };
+        let mut last = None;
+        for agent in &self.agents {
+            let client = self.client(agent).within(ANSWER_WITHIN);
+            let error = match client.promote(&request).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            // One that knows too little at the moment says so with 503.
+            let may_go_on = match &error {
+                CallError::Answered { http_status, .. } => *http_status >= 500,
+                error => error.was_not_done(),
+            };
+            tracing::warn!(%agent, %error, "does not begin a switchover");
+            last = Some(error.to_error());
+            if !may_go_on {
+                break;
+            }
+        }
+        let error = last.unwrap_or_else(|| pgherd_api::Error::of(pgherd_api::Code::PeerUnreachable));
+        Err(Unwilling { why: error.message, hint: error.hint })
+    }
+
+    fn client(&self, agent: &HostPort) -> Client {
+        Client::tls(agent.to_string(), None, Arc::clone(&self.certificates.to_agents))
+    }
+
     /// Asks one agent after the other, and learns which there are.
     async fn ask(&mut self) -> Option<ProxySettings> {
         let query = ProxyQuery { cluster: Some(self.file.cluster.to_string()) };
@@ -376,8 +417,7 @@ impl Herd {
 
     async fn first_answer<T>(&self, call: impl AsyncFn(&Client) -> Result<T, CallError>) -> Option<T> {
         for agent in &self.agents {
-            let tls = Arc::clone(&self.certificates.to_agents);
-            let client = Client::tls(agent.to_string(), None, tls).within(ANSWER_WITHIN);
+            let client = self.client(agent).within(ANSWER_WITHIN);
             match call(&client).await {
                 Ok(answer) => return Some(answer),
                 Err(error) => tracing::debug!(%agent, %error, "does not answer"),
@@ -445,8 +485,7 @@ impl Herd {
         followed.retain(|agent, _| self.agents.contains(agent));
         for agent in &self.agents {
             followed.entry(agent.clone()).or_insert_with(|| {
-                let client = Client::tls(agent.to_string(), None, Arc::clone(&self.certificates.to_agents));
-                Task(tokio::spawn(follow(client, query.clone(), Arc::clone(proxy))))
+                Task(tokio::spawn(follow(self.client(agent), query.clone(), Arc::clone(proxy))))
             });
         }
     }

@@ -17,6 +17,17 @@ pub struct SwitchoverRequest {
     pub at: Option<String>,
 }
 
+/// `POST /v1/promote`: a switchover that somebody asked a proxy for, in its console.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromoteRequest {
+    pub request_id: String,
+    /// May be null where the herd has one cluster.
+    pub cluster: Option<String>,
+    pub to: String,
+    /// PostgreSQL's role that proved itself there. It has to be one of `console_admins`.
+    pub role: String,
+}
+
 /// `POST /v1/switchover/cancel`: takes back one that is scheduled, or that has not handed over yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SwitchoverCancelRequest {

@@ -458,6 +458,10 @@ impl Client {
         self.post(route::DRAINED, request).await
     }
 
+    pub async fn promote(&self, request: &change::PromoteRequest) -> Result<change::Change, CallError> {
+        self.post(route::PROMOTE, request).await
+    }
+
     /// Raft's own requests may be repeated: that is what Raft is made for.
     pub async fn raft(&self, rpc: &str, body: Bytes) -> Result<Bytes, CallError> {
         self.send(Request::post(route::RAFT.with(&escape(rpc)), body).repeatable()).await

@@ -91,6 +91,7 @@ routes! {
     OPERATOR_ADD = Post "/v1/operators" Operator;
     PROXY_ADD = Post "/v1/proxies" Operator;
     DRAINED = Post "/v1/drained" Proxy;
+    PROMOTE = Post "/v1/promote" Proxy;
     PROXY_RENEW = Post "/v1/proxies/renew" Proxy;
     RENEW = Post "/v1/renew" Node;
     RAFT = Post "/v1/raft/{rpc}" Node;

@@ -20,11 +20,11 @@ use crate::net::{self, ServerTls};
 use crate::observed::{self, Observation};
 use crate::pool::{Counts, Worker};
 use crate::pools::{Name, TICK};
-use crate::reload::Reload;
 use crate::routes::{Role, Route, Table};
 use crate::succession::{Elders, Inherited};
 use crate::timer;
 use crate::verifiers::{AuthQuery, Verifiers};
+use crate::wish::{Promotion, Reload};
 use crate::world::{NoRandomness, Settings, World};
 
 /// Connections that the kernel keeps until they are accepted.
@@ -393,6 +393,11 @@ impl Proxy {
     /// Until an operator wants the proxy to ask what the herd wants, and to look at its files.
     pub async fn reload_wanted(&self) -> Reload {
         self.world.reloads.next().await
+    }
+
+    /// Until an operator wants another node to be the primary.
+    pub async fn promotion_wanted(&self) -> Promotion {
+        self.world.promotions.next().await
     }
 
     /// Servers are replaced, each when its client gives it back: how they are reached is another way now.

@@ -28,13 +28,13 @@ use crate::pools::Pools;
 use crate::positions::{Marks, Positions};
 use crate::proxy::Ending;
 use crate::reads::Texts;
-use crate::reload::Reloads;
 use crate::roster::Roster;
 use crate::settings::Shelf;
 use crate::statements::Registry;
 use crate::succession::Elders;
 use crate::tls::ClientTls;
 use crate::verifiers::Verifiers;
+use crate::wish::{Promote, Unwilling, Wishes};
 
 /// For how long a server is a client's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,7 +197,8 @@ pub(crate) struct World {
     pub(crate) disabled: Mutex<BTreeSet<String>>,
     /// Conversations with the console.
     pub(crate) consoles: AtomicUsize,
-    pub(crate) reloads: Reloads,
+    pub(crate) reloads: Wishes<(), String>,
+    pub(crate) promotions: Wishes<Promote, Unwilling>,
     /// Who may know the keys of cancels that this process has not given out.
     pub(crate) elders: OnceLock<Elders>,
     /// An operator wants the proxy to end.
@@ -243,7 +244,8 @@ impl World {
             nodes: Nodes::default(),
             disabled: Mutex::default(),
             consoles: AtomicUsize::new(0),
-            reloads: Reloads::default(),
+            reloads: Wishes::default(),
+            promotions: Wishes::default(),
             elders: OnceLock::new(),
             ending: watch::Sender::new(None),
             listening: OnceLock::new(),

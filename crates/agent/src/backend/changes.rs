@@ -1,9 +1,10 @@
 //! Switchover and forced failover: the wish goes into the store, and its progress is read off the record.
 
+use std::fmt;
 use std::time::Duration;
 
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, ChangeStep, FailoverRequest,
+    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, ChangeStep, FailoverRequest, PromoteRequest,
     SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::{Code, Error};
@@ -23,7 +24,7 @@ pub(super) const REACHED_WITHIN: Duration = Duration::from_secs(3);
 impl AgentBackend {
     pub(super) async fn begin_switchover(
         &self,
-        operator: &OperatorName,
+        operator: &impl fmt::Display,
         request: SwitchoverRequest,
     ) -> Answer<Change> {
         if let Some(known) = self.known(&request.request_id) {
@@ -75,6 +76,26 @@ impl AgentBackend {
         };
         self.keep(change.clone());
         Ok(change)
+    }
+
+    /// A proxy stands where clients reach it, so by itself it may ask for none. Who may is in the herd file: a role that has proved itself there,
+    /// and that is named there for all that the console can do.
+    pub(super) async fn promote_from_console(
+        &self,
+        proxy: &NodeName,
+        request: PromoteRequest,
+    ) -> Answer<Change> {
+        let picture = self.picture().await?;
+        let cluster = super::cluster_of(&picture.spec, request.cluster.as_deref())?;
+        let role = &request.role;
+        if !cluster.proxy.as_ref().is_some_and(|spec| spec.console_admins.contains(role)) {
+            let why = format!("console_admins of cluster {} does not name the role {role:?}", cluster.name);
+            let hint = "name it in [proxy] of the herd file; then: pgherd apply";
+            return Err(Error::new(Code::CredentialsInsufficient, why).hinting(hint));
+        }
+        let by = format!("{role:?} in the console of proxy {proxy}");
+        let PromoteRequest { request_id, cluster, to, .. } = request;
+        self.begin_switchover(&by, SwitchoverRequest { request_id, cluster, to: Some(to), at: None }).await
     }
 
     pub(super) async fn ask_for_backup(

@@ -371,6 +371,26 @@ async fn a_switchover_that_cannot_be_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_proxy_asks_for_a_switchover_only_for_a_role_that_the_herd_file_names() {
+    let scene = Scene::new().await;
+    let promote = async |role: &str| {
+        let (request_id, to, role) = ("p".to_owned(), "b".to_owned(), role.to_owned());
+        let request = PromoteRequest { request_id, cluster: Some("main".to_owned()), to, role };
+        scene.backend.promote(&name("front"), request).await
+    };
+    let nobody = is(promote("ops").await, Code::CredentialsInsufficient);
+    assert!(nobody.message.contains("console_admins of cluster main does not name"), "{nobody:?}");
+    let text = HERD.replace("[[cluster]]", "[proxy]\nconsole_admins = [\"ops\"]\n\n[[cluster]]");
+    let spec = crate::files::herd::read("herd.toml", &text).unwrap().spec;
+    let next = to_json("", &StoredSpec { generation: 2, spec }).unwrap();
+    scene.backend.store.commit(Transaction::new().put(agreed::SPEC, next), SOON).await.unwrap();
+    is(promote("app").await, Code::CredentialsInsufficient);
+    assert_eq!(scene.record().switchover, None);
+    assert_eq!(promote("ops").await.unwrap().to.as_deref(), Some("b"));
+    assert_eq!(scene.record().switchover.unwrap().to, Some(name("b")));
+}
+
+#[tokio::test]
 async fn a_switchover_is_cancelled_while_it_waits() {
     let scene = Scene::new().await;
     scene.switchover("s", Some("b")).await.unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, PromoteRequest, RestoreAnswer, RestoreRequest,
     SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
@@ -52,6 +52,12 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         operator: &OperatorName,
         request: SwitchoverRequest,
+    ) -> impl Future<Output = Answer<Change>> + Send;
+    /// The same, for a role in the console of this proxy.
+    fn promote(
+        &self,
+        proxy: &NodeName,
+        request: PromoteRequest,
     ) -> impl Future<Output = Answer<Change>> + Send;
     fn switchover_cancel(
         &self,

@@ -1,5 +1,6 @@
 //! The routes of `/v1/`. A handler is one call of the [`Backend`]; its first parameter says who may make it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
@@ -10,7 +11,7 @@ use axum::http::Response;
 use axum::middleware;
 use axum::routing::{MethodRouter, get, post};
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, FailoverRequest, RestoreAnswer, RestoreRequest,
+    BackupAsked, BackupRequest, Change, FailoverRequest, PromoteRequest, RestoreAnswer, RestoreRequest,
     SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
@@ -36,7 +37,6 @@ use super::caller::{ByAnyone, ByFollower, ByMember, ByNode, ByOperator, ByProxy}
 use super::origin::refuse_other_origins;
 use super::sparingly::Sparingly;
 use super::stream::{self, MAX_STREAMS};
-use crate::pki::OperatorName;
 
 /// What the listeners serve; cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,6 +102,7 @@ impl Api {
         let router = add(router, route::OPERATOR_ADD, operator_add::<B>);
         let router = add(router, route::PROXY_ADD, proxy_add::<B>);
         let router = add(router, route::DRAINED, drained::<B>);
+        let router = add(router, route::PROMOTE, promote::<B>);
         let router = add(router, route::PROXY_RENEW, proxy_renew::<B>);
         let router = add(router, route::RENEW, renew::<B>);
         let router = add(router, route::RAFT, raft::<B>);
@@ -161,7 +162,7 @@ fn reply<T>(answer: Answer<T>) -> Reply<T> {
 }
 
 /// What an operator asks for is on record, whatever comes of it.
-fn audited<T>(operator: &OperatorName, what: &str, answer: Answer<T>) -> Reply<T> {
+fn audited<T>(operator: &impl fmt::Display, what: &str, answer: Answer<T>) -> Reply<T> {
     match &answer {
         Ok(_) => tracing::info!(%operator, "{what}: accepted"),
         Err(error) => tracing::info!(%operator, code = error.code, "{what}: {}", error.message),
@@ -325,6 +326,15 @@ async fn drained<B: Backend>(
     JsonBody(request): JsonBody<Drained>,
 ) -> Reply<()> {
     reply(shared.backend.drained(&proxy, request).await)
+}
+
+async fn promote<B: Backend>(
+    ByProxy(proxy): ByProxy,
+    State(shared): Ctx<B>,
+    JsonBody(request): JsonBody<PromoteRequest>,
+) -> Reply<Change> {
+    let what = format!("switchover {} to {}, by role {:?}", request.request_id, request.to, request.role);
+    audited(&format!("proxy {proxy}"), &what, shared.backend.promote(&proxy, request).await)
 }
 
 async fn proxy_renew<B: Backend>(

@@ -110,7 +110,7 @@ const BEGINNINGS: &[(&str, Fate)] = &[
     ("memqcache_", Fate::Not("results are not cached")),
     ("other_pgpool_", Fate::Implied(WATCHDOG)),
     ("other_wd_", Fate::Implied(WATCHDOG)),
-    ("pcp_", Fate::Implied("the console attaches and detaches nodes; pgherd switchover promotes one")),
+    ("pcp_", Fate::Implied("the console has ATTACH, DETACH and PROMOTE for console_admins of [proxy]")),
     ("pgpool_port", Fate::Implied(WATCHDOG)),
     ("ping_path", Fate::Implied(WATCHDOG)),
     ("recovery_", Fate::Implied("a node joins with a token and copies itself")),

@@ -12,8 +12,8 @@ use pgherd_agent::http::backend::{Answer, Backend};
 use pgherd_agent::http::health::{HealthView, Postgres};
 use pgherd_agent::pki::OperatorName;
 use pgherd_api::change::{
-    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, FailoverRequest, RestoreAnswer,
-    RestoreRequest, SwitchoverCancelRequest, SwitchoverRequest,
+    BackupAsked, BackupRequest, Change, ChangeKind, ChangeState, FailoverRequest, PromoteRequest,
+    RestoreAnswer, RestoreRequest, SwitchoverCancelRequest, SwitchoverRequest,
 };
 use pgherd_api::join::{
     JoinAnswer, JoinRequest, OperatorAnswer, OperatorRequest, ProxyAnswer, ProxyRenewRequest, ProxyRequest,
@@ -113,6 +113,11 @@ impl Backend for Fake {
 
     async fn switchover(&self, operator: &OperatorName, request: SwitchoverRequest) -> Answer<Change> {
         self.note(format!("{operator}: switchover"));
+        Ok(self.change(request.request_id, ChangeKind::Switchover))
+    }
+
+    async fn promote(&self, proxy: &NodeName, request: PromoteRequest) -> Answer<Change> {
+        self.note(format!("{proxy}: promote {} by {}", request.to, request.role));
         Ok(self.change(request.request_id, ChangeKind::Switchover))
     }
 

@@ -33,6 +33,7 @@ pub enum Command {
     /// A node, by its name or by its number in `SHOW POOL_NODES`.
     Detach(String),
     Attach(String),
+    Promote(String),
 }
 
 macro_rules! shows {
@@ -85,7 +86,7 @@ pub(super) const HELP: &str = "SHOW HELP|VERSION|DATABASES|POOLS|CLIENTS|SERVERS
     SHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS, \
     SHOW POOL_NODES|POOL_VERSION|POOL_POOLS|POOL_PROCESSES|POOL_STATUS|POOL_BACKEND_STATS|POOL_HEALTH_CHECK_STATS, \
     SHOW PGHERD|PINS|EVENTS, PAUSE [db], RESUME [db], RECONNECT [db], KILL [db], KILL_CLIENT id, DISABLE db, ENABLE db, \
-    WAIT_CLOSE [db], RELOAD, SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS], DETACH node, ATTACH node";
+    WAIT_CLOSE [db], RELOAD, SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS], DETACH node, ATTACH node, PROMOTE node";
 
 /// What drivers ask for when they begin, with what they are told.
 const SETTINGS: [(&str, &str); 12] = [
@@ -173,6 +174,7 @@ impl Command {
             Command::Shutdown(_) => "SHUTDOWN",
             Command::Detach(_) => "DETACH",
             Command::Attach(_) => "ATTACH",
+            Command::Promote(_) => "PROMOTE",
         }
     }
 }
@@ -296,12 +298,7 @@ pub(super) fn parse(text: &str) -> Result<Command, Refused> {
         "reload" => nothing(Command::Reload, &argument)?,
         "detach" | "pcp_detach_node" => Command::Detach(required("a node", argument)?),
         "attach" | "pcp_attach_node" => Command::Attach(required("a node", argument)?),
-        "promote" | "pcp_promote_node" => {
-            return Err(not_here(
-                "a proxy promotes nobody",
-                "A planned change of primary, which loses nothing: pgherd switchover --to NODE",
-            ));
-        }
+        "promote" | "pcp_promote_node" => Command::Promote(required("a node", argument)?),
         "suspend" => {
             return Err(not_here(
                 "there is nothing to suspend for: a proxy is replaced without it",
@@ -386,6 +383,8 @@ mod tests {
                 Command::ShowSetting("transaction_isolation", "read committed"),
             ),
             ("pcp_detach_node 1", Command::Detach("1".to_owned())),
+            ("PROMOTE b", Command::Promote("b".to_owned())),
+            ("pcp_promote_node 1", Command::Promote("1".to_owned())),
         ] {
             assert_eq!(parse(text), Ok(command), "{text}");
         }
@@ -402,7 +401,7 @@ mod tests {
             ("SHUTDOWN abruptly", b"42601"),
             ("SHUTDOWN \"wait_for_clients\"", b"42601"),
             ("SUSPEND", b"0A000"),
-            ("PROMOTE b", b"0A000"),
+            ("PROMOTE", b"42601"),
             ("SHOW FDS", b"0A000"),
             ("SET default_pool_size = 3", b"0A000"),
             ("\\d", b"42601"),

@@ -13,11 +13,14 @@ use super::table::{Table, Value};
 use super::{DATABASES, Reply};
 use crate::nodes;
 use crate::pool::ClientId;
-use crate::timer::sleep;
+use crate::timer::{sleep, timeout};
+use crate::wish::{Promote, Unwilling};
 use crate::world::World;
 
 /// How often it is looked whether something is over that a command waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A checkpoint of a busy server comes first and can take minutes.
+const PROMOTED_WITHIN: Duration = Duration::from_secs(300);
 
 fn refused(code: &[u8; 5], message: String, hint: &str) -> Refused {
     Refused::new(code, message).hint(hint)
@@ -99,7 +102,7 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
         Command::Enable(name) => {
             world.disabled().remove(name);
         }
-        Command::Reload => match world.reloads.ask().await {
+        Command::Reload => match world.reloads.ask(()).await {
             Some(Ok(())) => {
                 return Ok(Reply::noticing(
                     "what the herd wants, and the certificates, are taken over; the herd file is by pgherd apply",
@@ -124,6 +127,7 @@ pub(super) async fn perform(command: &Command, by: &str, world: &Arc<World>) -> 
             world.ending.send_replace(Some(*ending));
         }
         Command::Detach(text) => return detach(text, world),
+        Command::Promote(text) => return promote(text, by, world).await,
         Command::Attach(text) => {
             let (name, _) = find(text, world)?;
             world.fence.detached().remove(&name);
@@ -145,6 +149,9 @@ pub(super) fn cancel(command: &Command, by: &str, world: &Arc<World>) -> Refused
         }
         Command::WaitClose(_) => "Servers are replaced nevertheless, each when it is given back.",
         Command::Reload => "What has changed is taken over nevertheless.",
+        Command::Promote(_) => {
+            "The herd goes on with it: pgherd status. Until it hands over: pgherd switchover --cancel"
+        }
         _ => "What it has done stays done.",
     };
     // In PostgreSQL's words.
@@ -231,4 +238,27 @@ fn detach(text: &str, world: &Arc<World>) -> Result<Reply, Refused> {
     Ok(Reply::noticing(format!(
         "this proxy begins nothing at {name} until ATTACH {name}, or until it is started again"
     )))
+}
+
+/// The herd does it, as a planned change of primary: clients of this proxy wait for it, like all others.
+async fn promote(text: &str, by: &str, world: &Arc<World>) -> Result<Reply, Refused> {
+    let (name, _) = find(text, world)?;
+    let is_primary =
+        || world.see().nodes.nodes.get(&name).is_some_and(|node| node.role == nodes::Role::Primary);
+    if is_primary() {
+        return Ok(Reply::noticing(format!("{name} is the primary already")));
+    }
+    let asked = world.promotions.ask(Promote { to: name.to_string(), role: by.to_owned() }).await;
+    let hint = "pgherd status shows whether it is under way, pgherd history how it ended.";
+    match asked {
+        None => Err(refused(b"58000", format!("no agent has said whether {name} is promoted"), hint)),
+        Some(Err(Unwilling { why, hint })) => {
+            let refused = Refused::new(b"55000", format!("{name} is not promoted: {why}"));
+            Err(hint.into_iter().fold(refused, Refused::hint))
+        }
+        Some(Ok(())) => match timeout(PROMOTED_WITHIN, wait(is_primary)).await {
+            Ok(()) => Ok(Reply::noticing(format!("{name} is the primary"))),
+            Err(_) => Err(refused(b"58000", format!("{name} is not the primary after five minutes"), hint)),
+        },
+    }
 }

@@ -1,12 +1,16 @@
 //! Conversations with the console, message by message, and what its commands do to a proxy without clients.
 
+use pgherd_core::types::Term;
 use pgherd_pgwire::message::ServerMessage;
 use pgherd_pgwire::message::build::BindOut;
 
 use super::*;
+use crate::clock;
 use crate::hba::Hba;
 use crate::net::InClear;
+use crate::routes::{self, Standby};
 use crate::verifiers::{AuthQuery, Verifiers};
+use crate::wish::{Promote, Unwilling};
 use crate::world::{Settings, World};
 
 /// What a client was sent: the types of the messages, and the interesting part of some.
@@ -203,6 +207,7 @@ fn whoever_may_look_may_change_nothing() {
         "RECONNECT",
         "DETACH b",
         "ATTACH b",
+        "PROMOTE b",
         "WAIT_CLOSE",
         "SHUTDOWN",
         "SHUTDOWN WAIT_FOR_CLIENTS",
@@ -362,6 +367,64 @@ async fn what_is_paused_can_be_resumed_and_nothing_else() {
     assert!(world.disabled().is_empty());
     assert!(act(Command::KillClient(7)).await.is_err());
     assert!(act(Command::Detach("b".to_owned())).await.is_err());
+}
+
+#[tokio::test]
+async fn whom_the_herd_promotes_the_console_waits_for() {
+    let world = world();
+    let target = |node: &str| routes::Target {
+        node: node.parse().unwrap(),
+        address: std::net::Ipv4Addr::LOCALHOST.into(),
+        port: 5432,
+        socket_dir: None,
+    };
+    let learn = |primary: &str, standby: &str| {
+        let now = clock::now();
+        let table = routes::Table {
+            term: Term(1),
+            primary: Some(target(primary)),
+            gate_open: true,
+            standbys: vec![Standby { target: target(standby), weight: 1 }],
+            forks: Vec::new(),
+            draining: None,
+            valid_until: now,
+        };
+        world.nodes.learn(table, now);
+    };
+    learn("a", "b");
+    let promote = async |node: &str| {
+        let command = Command::Promote(node.to_owned());
+        deeds::perform(&command, "alice", &world).await.map(|reply| reply.notice.unwrap().0)
+    };
+    let wish = Promote { to: "b".to_owned(), role: "alice".to_owned() };
+
+    assert_eq!(promote("a").await.unwrap(), "a is the primary already");
+    let unknown = promote("z").await.unwrap_err();
+    assert_eq!(unknown.sqlstate.as_bytes(), b"42704");
+
+    let refuse = async {
+        let wanted = world.promotions.next().await;
+        assert_eq!(wanted.what, wish);
+        wanted.done(Err(Unwilling { why: "it lags".to_owned(), hint: Some("wait".to_owned()) }));
+    };
+    let (refused, ()) = tokio::join!(promote("b"), refuse);
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        (refused.message.as_str(), refused.hint.as_deref()),
+        ("b is not promoted: it lags", Some("wait"))
+    );
+
+    // By its number. Somebody else becomes the primary for a moment before.
+    let hand_over = async {
+        let wanted = world.promotions.next().await;
+        assert_eq!(wanted.what, wish);
+        wanted.done(Ok(()));
+        learn("c", "a");
+        tokio::task::yield_now().await;
+        learn("b", "a");
+    };
+    let (promoted, ()) = tokio::join!(promote("1"), hand_over);
+    assert_eq!(promoted.unwrap(), "b is the primary");
 }
 
 /// What is asked of the proxy in an ordinary session.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use pgherd_testkit::Session;
-use pgherd_testkit::connection::{Answer, Cause};
+use pgherd_testkit::connection::{Answer, Cause, Login};
 use pgherd_testkit::handover::{self, Account, Clients};
 use pgherd_testkit::herd::PROXY_READ_PORT;
 
@@ -27,10 +27,15 @@ fn b10_a_planned_switchover_under_load_loses_nothing() {
     herd.assert_quiet(&[JOINING]);
 }
 
+fn console(herd: &Herd, address: SocketAddr) -> Session {
+    let login = Login { database: "pgbouncer".to_owned(), ..herd.login() };
+    Session::open(herd.net().client(), address, &login).unwrap()
+}
+
 #[test]
 fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
     let _alone = alone();
-    let herd = Herd::of(&["a", "b", "c"]).start();
+    let herd = Herd::of(&["a", "b", "c"]).with_proxy("console_admins = [\"app\"]").start();
     let (_proxy, address) = herd.start_proxy("front");
     handover::create_table(&mut herd.session(&herd.primary()));
     let clients = Clients::start(herd.net().client(), address, herd.login(), 40, Some(200.0), 0);
@@ -38,11 +43,16 @@ fn clients_of_a_proxy_notice_no_switchover_and_hear_the_truth_of_a_failover() {
     // Those of the other port are on standbys, of which one becomes the primary and the primary one of them.
     let read_only = SocketAddr::new(address.ip(), PROXY_READ_PORT);
     let readers = Clients::reading(herd.net().client(), read_only, herd.login(), 20, 200.0);
-    for _ in 0..2 {
-        herd.switch_over(None);
-        clients.wait_for_writes(WHOLE);
-        herd.wait_until_whole(WHOLE);
-    }
+    herd.switch_over(None);
+    clients.wait_for_writes(WHOLE);
+    herd.wait_until_whole(WHOLE);
+    // Another one in the proxy's console.
+    let mut console = console(&herd, address);
+    let to = ["a", "b", "c"].into_iter().find(|node| *node != herd.primary()).expect("there are three");
+    console.run(&format!("PROMOTE {to}"));
+    assert_eq!(herd.primary(), to);
+    clients.wait_for_writes(WHOLE);
+    herd.wait_until_whole(WHOLE);
     // Whose transaction has no end is told that it is gone, and holds nobody up for longer than the others can wait.
     let mut endless = Session::open(herd.net().client(), address, &herd.login()).unwrap();
     endless.run("BEGIN");
