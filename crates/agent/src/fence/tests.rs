@@ -202,6 +202,12 @@ impl Scene {
         agent.wait().unwrap();
     }
 
+    /// When the agent's loop turned last: on a busy machine that is longer ago than a turn takes.
+    fn turned(&self) -> Instant {
+        let told = fs::metadata(self.dir.path().join("told")).unwrap().modified().unwrap();
+        Instant::now() - told.elapsed().unwrap_or_default()
+    }
+
     fn processes(&self) -> usize {
         postgres_processes(&self.dir.path().join("data"))
     }
@@ -361,17 +367,17 @@ fn listen_as_b(
 #[test]
 fn a_frozen_agent_is_fenced() {
     let mut scene = Scene::armed();
-    let frozen = Instant::now();
     signal(scene.agent_pid(), Signal::STOP);
-    scene.fires(frozen);
+    let turned = scene.turned();
+    scene.fires(turned);
 }
 
 #[test]
 fn an_agent_killed_for_good_is_fenced() {
     let mut scene = Scene::armed();
-    let killed = Instant::now();
     scene.kill_agent();
-    scene.fires(killed);
+    let turned = scene.turned();
+    scene.fires(turned);
     // It has done what it was for, and leaves nothing behind.
     until("the fence ends", SOON, || fences(scene.dir.path()).is_empty().then_some(()));
 }
@@ -388,18 +394,18 @@ fn an_agent_back_within_the_grace_adopts_the_fence_and_nothing_happens() {
     scene.stays_alive(GRACE * 2);
     assert_eq!(scene.until_armed(), before);
     // It is not only there: the new agent's silence counts as the old one's did.
-    let killed = Instant::now();
     scene.kill_agent();
-    scene.fires(killed);
+    let turned = scene.turned();
+    scene.fires(turned);
 }
 
 #[test]
 fn an_agent_that_comes_back_but_whose_loop_does_not_turn_is_fenced() {
     let mut scene = Scene::armed();
-    let killed = Instant::now();
     scene.kill_agent();
+    let turned = scene.turned();
     scene.start_agent(Wish::Starting);
-    scene.fires(killed);
+    scene.fires(turned);
 }
 
 #[test]
@@ -410,9 +416,9 @@ fn a_killed_fence_is_replaced_and_armed_again() {
     let second = until("another fence", SOON, || Some(scene.until_armed()).filter(|pid| *pid != first));
     assert_ne!(first, second);
     scene.stays_alive(GRACE);
-    let killed = Instant::now();
     scene.kill_agent();
-    scene.fires(killed);
+    let turned = scene.turned();
+    scene.fires(turned);
 }
 
 #[test]
@@ -477,7 +483,7 @@ fn an_agent_killed_at_any_point_of_its_start_leaves_one_fence_that_counts() {
     let counts = scene.until_armed();
     scene.stays_alive(GRACE + Duration::from_secs(1));
     assert_eq!(scene.until_armed(), counts, "no other fence was needed");
-    let killed = Instant::now();
     scene.kill_agent();
-    scene.fires(killed);
+    let turned = scene.turned();
+    scene.fires(turned);
 }
