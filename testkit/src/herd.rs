@@ -560,6 +560,18 @@ impl Herd {
         killed_at
     }
 
+    /// The same, until the last process it leaves has gone: a backend may answer once more before it finds out.
+    /// Returns from when on nobody can.
+    #[track_caller]
+    pub fn kill_postmaster_and_backends(&self, node: &str) -> std::time::Instant {
+        let family = process::of_data_dir(&self.data_dir(node));
+        self.kill_postmaster(node);
+        for process in family {
+            process.wait_gone(Duration::from_secs(20));
+        }
+        std::time::Instant::now()
+    }
+
     #[track_caller]
     pub fn postmaster(&self, node: &str) -> Process {
         process::postmaster_of(&self.data_dir(node))

@@ -142,13 +142,13 @@ fn a_winner_that_is_lost_before_it_led_is_followed_by_the_next() {
     workload.wait_for_writes(SOON);
     let startup = herd.postgres_process("b", "startup");
     startup.freeze();
-    let killed_at = herd.kill_postmaster("a");
+    let gone_at = herd.kill_postmaster_and_backends("a");
     let elected = agent_says(&herd, "c", "b to win the election", |status| {
         term(status) > term(&before) && primary(status) == Some("b")
     });
     assert_ne!(elected.cluster().gate, "open", "it cannot lead yet: {elected}");
     herd.crash("b");
-    assert_eq!(acknowledged_after(&workload, killed_at), 0, "nobody has led since");
+    assert_eq!(acknowledged_after(&workload, gone_at), 0, "nobody has led since");
     herd.net().heal();
     let lost_at = Instant::now();
     agent_says(&herd, "c", "the next to lead", |status| {
