@@ -499,21 +499,26 @@ impl World {
         let Some(there) = self.fetched(node, timeline, None, wal::at(until)) else {
             return Step::Failed("the repository does not have all of it, or does not answer");
         };
-        let reserved = self.reserved();
-        let server = &mut self.nodes[node].postgres;
-        server.state = State::Stopped;
-        server.hand = there.hand;
-        (server.written, server.flushed) = (there.at, there.at);
-        server.histories = 0;
-        server.list_on_disk = reserved;
-        server.conninfo = None;
-        server.slots.clear();
-        server.touch();
+        self.lay_copy(node, there.hand, there.at);
         self.adopt_lines(node, &record, timeline);
         self.remember(node, |durable| durable.rebuilding = false);
         incarnations::made(self, node);
         self.tell(Some(node), |world| format!("has a copy that ends at {}", world.end_text(node)));
         Step::Done
+    }
+
+    /// A directory that was filled from the repository up to there, in which no server has run.
+    fn lay_copy(&mut self, node: usize, hand: wal::HandId, end: u64) {
+        let reserved = self.reserved();
+        let server = &mut self.nodes[node].postgres;
+        server.state = State::Stopped;
+        server.hand = hand;
+        (server.written, server.flushed) = (end, end);
+        server.histories = 0;
+        server.list_on_disk = reserved;
+        server.conninfo = None;
+        server.slots.clear();
+        server.touch();
     }
 
     /// Notes the timelines of a history before the first byte of any of them is taken; and makes sure that
@@ -878,16 +883,7 @@ impl World {
             return Step::Failed("the repository does not have that timeline");
         };
         let end = wal::at(moment.end);
-        let reserved = self.reserved();
-        let server = &mut self.nodes[node].postgres;
-        server.state = State::Stopped;
-        server.hand = hand;
-        (server.written, server.flushed) = (end, end);
-        server.histories = 0;
-        server.list_on_disk = reserved;
-        server.conninfo = None;
-        server.slots.clear();
-        server.touch();
+        self.lay_copy(node, hand, end);
         self.adopt_lines(node, &record, moment.timeline);
         self.remember(node, |durable| durable.held = Some(moment.clone()));
         self.tell(Some(node), |world| format!("has a copy that ends at {}", world.end_text(node)));

@@ -90,6 +90,31 @@ pub async fn open(file: &Path) -> Result<Repository, RepositoryError> {
     open_at(&named_in(file)?).await
 }
 
+/// There is a repository, and not the one that the record knows.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the repository in {place} is another one than the cluster's: it has the identifier {found}, and not {known}"
+)]
+pub(crate) struct Another {
+    pub(crate) place: String,
+    pub(crate) known: String,
+    pub(crate) found: String,
+}
+
+impl Another {
+    pub(crate) const HINT: &str = "mount the same directory on all hosts, or name another repository";
+}
+
+/// Is it the one with this identifier?
+pub(crate) fn must_be(known: &str, repository: &Repository) -> Result<(), Another> {
+    let found = &repository.format().repository;
+    if found == known {
+        return Ok(());
+    }
+    let place = repository.store().place().to_owned();
+    Err(Another { place, known: known.to_owned(), found: found.clone() })
+}
+
 /// Opens the repository that a herd file names.
 pub async fn open_at(spec: &RepositorySpec) -> Result<Repository, RepositoryError> {
     let (store, secret) = place(spec)?;

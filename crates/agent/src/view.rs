@@ -241,10 +241,9 @@ impl<'a> Sight<'a> {
             return false;
         }
         let votes = |name: &NodeName| self.voters().iter().any(|voter| voter.node == *name);
-        let options = cluster.proxy.clone().unwrap_or_default();
         match rule.needed {
             0 => true,
-            _ if options.option(ProxyOption::UnconfirmedReads) == OptionValue::Switch(true) => true,
+            _ if cluster.proxy_option(ProxyOption::UnconfirmedReads) == OptionValue::Switch(true) => true,
             1 => {
                 let mut at = &node.name;
                 // No longer than there are nodes, whatever they say about each other.

@@ -311,6 +311,11 @@ impl HerdSpec {
 }
 
 impl ClusterSpec {
+    /// Of its proxies; the default where the file says nothing.
+    pub fn proxy_option(&self, option: ProxyOption) -> OptionValue {
+        self.proxy.as_ref().map_or(option.default(), |proxy| proxy.option(option))
+    }
+
     pub fn node(&self, name: &NodeName) -> Option<&NodeSpec> {
         self.nodes.iter().find(|node| node.name == *name)
     }

@@ -42,7 +42,7 @@ use crate::causes::on_one_line;
 use crate::gossip::ArchiveShow;
 use crate::main_loop::{ArchiveSeen, Assigned, Event, Incarnations};
 use crate::peers::{self, Peers};
-use crate::repository::{self, RepositoryError};
+use crate::repository::{self, Another, RepositoryError};
 use crate::schedule::Schedule;
 use crate::server::{Server, ServerError};
 
@@ -75,10 +75,8 @@ pub(crate) struct Owner {
 enum OwnError {
     #[error("{0}")]
     Repository(RepositoryError),
-    #[error(
-        "the repository in {place} is another one than the cluster's: it has the identifier {found}, and not {known}"
-    )]
-    Another { place: String, known: String, found: String },
+    #[error(transparent)]
+    Another(#[from] Another),
     #[error(transparent)]
     Server(#[from] ServerError),
 }
@@ -126,9 +124,7 @@ pub(crate) async fn own(mut owner: Owner) {
 fn told(error: &OwnError) -> String {
     let hint = match error {
         OwnError::Repository(error) => error.hint(),
-        OwnError::Another { .. } => {
-            Some("mount the same directory on all hosts, or name another repository".to_owned())
-        }
+        OwnError::Another(_) => Some(Another::HINT.to_owned()),
         OwnError::Server(_) => None,
     };
     let what = match error {
@@ -377,14 +373,10 @@ async fn open(place: &RepositorySpec, known: Option<&str>) -> Result<Repository,
         found => found,
     };
     let repository = found.map_err(OwnError::Repository)?;
-    let found = repository.format().repository.clone();
-    match known.filter(|known| *known != found) {
-        None => Ok(repository),
-        Some(known) => {
-            let place = repository.store().place().to_owned();
-            Err(OwnError::Another { place, known: known.to_owned(), found })
-        }
+    if let Some(known) = known {
+        repository::must_be(known, &repository)?;
     }
+    Ok(repository)
 }
 
 /// What a look at what is missing depends on, besides what is there: each change of it makes another one worthwhile.

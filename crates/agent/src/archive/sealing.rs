@@ -28,7 +28,7 @@ use crate::causes::on_one_line;
 use crate::clock;
 use crate::kept;
 use crate::main_loop::{Assigned, Event};
-use crate::repository::{self, RepositoryError};
+use crate::repository::{self, Another, RepositoryError};
 
 /// One that takes longer is as good as one that does not answer: an election would wait for it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -54,10 +54,8 @@ enum SealingError {
     Repository(RepositoryError),
     #[error("the herd file names no repository, or the record knows none")]
     NoRepository,
-    #[error(
-        "the repository in {place} is another one than the cluster's: it has the identifier {found}, and not {known}"
-    )]
-    Another { place: String, known: String, found: String },
+    #[error(transparent)]
+    Another(#[from] Another),
     #[error(transparent)]
     Voter(#[from] VoterError),
     #[error("the repository in {place} has no base backup that leads to any of its WAL")]
@@ -74,9 +72,7 @@ impl SealingError {
     fn hint(&self) -> Option<String> {
         match self {
             SealingError::Repository(error) => error.hint(),
-            SealingError::Another { .. } => {
-                Some("mount the same directory on all hosts, or name another repository".to_owned())
-            }
+            SealingError::Another(_) => Some(Another::HINT.to_owned()),
             SealingError::Voter(error) => error.hint().map(str::to_owned),
             SealingError::Store(error) => error.hint().map(str::to_owned),
             SealingError::Empty { .. } => {
@@ -210,11 +206,7 @@ impl Sealing {
             return Ok(repository.clone());
         }
         let repository = repository::open_at(&here).await.map_err(SealingError::Repository)?;
-        let found = repository.format().repository.clone();
-        if found != known {
-            let place = repository.store().place().to_owned();
-            return Err(SealingError::Another { place, known, found });
-        }
+        repository::must_be(&known, &repository)?;
         *opened = Some((here, repository.clone()));
         Ok(repository)
     }
@@ -302,7 +294,7 @@ mod tests {
     async fn another_repository_or_none_does_not_answer() {
         let mut other = scene(Some("0123")).await;
         let refused = other.sealing.answers(&mut None).await.unwrap_err();
-        assert!(matches!(&refused, SealingError::Another { known, .. } if known == "0123"), "{refused}");
+        assert!(matches!(&refused, SealingError::Another(another) if another.known == "0123"), "{refused}");
         assert!(refused.hint().is_some());
 
         let scene = scene(None).await;

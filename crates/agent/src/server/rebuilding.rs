@@ -189,26 +189,12 @@ impl Inner {
         order: &clone::CloneOrder,
         settings: &Settings,
     ) -> Option<std::result::Result<Filled, MemberError>> {
-        let repository = {
-            let spec = self.spec.borrow();
-            spec.cluster(&self.cluster)?.backup.as_ref()?.repository.clone()
-        };
-        let repository = self.repository(&repository);
+        let repository = self.named_repository()?;
         let fill = async {
             let slot = order.slot.as_ref().ok_or(MemberError::NotAgreed)?;
             let kept_from = self.kept_from(&order.source, slot).await?;
             let order = member::Order { repository, record: self.record(), kept_from };
-            let filling = Filling::begin(&self.instance).await?;
-            let (progress, watched) = watch::channel(backups::Progress::default());
-            let filled = async {
-                let filled = member::fill(&order, &filling, &progress).await;
-                drop(progress);
-                filled
-            };
-            let told = tell(watched, |now| (now.done_bytes, now.total_bytes), "restoring");
-            let filled = tokio::join!(filled, told).0?;
-            filling.finish(settings).await?;
-            Ok(filled)
+            self.fill(settings, async |filling, progress| member::fill(&order, filling, progress).await).await
         };
         Some(fill.await)
     }
@@ -227,17 +213,10 @@ impl Inner {
     ) -> std::result::Result<Filled, MemberError> {
         let repository = self.named_repository().ok_or(MemberError::NotAgreed)?;
         let record = self.record();
-        let filling = Filling::begin(&self.instance).await?;
-        let (progress, watched) = watch::channel(backups::Progress::default());
-        let filled = async {
-            let filled = voted::fill(&repository, &record, vote, &filling, &progress).await;
-            drop(progress);
-            filled
-        };
-        let told = tell(watched, |now| (now.done_bytes, now.total_bytes), "restoring");
-        let filled = tokio::join!(filled, told).0?;
-        filling.finish(settings).await?;
-        Ok(filled)
+        self.fill(settings, async |filling, progress| {
+            voted::fill(&repository, &record, vote, filling, progress).await
+        })
+        .await
     }
 
     /// Waits until the server has replayed everything up to there, however long that takes while it goes on.
@@ -270,18 +249,27 @@ impl Inner {
         moment: &Moment,
         settings: &Settings,
     ) -> std::result::Result<Filled, MemberError> {
-        let repository = {
-            let spec = self.spec.borrow();
-            let cluster = spec.cluster(&self.cluster);
-            let backup = cluster.and_then(|cluster| cluster.backup.as_ref());
-            backup.ok_or(MemberError::NotAgreed)?.repository.clone()
-        };
-        let repository = self.repository(&repository);
+        let repository = self.named_repository().ok_or(MemberError::NotAgreed)?;
         let record = self.record();
+        self.fill(settings, async |filling, progress| {
+            member::fill_up_to(&repository, &record, moment, filling, progress).await
+        })
+        .await
+    }
+
+    /// Has the data directory filled, telling how far that is, and makes it one that a server starts on.
+    async fn fill(
+        &self,
+        settings: &Settings,
+        fill: impl AsyncFnOnce(
+            &Filling,
+            &watch::Sender<backups::Progress>,
+        ) -> std::result::Result<Filled, MemberError>,
+    ) -> std::result::Result<Filled, MemberError> {
         let filling = Filling::begin(&self.instance).await?;
         let (progress, watched) = watch::channel(backups::Progress::default());
         let filled = async {
-            let filled = member::fill_up_to(&repository, &record, moment, &filling, &progress).await;
+            let filled = fill(&filling, &progress).await;
             drop(progress);
             filled
         };

@@ -50,7 +50,7 @@ pub(crate) fn routes(sight: &Sight<'_>, herd_id: &str) -> Option<Routes> {
     let lease = picture.spec.times.lease;
     let left = lease.checked_sub(picture.now.since(proven))?;
     let gate_open = sight.gate_open();
-    let max_lag = match cluster.proxy.clone().unwrap_or_default().option(ProxyOption::MaxReplayLag) {
+    let max_lag = match cluster.proxy_option(ProxyOption::MaxReplayLag) {
         OptionValue::Time { ms } => ms,
         _ => None,
     };
