@@ -256,8 +256,14 @@ impl Stream {
 
     fn failed(&self, error: ArchiveError) {
         let text = causes::on_one_line(&error);
-        let is_new =
-            self.shows.borrow().last_error.as_ref().is_none_or(|last| causes::on_one_line(last) != text);
+        // Some say how long it took.
+        let numberless = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
+        let is_new = self
+            .shows
+            .borrow()
+            .last_error
+            .as_ref()
+            .is_none_or(|last| numberless(&causes::on_one_line(last)) != numberless(&text));
         // What goes on failing is shown, and not told again and again.
         if is_new {
             tracing::warn!(source = %self.order.source, error = text, "WAL is not archived at the moment");

@@ -220,18 +220,7 @@ impl Owner {
                 asking.give_up();
                 sight.holes = None;
             }
-            // A store that does not answer must not keep the stream, and with it a server that stops.
-            let mut orders = self.assigned.clone();
-            let incarnations = orders.borrow().incarnations;
-            tokio::select! {
-                () = sight.look(ended, line, incarnations, streamed.durable) => {}
-                () = self.is_over(spec, system) => break,
-                // Commits may wait for the one who streams under it.
-                other = orders.wait_for(|now| now.duties.voter != votes) => match other.is_ok() {
-                    true => continue,
-                    false => break,
-                },
-            }
+            sight.look(ended, line, self.assigned.borrow().incarnations, streamed.durable);
             asking.begin(&mut sight.holes, || self.members());
             let seen = sight.seen(&streamed, spec, &archive, &asking);
             if self.events.send(Event::Archive(Some(Box::new(seen)))).await.is_err() {
@@ -239,7 +228,9 @@ impl Owner {
             }
             tokio::select! {
                 _ = tick.tick() => {}
-                // Not wanted any more is to be noticed at once: a server that stops waits for this stream.
+                () = sight.looked() => {}
+                // Not wanted any more is to be noticed at once: a server that stops waits for this stream. So is another order to vote: commits
+                // may wait for it.
                 changed = self.changed() => if changed.is_err() { break },
             }
         }
@@ -413,6 +404,8 @@ struct Sight {
     /// The end of a base backup that `known` has.
     ended: Option<u64>,
     look_at: Instant,
+    /// A store that does not answer takes minutes to say so: what the stream does is told meanwhile.
+    looking: Option<JoinHandle<Look>>,
     trouble: Option<String>,
     /// Up to which moment all is durable that the server had flushed.
     complete: Option<Instant>,
@@ -442,6 +435,32 @@ struct Newest {
     began: Timestamp,
 }
 
+/// How a look came out.
+type Look = Result<Box<Surveyed>, Unseen>;
+
+struct Surveyed {
+    ended: u64,
+    line: Line,
+    admitted: Incarnation,
+    known: Known,
+    holes: Option<Holes>,
+    gone: BTreeSet<Incarnation>,
+}
+
+struct Unseen {
+    trouble: String,
+    /// The same repository, opened anew.
+    fresh: Option<Repository>,
+}
+
+impl Drop for Sight {
+    fn drop(&mut self) {
+        if let Some(looking) = &self.looking {
+            looking.abort();
+        }
+    }
+}
+
 impl Sight {
     fn new(
         repository: Repository,
@@ -459,6 +478,7 @@ impl Sight {
             known: Known::default(),
             ended: None,
             look_at: Instant::now(),
+            looking: None,
             trouble: None,
             complete: None,
             found: None,
@@ -472,8 +492,11 @@ impl Sight {
         self.look_at = self.look_at.min(Instant::now() + span);
     }
 
-    /// Looks, if it is time to, or a base backup has ended since, or the line is another one.
-    async fn look(&mut self, ended: u64, line: Line, incarnations: Incarnations, durable: Option<Lsn>) {
+    /// Begins to look, if it is time to, or a base backup has ended since, or the line is another one.
+    fn look(&mut self, ended: u64, line: Line, incarnations: Incarnations, durable: Option<Lsn>) {
+        if self.looking.is_some() {
+            return;
+        }
         let is_dismissed = self
             .admitted
             .is_some_and(|admitted| incarnations.is_former(admitted) && !self.gone.contains(&admitted));
@@ -482,40 +505,58 @@ impl Sight {
         if !is_news && Instant::now() < self.look_at {
             return;
         }
-        let agreed = line.agreed.as_ref().filter(|_| line.is_archived);
-        let surveyed = async {
-            let admitted = voter::incarnations(&self.repository, Place(self.system)).await?;
-            for former in admitted.iter().filter(|number| incarnations.is_former(**number)) {
-                if !self.gone.contains(former) {
-                    // Whoever still streams for it is ended, and a collection need not keep what it has voted with.
-                    Voter::new(&self.repository, Place(self.system), *former).seal(voter::LAST).await?;
-                    self.gone.insert(*former);
+        // Whoever wants one earlier than that says so meanwhile.
+        self.look_at = Instant::now() + LOOK_EVERY;
+        let (repository, system, segments) = (self.repository.clone(), self.system, self.segments);
+        let (place, mut gone) = (self.place.clone(), self.gone.clone());
+        self.looking = Some(tokio::spawn(async move {
+            let surveyed = async {
+                let admitted = voter::incarnations(&repository, Place(system)).await?;
+                for former in admitted.iter().filter(|number| incarnations.is_former(**number)) {
+                    if !gone.contains(former) {
+                        // Whoever still streams for it is ended, and a collection need not keep what it has voted with.
+                        Voter::new(&repository, Place(system), *former).seal(voter::LAST).await?;
+                        gone.insert(*former);
+                    }
+                }
+                let agreed = line.agreed.as_ref().filter(|_| line.is_archived);
+                let (known, holes) = survey(&repository, system, segments, agreed.zip(durable)).await?;
+                Ok::<_, LookError>((admitted.last().copied().unwrap_or_default(), known, holes))
+            };
+            match surveyed.await {
+                Ok((admitted, known, holes)) => {
+                    Ok(Box::new(Surveyed { ended, line, admitted, known, holes, gone }))
+                }
+                Err(error) => {
+                    // Its keys may have been changed since.
+                    let fresh = repository::open_at(&place).await.ok();
+                    let fresh =
+                        fresh.filter(|fresh| fresh.format().repository == repository.format().repository);
+                    Err(Unseen { trouble: on_one_line(&error), fresh })
                 }
             }
-            let (known, holes) =
-                survey(&self.repository, self.system, self.segments, agreed.zip(durable)).await?;
-            Ok::<_, LookError>((admitted.last().copied().unwrap_or_default(), known, holes))
+        }));
+    }
+
+    /// Returns once a look has ended, and is what was seen then.
+    async fn looked(&mut self) {
+        let Some(looking) = &mut self.looking else { return std::future::pending().await };
+        let look = looking.await;
+        self.looking = None;
+        let unseen = match look {
+            Ok(Ok(surveyed)) => {
+                let Surveyed { ended, line, admitted, known, holes, gone } = *surveyed;
+                (self.known, self.holes, self.line, self.gone) = (known, holes, line, gone);
+                (self.admitted, self.ended, self.trouble) = (Some(admitted), Some(ended), None);
+                return;
+            }
+            Ok(Err(unseen)) => unseen,
+            Err(error) => Unseen { trouble: error.to_string(), fresh: None },
         };
-        match surveyed.await {
-            Ok((admitted, known, holes)) => {
-                self.admitted = Some(admitted);
-                (self.known, self.holes, self.ended, self.trouble) = (known, holes, Some(ended), None);
-                self.line = line;
-                self.look_at = Instant::now() + LOOK_EVERY;
-            }
-            Err(error) => {
-                let trouble = on_one_line(&error);
-                tracing::warn!(error = trouble, "what is in the repository cannot be seen");
-                self.trouble = Some(trouble);
-                self.look_at = Instant::now() + LOOK_AGAIN;
-                // Its keys may have been changed since.
-                let fresh = repository::open_at(&self.place).await;
-                let fresh = fresh
-                    .ok()
-                    .filter(|fresh| fresh.format().repository == self.repository.format().repository);
-                self.repository = fresh.unwrap_or_else(|| self.repository.clone());
-            }
-        }
+        tracing::warn!(error = unseen.trouble, "what is in the repository cannot be seen");
+        self.trouble = Some(unseen.trouble);
+        self.look_within(LOOK_AGAIN);
+        self.repository = unseen.fresh.unwrap_or_else(|| self.repository.clone());
     }
 
     fn seen(
@@ -571,7 +612,10 @@ impl Sight {
                 durable: status.durable,
                 votes: status.votes,
                 behind_ms: behind.map(|behind| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX)),
-                trouble: trouble.or_else(|| self.trouble.clone()),
+                trouble: trouble.or_else(|| self.trouble.clone()).or_else(|| {
+                    let is_unseen = self.ended.is_none();
+                    is_unseen.then(|| "what is in the repository has not been seen yet".to_owned())
+                }),
                 window_from: self.known.from.map(Timestamp::as_second),
                 newest: self.known.newest.as_ref().map(|newest| newest.id.clone()),
                 newest_began: began,
@@ -686,7 +730,11 @@ async fn expire(
 
 #[cfg(test)]
 mod tests {
-    use pgherd_backup::store::Store;
+    use std::ops::Range;
+
+    use bytes::Bytes;
+    use pgherd_backup::name::Name;
+    use pgherd_backup::store::{Failure, Listed, Page, Put, Remote, RemoteAnswer, Store, StoreError};
     use pgherd_core::spec::backup::Location;
     use pgherd_core::types::{Term, Timeline};
 
@@ -706,13 +754,120 @@ mod tests {
         let mut sight = Sight::new(repository.clone(), place, SystemId(1), None);
         // 7 is the member, 3 was one, and 9 is of a record that this agent has not seen yet.
         let known = Incarnations { last: Incarnation(8), repository: Some(Incarnation(7)) };
-        sight.look(0, Line::default(), known, None).await;
+        sight.look(0, Line::default(), known, None);
+        sight.looked().await;
         assert!(is_sealed(3).await && !is_sealed(7).await && !is_sealed(9).await);
         assert_eq!(sight.admitted, Some(Incarnation(9)), "the next one is above it");
 
         let known = Incarnations { last: Incarnation(9), repository: None };
-        sight.look(0, Line::default(), known, None).await;
+        sight.look(0, Line::default(), known, None);
+        sight.looked().await;
         assert!(is_sealed(7).await && is_sealed(9).await);
+    }
+
+    /// A store that answers, until it does not for as long as it is told to.
+    struct Sleeper {
+        store: Store,
+        sleeps: watch::Sender<bool>,
+    }
+
+    impl Sleeper {
+        fn awake<'a, T>(
+            &'a self,
+            answer: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+        ) -> RemoteAnswer<'a, T> {
+            Box::pin(async move {
+                self.sleeps.subscribe().wait_for(|sleeps| !sleeps).await.expect("it is there itself");
+                answer.await.map_err(|error| match error.is_absent() {
+                    true => (Failure::Absent, error.into()),
+                    false => (Failure::Failed, error.into()),
+                })
+            })
+        }
+    }
+
+    impl Remote for Sleeper {
+        fn put<'a>(&'a self, name: &'a Name, bytes: Bytes) -> RemoteAnswer<'a, Put> {
+            self.awake(self.store.put(name, bytes))
+        }
+
+        fn read<'a>(&'a self, name: &'a Name, limit: u64) -> RemoteAnswer<'a, Bytes> {
+            self.awake(self.store.read(name, limit))
+        }
+
+        fn read_range<'a>(&'a self, name: &'a Name, range: Range<u64>) -> RemoteAnswer<'a, Bytes> {
+            self.awake(self.store.read_range(name, range))
+        }
+
+        fn head<'a>(&'a self, name: &'a Name) -> RemoteAnswer<'a, Listed> {
+            self.awake(self.store.head(name))
+        }
+
+        fn list<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: Option<&'a Name>,
+            limit: usize,
+        ) -> RemoteAnswer<'a, Page> {
+            self.awake(self.store.list(prefix, after, limit))
+        }
+
+        fn delete<'a>(&'a self, name: &'a Name) -> RemoteAnswer<'a, ()> {
+            self.awake(self.store.delete(name))
+        }
+
+        fn sweep(&self) -> RemoteAnswer<'_, usize> {
+            self.awake(self.store.sweep())
+        }
+    }
+
+    #[tokio::test]
+    async fn how_far_behind_the_stream_is_does_not_wait_for_a_store_that_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::directory(dir.path());
+        drop(Repository::create(store.clone(), None, Timestamp::now()).await.unwrap());
+        let sleeps = watch::Sender::new(false);
+        let sleeper = Arc::new(Sleeper { store, sleeps: sleeps.clone() });
+        let repository = Repository::open(Store::remote("of a test", sleeper), None).await.unwrap();
+        let place = RepositorySpec { location: Location::Directory(dir.path().to_owned()), secret: None };
+        let spec = BackupSpec::new(place.clone());
+        let mut sight = Sight::new(repository, place, SystemId(1), None);
+        let known = Incarnations { last: Incarnation(0), repository: None };
+        let tells = |sight: &mut Sight, status: &Status| {
+            sight.look(0, Line::default(), known, None);
+            sight.seen(status, &spec, &archive(), &Asking::default()).show
+        };
+        let streams = Status { state: State::Streaming, durable: Some(Lsn(8)), ..Status::default() };
+        let first = tells(&mut sight, &streams);
+        assert!(first.trouble.is_some_and(|trouble| trouble.contains("not been seen yet")));
+        sight.looked().await;
+        let second = tells(&mut sight, &streams);
+        assert_eq!(second.trouble, None);
+
+        sleeps.send_replace(true);
+        sight.look_at = Instant::now();
+        let since = Instant::now().checked_sub(Duration::from_secs(7));
+        let show = tells(&mut sight, &Status { behind_since: since, ..streams.clone() });
+        assert!(show.behind_ms.is_some_and(|ms| ms >= 7000), "{show:?}");
+        assert!(sight.looking.is_some(), "it looks meanwhile");
+
+        sleeps.send_replace(false);
+        sight.looked().await;
+        assert!(sight.looking.is_none() && sight.trouble.is_none());
+    }
+
+    fn archive() -> record::Archive {
+        record::Archive {
+            place: "file:///x".to_owned(),
+            repository: None,
+            owner: "b".parse().unwrap(),
+            term: Term(1),
+            begun: 0,
+            asked: false,
+            backup: None,
+            ended: None,
+            drill: None,
+        }
     }
 
     #[tokio::test]
@@ -723,17 +878,7 @@ mod tests {
         let place = RepositorySpec { location: Location::Directory(dir.path().to_owned()), secret: None };
         let (spec, system) = (BackupSpec::new(place.clone()), SystemId(42));
         let mut sight = Sight::new(repository, place, system, None);
-        let record = record::Archive {
-            place: "file:///x".to_owned(),
-            repository: None,
-            owner: "b".parse().unwrap(),
-            term: Term(1),
-            begun: 0,
-            asked: false,
-            backup: None,
-            ended: None,
-            drill: None,
-        };
+        let record = archive();
         let asking = Asking::default();
         let mut is_due = |before_hole: Option<Timestamp>, missing: Option<Vec<Wanted>>| {
             (sight.known.before_hole, sight.known.missing) = (before_hole, missing);
