@@ -33,6 +33,7 @@ use std::time::Duration;
 pub use reports::{Check, Explanation, HistoryEntry};
 pub use status::{Cluster, Durability, Member, Status, Store, StoreMember, Vip};
 
+use crate::bucket;
 use crate::checker::{Asker, Verdict, holdings};
 use crate::command::{HostCommand, give_to_postgres};
 use crate::connection::{Login, Rows, Session};
@@ -48,6 +49,10 @@ use crate::workload::{Endpoint, Plan, Workload, create_tables};
 const STATE_DIR: &str = "pgherd";
 const WAL_DIR: &str = "wal";
 const REPOSITORY_DIR: &str = "repository";
+/// Below the network's directory: of a bucket, the same for all hosts.
+const KEYS_DIR: &str = "keys";
+/// Of [`Layout::with_bucket`].
+pub const BUCKET_HOST: &str = "s3";
 const CLUSTER: &str = "main";
 const DATABASE: &str = "app";
 pub const POSTGRES_PORT: u16 = 5432;
@@ -77,6 +82,7 @@ pub struct Layout {
     volumes: Vec<(String, Place, Medium, u64)>,
     vip: bool,
     keeper: Option<String>,
+    bucket: bool,
     backup: Vec<String>,
 }
 
@@ -148,7 +154,13 @@ impl Layout {
         self.with_witness(name)
     }
 
-    /// A line of `[backup]`, of a herd that has a keeper, such as `voter = true`.
+    /// The herd's repository is in a bucket, on the host [`BUCKET_HOST`], which has no agent.
+    pub fn with_bucket(mut self) -> Layout {
+        self.bucket = true;
+        self
+    }
+
+    /// A line of `[backup]`, of a herd that has a keeper or a bucket, such as `voter = true`.
     pub fn with_backup(mut self, line: &str) -> Layout {
         self.backup.push(line.to_owned());
         self
@@ -200,6 +212,16 @@ impl Layout {
         self.nodes.iter().map(|(name, _)| name).chain(&self.witnesses).map(String::as_str).collect()
     }
 
+    /// Where it is, as the herd file says it.
+    fn repository(&self, net: &Net) -> Option<String> {
+        if self.bucket {
+            return Some(bucket::lines(net.host(BUCKET_HOST), &net.dir().join(KEYS_DIR)));
+        }
+        let keeper = self.keeper.as_ref()?;
+        let place = net.host(keeper).dir().join(REPOSITORY_DIR);
+        Some(format!("repository = \"file://{}\"\nkeeper = \"{keeper}\"", place.display()))
+    }
+
     fn herd_file(&self, net: &Net) -> String {
         let mut text = String::from("name = \"story\"\n\n[times]\n");
         let mut line = |line: &str| writeln!(text, "{line}").expect("a string takes any text");
@@ -210,10 +232,9 @@ impl Layout {
         line(&format!("parameters = {{ {} }}", self.parameters.join(", ")));
         line("\n[proxy]");
         self.proxy.iter().for_each(|setting| line(setting));
-        if let Some(keeper) = &self.keeper {
-            let place = net.host(keeper).dir().join(REPOSITORY_DIR);
+        if let Some(repository) = self.repository(net) {
             line("\n[backup]\nschedule = \"never\"\nretention = \"REDUNDANCY 3\"");
-            line(&format!("repository = \"file://{}\"\nkeeper = \"{keeper}\"", place.display()));
+            line(&repository);
             self.backup.iter().for_each(|setting| line(setting));
         }
         for witness in &self.witnesses {
@@ -240,7 +261,9 @@ impl Layout {
     /// for each other, their agents. Returns when it is whole.
     #[track_caller]
     pub fn start(self) -> Herd {
-        let net = Net::new(&self.hosts());
+        let mut hosts = self.hosts();
+        hosts.extend(self.bucket.then_some(BUCKET_HOST));
+        let net = Net::new(&hosts);
         let program = install(&net);
         let file = net.dir().join("herd.toml");
         std::fs::write(&file, self.herd_file(&net)).expect("the directory of the network is there");
@@ -257,6 +280,9 @@ impl Layout {
             // A volume may be mounted there already.
             std::fs::create_dir_all(&place).expect("the host's directory is there");
             give_to_postgres(&place);
+        }
+        if self.bucket {
+            bucket::start(herd.host(BUCKET_HOST), herd.net.client(), &herd.net.dir().join(KEYS_DIR));
         }
         let first = herd.agents[0].clone();
         herd.pgherd(&first).args(["init", "--herd"]).arg(&herd.file).run();
@@ -322,6 +348,7 @@ impl Herd {
             volumes: Vec::new(),
             vip: false,
             keeper: None,
+            bucket: false,
             backup: Vec::new(),
         }
     }
@@ -751,7 +778,7 @@ impl Herd {
 
     // ---- logs
 
-    fn agent_log(&self, name: &str) -> PathBuf {
+    pub fn agent_log(&self, name: &str) -> PathBuf {
         self.host(name).dir().join("agent.log")
     }
 

@@ -28,6 +28,7 @@
 
 pub mod alone;
 mod background;
+mod bucket;
 pub mod cgroup;
 pub mod chaos;
 pub mod checker;

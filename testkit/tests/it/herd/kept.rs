@@ -1,6 +1,6 @@
 //! A repository on the disk of a witness: the herd is gone, and everything is there.
 
-use pgherd_testkit::herd::{Medium, Place};
+use pgherd_testkit::herd::{BUCKET_HOST, Medium, Place};
 
 use super::*;
 
@@ -124,6 +124,50 @@ fn a_repository_whose_disk_is_full_hangs_or_dies_holds_up_nobody_and_misses_noth
     agent_says(&herd, "a", "the last second to be archived", archived);
     herd.pgherd("a").args(["backup", "check"]).run();
     herd.pgherd("a").args(["backup", "verify"]).run();
+    let query = format!("app=SELECT count(*) >= {rows} FROM writes");
+    let drill = herd.pgherd("a").args(["backup", "drill", "--query", &query, "--scratch-dir"]);
+    drill.arg(herd.host("a").dir().join("scratch")).run();
+}
+
+/// A bucket has everything that a keeper would have; while it is out of reach nobody waits for it, and a lost node comes back from it.
+#[test]
+fn what_a_bucket_has_outlives_every_node_and_makes_a_lost_one_anew() {
+    let _alone = alone();
+    let herd = Herd::of(&["a", "b", "c"]).with_bucket().start();
+    let first = agent_says(&herd, "a", "a first base backup", archived);
+    let backup = first.cluster().backup.as_ref().unwrap();
+    assert!(backup.repository.starts_with("s3://herd/story at http://"), "{}", backup.repository);
+    let workload = herd.start_workload();
+
+    let cut = herd.net().isolate(BUCKET_HOST);
+    let cut_at = Instant::now();
+    agent_says(&herd, "a", "WAL to wait", |status| {
+        status.cluster().backup.as_ref().is_some_and(|backup| backup.trouble.is_some())
+    });
+    writes_go_on(&workload, cut_at, AT_ONCE);
+    herd.net().lift(cut);
+    agent_says(&herd, "a", "the archive to come up", archived);
+
+    // The primary's host is lost with its disk, and the owner of the archive follows the next one.
+    let killed_at = Instant::now();
+    herd.crash("a");
+    std::fs::remove_dir_all(herd.data_dir("a")).expect("nobody uses it");
+    writes_go_on(&workload, killed_at, AFTER_SILENCE);
+    let next = herd.primary();
+    agent_says(&herd, &next, "the archive to follow", archived);
+    herd.pgherd(&next).args(["backup", "create"]).run();
+    herd.power_on("a");
+    herd.wait_until_whole(WHOLE);
+    let log = std::fs::read_to_string(herd.agent_log("a")).expect("its agent has one");
+    assert!(log.contains("made from the repository"), "it was the first one, and made from nothing before");
+
+    let history = workload.stop();
+    let rows = history.acknowledged().count();
+    agent_says(&herd, &next, "the last second to be archived", archived);
+    herd.pgherd("a").args(["backup", "verify"]).run();
+    for other in ["b", "c"] {
+        herd.crash(other);
+    }
     let query = format!("app=SELECT count(*) >= {rows} FROM writes");
     let drill = herd.pgherd("a").args(["backup", "drill", "--query", &query, "--scratch-dir"]);
     drill.arg(herd.host("a").dir().join("scratch")).run();
