@@ -53,6 +53,13 @@ pub enum RepositoryError {
 impl RepositoryError {
     pub fn hint(&self) -> Option<String> {
         match self {
+            RepositoryError::Read { path, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(format!(
+                    "the user who runs this has to be able to read it, which is postgres for agents that root has \
+                     started: chown postgres {}",
+                    path.display()
+                ))
+            }
             RepositoryError::OpenToOthers { path } => Some(format!("chmod 600 {}", path.display())),
             RepositoryError::Open(OpenError::NoRepository { .. }) => Some(
                 "pgherd backup init makes one; if there was one, see whether its disk is mounted".to_owned(),
@@ -293,6 +300,16 @@ mod tests {
         assert!(matches!(open(&file).await, Err(RepositoryError::Open(OpenError::Keys(_)))));
         write(&file, &place, 0o644);
         assert!(matches!(open(&file).await, Err(RepositoryError::Open(OpenError::SecretNeeded { .. }))));
+    }
+
+    #[test]
+    fn who_must_be_able_to_read_a_secret_is_said_where_it_cannot_be_read() {
+        let hint = |kind: io::ErrorKind| {
+            RepositoryError::Read { path: "/etc/pgherd/key".into(), source: kind.into() }.hint()
+        };
+        let denied = hint(io::ErrorKind::PermissionDenied).unwrap();
+        assert!(denied.contains("chown postgres /etc/pgherd/key"), "{denied}");
+        assert_eq!(hint(io::ErrorKind::NotFound), None);
     }
 
     #[tokio::test]

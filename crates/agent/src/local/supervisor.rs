@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgherd_api::spec::PlanRequest;
+use pgherd_api::status::Cluster;
 use pgherd_api::{Client, Status};
 use pgherd_core::spec::backup::Location;
 use pgherd_core::spec::{ClusterSpec, HerdSpec};
@@ -41,8 +42,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// A herd that is not healthy by then is told what it waits for; it goes on.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a herd that is healthy otherwise waits for its proxy until it says so.
-const PROXY_WITHIN: Duration = Duration::from_secs(5);
+/// How long a herd that is healthy otherwise waits for its proxy, and for what can be restored, until it says so.
+const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
 const TURN_LOGS_OVER_EVERY: Duration = Duration::from_secs(60);
 /// For the agents that `down` has to start before it can stop what they left.
 const SOCKET_WITHIN: Duration = Duration::from_secs(20);
@@ -379,7 +380,7 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
     let mut ticks = interval(LOOK_OFTEN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut healthy, mut patience) = (None::<Box<Status>>, false, Some(begun + PATIENCE));
-    let (mut turn_over, mut proxy_until) = (begun + TURN_LOGS_OVER_EVERY, None);
+    let (mut turn_over, mut complete_until) = (begun + TURN_LOGS_OVER_EVERY, None);
     loop {
         ticks.tick().await;
         if Instant::now() >= turn_over {
@@ -391,18 +392,19 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
             board.tell(event);
         }
         let missing = missing(&status);
-        let has_proxy = !status.proxy.is_empty();
+        let is_complete = !status.proxy.is_empty() && status.clusters.iter().all(can_be_restored);
         if last.as_ref() != Some(&status) {
             board.tell(Event::Status { status: status.clone() });
             last = Some(status);
         }
         if !healthy && missing.is_empty() {
-            // Its address is what a person is told; but the herd is healthy without it.
-            let proxy_until = *proxy_until.get_or_insert_with(|| {
+            // The proxy's address is what a person is told, and that nothing can be restored yet would be read as a failure; but the herd is
+            // healthy without either.
+            let complete_until = *complete_until.get_or_insert_with(|| {
                 first_healthy.notify_one();
-                Instant::now() + PROXY_WITHIN
+                Instant::now() + COMPLETE_WITHIN
             });
-            if !has_proxy && Instant::now() < proxy_until {
+            if !is_complete && Instant::now() < complete_until {
                 continue;
             }
             let lacking = match agents.keep_client_files() {
@@ -436,6 +438,11 @@ async fn watch(agents: Agents, board: Board, herd_file: Option<PathBuf>, first_h
             ticks.reset_immediately();
         }
     }
+}
+
+/// Or is not to be: it has no repository.
+fn can_be_restored(cluster: &Cluster) -> bool {
+    cluster.backup.as_ref().is_none_or(|backup| backup.trouble.is_none() && backup.recovery_window.is_some())
 }
 
 /// The first answer; an agent that is frozen or gone is passed over.
