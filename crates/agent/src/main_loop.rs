@@ -198,9 +198,9 @@ impl Incarnations {
         Incarnations { last: record.last_incarnation, repository }
     }
 
-    /// Whether it was a member, and will never be one again. Numbers only grow: an older record knows of none that a newer one does not.
+    /// Whether it was a member, and will never be one again. Numbers only grow: an older record knows of none that a newer one does not. 0 is nobody's.
     pub(crate) fn is_former(&self, incarnation: Incarnation) -> bool {
-        incarnation <= self.last && self.repository != Some(incarnation)
+        incarnation > Incarnation(0) && incarnation <= self.last && self.repository != Some(incarnation)
     }
 }
 

@@ -832,7 +832,7 @@ mod tests {
         let place = RepositorySpec { location: Location::Directory(dir.path().to_owned()), secret: None };
         let spec = BackupSpec::new(place.clone());
         let mut sight = Sight::new(repository, place, SystemId(1), None);
-        let known = Incarnations { last: Incarnation(0), repository: None };
+        let known = Incarnations { last: Incarnation(9), repository: None };
         let tells = |sight: &mut Sight, status: &Status| {
             sight.look(0, Line::default(), known, None);
             sight.seen(status, &spec, &archive(), &Asking::default()).show
@@ -843,6 +843,7 @@ mod tests {
         sight.looked().await;
         let second = tells(&mut sight, &streams);
         assert_eq!(second.trouble, None);
+        assert!(sight.looking.is_none(), "nothing is news");
 
         sleeps.send_replace(true);
         sight.look_at = Instant::now();
