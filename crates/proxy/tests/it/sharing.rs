@@ -713,10 +713,22 @@ story! {
         let others = tokio::spawn(async move { other.simple_query("SELECT pg_advisory_xact_lock(7)").await.map(|_| ()) });
         until("the other one has a server", async || scene.lent() == 1).await;
         token.cancel_query(tokio_postgres::NoTls).await.unwrap();
-        let sleeping = tokio::spawn(async move { client.simple_query("SELECT pg_sleep(600)").await.map(|_| ()) });
-        until("both have one", async || scene.lent() == 2).await;
+        let client = Arc::new(client);
+        let sleep = || {
+            let client = Arc::clone(&client);
+            tokio::spawn(async move { client.simple_query("SELECT pg_sleep(600)").await.map(|_| ()) })
+        };
+        let mut sleeping = sleep();
+        until("both have one", async || {
+            // The library does not wait until a cancel was heard: the first one may have come as late as this statement.
+            if let Ok(ended) = tokio::time::timeout(Duration::from_millis(20), &mut sleeping).await {
+                assert_eq!(told(&ended.unwrap().unwrap_err()).0, "57014");
+                sleeping = sleep();
+            }
+            scene.lent() == 2
+        })
+        .await;
         // A cancel that comes before the statement is lost, here as anywhere.
-        let mut sleeping = sleeping;
         let error = loop {
             token.cancel_query(tokio_postgres::NoTls).await.unwrap();
             if let Ok(ended) = tokio::time::timeout(Duration::from_millis(100), &mut sleeping).await {
